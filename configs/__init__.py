@@ -1,0 +1,1 @@
+"""The shipped settings: `defaults.yaml`, and what each model changes in `models/`."""

@@ -1,0 +1,1 @@
+"""Motion transfer for video diffusion transformers (DiTFlow), as a library and a command."""
