@@ -1,1 +1,21 @@
-"""Motion transfer for video diffusion transformers (DiTFlow), as a library and a command."""
+"""Motion transfer for video diffusion transformers (DiTFlow), as a library and a command.
+
+from ditflow import Settings, transfer
+run = transfer(Settings(video="clip.mp4", prompt="a red circle on a blue background", model="small"))
+"""
+
+from typing import Any
+
+from ditflow.errors import DitflowError, SettingsError
+from ditflow.settings import Settings
+
+__all__ = ["DitflowError", "Settings", "SettingsError", "flow", "transfer"]
+
+
+def __getattr__(name: str) -> Any:
+    """Jobs are imported when first used: they bring torch, and `ditflow --help` does without."""
+    if name in ("flow", "transfer"):
+        from ditflow import jobs
+
+        return getattr(jobs, name)
+    raise AttributeError(f"module 'ditflow' has no attribute {name!r}")

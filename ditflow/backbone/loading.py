@@ -1,0 +1,114 @@
+"""Weights from a name to modules: the hub's cache, a download or a local folder; safetensors only."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+from transformers import T5EncoderModel, T5Tokenizer
+
+from ditflow.backbone.cogvideox import CogVideoX
+from ditflow.backbone.lora import add_lora
+from ditflow.errors import DitflowError
+from ditflow.settings import MODELS, shipped
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+WANTED = [
+    "model_index.json",
+    *(f"{part}/*{end}" for part in PARTS for end in (".json", ".safetensors", ".model")),
+]
+
+
+class ModelFolder:
+    """A CogVideoX pipeline folder; each part is loaded when a phase needs it, and belongs to that phase.
+
+    Raises DitflowError where the model cannot be found, downloaded or read.
+    """
+
+    def __init__(self, model: str, dtype: str, device: torch.device):
+        self.name, self.device, self.dtype = model, device, getattr(torch, dtype)
+        self.path = find_folder(model)
+
+    def config(self, part: str) -> dict[str, Any]:
+        """The configuration of a part, without its weights."""
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        try:
+            return json.loads((self.path / part / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise self._damaged(part, error) from None
+
+    def text_encoder(self) -> tuple[T5Tokenizer, T5EncoderModel]:
+        tokenizer = self._load("tokenizer", T5Tokenizer)
+        return tokenizer, self._load("text_encoder", T5EncoderModel, dtype=self.dtype).to(self.device)
+
+    def vae(self) -> AutoencoderKLCogVideoX:
+        vae = self._load("vae", AutoencoderKLCogVideoX, torch_dtype=self.dtype).to(self.device)
+        vae.enable_tiling()
+        return vae.requires_grad_(False).eval()
+
+    def backbone(self, loras: tuple[str, ...] = ()) -> CogVideoX:
+        transformer = self._load("transformer", CogVideoXTransformer3DModel, torch_dtype=self.dtype)
+        for lora in loras:
+            add_lora(transformer, lora)
+        return CogVideoX(transformer.to(self.device))
+
+    def _load(self, part: str, kind: type, **options: Any) -> Any:
+        if part != "tokenizer":
+            options["use_safetensors"] = True
+        try:
+            return kind.from_pretrained(self.path / part, local_files_only=True, **options)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise self._damaged(part, error) from None
+
+    def _damaged(self, part: str, error: Exception) -> DitflowError:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return DitflowError(f"{self.name}: {part}/ cannot be loaded from {self.path}: {reason}")
+
+
+def find_folder(model: str) -> Path:
+    """The pipeline folder of a shipped model, a hub id or a local folder; downloads what the cache lacks."""
+    if model == "small":
+        from ditflow.small import pipeline_folder
+
+        return pipeline_folder()
+    if (path := Path(model).expanduser()).is_dir():
+        if not (path / "model_index.json").is_file():
+            raise DitflowError(
+                f"{model} is a folder without model_index.json: give a CogVideoX pipeline folder"
+            )
+        return path
+    if model not in MODELS and (path.suffix or model.count("/") != 1 or model.startswith((".", "/", "~"))):
+        raise DitflowError(
+            f"model {model!r} is no folder and no hub id; accepted: {', '.join(MODELS)}, OWNER/NAME or a folder"
+        )
+    return _from_hub(model)
+
+
+def _from_hub(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    known = shipped(f"models/{model}.yaml")["weights"] if model in MODELS else {"id": model}
+    try:
+        folder = Path(snapshot_download(known["id"], allow_patterns=WANTED, local_files_only=True))
+        if all((folder / part).is_dir() for part in PARTS):
+            return folder
+    except (OSError, ValueError):
+        pass
+    what = known["id"]
+    if model in MODELS:
+        what += f" ({known['download']}, {known['licence']})"
+    logger.warning("downloading %s", what)
+    try:
+        return Path(snapshot_download(known["id"], allow_patterns=WANTED))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DitflowError(
+            f"no weights of {what} on this machine, and the download failed ({reason}): download it where there "
+            "is a network, then --model FOLDER; --model small needs no download"
+        ) from None

@@ -1,0 +1,66 @@
+"""Which device computes, and how strictly it repeats itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from ditflow.errors import DitflowError, SettingsError
+from ditflow.settings import Settings
+
+LARGE = 1e9  # bytes of weights from which a CPU is no sensible device
+
+
+def choose_device(settings: Settings) -> torch.device:
+    """The device of the settings.
+
+    Raises DitflowError where it does not exist, or where `auto` would put a large model on a CPU.
+    """
+    if settings.device != "auto":
+        return _named(settings.device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if settings.model != "small" and _is_large(Path(settings.model)):
+        raise DitflowError(
+            f"model {settings.model} needs a CUDA GPU, and there is none here; --model small runs on a CPU, "
+            "--device cpu runs this one too, in days"
+        )
+    return torch.device("cpu")
+
+
+@contextmanager
+def computing(settings: Settings) -> Iterator[None]:
+    """Settings of torch while a job computes; put back afterwards."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if settings.deterministic:
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # cuBLAS repeats itself only with a fixed one
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _named(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SettingsError(f"device: {name!r} given; accepted: auto, cpu, cuda, cuda:1, ...") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DitflowError(
+            f"device {name}: this machine has {torch.cuda.device_count()} CUDA GPUs; try --device cpu"
+        )
+    return device
+
+
+def _is_large(folder: Path) -> bool:
+    """Whether a model is too large for a CPU; one that is not on this disk is taken to be."""
+    if not folder.is_dir():
+        return True
+    return sum(path.stat().st_size for path in folder.glob("transformer/*.safetensors")) > LARGE

@@ -1,0 +1,1 @@
+"""What is optimised and against what; how gradients are made is the Runner's business."""

@@ -1,0 +1,26 @@
+"""The clip's keys and values in the injected blocks, at the noise level of the step at hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ditflow.backbone.runner import Injected, Inputs, Runner, Until
+from ditflow.backbone.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Injection:
+    """Where the clip's keys and values come from."""
+
+    blocks: tuple[int, ...]
+    reference: Tensor  # [1, frames, channels, height, width], the encoded clip
+    noise: Tensor  # likewise: the run's initial noise
+    embedding: Tensor  # the model's own, never an optimised one
+
+    def capture(self, runner: Runner, schedule: Schedule, inputs: Inputs) -> Injected:
+        """One forward of the noised clip, with the new prompt, to the deepest injected block."""
+        noised = schedule.add_noise(self.reference, self.noise, inputs.timestep)
+        inputs = replace(inputs, latents=noised, embedding=self.embedding)
+        return runner.features(inputs, {}, Until("key_value", self.blocks))

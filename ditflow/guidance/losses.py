@@ -1,0 +1,103 @@
+"""Motion losses: how far the new video's features are from the clip's, block by block.
+
+Each loss knows what it reads (`reads`), is built from the clip's features in every guided block, and is
+called as `loss(block, features) -> scalar`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor
+
+from ditflow.backbone.runner import Grid, QueryKey
+from ditflow.settings import Settings
+from ditflow_kernels import motion_flow, motion_flow_loss
+
+
+class FlowLoss:
+    """Mean square difference of attention motion flow, in square latent patches (DiTFlow, eq. 3-5)."""
+
+    reads: ClassVar[Literal["query_key"]] = "query_key"
+
+    def __init__(self, references: dict[int, QueryKey], grid: Grid, settings: Settings):
+        self.grid, self.temperature, self.rows = grid, settings.temperature, settings.rows
+        hard = settings.reference == "hard"
+        self.references = {  # [frames (query), frames (key), height * width, 2]
+            block: motion_flow(*read, grid, settings.temperature, hard=hard)
+            for block, read in references.items()
+        }
+
+    @property
+    def still(self) -> bool:
+        """Whether the clip shows no motion at all, so that nothing is matched."""
+        return not any(flow.any() for flow in self.references.values())
+
+    def __call__(self, block: int, features: QueryKey) -> Tensor:
+        return motion_flow_loss(
+            *features, self.references[block], self.grid, self.temperature, rows=self.rows
+        )
+
+
+class MoftLoss:
+    """Cosine distance of frame-centred features in the channels that carry most motion (MOFT)."""
+
+    reads: ClassVar[Literal["output"]] = "output"
+
+    def __init__(self, references: dict[int, Tensor], grid: Grid, settings: Settings):
+        self.grid = grid
+        self.references, self.channels = {}, {}
+        for block, features in references.items():
+            centred = self._centred(features)  # [frames, patches, channels]
+            principal = torch.linalg.svd(centred.flatten(0, 1), full_matrices=False).Vh[0]
+            count = max(1, int(settings.moft_channels * principal.numel()))
+            self.channels[block] = principal.abs().topk(count).indices
+            self.references[block] = centred[..., self.channels[block]]
+
+    @property
+    def still(self) -> bool:
+        return not any(features.any() for features in self.references.values())
+
+    def __call__(self, block: int, features: Tensor) -> Tensor:
+        motion = self._centred(features)[..., self.channels[block]]
+        return 1 - F.cosine_similarity(motion, self.references[block], dim=-1).mean()
+
+    def _centred(self, features: Tensor) -> Tensor:
+        frames = rearrange(features.float(), "(f n) c -> f n c", f=self.grid.frames)
+        return frames - frames.mean(dim=0)
+
+
+class SmmLoss:
+    """Cosine distance of differences between frames' spatial means (space-time features, SMM).
+
+    `released` follows the released DiTFlow code instead: the clip's frame anchors both videos, its own
+    difference included, and the cosine runs over frames for each channel.
+    """
+
+    reads: ClassVar[Literal["output"]] = "output"
+
+    def __init__(self, references: dict[int, Tensor], grid: Grid, settings: Settings):
+        self.grid, self.released = grid, settings.loss == "smm-release"
+        self.references = {block: self._means(features) for block, features in references.items()}
+
+    @property
+    def still(self) -> bool:
+        return not any((means - means[:1]).any() for means in self.references.values())
+
+    def __call__(self, block: int, features: Tensor) -> Tensor:
+        reference, means = self.references[block], self._means(features)  # [frames, channels]
+        target = reference[None] - reference[:, None]  # [anchor, frame, channels]
+        if self.released:
+            return 1 - F.cosine_similarity(means[None] - reference[:, None], target, dim=1).mean()
+        others = ~torch.eye(self.grid.frames, dtype=torch.bool, device=means.device)
+        motion = means[None] - means[:, None]
+        return 1 - F.cosine_similarity(motion[others], target[others], dim=-1).mean()
+
+    def _means(self, features: Tensor) -> Tensor:
+        return reduce(features.float(), "(f n) c -> f c", "mean", f=self.grid.frames)
+
+
+LOSSES: dict[str, Any] = {"flow": FlowLoss, "moft": MoftLoss, "smm": SmmLoss, "smm-release": SmmLoss}

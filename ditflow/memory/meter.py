@@ -1,0 +1,53 @@
+"""Seconds and peak memory of each phase of a job."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from ditflow.progress import Progress
+
+
+class Meter:
+    """Measures phases; `phases` maps a name to its seconds and peak bytes.
+
+    On a GPU the peak is what the allocator gave out. On a CPU it is the resident size of the whole process,
+    weights and libraries included, and None where the system does not tell.
+    """
+
+    def __init__(self, device: torch.device, progress: Progress):
+        self.device, self.progress = device, progress
+        self.phases: dict[str, dict[str, float | int | None]] = {}
+
+    @property
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+
+    @contextmanager
+    def phase(self, name: str, steps: int = 0) -> Iterator[None]:
+        """Announce and measure a phase; `steps` is 0 where they cannot be counted."""
+        self.progress.phase(name, steps)
+        self._reset_peak()
+        started = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.phases[name] = {"seconds": round(time.perf_counter() - started, 3), "peak_bytes": self._peak()}
+
+    def _reset_peak(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif (marker := Path("/proc/self/clear_refs")).exists():
+            marker.write_text("5")  # Linux: resets the peak resident size
+
+    def _peak(self) -> int | None:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        status = Path("/proc/self/status")
+        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
+        return int(found[1]) * 1024 if found else None

@@ -1,0 +1,77 @@
+"""What a job tells while it works. The base class says nothing; the command line's speaks."""
+
+from __future__ import annotations
+
+import logging
+from typing import Self
+
+
+class Progress:
+    """Hears of phases and steps; overridden where somebody looks."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        return None
+
+    def phase(self, name: str, steps: int = 0) -> None:
+        """A phase begins; `steps` is 0 where it cannot be counted."""
+
+    def step(self, detail: str) -> None:
+        """One step of the phase is done."""
+
+
+class ScreenProgress(Progress):
+    """Progress bars with losses and time left, on standard error."""
+
+    def __init__(self):
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as Bars
+
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.bars = Bars(
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=self.console,
+        )
+        self.current = None
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(self, failure, *_) -> None:
+        if failure is None:
+            self._finish()
+        self.bars.stop()
+
+    def phase(self, name: str, steps: int = 0) -> None:
+        self._finish()
+        self.current = self.bars.add_task(name, total=max(steps, 1), detail="")
+
+    def step(self, detail: str) -> None:
+        self.bars.update(self.current, advance=1, detail=detail)
+
+    def log(self, record: logging.LogRecord) -> None:
+        """A line between the bars: news as it is, warnings marked."""
+        warns = record.levelno >= logging.WARNING
+        text = f"warning: {record.getMessage()}" if warns else record.getMessage()
+        self.console.print(text, style="yellow" if warns else None, markup=False)
+
+    def _finish(self) -> None:
+        if self.current is not None:
+            total = self.bars.tasks[self.current].total
+            self.bars.update(self.current, completed=total)
+            self.current = None

@@ -1,0 +1,90 @@
+"""The run folder: what is written, when, and how it is read again."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ditflow.errors import DitflowError
+from ditflow.settings import Settings
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that exists. Every file appears whole: it is written under another name and renamed."""
+
+    folder: Path
+
+    def write_text(self, name: str, text: str) -> None:
+        self._write(name, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        self.write_text(name, json.dumps(content, indent=2) + "\n")
+
+    def write_tensors(
+        self, name: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+    ) -> None:
+        whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        self._write(name, lambda path: save_file(whole, path, metadata=metadata))
+
+    def _write(self, name: str, write: Callable[[Path], Any]) -> None:
+        temporary = self.folder / f".{name}.partial"
+        try:
+            write(temporary)
+            temporary.replace(self.folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path, missing: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A safetensors file's tensors and metadata. Raises DitflowError where it is absent or damaged."""
+    if not path.is_file():
+        raise DitflowError(f"{path.parent} has no {path.name}: {missing}")
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DitflowError(f"{path} is damaged ({error}): make the run again") from None
+
+
+def create_run(settings: Settings, kind: str = "") -> Run:
+    """A new folder: `output`, or a name after the clip and the prompt; a taken name gets a number."""
+    wanted = Path(settings.output) if settings.output else Path("runs") / _name(settings, kind)
+    for number in count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return Run(folder)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise DitflowError(
+                f"cannot make the run folder {folder}: {error.strerror}; try --output"
+            ) from None
+
+
+def _name(settings: Settings, kind: str) -> str:
+    words = re.findall(r"\w+", settings.prompt.lower())[:6]
+    return "-".join([kind or Path(settings.video).stem, *words]) or "run"
+
+
+def versions() -> dict[str, str]:
+    """What computed a run, by package."""
+    found = {"python": platform.python_version()}
+    for package in ("ditflow", "torch", "triton", "diffusers", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,77 @@
+"""The denoising loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ditflow.backbone.runner import Inputs, Runner
+from ditflow.backbone.schedule import Schedule, dynamic_guidance_scale
+from ditflow.backbone.text import Texts
+from ditflow.guidance.injection import Injection
+from ditflow.guidance.optimise import Guidance
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Classifier-free guidance: prediction = negative + scale * (prompt - negative)."""
+
+    value: float
+    dynamic: bool
+
+    def at(self, steps: int, timestep: int) -> float:
+        return dynamic_guidance_scale(self.value, steps, timestep) if self.dynamic else self.value
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a denoising step left behind."""
+
+    index: int
+    latents: Tensor  # [1, frames, channels, height, width]
+    embedding: Tensor  # the one this step was computed with
+    losses: list[float]  # before each optimisation step; empty where nothing was optimised
+
+
+def denoise(
+    runner: Runner,
+    schedule: Schedule,
+    latents: Tensor,  # [1, frames, channels, height, width] initial noise
+    embedding: Tensor,  # the model's own positional embedding
+    texts: Texts,
+    scale: Scale,
+    guided_steps: int,
+    guidance: Guidance | None,
+    injection: Injection | None,
+    saved_embeddings: list[Tensor] | None,
+    on_step: Callable[[Step], None],
+) -> Tensor:
+    """From noise to clean latents; the first `guided_steps` steps follow the clip's motion.
+
+    In those steps the clip's keys and values are injected, and the latents or the embedding are optimised or,
+    given `saved_embeddings` (one a guided step), the embedding is taken from there. An optimised embedding
+    carries over from one guided step to the next; after them the model's own is back.
+    """
+    own, steps = embedding, len(schedule.timesteps)
+    for index, timestep in enumerate(schedule.timesteps):
+        inputs = Inputs(latents, texts.prompt, timestep[None], embedding if index < guided_steps else own)
+        injected, losses = {}, []
+        if index < guided_steps:
+            if injection:
+                injected = injection.capture(runner, schedule, inputs)
+            if saved_embeddings:
+                inputs = replace(inputs, embedding=saved_embeddings[index])
+            elif guidance:
+                inputs, found = guidance.optimise(runner, inputs, injected, index)
+                losses = found.tolist()
+            latents, embedding = inputs.latents, inputs.embedding
+
+        prediction = runner.forward(inputs, injected)
+        if (weight := scale.at(steps, int(timestep))) != 1:
+            negative = runner.forward(replace(inputs, prompt=texts.negative_prompt), injected)
+            prediction = negative + weight * (prediction - negative)
+        latents = schedule.step(prediction, index, latents)
+        on_step(Step(index, latents, inputs.embedding, losses))
+    return latents
