@@ -1,0 +1,192 @@
+"""The numbers of the released code, through the functions that the command uses."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import CogVideoXTransformer3DModel
+from einops import rearrange
+from safetensors import safe_open
+
+from ditflow.backbone.cogvideox import CogVideoX
+from ditflow.backbone.text import Texts
+from ditflow.embeddings import FILE, save_embeddings
+from ditflow.guidance.prepare import prepare_guidance
+from ditflow.jobs import denoise_clip
+from ditflow.memory.plain import PlainRunner
+from ditflow.runs import Run
+from ditflow.settings import Settings, changed
+from ditflow_kernels import motion_flow, motion_flow_loss
+
+OWN = Path(__file__).parent / "golden"
+ALL = Path(os.environ.get("DITFLOW_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
+KINDS = ("amf", "guided")
+BACKENDS = ("reference", "chunked")
+TOLERANCE = 1e-4
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "snr_shift_scale": 1.0,
+}
+
+
+def discovered(kind):
+    """Every golden file of a kind, named; the repository's own and, where present, the whole set."""
+    found = [(f"own/{path.stem}", path) for path in sorted((OWN / kind).glob("*"))]
+    found += [(path.stem, path) for path in sorted((ALL / kind).glob("*"))]
+    return [pytest.param(path, id=name) for name, path in found]
+
+
+def read(path):
+    with safe_open(path, "pt") as file:
+        metadata = {name: json.loads(value) for name, value in file.metadata().items()}
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+
+
+def relative(a, b):
+    return ((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-12)).item()
+
+
+def test_whole_set_is_known():
+    """A golden file that no test below checks is a failure, not an oversight."""
+    if not ALL.is_dir():
+        pytest.skip(
+            f"{ALL} is absent: set DITFLOW_GOLDEN to check all golden numbers, not only the repository's part"
+        )
+    known = {"README.md", "transformer-2b", "transformer-5b", *KINDS}
+    assert {path.name for path in ALL.iterdir()} <= known
+    for kind in KINDS:
+        paths = list((ALL / kind).iterdir())
+        assert paths
+        assert all(path.suffix == ".safetensors" for path in paths)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("path", discovered("amf"))
+def test_amf(path, backend):
+    tensors, shape = read(path)
+    grid = (shape["frames"], shape["height"], shape["width"])
+
+    def pairs(flow):
+        return rearrange(flow, "(q k) n c -> q k n c", q=grid[0])
+
+    def tokens(name):
+        return rearrange(tensors[name], "m s d -> s m d").contiguous()
+
+    query, key = tokens("query").requires_grad_(), tokens("key").requires_grad_()
+    hard = motion_flow(query, key, grid, shape["temperature"], hard=True, backend=backend)
+    assert torch.equal(hard, pairs(tensors["hard_flow"]))
+    soft = motion_flow(query, key, grid, shape["temperature"], backend=backend)
+    assert (soft - pairs(tensors["soft_flow"])).abs().max() < 2e-5
+
+    for name, rows in (("masked", "moving"), ("unmasked", "all")):
+        reference = pairs(tensors["reference_flow"])
+        loss = motion_flow_loss(query, key, reference, grid, shape["temperature"], rows=rows, backend=backend)
+        assert relative(loss, tensors[f"loss_{name}"]) < 1e-5
+        gradients = torch.autograd.grad(loss, (query, key))
+        assert relative(gradients[0], tokens(f"grad_query_{name}")) < 1e-5
+        assert relative(gradients[1], tokens(f"grad_key_{name}")) < 1e-5
+
+
+def golden_settings(metadata):
+    """The golden run's settings in the project's own words."""
+    losses = {"smm": "smm-release"}
+    return Settings(
+        model=metadata["backbone"],
+        prompt="golden",
+        dtype="float32",
+        device="cpu",
+        loss=losses.get(metadata["loss"], metadata["loss"]),
+        optimise="latent" if metadata["optimize"] == "latent" else "embedding",
+        guidance=bool(metadata["guidance_blocks"]),
+        guidance_blocks=metadata["guidance_blocks"],
+        injection=bool(metadata["injection_blocks"]),
+        injection_blocks=metadata["injection_blocks"],
+        guided=metadata["guided_steps"] / metadata["num_inference_steps"],
+        steps=metadata["num_inference_steps"],
+        optimisation_steps=metadata["optimization_steps"],
+        learning_rate=metadata["lr"],
+        temperature=metadata["temperature"],
+        rows="moving" if metadata["threshold"] else "all",
+        reference="hard" if metadata["hard_reference"] else "soft",
+        moft_channels=metadata["moft_channel_fraction"],
+        guidance_scale=metadata["guidance_scale"],
+        scheduler="ddim" if metadata["backbone"] == "2b" else "dpm",
+        keep_precision=True,
+        dynamic_scale=metadata["dynamic_cfg"],
+        seed=metadata["seed"],
+    )
+
+
+def load_backbone(name):
+    """The golden model. The released code lays rotary grids over 720x480 pixels, whatever the model's config says."""
+    folder = OWN / f"transformer-{name}"
+    return CogVideoX(
+        CogVideoXTransformer3DModel.from_pretrained(
+            folder if folder.is_dir() else ALL / folder.name, sample_width=90, sample_height=60
+        )
+    )
+
+
+def run(settings, tensors, prompt="prompt_embeds"):
+    """A golden run from its inputs; also the latents after each denoising step."""
+    backbone = load_backbone(settings.model)
+    texts = Texts(tensors[prompt], tensors["negative_embeds"], tensors["source_embeds"])
+    seen = []
+    denoised = denoise_clip(
+        settings, PlainRunner(backbone), SCHEDULER, texts, tensors["motion_latent"], seen.append
+    )
+    return denoised, [step.latents for step in seen]
+
+
+@pytest.mark.parametrize("path", discovered("guided"))
+def test_guided(path, tmp_path):
+    tensors, metadata = read(path)
+    settings = golden_settings(metadata)
+    denoised, latents = run(settings, tensors)
+    assert len(latents) == len(tensors["denoised_latents"])
+    for step, expected in zip(latents, tensors["denoised_latents"], strict=True):
+        assert relative(step, expected) < TOLERANCE
+    assert relative(denoised.latents, tensors["final_latents"]) < TOLERANCE
+    assert len(denoised.losses) == ("losses" in tensors) * settings.guided_steps
+    if "losses" in tensors:
+        assert relative(torch.tensor(denoised.losses).flatten(), tensors["losses"]) < TOLERANCE
+
+    if "inject_final_latents" in tensors:
+        save_embeddings(Run(tmp_path), denoised.embeddings, denoised.facts)
+        reuse = changed(settings, saved_embedding=str(tmp_path / FILE))
+        injected, _ = run(reuse, tensors, "inject_prompt_embeds")
+        assert not injected.losses
+        assert relative(injected.latents, tensors["inject_final_latents"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("path", discovered("guided"))
+def test_reference_flow(path):
+    """The clip's hard motion flow, as it is read before the first step."""
+    tensors, metadata = read(path)
+    expected = {int(name.rpartition("_")[2]): name for name in tensors if name.startswith("reference_flow_")}
+    settings = golden_settings(metadata)
+    if settings.loss != "flow" or not settings.guidance:
+        assert not expected
+        return
+    runner = PlainRunner(load_backbone(settings.model))
+    grid = runner.backbone.grid(tensors["motion_latent"])
+    guidance = prepare_guidance(
+        runner,
+        settings,
+        grid,
+        tensors["motion_latent"],
+        tensors["source_embeds"],
+        runner.backbone.embedding(grid),
+    )
+    assert set(guidance.loss.references) == set(expected)
+    for block, name in expected.items():
+        assert torch.equal(guidance.loss.references[block].flatten(0, 1), tensors[name])
