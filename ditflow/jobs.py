@@ -8,19 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ditflow import video
 from ditflow.backbone import vae as autoencoder
 from ditflow.backbone.loading import ModelFolder
-from ditflow.backbone.runner import Runner
+from ditflow.backbone.runner import Runner, Until
 from ditflow.backbone.schedule import Schedule
 from ditflow.backbone.text import Texts, encode_prompt
 from ditflow.device import choose_device, computing
 from ditflow.embeddings import FILE, fingerprint, load_embeddings, save_embeddings, saved_dtype
 from ditflow.errors import SettingsError
 from ditflow.guidance.injection import Injection
-from ditflow.guidance.prepare import check_blocks, prepare_guidance
+from ditflow.guidance.losses import FlowLoss
+from ditflow.guidance.prepare import check_blocks, clip_features, prepare_guidance
 from ditflow.memory.meter import Meter
 from ditflow.memory.plain import PlainRunner
 from ditflow.progress import Progress
@@ -98,7 +100,7 @@ def flow(settings: Settings, progress: Progress | None = None) -> Run:
 
     Raises DitflowError (SettingsError where the settings are to blame) with one line that says what to do.
     """
-    from ditflow.report.clip_flow import draw_flow, read_flow
+    from ditflow.report.clip_flow import draw_flow
 
     progress = progress or Progress()
     if not settings.video:
@@ -117,11 +119,20 @@ def flow(settings: Settings, progress: Progress | None = None) -> Run:
         with meter.phase("encode"):
             reference = autoencoder.encode(folder.vae(), clip.frames)
         with meter.phase("flow"):
-            grid, flows = read_flow(PlainRunner(folder.backbone(settings.lora)), settings, reference, source)
+            runner = PlainRunner(folder.backbone(settings.lora))
+            grid = runner.backbone.grid(reference)
+            until = Until(FlowLoss.reads, settings.guidance_blocks)
+            read = clip_features(runner, until, reference, source, runner.backbone.embedding(grid))
+            flows = FlowLoss(read, grid, settings).references
     run.write_tensors("flow.safetensors", {f"block_{block}": flow for block, flow in flows.items()})
     write = clip_writer(run, settings)
     write("reference", clip)
-    draw_flow(run, write, clip, grid, flows)
+    for block, found in flows.items():
+        sheet, arrows = draw_flow(
+            clip, rearrange(found.cpu().numpy(), "q k (h w) c -> q k h w c", h=grid.height)
+        )
+        run.write_picture(f"flow_block_{block}.png", sheet)
+        write(f"arrows_block_{block}", arrows)
     run.write_json("run.json", _record(meter))
     return run
 

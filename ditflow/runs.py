@@ -12,6 +12,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -37,6 +39,10 @@ class Run:
     ) -> None:
         whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         self._write(name, lambda path: save_file(whole, path, metadata=metadata))
+
+    def write_picture(self, name: str, pixels: np.ndarray) -> None:
+        """`pixels` [height, width, 3] uint8, as PNG."""
+        self._write(name, lambda path: Image.fromarray(pixels).save(path, format="PNG"))
 
     def _write(self, name: str, write: Callable[[Path], Any]) -> None:
         temporary = self.folder / f".{name}.partial"

@@ -85,7 +85,7 @@ def find_folder(model: str) -> Path:
         return path
     if model not in MODELS and (path.suffix or model.count("/") != 1 or model.startswith((".", "/", "~"))):
         raise DitflowError(
-            f"model {model!r} is no folder and no hub id; accepted: {', '.join(MODELS)}, OWNER/NAME or a folder"
+            f"model {model!r}: no such folder or hub id; accepted: {', '.join(MODELS)}, OWNER/NAME, a folder"
         )
     return _from_hub(model)
 
@@ -109,6 +109,6 @@ def _from_hub(model: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DitflowError(
-            f"no weights of {what} on this machine, and the download failed ({reason}): download it where there "
-            "is a network, then --model FOLDER; --model small needs no download"
+            f"no weights of {what} on this machine, and the download failed ({reason}): download it where "
+            "there is a network, then --model FOLDER; --model small needs no download"
         ) from None
