@@ -28,7 +28,7 @@ from ditflow.memory.plain import PlainRunner
 from ditflow.progress import Progress
 from ditflow.runs import Run, create_run, versions
 from ditflow.sampling import Scale, Step, denoise
-from ditflow.settings import Settings
+from ditflow.settings import Settings, changed
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,9 @@ def transfer(settings: Settings, progress: Progress | None = None) -> Run:
     run = create_run(settings)
     run.write_text("settings.yaml", settings.to_yaml())
     logger.info("run folder: %s", run.folder)
+    if clip.is_still and settings.rows == "moving":
+        logger.warning("the clip shows no motion: there is nothing to transfer, the optimisation is left out")
+        settings = changed(settings, guidance=False)
     write = clip_writer(run, settings)
     write("reference", clip)
 

@@ -48,16 +48,13 @@ class ScreenProgress(Progress):
         )
         self.current = None
 
-    def __enter__(self) -> Self:
-        self.bars.start()
-        return self
-
     def __exit__(self, failure, *_) -> None:
         if failure is None:
             self._finish()
         self.bars.stop()
 
     def phase(self, name: str, steps: int = 0) -> None:
+        self.bars.start()
         self._finish()
         self.current = self.bars.add_task(name, total=max(steps, 1), detail="")
 

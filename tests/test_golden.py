@@ -127,7 +127,7 @@ def golden_settings(metadata):
 
 
 def load_backbone(name):
-    """The golden model. The released code lays rotary grids over 720x480 pixels, whatever the model's config says."""
+    """The golden model; the released code lays rotary grids over 720x480 pixels, whatever the config says."""
     folder = OWN / f"transformer-{name}"
     return CogVideoX(
         CogVideoXTransformer3DModel.from_pretrained(

@@ -13,6 +13,7 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from ditflow.backbone.cogvideox import CogVideoX
 from ditflow.backbone.lora import add_lora
+from ditflow.backbone.vae import TILES
 from ditflow.errors import DitflowError
 from ditflow.settings import MODELS, shipped
 
@@ -49,7 +50,7 @@ class ModelFolder:
 
     def vae(self) -> AutoencoderKLCogVideoX:
         vae = self._load("vae", AutoencoderKLCogVideoX, torch_dtype=self.dtype).to(self.device)
-        vae.enable_tiling()
+        vae.enable_tiling(**TILES)
         return vae.requires_grad_(False).eval()
 
     def backbone(self, loras: tuple[str, ...] = ()) -> CogVideoX:

@@ -8,6 +8,15 @@ from diffusers import AutoencoderKLCogVideoX
 from einops import rearrange
 from torch import Tensor
 
+# Tiles less their overlap are multiples of 8 pixels: with others, diffusers joins them to a wrong size.
+# They are one for all models, because tiles change the latents and so the motion that is read.
+TILES = {
+    "tile_sample_min_height": 240,
+    "tile_sample_min_width": 360,
+    "tile_overlap_factor_height": 1 / 6,
+    "tile_overlap_factor_width": 1 / 5,
+}
+
 
 def encoded_length(frames: int) -> int:
     """Frames to encode so that at least `frames` come back from decoding (as many or up to three more).

@@ -18,6 +18,9 @@ from ditflow.settings import Settings
 from ditflow_kernels import motion_flow, motion_flow_loss
 
 
+ROUNDING = 1e-5  # what equal frames may differ from their mean
+
+
 class FlowLoss:
     """Mean square difference of attention motion flow, in square latent patches (DiTFlow, eq. 3-5)."""
 
@@ -59,7 +62,7 @@ class MoftLoss:
 
     @property
     def still(self) -> bool:
-        return not any(features.any() for features in self.references.values())
+        return not any((features.abs() > ROUNDING).any() for features in self.references.values())
 
     def __call__(self, block: int, features: Tensor) -> Tensor:
         motion = self._centred(features)[..., self.channels[block]]
@@ -85,7 +88,7 @@ class SmmLoss:
 
     @property
     def still(self) -> bool:
-        return not any((means - means[:1]).any() for means in self.references.values())
+        return not any(((means - means[:1]).abs() > ROUNDING).any() for means in self.references.values())
 
     def __call__(self, block: int, features: Tensor) -> Tensor:
         reference, means = self.references[block], self._means(features)  # [frames, channels]

@@ -1,0 +1,45 @@
+"""Models that the tests share: tiny random transformers, and the small pipeline built once a session."""
+
+import pytest
+import torch
+from diffusers import CogVideoXTransformer3DModel
+
+from ditflow.backbone.cogvideox import CogVideoX
+
+
+def tiny_transformer(rotary=True, layers=3, seed=0, **changes):
+    """A CogVideoX transformer whose every parameter matters: nothing is left at zero or one."""
+    torch.manual_seed(seed)
+    config = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "time_embed_dim": 16,
+        "text_embed_dim": 12,
+        "num_layers": layers,
+        "sample_width": 12,
+        "sample_height": 8,
+        "sample_frames": 9,
+        "max_text_seq_length": 10,
+        "use_rotary_positional_embeddings": rotary,
+    }
+    model = CogVideoXTransformer3DModel(**config | changes)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+@pytest.fixture(params=["rotary", "additive"])
+def backbone(request):
+    return CogVideoX(tiny_transformer(rotary=request.param == "rotary"))
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory):
+    """The small embedded model, built once."""
+    from ditflow.small.build import build_pipeline
+
+    folder = tmp_path_factory.mktemp("models") / "small"
+    build_pipeline(folder)
+    return folder

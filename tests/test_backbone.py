@@ -1,0 +1,61 @@
+"""Our way through CogVideoX's layers against diffusers' own."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import tiny_transformer
+from diffusers import CogVideoXPipeline
+
+from ditflow.backbone.cogvideox import CogVideoX
+from ditflow.backbone.runner import Grid, Inputs
+from ditflow.errors import DitflowError
+from ditflow.memory.plain import PlainRunner
+
+SIZES = {"trained": (3, 8, 12), "square": (2, 8, 8), "tall": (5, 12, 6), "one-frame": (1, 4, 16)}
+
+
+def random_inputs(backbone, frames, height, width, text_length=10):
+    latents = torch.randn(1, frames, 4, height, width)
+    prompt = torch.randn(1, text_length, 12)
+    embedding = backbone.embedding(backbone.grid(latents))
+    return Inputs(latents, prompt, torch.tensor([601]), embedding)
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+def test_forward_equals_diffusers(backbone, size):
+    inputs = random_inputs(backbone, *size)
+    rope = tuple(inputs.embedding[0]) if backbone.rotary else None
+    expected = backbone.transformer(
+        inputs.latents, inputs.prompt, inputs.timestep, image_rotary_emb=rope
+    ).sample
+    torch.testing.assert_close(PlainRunner(backbone).forward(inputs, {}), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+def test_rotary_embedding_equals_the_pipelines(size):
+    model, (frames, height, width) = tiny_transformer(), size
+    pipeline = SimpleNamespace(transformer=model, vae_scale_factor_spatial=8)
+    cos, sin = CogVideoXPipeline._prepare_rotary_positional_embeddings(
+        pipeline, height * 8, width * 8, frames, torch.device("cpu")
+    )
+    embedding = CogVideoX(model).embedding(Grid(frames, height // 2, width // 2))
+    for one in embedding:  # queries, keys
+        assert torch.equal(one[0], cos)
+        assert torch.equal(one[1], sin)
+
+
+@pytest.mark.parametrize("text_length", [1, 7, 10, 23])
+def test_text_length_does_not_move_the_video_tokens(text_length):
+    """The additive embedding belongs to the video tokens, however many text tokens stand before them."""
+    backbone = CogVideoX(tiny_transformer(rotary=False))
+    inputs = random_inputs(backbone, 3, 8, 12, text_length)
+    stream = backbone.embed(inputs)
+    bare = backbone.embed(Inputs(inputs.latents, inputs.prompt, inputs.timestep, inputs.embedding * 0))
+    torch.testing.assert_close(stream.video - bare.video, inputs.embedding, rtol=1e-4, atol=1e-5)
+    assert torch.equal(stream.text, bare.text)
+
+
+def test_other_patch_embeddings_are_refused():
+    with pytest.raises(DitflowError, match="CogVideoX 1.5"):
+        CogVideoX(tiny_transformer(patch_size_t=2))

@@ -1,0 +1,187 @@
+"""Losses from their definitions, the Adam loop, float16's loss scale and injection."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny_transformer
+from einops import rearrange
+from test_backbone import random_inputs
+
+from ditflow.backbone.cogvideox import CogVideoX
+from ditflow.backbone.runner import Grid, QueryKey, Until
+from ditflow.errors import DitflowError
+from ditflow.guidance.losses import FlowLoss, MoftLoss, SmmLoss
+from ditflow.guidance.optimise import Guidance, LossScale, learning_rates
+from ditflow.guidance.prepare import check_blocks
+from ditflow.memory.plain import PlainRunner
+from ditflow.settings import Settings
+
+GRID = Grid(3, 4, 5)
+CHANNELS = 8
+
+
+def settings(**changes):
+    return Settings(model="small", **changes)
+
+
+def features(seed):
+    torch.manual_seed(seed)
+    return torch.randn(GRID.frames * GRID.height * GRID.width, CHANNELS)
+
+
+def test_smm_compares_each_videos_own_differences():
+    """Own anchors, cosine over channels, the anchor frame itself left out: written out frame by frame."""
+    clip, video = features(0), features(1)
+    means = [rearrange(x, "(f n) c -> f n c", f=GRID.frames).mean(1) for x in (clip, video)]
+    distances = [
+        1 - F.cosine_similarity(means[0][g] - means[0][f], means[1][g] - means[1][f], dim=0)
+        for f in range(GRID.frames)
+        for g in range(GRID.frames)
+        if f != g
+    ]
+    loss = SmmLoss({0: clip}, GRID, settings(loss="smm"))
+    torch.testing.assert_close(loss(0, video), torch.stack(distances).mean())
+    assert loss(0, clip).abs() < 1e-6
+    assert loss(0, video + 3.0).allclose(loss(0, video), atol=1e-5)  # a shift is no motion
+    released = SmmLoss({0: clip}, GRID, settings(loss="smm-release"))
+    assert (released(0, video) - loss(0, video)).abs() > 1e-2
+
+
+def test_moft_looks_only_at_the_channels_that_move():
+    clip = torch.zeros_like(features(0))
+    clip[:, 3] = features(0)[:, 3] * 10
+    loss = MoftLoss({0: clip}, GRID, settings(loss="moft", moft_channels=1 / CHANNELS))
+    assert loss.channels[0].tolist() == [3]
+    video = features(1)
+    video[:, 3] = clip[:, 3]
+    assert loss(0, video).abs() < 1e-6
+    video[:, 3] = -clip[:, 3]
+    torch.testing.assert_close(loss(0, video), torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("kind", [FlowLoss, MoftLoss, SmmLoss])
+def test_still_clip_is_noticed(kind):
+    frame = torch.randn(GRID.height * GRID.width, CHANNELS)
+    still, moving = frame.repeat(GRID.frames, 1), features(2)
+    for clip, expected in ((still, True), (moving, False)):
+        if kind is FlowLoss:  # orthogonal tokens: each one points at itself
+            tokens = (
+                torch.eye(GRID.height * GRID.width).repeat(GRID.frames, 1)[:, None]
+                if expected
+                else clip[:, None]
+            )
+            clip = QueryKey(tokens, tokens)
+        assert kind({0: clip}, GRID, settings()).still == expected
+
+
+def test_flow_loss_of_a_still_clip_is_zero_not_nan():
+    tokens = torch.eye(20).repeat(3, 1)[:, None]
+    loss = FlowLoss({0: QueryKey(tokens, tokens)}, GRID, settings())
+    query = torch.randn_like(tokens).requires_grad_()
+    value = loss(0, QueryKey(query, tokens))
+    (gradient,) = torch.autograd.grad(value, query)
+    assert value == 0
+    assert not gradient.any()
+
+
+def guidance(loss, variable="latents", steps=3, rates=(0.1,), blocks=(1,), what="output", scale=1.0):
+    return Guidance(loss, Until(what, blocks), variable, steps, list(rates), LossScale(scale))
+
+
+@pytest.mark.parametrize("variable", ["latents", "embedding"])
+def test_optimisation_is_plain_adam(backbone, variable):
+    """The same updates as torch's Adam over plain autograd, and the losses before each of them."""
+    runner, inputs = PlainRunner(backbone), random_inputs(backbone, 3, 8, 12)
+    found, losses = guidance(lambda _, read: read.square().mean(), variable).optimise(runner, inputs, {}, 0)
+
+    expected = getattr(inputs, variable).clone().requires_grad_()
+    adam = torch.optim.Adam([expected], lr=0.1)
+    for loss in losses:
+        given = {"latents": inputs.latents, "embedding": inputs.embedding, variable: expected}
+        stream = backbone.embed(SimpleNamespace(prompt=inputs.prompt, timestep=inputs.timestep, **given))
+        for index in range(2):
+            stream = backbone.finish(index, stream, backbone.prepare(index, stream))
+        value = stream.video.square().mean()
+        torch.testing.assert_close(loss, value.detach())
+        adam.zero_grad()
+        value.backward()
+        adam.step()
+    torch.testing.assert_close(getattr(found, variable), expected.detach())
+    other = "embedding" if variable == "latents" else "latents"
+    assert getattr(found, other) is getattr(inputs, other)
+
+
+def test_several_blocks_are_averaged(backbone):
+    runner, inputs = PlainRunner(backbone), random_inputs(backbone, 3, 8, 12)
+
+    def gradient(*blocks):
+        until = Until("output", blocks)
+        return runner.gradient(lambda _, read: read.square().mean(), "latents", inputs, {}, until, 1.0)
+
+    (first, a), (second, b), (both, c) = gradient(0), gradient(2), gradient(2, 0)
+    torch.testing.assert_close(both, (first + second) / 2)
+    torch.testing.assert_close(c, (a + b) / 2)
+
+
+def test_published_learning_rates():
+    """linspace(high, low, guided + 1) without its end: the published defaults end at 0.0011."""
+    rates = learning_rates(0.002, 0.001, 10)
+    assert len(rates) == 10
+    assert rates[0] == 0.002
+    assert rates[-1] == pytest.approx(0.0011)
+
+
+def test_float16_gradient_survives_only_with_the_loss_scale():
+    backbone = CogVideoX(tiny_transformer().half())
+    runner, inputs = PlainRunner(backbone), random_inputs(backbone, 3, 8, 12)
+
+    def tiny_loss(_, read):
+        return read.float().square().mean() * 1e-5
+
+    def gradient(scale):
+        return runner.gradient(tiny_loss, "latents", inputs, {}, Until("output", (1,)), scale)[1] / scale
+
+    exact = PlainRunner(CogVideoX(tiny_transformer().double())).gradient(
+        lambda _, read: read.double().square().mean() * 1e-5,
+        "latents",
+        inputs,
+        {},
+        Until("output", (1,)),
+        1.0,
+    )[1]
+    scale = LossScale.suiting(torch.float16).value
+    assert (gradient(scale) - exact).norm() < 0.02 * exact.norm()
+    assert (gradient(1.0) - exact).norm() > 0.5 * exact.norm()
+
+
+def test_overflowing_step_is_skipped_and_counted():
+    backbone = CogVideoX(tiny_transformer().half())
+    runner, inputs = PlainRunner(backbone), random_inputs(backbone, 3, 8, 12)
+    loss = guidance(lambda _, read: read.float().square().sum(), steps=4, scale=2.0**14)
+    found, losses = loss.optimise(runner, inputs, {}, 0)
+    assert 0 < loss.scale.skipped < 4
+    assert loss.scale.value == 2.0**14 / 2**loss.scale.skipped
+    assert len(losses) == 4
+    assert found.latents.isfinite().all()
+    assert not torch.equal(found.latents, inputs.latents)
+
+
+def test_injected_keys_and_values_are_the_clips(backbone):
+    """A block that gets its own keys and values changes nothing; another clip's change the prediction."""
+    runner, inputs = PlainRunner(backbone), random_inputs(backbone, 3, 8, 12)
+    other = random_inputs(backbone, 3, 8, 12)
+    plain = runner.forward(inputs, {})
+    own = runner.features(inputs, {}, Until("key_value", (1,)))
+    assert torch.equal(runner.forward(inputs, own), plain)
+    theirs = runner.features(other, {}, Until("key_value", (1,)))
+    assert (runner.forward(inputs, theirs) - plain).abs().max() > 1e-3
+
+
+def test_blocks_outside_the_model_are_refused():
+    with pytest.raises(DitflowError, match=r"block 7 given, this model has blocks 0 to 5"):
+        check_blocks(settings(guidance_blocks=[7]), 6)
+    with pytest.raises(DitflowError, match="injection_blocks"):
+        check_blocks(settings(injection_blocks=[6]), 6)
+    check_blocks(settings(guidance=False, guidance_blocks=[7]), 6)

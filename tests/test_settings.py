@@ -1,0 +1,112 @@
+"""Settings: the shipped values, where they come from, and one clear line for every bad one."""
+
+from dataclasses import fields
+
+import pytest
+import yaml
+
+from ditflow.errors import SettingsError
+from ditflow.settings import Settings, changed, read_settings, shipped
+
+
+def test_published_defaults():
+    settings = Settings()
+    assert (settings.model, settings.scheduler, settings.dtype) == ("5b", "dpm", "bfloat16")
+    assert (settings.steps, settings.guided, settings.optimisation_steps) == (50, 0.2, 5)
+    assert (settings.learning_rate, settings.temperature) == ((0.002, 0.001), 2)
+    assert (settings.guidance_blocks, settings.injection_blocks) == ((20,), (0,))
+    assert (settings.guidance_scale, settings.moft_channels) == (7, 0.04)
+    assert settings.guided_steps == 10
+    assert Settings(model="2b").guidance_blocks == (15,)
+    assert Settings(model="2b").dtype == "float16"
+
+
+def test_every_field_has_a_default_in_configs_and_no_other():
+    assert set(shipped("defaults.yaml")) == {item.name for item in fields(Settings)}
+    for model in ("5b", "2b", "small"):
+        assert set(shipped(f"models/{model}.yaml")["settings"]) <= set(shipped("defaults.yaml"))
+
+
+def test_yaml_and_back():
+    settings = Settings(
+        model="small", prompt='quote " and : colon', size="32x64", lora=["a.safetensors:0.5", "b,c/d"]
+    )
+    assert Settings(**yaml.safe_load(settings.to_yaml())) == settings
+    assert "size: 32x64" in settings.to_yaml()
+
+
+def test_file_then_given(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: small\nsteps: 7\nseed: 3\n")
+    settings = read_settings(path, seed=4, steps=None)
+    assert (settings.model, settings.steps, settings.seed) == ("small", 7, 4)
+    assert settings.size == (96, 64)  # the model's own
+
+
+def test_model_family_of_a_local_folder(tmp_path):
+    (tmp_path / "transformer").mkdir()
+    config = tmp_path / "transformer" / "config.json"
+    config.write_text('{"use_rotary_positional_embeddings": false}')
+    assert Settings(model=str(tmp_path)).guidance_blocks == (15,)
+    config.write_text('{"use_rotary_positional_embeddings": true}')
+    assert Settings(model=str(tmp_path)).guidance_blocks == (20,)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"steps": "many"}, "steps: 'many' given, a whole number accepted"),
+        ({"steps": 2.5}, "a whole number accepted"),
+        ({"steps": True}, "a whole number accepted"),
+        ({"steps": 0}, "at least 1 accepted"),
+        ({"frames": 8}, "at least 9 accepted"),
+        ({"guided": 1.5}, "at most 1 accepted"),
+        ({"guided": "nan"}, "a number accepted"),
+        ({"loss": "mse"}, "accepted: flow, moft, smm, smm-release"),
+        ({"size": "100x100"}, "multiples of 16 accepted; nearest: 96x96"),
+        ({"size": "wide"}, "WIDTHxHEIGHT accepted"),
+        ({"size": [720]}, "WIDTHxHEIGHT accepted"),
+        ({"learning_rate": [0.1]}, "2 numbers accepted"),
+        ({"learning_rate": "0.1 x"}, "2 numbers accepted"),
+        ({"guidance_blocks": "one"}, "a list of whole numbers accepted"),
+        ({"guidance_blocks": [-1]}, "at least 0 accepted"),
+        ({"injection": "perhaps"}, "true or false accepted"),
+        ({"prompt": ["a", "b"]}, "a text accepted"),
+        ({"guidance_blocks": [3, 4], "injection_blocks": [0, 4]}, "block 4 is both guided and injected"),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, dict) else None,
+)
+def test_bad_values(given, message):
+    with pytest.raises(SettingsError) as error:
+        Settings(**given)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_guided_and_injected_is_fine_when_one_is_off():
+    assert not Settings(guidance_blocks=[0], guidance=False).guidance
+    assert not changed(Settings(), injection=False, guidance_blocks=(0,)).injection
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("stepz: 4", "unknown setting 'stepz': did you mean 'steps'?"),
+        ("xyzzy: red", "--print-config"),
+        ("- a\n- b", "expected lines of `setting: value`"),
+        ("steps: [", "is not YAML"),
+        ("3: 4", "expected lines"),
+    ],
+)
+def test_bad_files(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as error:
+        read_settings(path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(SettingsError, match="No such file"):
+        read_settings(tmp_path / "absent.yaml")
