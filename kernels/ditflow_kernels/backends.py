@@ -1,0 +1,32 @@
+"""Which implementation of an operation runs: a backend is a module of that name in the operation's folder."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import device, dtype
+
+BACKENDS = ("reference", "chunked")
+FASTEST = {"cpu": "chunked", "cuda": "chunked"}  # what "auto" means, by device type
+
+REFERENCE_DTYPES = ("bfloat16", "float16", "float32", "float64")
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def implementation(operation: str, backend: str, device: device, dtype: dtype) -> ModuleType:
+    """The module `ditflow_kernels.<operation>.<backend>`, imported on its first use.
+
+    Raises ValueError for a backend that does not exist and for a dtype that the backend does not compute in.
+    """
+    name = FASTEST.get(device.type, "chunked") if backend == "auto" else backend
+    if name not in BACKENDS:
+        raise ValueError(
+            f"unknown backend {backend!r}: use 'auto' or one of {', '.join(map(repr, BACKENDS))}"
+        )
+    accepted = REFERENCE_DTYPES if name == "reference" else DTYPES
+    if str(dtype).removeprefix("torch.") not in accepted:
+        raise ValueError(f"backend {name!r} does not take {dtype}: convert to one of {', '.join(accepted)}")
+    return import_module(f"ditflow_kernels.{operation}.{name}")

@@ -1,0 +1,1 @@
+"""Motion flow between frames, read off the head-averaged attention between their patches."""

@@ -1,0 +1,118 @@
+"""The public functions of motion flow: they check what they are given, once, and hand it to a backend."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+from ditflow_kernels.backends import implementation
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROWS = ("moving", "all")
+
+
+def motion_flow(
+    query: Tensor,  # [S, heads, head_dim]
+    key: Tensor,  # [S, heads, head_dim]
+    grid: tuple[int, int, int],  # frames, height, width in patches
+    temperature: float,
+    *,
+    hard: bool = False,
+    backend: str = "auto",
+) -> Tensor:  # [frames (query), frames (key), height * width, 2]
+    """Where each patch goes: `softmax_j(temperature * mean_heads(q_i . k_j / sqrt(head_dim))) . c_j - c_i`.
+
+    The softmax is over the patches j of one key frame, c_j is the cell of j. Displacements are (x, y) in
+    latent patches, x to the right and y down, in float32 (float64 for float64 input). Video tokens only.
+    `hard` takes the likeliest cell, the lowest index on a tie, and has no gradient. Source: DiTFlow
+    (CVPR 2025), Attention Motion Flow, with the logits averaged over heads.
+
+    Raises ValueError where shapes, dtypes or devices do not match, or the backend is unknown.
+    """
+    _check_tokens(query, key, grid)
+    chosen = implementation("motion_flow", backend, query.device, query.dtype)
+    if hard:
+        query, key = query.detach(), key.detach()
+    return chosen.motion_flow(query, key, tuple(grid), float(temperature), hard=hard)
+
+
+def motion_flow_loss(
+    query: Tensor,  # [S, heads, head_dim]
+    key: Tensor,  # [S, heads, head_dim]
+    reference: Tensor,  # [frames (query), frames (key), height * width, 2]
+    grid: tuple[int, int, int],  # frames, height, width in patches
+    temperature: float,
+    *,
+    rows: str = "moving",
+    backend: str = "auto",
+) -> Tensor:  # scalar
+    """`mean((motion_flow - reference) ** 2)` over both components of the rows that count, in patches squared.
+
+    `rows="moving"` counts the rows with `|reference| > 0`, `"all"` every row. Where none counts, the loss is
+    0 with zero gradients. float32 (float64 for float64 input). `reference` gets no gradient.
+
+    Raises ValueError where shapes, dtypes or devices do not match, or the backend or `rows` is unknown.
+    """
+    _check_tokens(query, key, grid)
+    frames, height, width = grid
+    expected = (frames, frames, height * width, 2)
+    if tuple(reference.shape) != expected:
+        raise ValueError(f"reference {list(reference.shape)} must be {list(expected)} for grid {tuple(grid)}")
+    if reference.device != query.device:
+        raise ValueError(f"reference is on {reference.device}, query on {query.device}: use one device")
+    if rows not in ROWS:
+        raise ValueError(f"unknown rows {rows!r}: use one of {', '.join(map(repr, ROWS))}")
+    chosen = implementation("motion_flow", backend, query.device, query.dtype)
+    return chosen.motion_flow_loss(query, key, reference.detach(), tuple(grid), float(temperature), rows=rows)
+
+
+def attention_with_motion_flow(
+    query: Tensor,  # [1, T + S, heads, head_dim], text first
+    key: Tensor,  # [1, T + S, heads, head_dim]
+    value: Tensor,  # [1, T + S, heads, head_dim]
+    grid: tuple[int, int, int],  # frames, height, width in patches
+    temperature: float,
+    text_length: int,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:  # [1, T + S, heads, head_dim], [frames, frames, height * width, 2]
+    """`softmax(q k^T / sqrt(head_dim)) v` of all tokens, and the soft motion flow of the video tokens.
+
+    The attention half is torch's scaled_dot_product_attention.
+
+    Raises ValueError as `motion_flow` does, and for a batch that is not 1: a flow belongs to one video.
+    """
+    if query.ndim != 4 or not query.shape == key.shape == value.shape:
+        given = ", ".join(str(list(tensor.shape)) for tensor in (query, key, value))
+        raise ValueError(
+            f"query, key and value must share one shape [1, text + video, heads, head_dim], not {given}"
+        )
+    if query.dtype != value.dtype or query.device != value.device:
+        given = f"{query.dtype} on {query.device} and {value.dtype} on {value.device}"
+        raise ValueError(f"query and value must share one dtype and device, not {given}")
+    if query.shape[0] != 1:
+        raise ValueError(f"a flow belongs to one video: pass a batch of 1, not {query.shape[0]}")
+    if not 0 <= text_length <= query.shape[1]:
+        raise ValueError(f"text_length {text_length} must lie within the {query.shape[1]} tokens")
+    flow = motion_flow(query[0, text_length:], key[0, text_length:], grid, temperature, backend=backend)
+
+    from torch.nn.functional import scaled_dot_product_attention
+
+    heads_first = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    return scaled_dot_product_attention(*heads_first).transpose(1, 2), flow
+
+
+def _check_tokens(query: Tensor, key: Tensor, grid: tuple[int, int, int]) -> None:
+    if query.ndim != 3 or query.shape != key.shape:
+        given = f"{list(query.shape)} and {list(key.shape)}"
+        raise ValueError(f"query and key must share one shape [S, heads, head_dim], not {given}")
+    if query.dtype != key.dtype or query.device != key.device:
+        given = f"{query.dtype} on {query.device} and {key.dtype} on {key.device}"
+        raise ValueError(f"query and key must share one dtype and device, not {given}")
+    tokens = query.shape[0]
+    if len(grid) != 3 or min(grid) < 1 or prod(grid) != tokens:
+        raise ValueError(
+            f"grid {tuple(grid)} must be (frames, height, width) with a product of {tokens} video tokens"
+        )

@@ -1,0 +1,244 @@
+"""Motion flow in plain PyTorch: one contraction over heads and head_dim, a panel of query rows at a time.
+
+The derivation is in `kernels/README.md`. What is made from the logits is float32 until the next product.
+`budget` bounds the temporary memory of a pass in bytes; what it returns or sums up does not count.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ditflow_kernels.motion_flow.panels import Panel, all_panels, counting_panels
+from ditflow_kernels.motion_flow.problem import Problem, product
+from ditflow_kernels.workspace import workspace_bytes
+
+
+def motion_flow(
+    query: Tensor,  # [S, heads, head_dim]
+    key: Tensor,  # [S, heads, head_dim]
+    grid: tuple[int, int, int],
+    temperature: float,
+    *,
+    hard: bool = False,
+    budget: int | None = None,
+) -> Tensor:  # [frames, frames, height * width, 2] float32
+    """See `ditflow_kernels.motion_flow`. Without a budget, that of the device."""
+    budget = budget or workspace_bytes(query.device.type)
+    if hard:
+        return _hard_flow(query.detach(), key.detach(), grid, budget)
+    return _SoftFlow.apply(query, key, grid, temperature, budget)
+
+
+def motion_flow_loss(
+    query: Tensor,  # [S, heads, head_dim]
+    key: Tensor,  # [S, heads, head_dim]
+    reference: Tensor,  # [frames, frames, height * width, 2]
+    grid: tuple[int, int, int],
+    temperature: float,
+    *,
+    rows: str,
+    budget: int | None = None,
+) -> Tensor:  # scalar float32
+    """See `ditflow_kernels.motion_flow_loss`. Without a budget, that of the device."""
+    budget = budget or workspace_bytes(query.device.type)
+    reference = reference.float()
+    counts = (reference != 0).any(dim=-1) if rows == "moving" else None
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
+        return _Loss.apply(query, key, reference, counts, grid, temperature, budget)
+    difference = motion_flow(query, key, grid, temperature, budget=budget) - reference
+    return _counting(difference, counts).square().sum() / _components(reference, counts)
+
+
+class _SoftFlow(torch.autograd.Function):
+    """Soft flow; the backward pass makes the probabilities again from the saved logsumexp."""
+
+    @staticmethod
+    def forward(ctx, query, key, grid, temperature, budget):
+        problem = Problem.of(query, key, grid, temperature)
+        expected, logsumexp = _expected_cells(problem, budget)
+        ctx.save_for_backward(query, key, expected, logsumexp)
+        ctx.settings = grid, temperature, budget
+        return expected - problem.cells
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        query, key, expected, logsumexp = ctx.saved_tensors
+        grid, temperature, budget = ctx.settings
+        problem = Problem.of(query, key, grid, temperature)
+        # the panels see a gradient of size 1, its size joins the factor: in fp16 a small one would vanish
+        size = grad.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+        grad_query, grad_key = _flow_gradients(problem, grad / size, expected, logsumexp, budget)
+        factor = size * problem.scale
+        return _scaled(grad_query, factor, query), _scaled(grad_key, factor, key), None, None, None
+
+
+class _Loss(torch.autograd.Function):
+    """Loss with its gradients, which the forward pass forms up to one factor and the backward pass scales."""
+
+    @staticmethod
+    def forward(ctx, query, key, reference, counts, grid, temperature, budget):
+        problem = Problem.of(query, key, grid, temperature)
+        squares, grad_query, grad_key = _squares_and_gradients(problem, reference, counts, budget)
+        components = _components(reference, counts)
+        # bf16 has the range to wait for the factor in, fp16 has not
+        keep = torch.bfloat16 if query.dtype == torch.bfloat16 else torch.float32
+        ctx.save_for_backward(query, grad_query.to(keep), grad_key.to(keep), 2 * problem.scale / components)
+        return squares / components
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        query, grad_query, grad_key, factor = ctx.saved_tensors
+        factor = grad * factor
+        return _scaled(grad_query, factor, query), _scaled(grad_key, factor, query), *[None] * 5
+
+
+@torch.no_grad()
+def _hard_flow(query: Tensor, key: Tensor, grid: tuple[int, int, int], budget: int) -> Tensor:
+    """Likeliest cell minus own cell."""
+    if query.device.type == "cpu":
+        query, key = query.float(), key.float()  # logits rounded to bf16 would decide near ties by chance
+    problem = Problem.of(query, key, grid, temperature=1.0)
+    frames, cells, _ = problem.query.shape
+    likeliest = torch.empty(frames, frames, cells, dtype=torch.int64, device=query.device)
+    for panel in all_panels(frames, cells, problem.forward_bytes_per_row, budget):
+        logits = _logits(problem, panel, slice(0, frames))
+        likeliest[panel.frame, :, panel.cells] = logits.argmax(dim=-1).T
+    return problem.cells[likeliest] - problem.cells
+
+
+def _expected_cells(problem: Problem, budget: int) -> tuple[Tensor, Tensor]:
+    """Expected cells, [frames, frames, cells, 2], and logsumexp of the logits, [frames, frames, cells]."""
+    frames, cells, _ = problem.query.shape
+    expected = torch.empty(frames, frames, cells, 2, device=problem.query.device)
+    logsumexp = torch.empty(frames, frames, cells, device=problem.query.device)
+    for panel in all_panels(frames, cells, problem.forward_bytes_per_row, budget):
+        weights, largest = _weights(problem, panel, slice(0, frames))
+        mean, total = _mean_cell(problem, weights)
+        expected[panel.frame, :, panel.cells] = mean.transpose(0, 1)
+        logsumexp[panel.frame, :, panel.cells] = (largest + total.log()).T
+    return expected, logsumexp
+
+
+def _flow_gradients(
+    problem: Problem,
+    grad: Tensor,  # [frames, frames, cells, 2], of the flow
+    expected: Tensor,  # [frames, frames, cells, 2]
+    logsumexp: Tensor,  # [frames, frames, cells]
+    budget: int,
+) -> tuple[Tensor, Tensor]:  # [frames, cells, channels] float32
+    """Gradients to query and key, but for the factor `problem.scale`."""
+    grad_query, grad_key = _zero_gradients(problem)
+    frames, cells, _ = problem.query.shape
+    budget -= problem.key_gradient_bytes
+    for panel in all_panels(frames, cells, problem.gradient_bytes_per_row, budget):
+        run = slice(0, frames)
+        here = panel.frame, run, panel.cells
+        probabilities = _logits(problem, panel, run).sub_(logsumexp[here].T[..., None]).exp_()
+        pull, mean = (tensor[here].transpose(0, 1) for tensor in (grad, expected))
+        grad_logits = _grad_logits(problem, probabilities, pull, mean)
+        _add_products(problem, panel, run, grad_logits, grad_query, grad_key)
+    return grad_query, grad_key
+
+
+def _squares_and_gradients(
+    problem: Problem,
+    reference: Tensor,  # [frames, frames, cells, 2]
+    counts: Tensor | None,  # [frames, frames, cells] bool; None: every row
+    budget: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # scalar, [frames, cells, channels] float32 twice
+    """Sum of squared differences, and its gradients to query and key but for a factor `2 * problem.scale`."""
+    squares = reference.new_zeros(())
+    grad_query, grad_key = _zero_gradients(problem)
+    frames, cells, _ = problem.query.shape
+    budget -= problem.key_gradient_bytes
+    if counts is None:
+        panels = all_panels(frames, cells, problem.gradient_bytes_per_row, budget)
+    else:
+        panels = counting_panels(counts, problem.gradient_bytes_per_row, budget)
+    for panel in panels:
+        for run in panel.runs:
+            here = panel.frame, run, panel.cells
+            weights, _ = _weights(problem, panel, run)
+            mean, total = _mean_cell(problem, weights)
+            difference = mean.transpose(0, 1) - problem.cells[panel.cells] - reference[here]
+            difference = _counting(difference, None if counts is None else counts[here]).transpose(0, 1)
+            squares += difference.square().sum()
+            grad_logits = _grad_logits(problem, weights, difference / total[..., None], mean)
+            _add_products(problem, panel, run, grad_logits, grad_query, grad_key)
+    return squares, grad_query, grad_key
+
+
+def _logits(problem: Problem, panel: Panel, run: slice) -> Tensor:  # [rows, key frames, cells] float32
+    query = problem.query[panel.frame, panel.cells]
+    key = problem.key[run]
+    logits = product(query, key.flatten(0, 1).T).mul_(problem.scale)
+    return logits.view(len(query), *key.shape[:2])
+
+
+def _weights(problem: Problem, panel: Panel, run: slice) -> tuple[Tensor, Tensor]:
+    """`exp(logit - largest)`, [rows, key frames, cells], and the largest logit, [rows, key frames]."""
+    logits = _logits(problem, panel, run)
+    largest = logits.amax(dim=-1)
+    return logits.sub_(largest[..., None]).exp_(), largest
+
+
+def _mean_cell(problem: Problem, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (x, y) under the weights, [rows, key frames, 2], and their total, [rows, key frames]."""
+    image = weights.unflatten(-1, (problem.height, problem.width))
+    of_columns, of_lines = image.sum(dim=-2), image.sum(dim=-1)
+    total = of_columns.sum(dim=-1)
+    moments = [(of_columns * problem.columns).sum(dim=-1), (of_lines * problem.lines).sum(dim=-1)]
+    return torch.stack(moments, dim=-1) / total[..., None], total
+
+
+def _grad_logits(
+    problem: Problem,
+    weights: Tensor,  # [rows, key frames, cells], overwritten
+    pull: Tensor,  # [rows, key frames, 2], zero where a row does not count
+    mean: Tensor,  # [rows, key frames, 2]
+) -> Tensor:  # [rows, key frames, cells], in the dtype of the products
+    """`weight * (pull . (cell - mean))`."""
+    along_x = pull[..., :1] * (problem.columns - mean[..., :1])  # [rows, key frames, width]
+    along_y = pull[..., 1:] * (problem.lines - mean[..., 1:])  # [rows, key frames, height]
+    image = weights.unflatten(-1, (problem.height, problem.width))
+    image *= along_y[..., :, None] + along_x[..., None, :]
+    return weights.to(problem.query.dtype)
+
+
+def _add_products(
+    problem: Problem,
+    panel: Panel,
+    run: slice,
+    grad_logits: Tensor,  # [rows, key frames, cells]
+    grad_query: Tensor,  # [frames, cells, channels] float32
+    grad_key: Tensor,  # [frames, cells, channels] float32
+) -> None:
+    """Add what the logits' gradient gives to the panel's queries, and to the keys, a frame at a time."""
+    grad_query[panel.frame, panel.cells] += product(grad_logits.flatten(1), problem.key[run].flatten(0, 1))
+    query = problem.query[panel.frame, panel.cells]
+    for of_frame, grad_frame in zip(grad_logits.unbind(1), grad_key[run], strict=True):
+        grad_frame += product(of_frame.T, query)
+
+
+def _zero_gradients(problem: Problem) -> tuple[Tensor, Tensor]:
+    return tuple(torch.zeros_like(tokens, dtype=torch.float32) for tokens in (problem.query, problem.key))
+
+
+def _counting(difference: Tensor, counts: Tensor | None) -> Tensor:
+    """The difference, zero in the rows that do not count."""
+    return difference if counts is None else difference.where(counts[..., None], 0)
+
+
+def _components(reference: Tensor, counts: Tensor | None) -> Tensor:
+    """How many components the loss is the mean of, one at least."""
+    return reference.new_tensor(reference.numel()) if counts is None else 2 * counts.sum().clamp(min=1)
+
+
+def _scaled(unscaled: Tensor, factor: Tensor, like: Tensor) -> Tensor:
+    """`unscaled * factor`, multiplied in float32, in the shape and dtype of `like`; a frame at a time."""
+    scaled = torch.empty_like(unscaled, dtype=like.dtype)
+    for into, frame in zip(scaled, unscaled, strict=True):
+        into.copy_(frame.float() * factor)
+    return scaled.view(like.shape)

@@ -1,0 +1,75 @@
+"""The public function that makes queries and keys ready: it checks what it is given, once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ditflow_kernels.backends import implementation
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Norm = tuple[Tensor, Tensor, float] | None  # weight [head_dim], bias [head_dim], eps
+
+
+def qk_norm_rope(
+    query: Tensor,  # [B, T + S, heads, head_dim], text first
+    key: Tensor,  # [B, T + S, heads, head_dim]
+    norm_query: Norm,
+    norm_key: Norm,
+    rope: Tensor | None,  # [2 (query, key), 2 (cos, sin), S, head_dim]
+    text_length: int,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:  # [B, T + S, heads, head_dim] twice
+    """`x = layer_norm(x)` over head_dim; then for video tokens `x * cos + turned(x) * sin`.
+
+    `turned` takes each pair of neighbouring channels (a, b) to (-b, a), CogVideoX's convention. The inputs
+    are left as they are. Gradients go to query, key and rope (there summed over batch and heads in float32);
+    the norms are constants.
+
+    Raises ValueError where shapes, dtypes or devices do not match, or the backend is unknown.
+    """
+    if query.ndim != 4 or query.shape != key.shape:
+        given = f"{list(query.shape)} and {list(key.shape)}"
+        raise ValueError(
+            f"query and key must share one shape [B, text + video, heads, head_dim], not {given}"
+        )
+    if query.dtype != key.dtype or query.device != key.device:
+        given = f"{query.dtype} on {query.device} and {key.dtype} on {key.device}"
+        raise ValueError(f"query and key must share one dtype and device, not {given}")
+    if not 0 <= text_length <= query.shape[1]:
+        raise ValueError(f"text_length {text_length} must lie within the {query.shape[1]} tokens")
+    _check_rope(query, rope, text_length)
+    norms = (
+        _constant(name, norm, query) for name, norm in [("norm_query", norm_query), ("norm_key", norm_key)]
+    )
+    chosen = implementation("qk_norm_rope", backend, query.device, query.dtype)
+    return chosen.qk_norm_rope(query, key, *norms, rope, text_length)
+
+
+def _check_rope(query: Tensor, rope: Tensor | None, text_length: int) -> None:
+    if rope is None:
+        return
+    _, tokens, _, head_dim = query.shape
+    expected = [2, 2, tokens - text_length, head_dim]
+    if list(rope.shape) != expected or head_dim % 2:
+        raise ValueError(
+            f"rope {list(rope.shape)} must be {expected}, (query, key) x (cos, sin), head_dim even"
+        )
+    if rope.device != query.device:
+        raise ValueError(f"rope is on {rope.device}, query on {query.device}: use one device")
+
+
+def _constant(name: str, norm: Norm, query: Tensor) -> Norm:
+    """The norm without gradients, checked."""
+    if norm is None:
+        return None
+    weight, bias, eps = norm
+    expected = query.shape[-1:]
+    if weight.shape != expected or bias.shape != expected:
+        given = f"{list(weight.shape)} and {list(bias.shape)}"
+        raise ValueError(f"{name} must be (weight, bias, eps), both of shape {list(expected)}, not {given}")
+    if weight.device != query.device or bias.device != query.device:
+        raise ValueError(f"{name} is on {weight.device}, query on {query.device}: use one device")
+    return weight.detach(), bias.detach(), eps
