@@ -20,4 +20,7 @@ test: lint
 	$(BIN)/pytest -q
 
 demo: setup
-	$(BIN)/python -m ditflow.small.demo
+	mkdir -p runs
+	$(BIN)/python -m ditflow.small.clips runs/demo-clip.mp4
+	$(BIN)/ditflow transfer --model small --video runs/demo-clip.mp4 --prompt "a red circle on a blue background" \
+		--output runs/demo

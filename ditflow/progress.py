@@ -51,7 +51,8 @@ class ScreenProgress(Progress):
     def __exit__(self, failure, *_) -> None:
         if failure is None:
             self._finish()
-        self.bars.stop()
+        if self.bars.live.is_started:
+            self.bars.stop()
 
     def phase(self, name: str, steps: int = 0) -> None:
         self.bars.start()

@@ -22,8 +22,9 @@ def test_every_flag_reaches_the_settings(capsys):
         --no-injection --frames 17 --start 3 --stride 2 --size 64x48 --fit pad --steps 9 --guided 0.5
         --learning-rate 0.3 0.1 --optimisation-steps 2 --temperature 5 --rows all --reference soft
         --moft-channels 0.5 --source-prompt other --guidance-blocks 1 3 --injection-blocks 2
-        --guidance-scale 4 --negative-prompt bad --seed 8 --format gif --dtype float32 --device cpu --deterministic
-        --output out --keep-precision --lora a.safetensors --lora b.safetensors:0.5 --dynamic-scale"""
+        --guidance-scale 4 --negative-prompt bad --seed 8 --format gif --dtype float32 --device cpu
+        --deterministic --output out --keep-precision --dynamic-scale
+        --lora a.safetensors --lora b.safetensors:0.5"""
     config = printed_config(capsys, *words.split())
     assert config["learning_rate"] == [0.3, 0.1]
     assert config["guidance_blocks"] == [1, 3]

@@ -1,0 +1,273 @@
+"""Whole jobs with the small model: what a run folder holds, that it replays, and that nothing is lost."""
+
+import json
+import logging
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from ditflow import Settings, transfer, video
+from ditflow.backbone import vae as autoencoder
+from ditflow.cli import main
+from ditflow.errors import DitflowError
+from ditflow.settings import changed, read_settings
+
+FRAMES = 10
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    """A square that moves to the right and down over noise."""
+    noise = np.random.default_rng(0).integers(0, 90, (32, 48, 3), dtype=np.uint8)
+    frames = np.stack([noise] * 14)
+    for index, frame in enumerate(frames):
+        frame[4 + index : 14 + index, 2 * index : 2 * index + 12] = (250, 200, 40)
+    path = tmp_path_factory.mktemp("clips") / "square.mp4"
+    video.write_clip(video.Clip(frames, Fraction(10)), path)
+    return path
+
+
+@pytest.fixture
+def settings(clip, small_folder, tmp_path):
+    return Settings(
+        video=str(clip),
+        prompt="a red circle on a blue background",
+        model=str(small_folder),
+        dtype="float32",
+        device="cpu",
+        size="48x32",
+        frames=FRAMES,
+        steps=4,
+        guided=0.5,
+        optimisation_steps=2,
+        learning_rate=[0.05, 0.02],
+        guidance_blocks=[2],
+        guidance_scale=2,
+        output=str(tmp_path / "run"),
+    )
+
+
+def latents(run):
+    return load_file(run.folder / "latents.safetensors")["latents"]
+
+
+def test_run_folder(settings, tmp_path):
+    run = transfer(settings)
+    names = {path.name for path in run.folder.iterdir()}
+    videos = {"result.mp4", "reference.mp4", "comparison.mp4"}
+    assert names == videos | {"latents.safetensors", "settings.yaml", "run.json"}
+
+    for name in videos:
+        width = 96 if name == "comparison.mp4" else 48
+        frames = video.read_clip(run.folder / name, frames=FRAMES, size=None).frames
+        assert frames.shape == (FRAMES, 32, width, 3)
+        assert Settings(**yaml.safe_load(video.read_metadata(run.folder / name))) == settings
+        with pytest.raises(DitflowError):
+            video.read_clip(run.folder / name, frames=FRAMES + 1, size=None)
+
+    record = json.loads((run.folder / "run.json").read_text())
+    assert list(record["phases"]) == ["text", "encode", "denoise", "decode"]
+    assert all(phase["seconds"] > 0 and phase["peak_bytes"] > 0 for phase in record["phases"].values())
+    assert [len(step) for step in record["losses"]] == [2, 2]
+    assert record["losses"][0][1] < record["losses"][0][0]
+    assert record["versions"]["torch"] == torch.__version__
+    assert read_settings(run.folder / "settings.yaml") == settings
+
+
+def test_same_settings_same_bytes(settings):
+    first = transfer(settings)
+    torch.manual_seed(12345)  # the global generator must not matter
+    torch.rand(3)
+    second = transfer(read_settings(first.folder / "settings.yaml"))
+    assert second.folder.name == f"{first.folder.name}-2"
+    assert (first.folder / "latents.safetensors").read_bytes() == (
+        second.folder / "latents.safetensors"
+    ).read_bytes()
+    assert (first.folder / "result.mp4").read_bytes() == (second.folder / "result.mp4").read_bytes()
+    assert not torch.equal(latents(transfer(changed(settings, seed=1))), latents(first))
+
+
+def test_every_mode_makes_another_video(settings):
+    modes = {
+        "flow": {},
+        "soft": {"reference": "soft"},
+        "all-rows": {"rows": "all"},
+        "moft": {"loss": "moft"},
+        "smm": {"loss": "smm"},
+        "smm-release": {"loss": "smm-release"},
+        "embedding": {"optimise": "embedding"},
+        "no-guidance": {"guidance": False},
+        "no-injection": {"injection": False},
+        "backbone": {"guidance": False, "injection": False},
+        "two-blocks": {"guidance_blocks": [1, 3]},
+        "ddim": {"scheduler": "ddim"},
+    }
+    results = {name: latents(transfer(changed(settings, **change))) for name, change in modes.items()}
+    names = list(results)
+    for index, name in enumerate(names):
+        assert results[name].isfinite().all()
+        for other in names[:index]:
+            assert (results[name] - results[other]).abs().max() > 1e-4, (name, other)
+
+
+@pytest.mark.parametrize("dtype, smallest", [("float32", True), ("bfloat16", False)])
+def test_embedding_is_kept_and_injected(settings, dtype, smallest, tmp_path, capsys):
+    run = transfer(changed(settings, optimise="embedding", keep_precision=smallest))
+    path = run.folder / "embedding.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = {name: json.loads(value) for name, value in file.metadata().items()}
+        assert sorted(file.keys()) == ["step_000", "step_001"]
+        assert file.get_tensor("step_000").dtype == getattr(torch, dtype)
+        assert file.get_tensor("step_000").shape == (2, 2, 4 * 4 * 6, 64)
+    assert metadata["kind"] == "rotary"
+    assert (metadata["frames"], metadata["size"], len(metadata["timesteps"])) == (FRAMES, "48x32", 4)
+
+    output = str(tmp_path / "injected")
+    assert (
+        main(
+            ["inject", "--from", str(run.folder), "--prompt", settings.prompt, "--output", output, "--quiet"]
+        )
+        == 0
+    )
+    injected = Path(capsys.readouterr().out.strip())
+    again = load_file(injected / "latents.safetensors")["latents"]
+    if smallest:  # the same prompt with the whole embedding is the same run, without its optimisation
+        assert torch.equal(again, latents(run))
+    else:
+        assert (again - latents(run)).norm() < 0.05 * latents(run).norm()
+    assert json.loads((injected / "run.json").read_text())["losses"] == []
+    assert not (injected / "embedding.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--frames", "13"], "made with frames 10, this run has 13"),
+        (["--size", "32x32"], 'made with size "48x32", this run has "32x32"'),
+        (["--steps", "6"], "made with timesteps"),
+        (["--guided", "1"], "holds 2 guided steps, this run has 4"),
+    ],
+    ids=["frames", "size", "schedule", "guided"],
+)
+def test_embedding_of_another_run_is_refused(settings, change, message, capsys):
+    run = transfer(changed(settings, optimise="embedding"))
+    assert main(["inject", "--from", str(run.folder), "--quiet", *change]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_damaged_run_folders(settings, capsys):
+    run = transfer(settings)
+    words = ["inject", "--from", str(run.folder), "--quiet"]
+    assert main(words) == 1
+    assert "only runs with --optimise embedding keep one" in capsys.readouterr().err
+    (run.folder / "embedding.safetensors").write_bytes(b"0123456789")
+    assert main(words) == 1
+    assert "embedding.safetensors is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("frames", [9, 10, 12, 13, 17, 20])
+def test_any_frame_count_comes_back(small_folder, frames):
+    from ditflow.backbone.loading import ModelFolder
+
+    vae = ModelFolder(str(small_folder), "float32", torch.device("cpu")).vae()
+    clip = np.random.default_rng(1).integers(0, 255, (frames, 16, 32, 3), dtype=np.uint8)
+    encoded = autoencoder.encode(vae, clip)
+    assert encoded.shape == autoencoder.latent_shape(vae, frames, 32, 16)
+    assert autoencoder.decode(vae, encoded, frames).shape == clip.shape
+
+
+@pytest.mark.parametrize("size", [(272, 384), (256, 576)], ids=str)
+def test_tiles_join_to_the_right_size(size):
+    from diffusers import AutoencoderKLCogVideoX
+
+    down, up = ("CogVideoXDownBlock3D",) * 4, ("CogVideoXUpBlock3D",) * 4
+    vae = AutoencoderKLCogVideoX(
+        down_block_types=down,
+        up_block_types=up,
+        block_out_channels=(4,) * 4,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+    )
+    vae.enable_tiling(**autoencoder.TILES)
+    clip = np.zeros((9, *size, 3), dtype=np.uint8)
+    encoded = autoencoder.encode(vae, clip)
+    assert encoded.shape == (1, 3, 4, size[0] // 8, size[1] // 8)
+    assert autoencoder.decode(vae, encoded, 9).shape == clip.shape
+
+
+def test_still_clip(settings, tmp_path, caplog):
+    path = tmp_path / "still.mp4"
+    picture = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
+    video.write_clip(video.Clip(np.stack([picture] * 12), Fraction(8)), path)
+    with caplog.at_level(logging.WARNING, "ditflow"):
+        run = transfer(changed(settings, video=str(path)))
+    assert "no motion" in caplog.text
+    assert latents(run).isfinite().all()
+    assert not any(map(any, json.loads((run.folder / "run.json").read_text())["losses"]))
+
+
+def test_interrupted_run_leaves_only_whole_files(settings, monkeypatch, capsys):
+    def interrupted(vae, latents, frames):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(autoencoder, "decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        transfer(settings)
+    names = {path.name for path in Path(settings.output).iterdir()}
+    assert names == {"settings.yaml", "reference.mp4", "latents.safetensors"}
+    assert latents(type("Run", (), {"folder": Path(settings.output)})).isfinite().all()
+
+
+def test_nothing_is_made_for_bad_input(settings, tmp_path):
+    for change in ({"video": str(tmp_path / "absent.mp4")}, {"guidance_blocks": [9]}, {"frames": 300}):
+        with pytest.raises(DitflowError):
+            transfer(changed(settings, **change))
+    assert not Path(settings.output).exists()
+
+
+@pytest.mark.parametrize("kind", ["gif", "frames"])
+def test_other_formats(settings, kind):
+    folder = transfer(changed(settings, format=kind, guided=0)).folder
+    result = folder / ("result.gif" if kind == "gif" else "result")
+    assert video.read_clip(result, frames=FRAMES, size=None).frames.shape == (FRAMES, 32, 48, 3)
+
+
+def test_flow(settings, tmp_path, capsys):
+    words = [
+        "flow",
+        "--video",
+        settings.video,
+        "--model",
+        settings.model,
+        "--size",
+        "48x32",
+        "--frames",
+        "10",
+    ]
+    words += [
+        "--dtype",
+        "float32",
+        "--guidance-blocks",
+        "1",
+        "2",
+        "--output",
+        str(tmp_path / "flow"),
+        "--quiet",
+    ]
+    assert main(words) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    flows = load_file(folder / "flow.safetensors")
+    assert sorted(flows) == ["block_1", "block_2"]
+    for flow in flows.values():
+        assert flow.shape == (4, 4, 4 * 6, 2)
+        assert flow.any()
+    for block in (1, 2):
+        assert (folder / f"flow_block_{block}.png").stat().st_size > 0
+        assert video.read_clip(folder / f"arrows_block_{block}.mp4", frames=4, size=None).frames.std() > 0

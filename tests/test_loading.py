@@ -1,0 +1,188 @@
+"""Weights by name: local folders of the real layout, the hub without a network, LoRA files, devices."""
+
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from conftest import tiny_transformer
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
+
+from ditflow.backbone.loading import ModelFolder, find_folder
+from ditflow.backbone.lora import add_lora, split_scale
+from ditflow.backbone.text import encode_prompt
+from ditflow.device import choose_device
+from ditflow.errors import DitflowError
+from ditflow.settings import Settings
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    """An empty cache and a hub that cannot be reached."""
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_local_folder_loads_part_by_part(small_folder, dtype):
+    folder = ModelFolder(str(small_folder), dtype, CPU)
+    backbone, vae = folder.backbone(), folder.vae()
+    tokenizer, encoder = folder.text_encoder()
+    for module in (backbone.transformer, vae, encoder):
+        assert {parameter.dtype for parameter in module.parameters()} <= {
+            getattr(torch, dtype),
+            torch.float32,
+        }
+    assert backbone.dtype == getattr(torch, dtype)
+    assert folder.config("scheduler")["prediction_type"] == "v_prediction"
+    assert encode_prompt(tokenizer, encoder, "a red circle", 16).shape == (1, 16, 64)
+
+
+def test_long_prompt_is_cut_with_a_warning(small_folder, caplog):
+    tokenizer, encoder = ModelFolder(str(small_folder), "float32", CPU).text_encoder()
+    with caplog.at_level(logging.WARNING, "ditflow"):
+        encode_prompt(tokenizer, encoder, "a red circle", 16)
+        assert not caplog.records
+        encode_prompt(tokenizer, encoder, "a red circle " * 20, 16)
+    assert "longer than the model's 16 tokens" in caplog.text
+    assert "circle" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "break_it, message",
+    [
+        (lambda folder: (folder / "model_index.json").unlink(), "without model_index.json"),
+        (lambda folder: shutil.rmtree(folder / "transformer"), "transformer/ cannot be loaded"),
+        (
+            lambda folder: (folder / "transformer" / "config.json").write_text("{"),
+            "transformer/ cannot be loaded",
+        ),
+        (
+            lambda folder: next((folder / "transformer").glob("*.safetensors")).write_bytes(b"short"),
+            "transformer/ cannot be loaded",
+        ),
+    ],
+    ids=["no-index", "no-transformer", "bad-config", "cut-weights"],
+)
+def test_damaged_folder(small_folder, tmp_path, break_it, message):
+    shutil.copytree(small_folder, tmp_path / "model")
+    break_it(tmp_path / "model")
+    with pytest.raises(DitflowError) as error:
+        ModelFolder(str(tmp_path / "model"), "float32", CPU).backbone()
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_pickled_weights_are_not_read(small_folder, tmp_path):
+    shutil.copytree(small_folder, tmp_path / "model")
+    weights = next((tmp_path / "model" / "transformer").glob("*.safetensors"))
+    torch.save({"x": torch.ones(1)}, weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(DitflowError, match="transformer/ cannot be loaded"):
+        ModelFolder(str(tmp_path / "model"), "float32", CPU).backbone()
+
+
+@pytest.mark.parametrize(
+    "model, parts",
+    [
+        ("5b", ["THUDM/CogVideoX-5b", "21 GB", "licence", "--model FOLDER"]),
+        ("2b", ["THUDM/CogVideoX-2b", "13 GB", "Apache-2.0", "--model FOLDER"]),
+        ("someone/else", ["someone/else", "--model FOLDER"]),
+    ],
+)
+def test_no_network_and_no_cache(no_network, model, parts):
+    with pytest.raises(DitflowError) as error:
+        find_folder(model)
+    assert all(part in str(error.value) for part in parts)
+    assert "\n" not in str(error.value)
+
+
+def test_cached_model_needs_no_network(no_network, small_folder, tmp_path):
+    """The hub's cache layout: refs/main names a commit, snapshots/<commit> holds the files."""
+    cache = tmp_path / "cache" / "models--THUDM--CogVideoX-5b"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("a" * 40)
+    shutil.copytree(small_folder, cache / "snapshots" / ("a" * 40))
+    assert ModelFolder("5b", "float32", CPU).config("transformer")["num_layers"] == 6
+
+
+@pytest.mark.parametrize("model", ["no-such-model", "./absent", "/absent/folder", "a/b/c"])
+def test_unknown_model(model):
+    with pytest.raises(DitflowError, match="accepted: 5b, 2b, small, OWNER/NAME, a folder"):
+        find_folder(model)
+
+
+def test_large_models_want_a_gpu(monkeypatch, small_folder):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for model in ("5b", "2b", "someone/else"):
+        with pytest.raises(DitflowError, match="needs a CUDA GPU.*--model small"):
+            choose_device(Settings(model=model))
+        assert choose_device(Settings(model=model, device="cpu")) == CPU
+    assert choose_device(Settings(model=str(small_folder), device="auto")) == CPU
+    with pytest.raises(DitflowError, match="accepted: auto, cpu"):
+        choose_device(Settings(device="toaster"))
+
+
+def test_absent_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(DitflowError, match="0 CUDA GPUs"):
+        choose_device(Settings(device="cuda:1"))
+
+
+def lora_file(path, layer="to_q", seed=1):
+    """A LoRA file as CogVideoX trainers write it, and the change of block 0's weight it stands for."""
+    model = tiny_transformer()
+    model.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=[f"transformer_blocks.0.attn1.{layer}"]))
+    torch.manual_seed(seed)
+    weights = {
+        f"transformer.{name}": torch.randn_like(w) for name, w in get_peft_model_state_dict(model).items()
+    }
+    save_file(weights, path)
+    up = next(w for name, w in weights.items() if "lora_B" in name)
+    down = next(w for name, w in weights.items() if "lora_A" in name)
+    return up @ down
+
+
+def test_loras_add_up(tmp_path):
+    first = lora_file(tmp_path / "first.safetensors", seed=1)
+    second = lora_file(tmp_path / "second.safetensors", seed=2)
+    model = tiny_transformer()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    add_lora(model, f"{tmp_path / 'first.safetensors'}:0.5")
+    add_lora(model, str(tmp_path / "second.safetensors"))
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()  # merged: no adapter is left to pay for
+    changed = "transformer_blocks.0.attn1.to_q.weight"
+    torch.testing.assert_close(after[changed], before[changed] + 0.5 * first + second)
+    assert all(torch.equal(after[name], before[name]) for name in before if name != changed)
+
+
+def test_bad_loras(tmp_path, monkeypatch):
+    for name, message in (("absent.safetensors", "no such file"), ("weights.bin", "only .safetensors")):
+        with pytest.raises(DitflowError, match=message):
+            add_lora(tiny_transformer(), str(tmp_path / name))
+    save_file({"unet.to_q.lora_A.weight": torch.ones(2, 2)}, tmp_path / "other.safetensors")
+    with pytest.raises(DitflowError, match="holds no weights for this transformer"):
+        add_lora(tiny_transformer(), str(tmp_path / "other.safetensors"))
+    lora_file(tmp_path / "wide.safetensors")
+    with pytest.raises(DitflowError, match="wide.safetensors"):
+        add_lora(tiny_transformer(num_attention_heads=4), str(tmp_path / "wide.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [("a/b", ("a/b", 1.0)), ("a/b:0.8", ("a/b", 0.8)), ("C:file", ("C:file", 1.0)), ("x:-1", ("x", -1.0))],
+)
+def test_lora_scale(given, expected):
+    assert split_scale(given) == expected
+
+
+def test_model_index_is_the_pipelines_own(small_folder):
+    assert json.loads((small_folder / "model_index.json").read_text())["_class_name"] == "CogVideoXPipeline"
