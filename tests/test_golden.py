@@ -85,7 +85,7 @@ def test_amf(path, backend):
     hard = motion_flow(query, key, grid, shape["temperature"], hard=True, backend=backend)
     assert torch.equal(hard, pairs(tensors["hard_flow"]))
     soft = motion_flow(query, key, grid, shape["temperature"], backend=backend)
-    assert (soft - pairs(tensors["soft_flow"])).abs().max() < 2e-5
+    assert (soft - pairs(tensors["soft_flow"])).abs().max() < 2e-6 * max(grid)  # of the largest coordinate
 
     for name, rows in (("masked", "moving"), ("unmasked", "all")):
         reference = pairs(tensors["reference_flow"])
