@@ -30,6 +30,12 @@ def tiny_transformer(rotary=True, layers=3, seed=0, **changes):
     return model.eval()
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test draws the same numbers, whichever ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=["rotary", "additive"])
 def backbone(request):
     return CogVideoX(tiny_transformer(rotary=request.param == "rotary"))
