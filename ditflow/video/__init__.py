@@ -1,0 +1,7 @@
+"""Frames in, frames out: videos and image folders as arrays, and arrays as videos."""
+
+from ditflow.video.clip import Clip, side_by_side
+from ditflow.video.reading import read_clip
+from ditflow.video.writing import read_metadata, write_clip
+
+__all__ = ["Clip", "read_clip", "read_metadata", "side_by_side", "write_clip"]

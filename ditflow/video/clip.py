@@ -1,0 +1,32 @@
+"""A video in memory."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+COMPRESSION_NOISE = 4  # levels of 255
+
+
+@dataclass(frozen=True)
+class Clip:
+    frames: np.ndarray  # [frames, height, width, 3] uint8 RGB
+    frame_rate: Fraction  # frames a second
+
+    @property
+    def is_still(self) -> bool:
+        """Whether nothing moves: every frame is the first, but for what compression leaves."""
+        change = np.abs(self.frames.astype(np.int16) - self.frames[0])
+        return bool(change.max() <= COMPRESSION_NOISE)
+
+
+def side_by_side(left: Clip, right: Clip) -> Clip:
+    """Both clips in one picture, frame for frame, at the left one's frame rate.
+
+    Raises ValueError where their frame counts or heights differ.
+    """
+    if left.frames.shape[:2] != right.frames.shape[:2]:
+        raise ValueError(
+            f"frames and heights must match, not {left.frames.shape[:2]} and {right.frames.shape[:2]}"
+        )
+    return Clip(np.concatenate((left.frames, right.frames), axis=2), left.frame_rate)

@@ -1,0 +1,31 @@
+"""Pictures of any size and mode as RGB of the size that is asked for."""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FITS: dict[str, Callable[[Image.Image, tuple[int, int]], Image.Image]] = {
+    "crop": lambda image, size: ImageOps.fit(image, size, Image.Resampling.LANCZOS),
+    "pad": lambda image, size: ImageOps.pad(image, size, Image.Resampling.LANCZOS, color="black"),
+    "stretch": lambda image, size: image.resize(size, Image.Resampling.LANCZOS),
+}
+
+
+def fitted(
+    image: Image.Image,
+    size: tuple[int, int] | None,  # (width, height); None keeps the picture's own
+    fit: str,  # a key of FITS
+) -> np.ndarray:  # [height, width, 3] uint8
+    image = _rgb(image)
+    return np.asarray(image if size is None else FITS[fit](image, size))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """What is transparent shows black: the colour stored under it is arbitrary."""
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,129 @@
+"""Clips as files. A file appears under its name when it is complete, or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+from ditflow.errors import DitflowError, SettingsError
+from ditflow.video.clip import Clip
+from ditflow.video.timeline import open_video
+
+# bit for bit the same file each time: more threads give other bits by their number, and macroblock-tree rate
+# control reads memory that was never written
+X264 = {"crf": "14", "x264-params": "threads=1:mbtree=0"}
+GIF_TICKS = 100  # a second
+SHORTEST_GIF_FRAME = 2  # ticks; browsers slow a frame shorter than this down to 10
+
+
+def write_clip(clip: Clip, path: Path, *, metadata: str | None = None) -> None:
+    """MP4, GIF or, without a suffix, a folder of PNG frames. Only an MP4 takes the metadata (its comment).
+
+    Raises SettingsError for another suffix, DitflowError if the file cannot be written, ValueError for an MP4
+    of odd width or height.
+    """
+    path = Path(path)
+    write = WRITERS.get(path.suffix.lower())
+    if write is None:
+        raise SettingsError(
+            f"{path}: clips are written as .mp4, .gif or a folder of frames (no suffix), not {path.suffix}"
+        )
+    if path.is_dir() and (path.suffix or any(path.iterdir())):
+        raise DitflowError(f"{path} is a folder that exists already: move it away or give another name")
+    with _complete_or_absent(path) as unfinished:
+        write(clip, unfinished, metadata)
+
+
+def read_metadata(path: Path) -> str | None:
+    """What `write_clip` was given as metadata. Raises DitflowError where the path is no video."""
+    with open_video(path) as (container, _):
+        return container.metadata.get("comment")
+
+
+@contextmanager
+def _complete_or_absent(path: Path) -> Iterator[Path]:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield unfinished
+            os.replace(unfinished, path)
+        finally:
+            if unfinished.is_dir():
+                shutil.rmtree(unfinished)
+            else:
+                unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DitflowError(f"{path} cannot be written ({reason}): make room or give another place") from error
+
+
+def _write_mp4(clip: Clip, path: Path, metadata: str | None) -> None:
+    height, width = clip.frames.shape[1:3]
+    if height % 2 or width % 2:
+        raise ValueError(f"{width}x{height} is odd; MP4 needs an even width and height")
+    rate = clip.frame_rate.limit_denominator(1 << 16)  # the file keeps it in 32 bits
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        if metadata is not None:
+            container.metadata["comment"] = metadata
+        stream = container.add_stream("libx264", rate=rate, options=X264)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
+        pictures = (
+            av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
+            )
+            for frame in clip.frames
+        )
+        _encode(container, stream, pictures, range(len(clip.frames)), 1 / rate)
+
+
+def _write_gif(clip: Clip, path: Path, metadata: str | None) -> None:
+    step = max(GIF_TICKS / clip.frame_rate, SHORTEST_GIF_FRAME)
+    stamps = [round(index * step) for index in range(len(clip.frames) + 1)]
+    final_delay = {"final_delay": str(stamps[-1] - stamps[-2])}
+    with av.open(str(path), "w", format="gif", options=final_delay) as container:
+        stream = container.add_stream("gif", rate=GIF_TICKS)
+        stream.height, stream.width = clip.frames.shape[1:3]
+        stream.pix_fmt = "pal8"
+        _encode(container, stream, map(_with_palette, clip.frames), stamps[:-1], Fraction(1, GIF_TICKS))
+
+
+def _with_palette(frame: np.ndarray) -> av.VideoFrame:
+    image = Image.fromarray(frame)
+    image = image.quantize(palette=image.quantize(256, Image.Quantize.FASTOCTREE))  # dithered
+    colours = np.array(image.getpalette(), np.uint8).reshape(-1, 3)
+    palette = np.zeros((256, 4), np.uint8)
+    palette[:, 0] = 255  # alpha
+    palette[: len(colours), 1:] = colours
+    return av.VideoFrame.from_ndarray((np.asarray(image), palette), format="pal8")
+
+
+def _encode(
+    container: av.container.OutputContainer,
+    stream: av.VideoStream,
+    pictures: Iterable[av.VideoFrame],
+    stamps: Iterable[int],
+    time_base: Fraction,
+) -> None:
+    stream.codec_context.time_base = time_base
+    for picture, stamp in zip(pictures, stamps, strict=True):
+        picture.pts, picture.time_base = stamp, time_base
+        container.mux(stream.encode(picture))
+    container.mux(stream.encode())
+
+
+def _write_folder(clip: Clip, path: Path, metadata: str | None) -> None:
+    path.mkdir()
+    for index, frame in enumerate(clip.frames):
+        Image.fromarray(frame).save(path / f"{index:05d}.png")
+
+
+WRITERS = {".mp4": _write_mp4, ".gif": _write_gif, "": _write_folder}
