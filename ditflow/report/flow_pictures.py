@@ -1,0 +1,132 @@
+"""Motion flow as pictures. Flow is (x, y) in latent patches, x to the right, y down."""
+
+from math import ceil, hypot
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# the colour wheel of the Middlebury flow benchmark: red to the right, then by way of down, left and up;
+# each hue's share of it is by how well the eye tells its shades apart
+HUES = np.array([(1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1), (1, 0, 0)])
+HUE_TURNS = np.cumsum([0, 15, 6, 4, 11, 13, 6]) / 55
+BEYOND = 0.75  # brightness of vectors longer than the scale
+
+INK, PAPER = (20, 20, 20), (225, 225, 225)  # the paper is not white: white says still
+LETTER, GAP, WHEEL = 14, 6, 96  # pixels: letter height, space between pictures, legend wheel
+SCALE_SHARE = 95  # per cent of the moving vectors that are not longer than the sheet's scale
+
+ARROW_SPACING = 24  # pixels at least between arrows
+HEAD, SHAFT, OUTLINE = 7.0, 1.6, 1.2  # pixels: arrow head, shaft width, dark edge
+SLANT = hypot(1, 2)  # the sides of a head as long as it is wide: an edge along them is that much longer ahead
+SMOOTH = 4  # drawn this much larger and averaged down
+
+
+def colour_wheel(
+    flow: np.ndarray,  # [h, w, 2]
+    largest: float,  # the length shown in full colour
+) -> np.ndarray:  # [h, w, 3] uint8
+    """Hue = direction, saturation = length / largest, white = still; longer vectors are darker."""
+    x, y = flow[..., 0].astype(np.float64), flow[..., 1].astype(np.float64)
+    turn = np.arctan2(y, x) / (2 * np.pi) % 1
+    hue = np.stack([np.interp(turn, HUE_TURNS, HUES[:, channel]) for channel in range(3)], axis=-1)
+    length = np.hypot(x, y)[..., None]
+    share = np.where(length > 0, length / max(largest, np.finfo(np.float64).tiny), 0)
+    colour = np.where(share <= 1, 1 - np.minimum(share, 1) * (1 - hue), BEYOND * hue)
+    return np.rint(colour * 255).astype(np.uint8)
+
+
+def flow_sheet(
+    flow: np.ndarray,  # [frames (query), frames (key), h, w, 2]
+    scale: int,  # pixels a patch
+) -> np.ndarray:  # [height, width, 3] uint8
+    """A matrix of pictures, a row for each query frame and a column for each key frame, in one scale."""
+    frames, _, height, width, _ = flow.shape
+    font = ImageFont.load_default(LETTER)
+    largest = _scale_of(flow)
+    margin = ceil(font.getlength(f"query {frames - 1}")) + 2 * GAP
+    column = max(width * scale, ceil(font.getlength(f"key {frames - 1}"))) + GAP
+    row = max(height * scale, LETTER) + GAP
+    top = LETTER + 2 * GAP
+    legend = _legend(largest, font)
+    size = (max(margin + frames * column, legend.width), top + frames * row + legend.height)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for key in range(frames):
+        draw.text(
+            (margin + key * column + width * scale / 2, top - GAP), f"key {key}", INK, font, anchor="ms"
+        )
+    for query in range(frames):
+        y = top + query * row
+        draw.text((margin - GAP, y + height * scale / 2), f"query {query}", INK, font, anchor="rm")
+        for key in range(frames):
+            picture = colour_wheel(flow[query, key], largest).repeat(scale, axis=0).repeat(scale, axis=1)
+            sheet.paste(Image.fromarray(picture), (margin + key * column, y))
+    sheet.paste(legend, (0, top + frames * row))
+    return np.asarray(sheet)
+
+
+def arrows(
+    frame: np.ndarray,  # [H, W, 3] uint8
+    flow: np.ndarray,  # [h, w, 2]
+) -> np.ndarray:  # [H, W, 3] uint8
+    """The frame with an arrow from the middle of each patch to where the flow takes it, true to scale.
+
+    Where patches are dense only every second, third, ... has one; still patches have none.
+    """
+    (frame_height, frame_width), (height, width) = frame.shape[:2], flow.shape[:2]
+    patch_x, patch_y = frame_width / width, frame_height / height
+    step_x, step_y = ceil(ARROW_SPACING / patch_x), ceil(ARROW_SPACING / patch_y)
+    image = Image.fromarray(frame)
+    large = image.resize((frame_width * SMOOTH, frame_height * SMOOTH), Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(large)
+    for y in range(step_y // 2, height, step_y):
+        for x in range(step_x // 2, width, step_x):
+            start = ((x + 0.5) * patch_x, (y + 0.5) * patch_y)
+            _arrow(draw, start, (flow[y, x, 0] * patch_x, flow[y, x, 1] * patch_y))
+    return np.asarray(large.reduce(SMOOTH))
+
+
+def _arrow(draw: ImageDraw.ImageDraw, start: tuple[float, float], reach: tuple[float, float]) -> None:
+    """White on a dark edge, so that it shows on any picture; `start` and `reach` in pixels of the frame."""
+    length = hypot(*reach)
+    if length == 0:
+        return
+    along = np.array(reach) / length
+    across = np.array((-along[1], along[0]))
+    tip = np.array(start) + reach
+    head = min(HEAD, length)
+    for edge, colour in ((OUTLINE, "black"), (0.0, "white")):
+        neck = tip - along * (head + edge)
+        half = across * (SHAFT / 2 + edge)
+        barb = across * (head + edge * (1 + SLANT)) / 2
+        back = np.array(start) - along * edge
+        point = tip + along * edge * SLANT
+        outline = [back - half, neck - half, neck - barb, point, neck + barb, neck + half, back + half]
+        draw.polygon([tuple(corner * SMOOTH) for corner in outline], fill=colour)
+
+
+def _scale_of(flow: np.ndarray) -> float:
+    """A few wild vectors are common in flow from attention; they must not make all others look still."""
+    lengths = np.hypot(flow[..., 0], flow[..., 1])
+    moving = lengths[lengths > 0]
+    return float(np.percentile(moving, SCALE_SHARE)) if moving.size else 0.0
+
+
+def _legend(largest: float, font: ImageFont.FreeTypeFont) -> Image.Image:
+    lines = [
+        "colour: direction from the query frame to the key frame",
+        f"full colour at the rim: {largest:.3g} latent patches",
+        "white: still; darker: longer",
+    ]
+    width = WHEEL + 3 * GAP + ceil(max(font.getlength(line) for line in lines))
+    legend = Image.new("RGB", (width + GAP, WHEEL + 2 * GAP), PAPER)
+    reach = (np.arange(WHEEL) + 0.5) / WHEEL * 2 - 1
+    wheel = np.stack(np.meshgrid(reach, reach), axis=-1)
+    inside = Image.fromarray(np.hypot(wheel[..., 0], wheel[..., 1]) <= 1)
+    legend.paste(Image.fromarray(colour_wheel(wheel, 1.0)), (GAP, GAP), inside)
+    draw = ImageDraw.Draw(legend)
+    for index, line in enumerate(lines):
+        draw.text(
+            (WHEEL + 3 * GAP, GAP + WHEEL / 2 + (index - 1) * 1.6 * LETTER), line, INK, font, anchor="lm"
+        )
+    return legend
