@@ -69,6 +69,8 @@ def read_options(options: argparse.Namespace) -> Settings:
         given[name.strip().replace("-", "_")] = value
     known = {item.name for item in fields(Settings)}
     given |= {name: value for name, value in vars(options).items() if name in known and value is not None}
+    if options.command == "flow":
+        given["injection"] = False  # any block may be looked at
     if options.command != "inject":
         return read_settings(options.config, **given)
     origin = options.origin / "settings.yaml"

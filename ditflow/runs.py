@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ditflow.errors import DitflowError
@@ -38,7 +38,7 @@ class Run:
         self, name: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
     ) -> None:
         whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        self._write(name, lambda path: save_file(whole, path, metadata=metadata))
+        self._write(name, lambda path: path.write_bytes(save(whole, metadata)))
 
     def write_picture(self, name: str, pixels: np.ndarray) -> None:
         """`pixels` [height, width, 3] uint8, as PNG."""
@@ -81,8 +81,8 @@ def create_run(settings: Settings, kind: str = "") -> Run:
 
 
 def _name(settings: Settings, kind: str) -> str:
-    words = re.findall(r"\w+", settings.prompt.lower())[:6]
-    return "-".join([kind or Path(settings.video).stem, *words]) or "run"
+    words = [kind] if kind else re.findall(r"\w+", settings.prompt.lower())[:6]
+    return "-".join([Path(settings.video).stem, *words])
 
 
 def versions() -> dict[str, str]:

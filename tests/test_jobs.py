@@ -2,6 +2,10 @@
 
 import json
 import logging
+import signal
+import subprocess
+import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -225,6 +229,24 @@ def test_interrupted_run_leaves_only_whole_files(settings, monkeypatch, capsys):
     assert latents(type("Run", (), {"folder": Path(settings.output)})).isfinite().all()
 
 
+def test_ctrl_c_leaves_only_whole_files(settings, tmp_path):
+    """A real interrupt, in the middle of denoising: exit code 130, one line, and files that can be read."""
+    config = tmp_path / "settings.yaml"
+    config.write_text(changed(settings, steps=1000, guided=0).to_yaml())
+    words = [sys.executable, "-m", "ditflow.cli", "transfer", "--quiet", "--config", str(config)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    reference = Path(settings.output) / "reference.mp4"
+    deadline = time.monotonic() + 60
+    while not reference.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "ditflow: interrupted\n")
+    assert {path.name for path in reference.parent.iterdir()} == {"settings.yaml", "reference.mp4"}
+    assert video.read_clip(reference, frames=FRAMES, size=None).frames.any()
+
+
 def test_nothing_is_made_for_bad_input(settings, tmp_path):
     for change in ({"video": str(tmp_path / "absent.mp4")}, {"guidance_blocks": [9]}, {"frames": 300}):
         with pytest.raises(DitflowError):
@@ -255,7 +277,7 @@ def test_flow(settings, tmp_path, capsys):
         "--dtype",
         "float32",
         "--guidance-blocks",
-        "1",
+        "0",
         "2",
         "--output",
         str(tmp_path / "flow"),
@@ -264,10 +286,10 @@ def test_flow(settings, tmp_path, capsys):
     assert main(words) == 0
     folder = Path(capsys.readouterr().out.strip())
     flows = load_file(folder / "flow.safetensors")
-    assert sorted(flows) == ["block_1", "block_2"]
+    assert sorted(flows) == ["block_0", "block_2"]
     for flow in flows.values():
         assert flow.shape == (4, 4, 4 * 6, 2)
         assert flow.any()
-    for block in (1, 2):
+    for block in (0, 2):
         assert (folder / f"flow_block_{block}.png").stat().st_size > 0
         assert video.read_clip(folder / f"arrows_block_{block}.mp4", frames=4, size=None).frames.std() > 0

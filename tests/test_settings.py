@@ -17,6 +17,7 @@ def test_published_defaults():
     assert (settings.guidance_blocks, settings.injection_blocks) == ((20,), (0,))
     assert (settings.guidance_scale, settings.moft_channels) == (7, 0.04)
     assert settings.guided_steps == 10
+    assert settings.negative_prompt.startswith("bad quality")
     assert Settings(model="2b").guidance_blocks == (15,)
     assert Settings(model="2b").dtype == "float16"
 

@@ -8,6 +8,7 @@ from ditflow.report.flow_pictures import arrows, flow_sheet
 from ditflow.video import Clip
 
 LARGEST_SHEET = 2400  # pixels
+SMALLEST_FRAME = 256  # pixels: lower frames are enlarged, so that arrows do not hide them
 
 
 def draw_flow(
@@ -18,8 +19,13 @@ def draw_flow(
     frames, _, _, width, _ = flow.shape
     sheet = flow_sheet(flow, max(1, LARGEST_SHEET // (frames * width * 2)))
     shown = latent_frames(len(clip.frames), frames)
+    enlarge = -(-SMALLEST_FRAME // clip.frames.shape[1])
     pictures = [
-        arrows(clip.frames[shown[index]], flow[index, min(index + 1, frames - 1)]) for index in range(frames)
+        arrows(
+            clip.frames[shown[index]].repeat(enlarge, axis=0).repeat(enlarge, axis=1),
+            flow[index, min(index + 1, frames - 1)],
+        )
+        for index in range(frames)
     ]
     return sheet, Clip(np.stack(pictures), clip.frame_rate * frames / len(clip.frames))
 
