@@ -31,5 +31,5 @@ def encode_prompt(tokenizer: T5Tokenizer, encoder: T5EncoderModel, prompt: str, 
     whole = tokenizer(prompt, return_tensors="pt").input_ids
     if whole.shape[-1] > length:
         lost = tokenizer.decode(whole[0, length - 1 : -1])
-        logger.warning("the prompt is longer than the model's %d tokens; cut: %r", length, lost)
+        logger.warning("a prompt is longer than the model's %d tokens; left out: %r", length, lost)
     return encoder(tokens.input_ids.to(encoder.device))[0]
