@@ -102,7 +102,11 @@ class CogVideoX:
         return AttentionInputs(query, key, value, video_gate, text_gate)
 
     def finish(self, index: int, stream: Stream, inputs: AttentionInputs) -> Stream:
-        """The second half of a block: attention and feed-forward."""
+        """The rest of a block: attention and feed-forward."""
+        return self.feed_forward(index, self.attend(index, stream, inputs))
+
+    def attend(self, index: int, stream: Stream, inputs: AttentionInputs) -> Stream:
+        """A block's attention, added to the stream."""
         block, text_length = self.blocks[index], stream.text.shape[1]
         attended = F.scaled_dot_product_attention(
             *(tensor.transpose(1, 2) for tensor in (inputs.query, inputs.key, inputs.value))
@@ -110,11 +114,15 @@ class CogVideoX:
         attended = block.attn1.to_out[0](rearrange(attended, "b m s d -> b s (m d)"))
         video = stream.video + inputs.video_gate * attended[:, text_length:]
         text = stream.text + inputs.text_gate * attended[:, :text_length]
+        return replace(stream, video=video, text=text)
 
-        video_norm, text_norm, video_gate, text_gate = block.norm2(video, text, stream.time)
-        fed = block.ff(torch.cat([text_norm, video_norm], dim=1))
-        video = video + video_gate * fed[:, text_length:]
-        text = text + text_gate * fed[:, :text_length]
+    def feed_forward(self, index: int, stream: Stream) -> Stream:
+        """A block's feed-forward, added to the stream: the last thing it does, token by token."""
+        block, text_length = self.blocks[index], stream.text.shape[1]
+        video, text, video_gate, text_gate = block.norm2(stream.video, stream.text, stream.time)
+        fed = block.ff(torch.cat([text, video], dim=1))
+        video = stream.video + video_gate * fed[:, text_length:]
+        text = stream.text + text_gate * fed[:, :text_length]
         return replace(stream, video=video, text=text)
 
     def head(self, stream: Stream, grid: Grid) -> Tensor:
