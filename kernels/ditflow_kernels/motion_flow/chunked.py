@@ -81,9 +81,7 @@ class _Loss(torch.autograd.Function):
         problem = Problem.of(query, key, grid, temperature)
         squares, grad_query, grad_key = _squares_and_gradients(problem, reference, counts, budget)
         components = _components(reference, counts)
-        # bf16 has the range to wait for the factor in, fp16 has not
-        keep = torch.bfloat16 if query.dtype == torch.bfloat16 else torch.float32
-        ctx.save_for_backward(query, grad_query.to(keep), grad_key.to(keep), 2 * problem.scale / components)
+        ctx.save_for_backward(query, grad_query, grad_key, 2 * problem.scale / components)
         return squares / components
 
     @staticmethod
@@ -127,7 +125,7 @@ def _flow_gradients(
     expected: Tensor,  # [frames, frames, cells, 2]
     logsumexp: Tensor,  # [frames, frames, cells]
     budget: int,
-) -> tuple[Tensor, Tensor]:  # [frames, cells, channels] float32
+) -> tuple[Tensor, Tensor]:  # [frames, cells, channels] twice
     """Gradients to query and key, but for the factor `problem.scale`."""
     grad_query, grad_key = _zero_gradients(problem)
     frames, cells, _ = problem.query.shape
@@ -138,8 +136,8 @@ def _flow_gradients(
         probabilities = _logits(problem, panel, run).sub_(logsumexp[here].T[..., None]).exp_()
         pull, mean = (tensor[here].transpose(0, 1) for tensor in (grad, expected))
         grad_logits = _grad_logits(problem, probabilities, pull, mean)
-        _add_products(problem, panel, run, grad_logits, grad_query, grad_key)
-    return grad_query, grad_key
+        grad_query[panel.frame, panel.cells] = _products(problem, panel, run, grad_logits, grad_key)
+    return grad_query, grad_key.to(grad_query.dtype)
 
 
 def _squares_and_gradients(
@@ -147,7 +145,7 @@ def _squares_and_gradients(
     reference: Tensor,  # [frames, frames, cells, 2]
     counts: Tensor | None,  # [frames, frames, cells] bool; None: every row
     budget: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # scalar, [frames, cells, channels] float32 twice
+) -> tuple[Tensor, Tensor, Tensor]:  # scalar, [frames, cells, channels] twice
     """Sum of squared differences, and its gradients to query and key but for a factor `2 * problem.scale`."""
     squares = reference.new_zeros(())
     grad_query, grad_key = _zero_gradients(problem)
@@ -158,6 +156,7 @@ def _squares_and_gradients(
     else:
         panels = counting_panels(counts, problem.gradient_bytes_per_row, budget)
     for panel in panels:
+        grad_rows = 0
         for run in panel.runs:
             here = panel.frame, run, panel.cells
             weights, _ = _weights(problem, panel, run)
@@ -166,8 +165,9 @@ def _squares_and_gradients(
             difference = _counting(difference, None if counts is None else counts[here]).transpose(0, 1)
             squares += difference.square().sum()
             grad_logits = _grad_logits(problem, weights, difference / total[..., None], mean)
-            _add_products(problem, panel, run, grad_logits, grad_query, grad_key)
-    return squares, grad_query, grad_key
+            grad_rows += _products(problem, panel, run, grad_logits, grad_key)
+        grad_query[panel.frame, panel.cells] = grad_rows
+    return squares, grad_query, grad_key.to(grad_query.dtype)
 
 
 def _logits(problem: Problem, panel: Panel, run: slice) -> Tensor:  # [rows, key frames, cells] float32
@@ -207,23 +207,24 @@ def _grad_logits(
     return weights.to(problem.query.dtype)
 
 
-def _add_products(
+def _products(
     problem: Problem,
     panel: Panel,
     run: slice,
     grad_logits: Tensor,  # [rows, key frames, cells]
-    grad_query: Tensor,  # [frames, cells, channels] float32
-    grad_key: Tensor,  # [frames, cells, channels] float32
-) -> None:
-    """Add what the logits' gradient gives to the panel's queries, and to the keys, a frame at a time."""
-    grad_query[panel.frame, panel.cells] += product(grad_logits.flatten(1), problem.key[run].flatten(0, 1))
+    grad_key: Tensor,  # [frames, cells, channels] float32, added to
+) -> Tensor:  # [rows, channels] float32
+    """What the logits' gradient gives to the panel's queries; its share for the keys is added to theirs."""
     query = problem.query[panel.frame, panel.cells]
     for of_frame, grad_frame in zip(grad_logits.unbind(1), grad_key[run], strict=True):
         grad_frame += product(of_frame.T, query)
+    return product(grad_logits.flatten(1), problem.key[run].flatten(0, 1))
 
 
 def _zero_gradients(problem: Problem) -> tuple[Tensor, Tensor]:
-    return tuple(torch.zeros_like(tokens, dtype=torch.float32) for tokens in (problem.query, problem.key))
+    """To the queries, which are set once, and to the keys, which are summed up."""
+    grad_query = torch.zeros_like(problem.query, dtype=problem.kept_dtype)
+    return grad_query, torch.zeros_like(problem.key, dtype=torch.float32)
 
 
 def _counting(difference: Tensor, counts: Tensor | None) -> Tensor:

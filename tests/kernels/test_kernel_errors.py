@@ -1,0 +1,85 @@
+"""What the public functions refuse, and with which words; what importing them costs."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ditflow_kernels import attention_with_motion_flow, motion_flow, motion_flow_loss, qk_norm_rope
+
+TOKENS = torch.zeros(12, 2, 8)
+GRID = (2, 2, 3)
+REFERENCE = torch.zeros(2, 2, 6, 2)
+BATCH = torch.zeros(1, 15, 2, 8)
+ROPE = torch.zeros(2, 2, 12, 8)
+NORM = (torch.ones(8), torch.zeros(8), 1e-6)
+
+
+def flow(query=TOKENS, key=TOKENS, grid=GRID, **options):
+    return motion_flow(query, key, grid, 2.0, **options)
+
+
+def loss(reference=REFERENCE, **options):
+    return motion_flow_loss(TOKENS, TOKENS, reference, GRID, 2.0, **options)
+
+
+def attention(query=BATCH, key=BATCH, value=BATCH, text_length=3):
+    return attention_with_motion_flow(query, key, value, GRID, 2.0, text_length)
+
+
+def prepare(query=BATCH, key=BATCH, norm_query=NORM, rope=ROPE, text_length=3):
+    return qk_norm_rope(query, key, norm_query, None, rope, text_length)
+
+
+REFUSED = {
+    "backend": (
+        lambda: flow(backend="fast"),
+        r"unknown backend 'fast': use 'auto' or one of 'reference', 'chunked'",
+    ),
+    "grid": (lambda: flow(grid=(2, 2, 2)), r"grid \(2, 2, 2\) .* product of 12 video tokens"),
+    "grid_length": (lambda: flow(grid=(2, 6)), r"grid \(2, 6\) must be \(frames, height, width\)"),
+    "grid_sign": (lambda: flow(grid=(2, -2, -3)), r"grid \(2, -2, -3\)"),
+    "flow_shapes": (lambda: flow(key=TOKENS[1:]), r"share one shape .* \[12, 2, 8\] and \[11, 2, 8\]"),
+    "flow_dtypes": (lambda: flow(key=TOKENS.half()), r"share one dtype .* torch.float32 .* torch.float16"),
+    "float64": (lambda: flow(TOKENS.double(), TOKENS.double()), r"'chunked' does not take torch.float64"),
+    "integers": (lambda: flow(TOKENS.int(), TOKENS.int(), backend="reference"), r"does not take torch.int32"),
+    "reference": (lambda: loss(REFERENCE[:1]), r"reference \[1, 2, 6, 2\] must be \[2, 2, 6, 2\]"),
+    "rows": (lambda: loss(rows="some"), r"unknown rows 'some': use one of 'moving', 'all'"),
+    "attention_shapes": (lambda: attention(value=BATCH[:, 1:]), r"query, key and value must share one shape"),
+    "attention_dtypes": (lambda: attention(value=BATCH.half()), r"query and value must share one dtype"),
+    "attention_batch": (lambda: attention(*[BATCH.repeat(2, 1, 1, 1)] * 3), r"batch of 1, not 2"),
+    "attention_text": (lambda: attention(text_length=16), r"text_length 16 .* 15 tokens"),
+    "prepare_shapes": (lambda: prepare(key=BATCH[:, 1:]), r"query and key must share one shape"),
+    "prepare_dtypes": (lambda: prepare(key=BATCH.half()), r"query and key must share one dtype"),
+    "prepare_text": (lambda: prepare(text_length=-1), r"text_length -1"),
+    "prepare_rope": (lambda: prepare(rope=ROPE[:, :, 1:]), r"rope \[2, 2, 11, 8\] must be \[2, 2, 12, 8\]"),
+    "prepare_norm": (
+        lambda: prepare(norm_query=(NORM[0][1:], NORM[1], 1e-6)),
+        r"norm_query must be .* \[8\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("call, words", REFUSED.values(), ids=REFUSED)
+def test_refused_in_one_line(call, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_accepted():
+    """The arguments that the refusals above vary are right as they stand."""
+    for call in (flow, loss, attention, prepare):
+        call()
+
+
+def test_import_loads_neither_torch_nor_a_backend():
+    code = """if True:
+        import sys, ditflow_kernels
+        assert callable(ditflow_kernels.motion_flow) and callable(ditflow_kernels.qk_norm_rope)
+        assert not {"torch", "triton"} & set(sys.modules)
+        assert not any(name.endswith(("chunked", "reference")) for name in sys.modules)
+        import ditflow_kernels.motion_flow.chunked
+        assert callable(ditflow_kernels.motion_flow)"""
+    subprocess.run([sys.executable, "-c", code], check=True)

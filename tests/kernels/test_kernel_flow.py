@@ -1,0 +1,118 @@
+"""Motion flow and its gradients against the definition in float64."""
+
+import pytest
+import torch
+from kernel_cases import DEVICES, PRECISIONS, SHAPES, Shape, assert_within_budget, video_tokens
+
+from ditflow_kernels import attention_with_motion_flow, motion_flow
+from ditflow_kernels.motion_flow import chunked
+
+
+def flow_and_gradients(function, query, key, grid, temperature, **options):
+    query, key = query.clone().requires_grad_(), key.clone().requires_grad_()
+    flow = function(query, key, grid, temperature, **options)
+    weight = torch.arange(flow.numel(), device=flow.device, dtype=flow.dtype).view(flow.shape).cos()
+    return [flow.detach(), *torch.autograd.grad((flow * weight).sum(), (query, key))]
+
+
+def assert_flow_within_budget(shape, precision, temperature, device="cpu", **options):
+    query, key = (tokens.to(precision) for tokens in video_tokens(shape, device))
+    arguments = shape.grid, temperature
+    exact = flow_and_gradients(motion_flow, query.double(), key.double(), *arguments, backend="reference")
+    plain = flow_and_gradients(motion_flow, query, key, *arguments, backend="reference")
+    actual = flow_and_gradients(chunked.motion_flow, query, key, *arguments, **options)
+    assert_within_budget(actual, plain, exact, precision)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_shapes(shape, precision, device):
+    assert_flow_within_budget(shape, precision, 2.0, device)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+@pytest.mark.parametrize("temperature", [0.1, 10.0, 50.0])
+def test_temperatures(temperature, precision):
+    assert_flow_within_budget(SHAPES["odd_cells"], precision, temperature)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+@pytest.mark.parametrize("budget", [1, 100_000])
+def test_many_panels(budget, precision):
+    assert_flow_within_budget(SHAPES["odd_cells"], precision, 2.0, budget=budget)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+def test_large_logits_stay_finite(precision):
+    shape = SHAPES["odd_cells"]
+    query, key = (25 * tokens.to(precision) for tokens in video_tokens(shape))
+    for tensor in flow_and_gradients(chunked.motion_flow, query, key, shape.grid, 50.0):
+        assert tensor.isfinite().all()
+
+
+def test_gradient_of_a_tiny_weight_survives_fp16():
+    """The incoming gradient is carried at a size of 1: only the final cast may lose it."""
+    shape = SHAPES["odd_cells"]
+    query, key = (tokens.half().requires_grad_() for tokens in video_tokens(shape))
+    flow = chunked.motion_flow(query, key, shape.grid, 2.0)
+    weight = torch.ones_like(flow)
+    [whole] = torch.autograd.grad(flow, query, weight, retain_graph=True)
+    [small] = torch.autograd.grad(flow, query, 2**-9 * weight)
+    assert torch.allclose(small.float() * 2**9, whole.float(), rtol=2e-3, atol=2**-15)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+def test_hard_flow_finds_the_cell(precision, backend):
+    """Every cell of the key frames holds one cell of the query frame's pattern: its place is known."""
+    frames, height, width = grid = (3, 6, 8)
+    pattern = torch.randn(height, width, 2, 64, generator=torch.Generator().manual_seed(0)).to(precision)
+    tokens = torch.stack([pattern.roll((frame, -2 * frame), dims=(0, 1)) for frame in range(frames)]).flatten(
+        0, 2
+    )
+    flow = motion_flow(tokens, tokens, grid, 2.0, hard=True, backend=backend)
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    for of_query in range(frames):
+        for of_key in range(frames):
+            apart = of_key - of_query
+            moved = torch.stack([(x - 2 * apart) % width - x, (y + apart) % height - y], dim=-1)
+            assert torch.equal(flow[of_query, of_key], moved.flatten(0, 1).float())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_hard_flow_takes_the_lowest_index_of_a_tie(backend, device):
+    query = torch.ones(24, 2, 16, device=device, requires_grad=True)
+    key = torch.zeros(24, 2, 16, device=device)
+    key[[5, 7, 10, 21, 22]] = 1.0  # cells 5, 7, 10 of frame 0 and 9, 10 of frame 1, four to a line
+    flow = motion_flow(query, key, (2, 3, 4), 2.0, hard=True, backend=backend)
+    assert flow[0, 0, 0].tolist() == [1, 1] and flow[0, 1, 0].tolist() == [1, 2]
+    assert flow[1, 0, 11].tolist() == [-2, -1] and flow[1, 1, 11].tolist() == [-2, 0]
+    assert not flow.requires_grad
+
+
+def test_hard_flow_of_bf16_is_decided_in_float32():
+    """Rounded to bf16 these logits would tie, and the lower index would win."""
+    query = torch.ones(2, 1, 256, dtype=torch.bfloat16)
+    key = torch.ones(2, 1, 256, dtype=torch.bfloat16)
+    key[1, 0, 0] = 1.0078125
+    flow = motion_flow(query, key, (1, 1, 2), 2.0, hard=True, backend="chunked")
+    assert flow[0, 0, :, 0].tolist() == [1, 0]
+
+
+def test_attention_with_motion_flow():
+    shape, text = Shape((2, 4, 5), 3, 32), 6
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 1, text + 40, 3, 32, generator=draw).requires_grad_().unbind()
+    output, flow = attention_with_motion_flow(query, key, value, shape.grid, 2.0, text)
+    logits = torch.einsum("bihd,bjhd->bhij", query, key) / 32**0.5
+    expected = torch.einsum("bhij,bjhd->bihd", logits.softmax(dim=-1), value)
+    expected_flow = motion_flow(query[0, text:], key[0, text:], shape.grid, 2.0, backend="reference")
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(flow, expected_flow, atol=1e-5, rtol=1e-5)
+    grad, expected_grad = (
+        torch.autograd.grad(a.square().sum() + b.square().sum(), query)[0]
+        for a, b in [(output, flow), (expected, expected_flow)]
+    )
+    torch.testing.assert_close(grad, expected_grad, atol=1e-5, rtol=1e-4)

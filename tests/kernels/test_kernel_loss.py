@@ -1,0 +1,133 @@
+"""The motion flow loss: values and gradients against float64, rows that count, work left out, fp16."""
+
+import pytest
+import torch
+from kernel_cases import (
+    DEVICES,
+    PRECISIONS,
+    SHAPES,
+    Shape,
+    assert_within_budget,
+    reference_flow,
+    video_tokens,
+)
+from torch.utils.flop_counter import FlopCounterMode
+
+from ditflow_kernels import motion_flow, motion_flow_loss
+from ditflow_kernels.motion_flow import chunked
+
+
+def loss_and_gradients(function, query, key, reference, grid, temperature, **options):
+    query, key = query.clone().requires_grad_(), key.clone().requires_grad_()
+    loss = function(query, key, reference, grid, temperature, **options)
+    return [loss.detach(), *torch.autograd.grad(loss, (query, key))]
+
+
+def assert_loss_within_budget(shape, precision, rows, reference, temperature=2.0, device="cpu", **options):
+    query, key = (tokens.to(precision) for tokens in video_tokens(shape, device))
+    arguments = reference, shape.grid, temperature
+    exact, plain = (
+        loss_and_gradients(motion_flow_loss, *tokens, *arguments, rows=rows, backend="reference")
+        for tokens in [(query.double(), key.double()), (query, key)]
+    )
+    actual = loss_and_gradients(chunked.motion_flow_loss, query, key, *arguments, rows=rows, **options)
+    assert_within_budget(actual, plain, exact, precision)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rows", ["moving", "all"])
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_shapes(shape, precision, rows, device):
+    assert_loss_within_budget(shape, precision, rows, reference_flow(shape, device), device=device)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+@pytest.mark.parametrize("temperature", [0.1, 10.0, 50.0])
+def test_temperatures(temperature, precision):
+    shape = SHAPES["odd_cells"]
+    assert_loss_within_budget(shape, precision, "moving", reference_flow(shape), temperature)
+
+
+@pytest.mark.parametrize("rows", ["moving", "all"])
+@pytest.mark.parametrize("budget", [1, 300_000])
+def test_many_panels(budget, rows):
+    shape = SHAPES["odd_cells"]
+    assert_loss_within_budget(shape, torch.float32, rows, reference_flow(shape), budget=budget)
+
+
+def test_one_row_counts():
+    shape = SHAPES["odd_cells"]
+    reference = torch.zeros_like(reference_flow(shape))
+    reference[2, 0, 31] = torch.tensor([0.0, -1.5])
+    assert_loss_within_budget(shape, torch.float32, "moving", reference)
+    query, key = video_tokens(shape)
+    off = motion_flow(query, key, shape.grid, 2.0, backend="reference")[2, 0, 31] - reference[2, 0, 31]
+    loss = motion_flow_loss(query.float(), key.float(), reference, shape.grid, 2.0)
+    torch.testing.assert_close(loss.double(), off.square().mean())
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_no_row_counts(backend):
+    shape = SHAPES["odd_cells"]
+    query, key = (tokens.float() for tokens in video_tokens(shape))
+    reference = torch.zeros_like(reference_flow(shape))
+    for tensor in loss_and_gradients(
+        motion_flow_loss, query, key, reference, shape.grid, 2.0, backend=backend
+    ):
+        assert torch.equal(tensor, torch.zeros_like(tensor))
+
+
+@pytest.mark.parametrize("rows", ["moving", "all"])
+def test_the_same_without_gradients(rows):
+    shape = SHAPES["odd_cells"]
+    query, key = (tokens.float() for tokens in video_tokens(shape))
+    arguments = reference_flow(shape), shape.grid, 2.0
+    with_gradients, *_ = loss_and_gradients(motion_flow_loss, query, key, *arguments, rows=rows)
+    with torch.no_grad():
+        torch.testing.assert_close(motion_flow_loss(query, key, *arguments, rows=rows), with_gradients)
+
+
+@pytest.mark.parametrize(
+    "moving", [(), ((0, 1),), ((0, 1), (0, 2), (2, 0)), None], ids=["none", "1", "3", "all"]
+)
+def test_work_is_three_products_of_the_blocks_that_count(moving):
+    """What no row of a block asks for is not computed; None: every row counts."""
+    shape = Shape((3, 4, 5), 2, 16)
+    reference = torch.zeros_like(reference_flow(shape))
+    for block in moving or ():
+        reference[block][7] = 1.0
+    query, key = (tokens.float() for tokens in video_tokens(shape))
+    rows, blocks = ("all", 9) if moving is None else ("moving", len(moving))
+    with FlopCounterMode(display=False) as counter:
+        loss_and_gradients(motion_flow_loss, query, key, reference, shape.grid, 2.0, rows=rows)
+    assert counter.get_total_flops() == blocks * 3 * 2 * 20 * 20 * 32
+
+
+def test_rows_that_do_not_count_give_no_gradient():
+    """A panel without a counting row is skipped, and inside a panel the others are masked."""
+    shape = SHAPES["odd_cells"]
+    reference = torch.zeros_like(reference_flow(shape))
+    reference[1, 2, 40] = 1.0
+    query, key = (tokens.float() for tokens in video_tokens(shape))
+    _, grad_query, grad_key = loss_and_gradients(motion_flow_loss, query, key, reference, shape.grid, 2.0)
+    touched = grad_query.flatten(1).any(dim=1).nonzero().flatten()
+    assert touched.tolist() == [63 + 40]
+    assert not grad_key[: 2 * 63].any() and grad_key[2 * 63 :].any()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_fp16_with_a_loss_scale_keeps_the_gradients(device):
+    """A real clip's rows, flow near the reference: fp16 gradients vanish, and a loss scale saves them."""
+    shape = Shape((3, 30, 45), 8, 16)
+    query, key = (tokens.half() for tokens in video_tokens(shape, device))
+    near = motion_flow(query, key, shape.grid, 2.0) + 1e-3 * reference_flow(shape, device)
+    arguments = near, shape.grid, 2.0
+    _, *exact = loss_and_gradients(motion_flow_loss, query.float(), key.float(), *arguments)
+    _, *bare = loss_and_gradients(motion_flow_loss, query, key, *arguments)
+    leaves = query.requires_grad_(), key.requires_grad_()
+    scaled = torch.autograd.grad(2.0**16 * motion_flow_loss(*leaves, *arguments), leaves)
+    for held, lost, truth in zip(scaled, bare, exact, strict=True):
+        assert held.dtype == torch.float16
+        assert (held.float() / 2**16 - truth).norm() < 5e-3 * truth.norm()
+        assert (lost == 0).float().mean() > 0.5

@@ -1,0 +1,93 @@
+"""The chunked backends keep to their byte budget: every tensor they make is counted, no clock involved."""
+
+import pytest
+import torch
+from kernel_cases import Shape, reference_flow, video_tokens
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ditflow_kernels.motion_flow import chunked
+from ditflow_kernels.qk_norm_rope import chunked as chunked_preparation
+
+SHAPE = Shape((3, 9, 11), 4, 16)
+TOKENS, CHANNELS = 3 * 9 * 11, 4 * 16
+ROWS = 3 * 3 * 9 * 11  # of the flow
+PRECISIONS = [torch.float32, torch.bfloat16]
+BUDGETS = [200_000, 400_000]
+
+
+class PeakBytes(TorchDispatchMode):
+    """The most bytes alive at once in storages that operators made while the mode was on."""
+
+    def __init__(self, *known):
+        super().__init__()
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self.alive = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.alive = {at: held for at, held in self.alive.items() if not held[0].expired()}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.numel():
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in self.known:
+                    self.alive.setdefault(storage.data_ptr(), (StorageWeakRef(storage), storage.nbytes()))
+        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+        return result
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+@pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard"])
+def test_flow_forward(hard, precision):
+    query, key = (tokens.to(precision) for tokens in video_tokens(SHAPE))
+    peaks = []
+    for budget in BUDGETS:
+        with PeakBytes(query, key) as counted:
+            chunked.motion_flow(query, key, SHAPE.grid, 2.0, hard=hard, budget=budget)
+        copies = 2 * TOKENS * CHANNELS * 4 if hard and precision != torch.float32 else 0
+        flows = ROWS * (8 + 8 + 8)  # expected cells with logsumexp, or likeliest cells; the flow
+        assert counted.peak <= budget + copies + flows
+        peaks.append(counted.peak)
+    assert BUDGETS[0] / 2 < peaks[1] - peaks[0] < TOKENS**2 * 4
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_flow_backward(budget, precision):
+    query, key = (tokens.to(precision).requires_grad_() for tokens in video_tokens(SHAPE))
+    flow = chunked.motion_flow(query, key, SHAPE.grid, 2.0, budget=budget)
+    grad = torch.ones_like(flow)
+    with PeakBytes(query, key, grad) as counted:
+        torch.autograd.grad(flow, (query, key), grad)
+    sums = 2 * TOKENS * CHANNELS * 4
+    assert counted.peak <= budget + sums + 2 * grad.nbytes
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+@pytest.mark.parametrize("rows", ["moving", "all"])
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_loss_and_gradients(budget, rows, precision):
+    query, key = (tokens.to(precision).requires_grad_() for tokens in video_tokens(SHAPE))
+    reference = reference_flow(SHAPE)
+    with PeakBytes(query, key, reference) as counted:
+        loss = chunked.motion_flow_loss(query, key, reference, SHAPE.grid, 2.0, rows=rows, budget=budget)
+        torch.autograd.grad(loss, (query, key))
+    sums = 2 * TOKENS * CHANNELS * 4
+    assert counted.peak <= budget + sums + 2 * reference.nbytes
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+@pytest.mark.parametrize("budget", [50_000, 100_000])
+def test_preparation(budget, precision):
+    query, key = torch.randn(2, 1, 40 + TOKENS, 4, 16).to(precision).requires_grad_().unbind()
+    norm = torch.ones(16), torch.zeros(16), 1e-6
+    rope = torch.randn(2, 2, TOKENS, 16, requires_grad=True)
+    with PeakBytes(query, rope, *norm[:2]) as counted:
+        prepared = chunked_preparation.qk_norm_rope(query, key, norm, norm, rope, 40, budget=budget)
+    results = 2 * query.nbytes
+    assert counted.peak <= budget + results
+    with PeakBytes(query, rope, *prepared, *norm[:2]) as counted:
+        torch.autograd.grad(prepared[0].sum() + prepared[1].sum(), (query, key, rope))
+    assert counted.peak <= budget + results + 3 * rope.nbytes
