@@ -17,6 +17,7 @@ from ditflow.video import Clip, decoding, read_clip, read_metadata, side_by_side
 COUNT, HEIGHT, WIDTH = 40, 48, 64
 H264 = {"crf": "10", "g": "8", "bf": "2", "sc_threshold": "0"}
 OPEN_GROUPS = {"x264-params": "keyint=8:min-keyint=8:open-gop=1:bframes=3:scenecut=0"}
+LEADING = {"x265-params": "log-level=none:keyint=8:min-keyint=8:open-gop=0:radl=2:scenecut=0:b-adapt=0"}
 INTRA_REFRESH = {"x264-params": "intra-refresh=1:keyint=10:bframes=0"}
 VP9 = {"g": "8", "b": "1M", "lag-in-frames": "8", "auto-alt-ref": "1"}
 
@@ -26,6 +27,7 @@ KINDS = {  # file: codec, pixel format, codec options
     "plain.mkv": ("libx264", "yuv420p", H264),
     "full_range.mp4": ("libx264", "yuvj420p", H264),
     "open_groups.mkv": ("libx264", "yuv420p", OPEN_GROUPS),
+    "leading.mkv": ("libx265", "yuv420p", LEADING),
     "intra_refresh.mkv": ("libx264", "yuv420p", INTRA_REFRESH),
     "vp9.webm": ("libvpx-vp9", "yuv420p", VP9),
     "vp8.webm": ("libvpx", "yuv420p", {"g": "8", "b": "1M"}),
@@ -219,13 +221,14 @@ def test_frames_hidden_in_vp8_do_not_count(videos, tmp_path):
         read_clip(changed, frames=40, size=None)
 
 
-def test_a_cut_in_open_groups_begins_with_its_first_key_frame(videos, tmp_path):
+@pytest.mark.parametrize("name", ["open_groups.mkv", "leading.mkv"])
+def test_a_cut_begins_with_its_first_key_frame(videos, tmp_path, name):
     def after_the_cut(number: int, packet: av.Packet) -> av.Packet | None:
         return packet if number >= first_key else None
 
-    with av.open(str(videos / "open_groups.mkv")) as container:
+    with av.open(str(videos / name)) as container:
         first_key = [packet.is_keyframe for packet in container.demux(video=0)].index(True, 1)
-    cut = remuxed(videos / "open_groups.mkv", tmp_path / "cut.mkv", after_the_cut)
+    cut = remuxed(videos / name, tmp_path / "cut.mkv", after_the_cut)
     assert indices(read_clip(cut, frames=3, size=None)) == [8, 9, 10]
     assert indices(read_clip(cut, frames=2, start=12, size=None)) == [20, 21]
 
@@ -561,6 +564,17 @@ def test_gif_keeps_every_frame_its_rate_and_looks(tmp_path):
         assert image.n_frames == 12 and image.info["loop"] == 0
     with pytest.raises(DitflowError, match="only 12 frames"):
         read_clip(tmp_path / "a.gif", frames=13, size=None)
+
+
+def test_gif_frames_are_no_shorter_than_browsers_show(tmp_path):
+    write_clip(made_clip(6, rate=Fraction(120)), tmp_path / "a.gif")
+    assert read_clip(tmp_path / "a.gif", frames=6, size=None).frame_rate == 50
+
+
+def test_mp4_takes_any_rate(tmp_path):
+    rate = Fraction(10**12 + 1, 10**11)
+    write_clip(made_clip(2, rate=rate), tmp_path / "a.mp4")
+    assert float(read_clip(tmp_path / "a.mp4", frames=2, size=None).frame_rate) == pytest.approx(10)
 
 
 def test_folder_of_frames_is_exact(tmp_path):
