@@ -16,7 +16,7 @@ CORE = [
     "numpy>=1.26",
     "decord>=0.6; platform_machine == 'x86_64' or platform_machine == 'AMD64'",
     "av>=13",
-    "pillow>=10",
+    "pillow>=10.1",
     "PyYAML>=6",
     "einops>=0.8",
     "rich>=13",

@@ -19,6 +19,8 @@ from ditflow.backbone.runner import Grid, Inputs, KeyValue
 from ditflow.errors import DitflowError
 from ditflow_kernels import qk_norm_rope
 
+CHUNK = 4096  # tokens of a feed-forward's reverse
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -124,6 +126,36 @@ class CogVideoX:
         video = stream.video + video_gate * fed[:, text_length:]
         text = stream.text + text_gate * fed[:, :text_length]
         return replace(stream, video=video, text=text)
+
+    @torch.no_grad()
+    def feed_forward_reverse(
+        self, index: int, stream: Stream, gradient: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients (video, text) of what enters a block's feed-forward, given those of what leaves it.
+
+        Its last product is left out, because no gradient needs its value, and `CHUNK` tokens are taken at a
+        time: the hidden layer is four times as wide as all else.
+        """
+        video, text = (self._tokens_reverse(index, stream, *both) for both in enumerate(gradient))
+        return video, text
+
+    def _tokens_reverse(self, index: int, stream: Stream, which: int, gradient: Tensor) -> Tensor:
+        """The same for the video (0) or the text tokens (1) alone."""
+        block = self.blocks[index]
+        tokens, nothing = (stream.video, stream.text)[which], stream.video.detach()[:, :0]
+        result = torch.empty_like(gradient)
+        for first in range(0, tokens.shape[1], CHUNK):
+            chunk = slice(first, first + CHUNK)
+            with torch.enable_grad():
+                entering = tokens[:, chunk].detach().requires_grad_()
+                seen = entering.view_as(entering)  # torch's FLOP counter wants no leaf as a module's input
+                both = (seen, nothing) if which == 0 else (nothing, seen)
+                normed = block.norm2(*both, stream.time)
+                hidden = block.ff.net[0](normed[which])
+            upstream = (normed[2 + which] * gradient[:, chunk]) @ block.ff.net[2].weight
+            (found,) = torch.autograd.grad(hidden, entering, upstream)
+            torch.add(gradient[:, chunk], found, out=result[:, chunk])
+        return result
 
     def head(self, stream: Stream, grid: Grid) -> Tensor:
         """The prediction, float32 [1, frames, channels, height, width]."""

@@ -1,4 +1,4 @@
-"""The plain Runner: all weights on one device, every activation of a guided forward kept for its reverse."""
+"""The plain Runner: every activation of a guided forward is kept for its reverse."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ditflow.backbone.cogvideox import AttentionInputs, CogVideoX, inject
+from ditflow.backbone.cogvideox import AttentionInputs, CogVideoX, Stream, inject
 from ditflow.backbone.runner import Injected, Inputs, KeyValue, Loss, QueryKey, Until, Variable
+from ditflow.memory.weights import Resident, Weights
 
 
 class PlainRunner:
-    """Implements `ditflow.backbone.runner.Runner`."""
+    """Implements `ditflow.backbone.runner.Runner`. Its gradients need all weights resident."""
 
-    def __init__(self, backbone: CogVideoX):
-        self.backbone = backbone
+    def __init__(self, backbone: CogVideoX, weights: Weights | None = None):
+        self.backbone, self.weights = backbone, weights or Resident()
 
     @torch.no_grad()
     def forward(self, inputs: Inputs, injected: Injected) -> Tensor:
-        backbone = self.backbone
-        stream = backbone.embed(inputs)
-        for index in range(len(backbone.blocks)):
-            stream = backbone.finish(index, stream, self._attention(index, stream, injected))
-        return backbone.head(stream, backbone.grid(inputs.latents))
+        stream = self.backbone.embed(inputs)
+        for index in self.weights.walk(range(len(self.backbone.blocks))):
+            stream = self.backbone.finish(index, stream, self.attention(index, stream, injected))
+        return self.backbone.head(stream, self.backbone.grid(inputs.latents))
 
     @torch.no_grad()
     def features(self, inputs: Inputs, injected: Injected, until: Until) -> dict[int, Any]:
@@ -41,27 +41,27 @@ class PlainRunner:
             (gradient,) = torch.autograd.grad(value * scale, variable)
         return value.detach(), gradient
 
+    def attention(self, index: int, stream: Stream, injected: Injected) -> AttentionInputs:
+        """A block's attention as it happens: with the clip's keys and values where they are injected."""
+        attention = self.backbone.prepare(index, stream)
+        return inject(attention, injected[index], stream.text.shape[1]) if index in injected else attention
+
     def _read(self, inputs: Inputs, injected: Injected, until: Until) -> dict[int, Any]:
-        backbone, features = self.backbone, {}
-        stream = backbone.embed(inputs)
-        text_length = stream.text.shape[1]
-        for index in range(until.deepest + 1):
-            attention = self._attention(index, stream, injected)
+        features, stream = {}, self.backbone.embed(inputs)
+        for index in self.weights.walk(range(until.deepest + 1)):
+            attention = self.attention(index, stream, injected)
             if index in until.blocks and until.what != "output":
-                features[index] = _tokens(attention, until.what, text_length)
+                features[index] = video_tokens(attention, until.what, stream.text.shape[1])
                 if index == until.deepest:
                     break
-            stream = backbone.finish(index, stream, attention)
+            stream = self.backbone.finish(index, stream, attention)
             if index in until.blocks and until.what == "output":
                 features[index] = rearrange(stream.video, "1 s c -> s c")
         return features
 
-    def _attention(self, index: int, stream, injected: Injected) -> AttentionInputs:
-        attention = self.backbone.prepare(index, stream)
-        return inject(attention, injected[index], stream.text.shape[1]) if index in injected else attention
 
-
-def _tokens(attention: AttentionInputs, what: str, text_length: int) -> QueryKey | KeyValue:
+def video_tokens(attention: AttentionInputs, what: str, text_length: int) -> QueryKey | KeyValue:
+    """What is read just before a block's attention."""
     if what == "query_key":
         return QueryKey(attention.query[0, text_length:], attention.key[0, text_length:])
     return KeyValue(attention.key[:, text_length:], attention.value[:, text_length:])
