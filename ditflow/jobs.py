@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ditflow import video
 from ditflow.backbone import vae as autoencoder
+from ditflow.backbone.cogvideox import CogVideoX
 from ditflow.backbone.loading import ModelFolder
 from ditflow.backbone.runner import Runner, Until
 from ditflow.backbone.schedule import Schedule
@@ -23,6 +24,7 @@ from ditflow.errors import SettingsError
 from ditflow.guidance.injection import Injection
 from ditflow.guidance.losses import FlowLoss
 from ditflow.guidance.prepare import check_blocks, clip_features, prepare_guidance
+from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.meter import Meter
 from ditflow.memory.plain import PlainRunner
 from ditflow.progress import Progress
@@ -75,7 +77,7 @@ def transfer(settings: Settings, progress: Progress | None = None) -> Run:
         with meter.phase("encode"):
             reference = autoencoder.encode(folder.vae(), clip.frames)
         with meter.phase("denoise", settings.steps):
-            runner = PlainRunner(folder.backbone(settings.lora))
+            runner = choose_runner(folder.backbone(settings.lora))
             denoised = denoise_clip(
                 settings,
                 runner,
@@ -122,7 +124,7 @@ def flow(settings: Settings, progress: Progress | None = None) -> Run:
         with meter.phase("encode"):
             reference = autoencoder.encode(folder.vae(), clip.frames)
         with meter.phase("flow"):
-            runner = PlainRunner(folder.backbone(settings.lora))
+            runner = choose_runner(folder.backbone(settings.lora))
             grid = runner.backbone.grid(reference)
             until = Until(FlowLoss.reads, settings.guidance_blocks)
             read = clip_features(runner, until, reference, source, runner.backbone.embedding(grid))
@@ -156,6 +158,11 @@ def clip_writer(run: Run, settings: Settings) -> Callable[[str, video.Clip], Non
     """Writes clips into a run by name, in the format asked for, with the settings inside."""
     suffix, metadata = SUFFIXES[settings.format], settings.to_yaml()
     return lambda name, clip: video.write_clip(clip, run.folder / f"{name}{suffix}", metadata=metadata)
+
+
+def choose_runner(backbone: CogVideoX) -> Runner:
+    """On a GPU memory is what is short, so blocks are recomputed; on a CPU it is time."""
+    return (BlockwiseRunner if backbone.device.type == "cuda" else PlainRunner)(backbone)
 
 
 def encode_texts(folder: ModelFolder, settings: Settings) -> Texts:

@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ditflow.errors import DitflowError
+from ditflow.files import whole_or_absent
 from ditflow.settings import Settings
 
 
@@ -45,12 +46,8 @@ class Run:
         self._write(name, lambda path: Image.fromarray(pixels).save(path, format="PNG"))
 
     def _write(self, name: str, write: Callable[[Path], Any]) -> None:
-        temporary = self.folder / f".{name}.partial"
-        try:
-            write(temporary)
-            temporary.replace(self.folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_or_absent(self.folder / name) as unfinished:
+            write(unfinished)
 
 
 def read_tensors(path: Path, missing: str) -> tuple[dict[str, Tensor], dict[str, str]]:

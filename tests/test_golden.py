@@ -15,6 +15,7 @@ from ditflow.backbone.text import Texts
 from ditflow.embeddings import FILE, save_embeddings
 from ditflow.guidance.prepare import prepare_guidance
 from ditflow.jobs import denoise_clip
+from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
 from ditflow.runs import Run
 from ditflow.settings import Settings, changed
@@ -136,22 +137,21 @@ def load_backbone(name):
     )
 
 
-def run(settings, tensors, prompt="prompt_embeds"):
+def run(settings, tensors, kind=PlainRunner, prompt="prompt_embeds"):
     """A golden run from its inputs; also the latents after each denoising step."""
     backbone = load_backbone(settings.model)
     texts = Texts(tensors[prompt], tensors["negative_embeds"], tensors["source_embeds"])
     seen = []
-    denoised = denoise_clip(
-        settings, PlainRunner(backbone), SCHEDULER, texts, tensors["motion_latent"], seen.append
-    )
+    denoised = denoise_clip(settings, kind(backbone), SCHEDULER, texts, tensors["motion_latent"], seen.append)
     return denoised, [step.latents for step in seen]
 
 
+@pytest.mark.parametrize("kind", [PlainRunner, BlockwiseRunner])
 @pytest.mark.parametrize("path", discovered("guided"))
-def test_guided(path, tmp_path):
+def test_guided(path, kind, tmp_path):
     tensors, metadata = read(path)
     settings = golden_settings(metadata)
-    denoised, latents = run(settings, tensors)
+    denoised, latents = run(settings, tensors, kind)
     assert len(latents) == len(tensors["denoised_latents"])
     for step, expected in zip(latents, tensors["denoised_latents"], strict=True):
         assert relative(step, expected) < TOLERANCE
@@ -163,7 +163,7 @@ def test_guided(path, tmp_path):
     if "inject_final_latents" in tensors:
         save_embeddings(Run(tmp_path), denoised.embeddings, denoised.facts)
         reuse = changed(settings, saved_embedding=str(tmp_path / FILE))
-        injected, _ = run(reuse, tensors, "inject_prompt_embeds")
+        injected, _ = run(reuse, tensors, kind, "inject_prompt_embeds")
         assert not injected.losses
         assert relative(injected.latents, tensors["inject_final_latents"]) < TOLERANCE
 

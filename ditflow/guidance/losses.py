@@ -17,7 +17,6 @@ from ditflow.backbone.runner import Grid, QueryKey
 from ditflow.settings import Settings
 from ditflow_kernels import motion_flow, motion_flow_loss
 
-
 ROUNDING = 1e-5  # what equal frames may differ from their mean
 
 

@@ -15,9 +15,9 @@ Tokens = tuple[Tensor, Tensor]  # video [1, S, channels] and text [1, T, channel
 
 
 class BlockwiseRunner(PlainRunner):
-    """Implements `ditflow.backbone.runner.Runner`: gradient checkpointing that needs one block's weights at a time.
+    """Implements `ditflow.backbone.runner.Runner`: gradient checkpointing, one block's weights at a time.
 
-    Equal to plain autograd, but for the order of sums where the feed-forward's reverse goes in chunks of tokens.
+    Equal to plain autograd, but for the order of sums where the feed-forward's reverse goes in chunks.
     """
 
     def gradient(

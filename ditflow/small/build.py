@@ -3,8 +3,6 @@
 import contextlib
 import json
 import math
-import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from torch import nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from ditflow.errors import DitflowError, SettingsError
+from ditflow.files import whole_or_absent
 from ditflow.small.vocabulary import END, PADDING, UNKNOWN, tokenizer_model
 
 FRAMES, HEIGHT, WIDTH = 24, 64, 96  # of a clip, pixels
@@ -94,7 +93,7 @@ def build_pipeline(folder: Path, *, seed: int = 0, positional: str = "rope") -> 
     """
     if positional not in ("rope", "sincos"):
         raise SettingsError(f"positional is {positional!r}: choose rope or sincos")
-    with _complete_or_absent(Path(folder)) as unfinished:
+    with _new_folder(Path(folder)) as unfinished:
         _write_tokenizer(unfinished / "tokenizer")
         tokenizer = T5Tokenizer.from_pretrained(unfinished / "tokenizer")
         pipeline = CogVideoXPipeline(
@@ -108,23 +107,19 @@ def build_pipeline(folder: Path, *, seed: int = 0, positional: str = "rope") -> 
 
 
 @contextlib.contextmanager
-def _complete_or_absent(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside `folder` to write into: renamed to `folder` at the end, removed on an error."""
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `folder`, which must be absent or empty."""
     in_the_way = DitflowError(f"{folder} exists and is not an empty folder: remove it or name another one")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise in_the_way
-    unfinished = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
-    unfinished.mkdir(parents=True)
     try:
-        yield unfinished
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            if folder.exists():  # another process was faster
-                raise in_the_way from None
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        with whole_or_absent(folder) as unfinished:
+            unfinished.mkdir()
+            yield unfinished
+    except OSError:
+        if folder.exists():  # another process was faster
+            raise in_the_way from None
+        raise
 
 
 def _write_tokenizer(folder: Path) -> None:

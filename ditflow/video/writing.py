@@ -1,9 +1,6 @@
 """Clips as files. A file appears under its name when it is complete, or not at all."""
 
-import os
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ditflow.errors import DitflowError, SettingsError
+from ditflow.files import whole_or_absent
 from ditflow.video.clip import Clip
 from ditflow.video.timeline import open_video
 
@@ -36,32 +34,18 @@ def write_clip(clip: Clip, path: Path, *, metadata: str | None = None) -> None:
         )
     if path.is_dir() and (path.suffix or any(path.iterdir())):
         raise DitflowError(f"{path} is a folder that exists already: move it away or give another name")
-    with _complete_or_absent(path) as unfinished:
-        write(clip, unfinished, metadata)
+    try:
+        with whole_or_absent(path) as unfinished:
+            write(clip, unfinished, metadata)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DitflowError(f"{path} cannot be written ({reason}): make room or give another place") from error
 
 
 def read_metadata(path: Path) -> str | None:
     """What `write_clip` was given as metadata. Raises DitflowError where the path is no video."""
     with open_video(path) as (container, _):
         return container.metadata.get("comment")
-
-
-@contextmanager
-def _complete_or_absent(path: Path) -> Iterator[Path]:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield unfinished
-            os.replace(unfinished, path)
-        finally:
-            if unfinished.is_dir():
-                shutil.rmtree(unfinished)
-            else:
-                unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise DitflowError(f"{path} cannot be written ({reason}): make room or give another place") from error
 
 
 def _write_mp4(clip: Clip, path: Path, metadata: str | None) -> None:
