@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 MIB = 1 << 20
-# Beyond these sizes more memory buys no speed.
+# cpu: more buys no speed (see bench/LOG.md); cuda: a guess, not measured yet
 WORKSPACE_BYTES = {"cpu": 64 * MIB, "cuda": 256 * MIB}
 
 

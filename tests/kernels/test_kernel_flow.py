@@ -51,15 +51,17 @@ def test_large_logits_stay_finite(precision):
         assert tensor.isfinite().all()
 
 
-def test_gradient_of_a_tiny_weight_survives_fp16():
-    """The incoming gradient is carried at a size of 1: only the final cast may lose it."""
+@pytest.mark.parametrize("size", [2.0**-9, 2.0**13])
+@pytest.mark.parametrize("device", DEVICES)
+def test_fp16_gradient_of_any_size(device, size):
+    """Only the last cast of the gradient has a say in what sizes fp16 can carry."""
     shape = SHAPES["odd_cells"]
-    query, key = (tokens.half().requires_grad_() for tokens in video_tokens(shape))
+    query, key = (tokens.half().requires_grad_() for tokens in video_tokens(shape, device))
     flow = chunked.motion_flow(query, key, shape.grid, 2.0)
     weight = torch.ones_like(flow)
     [whole] = torch.autograd.grad(flow, query, weight, retain_graph=True)
-    [small] = torch.autograd.grad(flow, query, 2**-9 * weight)
-    assert torch.allclose(small.float() * 2**9, whole.float(), rtol=2e-3, atol=2**-15)
+    [sized] = torch.autograd.grad(flow, query, size * weight)
+    torch.testing.assert_close(sized.float() / size, whole.float(), rtol=2e-3, atol=2**-15)
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])

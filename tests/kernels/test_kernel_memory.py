@@ -10,11 +10,11 @@ from torch.utils._pytree import tree_leaves
 from ditflow_kernels.motion_flow import chunked
 from ditflow_kernels.qk_norm_rope import chunked as chunked_preparation
 
-SHAPE = Shape((3, 9, 11), 4, 16)
-TOKENS, CHANNELS = 3 * 9 * 11, 4 * 16
+SHAPE = Shape((3, 9, 11), 1, 16)
+TOKENS, CHANNELS = 3 * 9 * 11, 16
 ROWS = 3 * 3 * 9 * 11  # of the flow
 PRECISIONS = [torch.float32, torch.bfloat16]
-BUDGETS = [200_000, 400_000]
+BUDGETS = [100_000, 200_000]
 
 
 class PeakBytes(TorchDispatchMode):
@@ -50,32 +50,43 @@ def test_flow_forward(hard, precision):
         flows = ROWS * (8 + 8 + 8)  # expected cells with logsumexp, or likeliest cells; the flow
         assert counted.peak <= budget + copies + flows
         peaks.append(counted.peak)
-    assert BUDGETS[0] / 2 < peaks[1] - peaks[0] < TOKENS**2 * 4
+    assert BUDGETS[0] / 3 < peaks[1] - peaks[0] < TOKENS**2 * 4
 
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
-@pytest.mark.parametrize("budget", BUDGETS)
-def test_flow_backward(budget, precision):
+def test_flow_backward(precision):
     query, key = (tokens.to(precision).requires_grad_() for tokens in video_tokens(SHAPE))
-    flow = chunked.motion_flow(query, key, SHAPE.grid, 2.0, budget=budget)
-    grad = torch.ones_like(flow)
-    with PeakBytes(query, key, grad) as counted:
-        torch.autograd.grad(flow, (query, key), grad)
-    sums = 2 * TOKENS * CHANNELS * 4
-    assert counted.peak <= budget + sums + 2 * grad.nbytes
+    peaks = []
+    for budget in BUDGETS:
+        flow = chunked.motion_flow(query, key, SHAPE.grid, 2.0, budget=budget)
+        grad = torch.ones_like(flow)
+        with PeakBytes(query, key, grad) as counted:
+            torch.autograd.grad(flow, (query, key), grad)
+        peaks.append(counted.peak)
+    assert_gradients_within(peaks, query)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("rows", ["moving", "all"])
-@pytest.mark.parametrize("budget", BUDGETS)
-def test_loss_and_gradients(budget, rows, precision):
+def test_loss_and_gradients(rows, precision):
     query, key = (tokens.to(precision).requires_grad_() for tokens in video_tokens(SHAPE))
     reference = reference_flow(SHAPE)
-    with PeakBytes(query, key, reference) as counted:
-        loss = chunked.motion_flow_loss(query, key, reference, SHAPE.grid, 2.0, rows=rows, budget=budget)
-        torch.autograd.grad(loss, (query, key))
-    sums = 2 * TOKENS * CHANNELS * 4
-    assert counted.peak <= budget + sums + 2 * reference.nbytes
+    peaks = []
+    for budget in BUDGETS:
+        with PeakBytes(query, key, reference) as counted:
+            arguments = query, key, reference, SHAPE.grid, 2.0
+            loss = chunked.motion_flow_loss(*arguments, rows=rows, budget=budget)
+            torch.autograd.grad(loss, (query, key))
+        peaks.append(counted.peak)
+    assert_gradients_within(peaks, query)
+
+
+def assert_gradients_within(peaks, query):
+    """Beside the panels: gradients to the queries, float32 sums for the keys, two tensors like the flow."""
+    beside = query.nbytes + TOKENS * CHANNELS * 4 + 2 * ROWS * 8
+    for budget, peak in zip(BUDGETS, peaks, strict=True):
+        assert peak <= budget + beside
+    assert BUDGETS[0] / 3 < peaks[1] - peaks[0]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)

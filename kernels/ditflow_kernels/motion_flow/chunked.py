@@ -25,7 +25,7 @@ def motion_flow(
     """See `ditflow_kernels.motion_flow`. Without a budget, that of the device."""
     budget = budget or workspace_bytes(query.device.type)
     if hard:
-        return _hard_flow(query.detach(), key.detach(), grid, budget)
+        return _hard_flow(query, key, grid, budget)
     return _SoftFlow.apply(query, key, grid, temperature, budget)
 
 
@@ -92,7 +92,6 @@ class _Loss(torch.autograd.Function):
         return _scaled(grad_query, factor, query), _scaled(grad_key, factor, query), *[None] * 5
 
 
-@torch.no_grad()
 def _hard_flow(query: Tensor, key: Tensor, grid: tuple[int, int, int], budget: int) -> Tensor:
     """Likeliest cell minus own cell."""
     if query.device.type == "cpu":
@@ -127,7 +126,7 @@ def _flow_gradients(
     budget: int,
 ) -> tuple[Tensor, Tensor]:  # [frames, cells, channels] twice
     """Gradients to query and key, but for the factor `problem.scale`."""
-    grad_query, grad_key = _zero_gradients(problem)
+    grad_query, grad_key = _gradients_to_fill(problem)
     frames, cells, _ = problem.query.shape
     budget -= problem.key_gradient_bytes
     for panel in all_panels(frames, cells, problem.gradient_bytes_per_row, budget):
@@ -148,7 +147,7 @@ def _squares_and_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:  # scalar, [frames, cells, channels] twice
     """Sum of squared differences, and its gradients to query and key but for a factor `2 * problem.scale`."""
     squares = reference.new_zeros(())
-    grad_query, grad_key = _zero_gradients(problem)
+    grad_query, grad_key = _gradients_to_fill(problem)
     frames, cells, _ = problem.query.shape
     budget -= problem.key_gradient_bytes
     if counts is None:
@@ -221,9 +220,9 @@ def _products(
     return product(grad_logits.flatten(1), problem.key[run].flatten(0, 1))
 
 
-def _zero_gradients(problem: Problem) -> tuple[Tensor, Tensor]:
-    """To the queries, which are set once, and to the keys, which are summed up."""
-    grad_query = torch.zeros_like(problem.query, dtype=problem.kept_dtype)
+def _gradients_to_fill(problem: Problem) -> tuple[Tensor, Tensor]:
+    """To the queries, which every panel sets its part of, and to the keys, which all panels add to."""
+    grad_query = torch.empty_like(problem.query, dtype=problem.kept_dtype)
     return grad_query, torch.zeros_like(problem.key, dtype=torch.float32)
 
 
