@@ -1,6 +1,7 @@
 """How the chunked backend walks the `[S, S]` logits: some query rows against some whole key frames."""
 
 from collections.abc import Iterator
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -41,9 +42,5 @@ def counting_panels(counts: Tensor, bytes_per_row: int, budget: int) -> list[Pan
 
 def _runs(wanted: list[bool]) -> list[slice]:
     """Neighbouring true positions as slices."""
-    edges = [
-        i
-        for i, (before, now) in enumerate(zip([False, *wanted], [*wanted, False], strict=True))
-        if before != now
-    ]
-    return [slice(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+    runs = (list(positions) for on, positions in groupby(range(len(wanted)), wanted.__getitem__) if on)
+    return [slice(run[0], run[-1] + 1) for run in runs]
