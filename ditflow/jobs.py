@@ -97,6 +97,8 @@ def transfer(settings: Settings, progress: Progress | None = None) -> Run:
     write("result", result)
     write("comparison", video.side_by_side(clip, result))
     run.write_json("run.json", _record(meter, denoised))
+    suffix = SUFFIXES[settings.format]
+    logger.info("result: %s, beside the clip: %s", run.folder / f"result{suffix}", f"comparison{suffix}")
     return run
 
 
