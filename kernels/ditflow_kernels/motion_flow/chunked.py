@@ -1,8 +1,8 @@
 """Motion flow in plain PyTorch: one contraction over heads and head_dim, a panel of query rows at a time.
 
 The derivation is in `kernels/README.md`. What is made from the logits is float32 until the next product.
-`budget` bounds the temporary memory of a pass in bytes. What the pass returns or sums up does not count, nor do
-the float32 copies of the inputs that a CPU takes for fp16 and for hard flow.
+`budget` bounds the temporary memory of a pass in bytes. What the pass returns or sums up does not count, nor
+do the float32 copies of the inputs that a CPU takes for fp16 and for hard flow.
 """
 
 import torch
