@@ -6,6 +6,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from ditflow_kernels.backends import implementation
+from ditflow_kernels.checks import check_alike, check_text_length
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,18 +85,10 @@ def attention_with_motion_flow(
 
     Raises ValueError as `motion_flow` does, and for a batch that is not 1: a flow belongs to one video.
     """
-    if query.ndim != 4 or not query.shape == key.shape == value.shape:
-        given = ", ".join(str(list(tensor.shape)) for tensor in (query, key, value))
-        raise ValueError(
-            f"query, key and value must share one shape [1, text + video, heads, head_dim], not {given}"
-        )
-    if query.dtype != value.dtype or query.device != value.device:
-        given = f"{query.dtype} on {query.device} and {value.dtype} on {value.device}"
-        raise ValueError(f"query and value must share one dtype and device, not {given}")
+    check_alike("1, text + video, heads, head_dim", query=query, key=key, value=value)
     if query.shape[0] != 1:
         raise ValueError(f"a flow belongs to one video: pass a batch of 1, not {query.shape[0]}")
-    if not 0 <= text_length <= query.shape[1]:
-        raise ValueError(f"text_length {text_length} must lie within the {query.shape[1]} tokens")
+    check_text_length(text_length, query.shape[1])
     flow = motion_flow(query[0, text_length:], key[0, text_length:], grid, temperature, backend=backend)
 
     from torch.nn.functional import scaled_dot_product_attention
@@ -105,12 +98,7 @@ def attention_with_motion_flow(
 
 
 def _check_tokens(query: Tensor, key: Tensor, grid: tuple[int, int, int]) -> None:
-    if query.ndim != 3 or query.shape != key.shape:
-        given = f"{list(query.shape)} and {list(key.shape)}"
-        raise ValueError(f"query and key must share one shape [S, heads, head_dim], not {given}")
-    if query.dtype != key.dtype or query.device != key.device:
-        given = f"{query.dtype} on {query.device} and {key.dtype} on {key.device}"
-        raise ValueError(f"query and key must share one dtype and device, not {given}")
+    check_alike("S, heads, head_dim", query=query, key=key)
     tokens = query.shape[0]
     if len(grid) != 3 or min(grid) < 1 or prod(grid) != tokens:
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ditflow_kernels.backends import implementation
+from ditflow_kernels.checks import check_alike, check_text_length
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,16 +31,8 @@ def qk_norm_rope(
 
     Raises ValueError where shapes, dtypes or devices do not match, or the backend is unknown.
     """
-    if query.ndim != 4 or query.shape != key.shape:
-        given = f"{list(query.shape)} and {list(key.shape)}"
-        raise ValueError(
-            f"query and key must share one shape [B, text + video, heads, head_dim], not {given}"
-        )
-    if query.dtype != key.dtype or query.device != key.device:
-        given = f"{query.dtype} on {query.device} and {key.dtype} on {key.device}"
-        raise ValueError(f"query and key must share one dtype and device, not {given}")
-    if not 0 <= text_length <= query.shape[1]:
-        raise ValueError(f"text_length {text_length} must lie within the {query.shape[1]} tokens")
+    check_alike("B, text + video, heads, head_dim", query=query, key=key)
+    check_text_length(text_length, query.shape[1])
     _check_rope(query, rope, text_length)
     norms = (
         _constant(name, norm, query) for name, norm in [("norm_query", norm_query), ("norm_key", norm_key)]

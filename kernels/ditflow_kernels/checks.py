@@ -1,0 +1,25 @@
+"""What the public functions of several operations ask of their arguments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def check_alike(axes: str, **tensors: Tensor) -> None:
+    """Raise ValueError unless all have one shape, with as many axes as are named, one dtype and one device."""
+    names = " and ".join([", ".join([*tensors][:-1]), [*tensors][-1]])
+    shapes = [list(tensor.shape) for tensor in tensors.values()]
+    if len(shapes[0]) != len(axes.split(",")) or any(shape != shapes[0] for shape in shapes):
+        raise ValueError(f"{names} must share one shape [{axes}], not {', '.join(map(str, shapes))}")
+    kinds = [f"{tensor.dtype} on {tensor.device}" for tensor in tensors.values()]
+    if any(kind != kinds[0] for kind in kinds):
+        raise ValueError(f"{names} must share one dtype and device, not {', '.join(kinds)}")
+
+
+def check_text_length(text_length: int, tokens: int) -> None:
+    """Raise ValueError unless so many of the tokens can be text."""
+    if not 0 <= text_length <= tokens:
+        raise ValueError(f"text_length {text_length} must lie within the {tokens} tokens")
