@@ -9,8 +9,9 @@ if TYPE_CHECKING:
 
 
 def check_alike(axes: str, **tensors: Tensor) -> None:
-    """Raise ValueError unless all have one shape, with as many axes as are named, one dtype and one device."""
-    names = " and ".join([", ".join([*tensors][:-1]), [*tensors][-1]])
+    """Raise ValueError unless all have one shape, of as many axes as are named, one dtype and one device."""
+    *others, last = tensors
+    names = f"{', '.join(others)} and {last}"
     shapes = [list(tensor.shape) for tensor in tensors.values()]
     if len(shapes[0]) != len(axes.split(",")) or any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"{names} must share one shape [{axes}], not {', '.join(map(str, shapes))}")
