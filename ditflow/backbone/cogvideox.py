@@ -148,8 +148,7 @@ class CogVideoX:
             chunk = slice(first, first + CHUNK)
             with torch.enable_grad():
                 entering = tokens[:, chunk].detach().requires_grad_()
-                seen = entering.view_as(entering)  # torch's FLOP counter wants no leaf as a module's input
-                both = (seen, nothing) if which == 0 else (nothing, seen)
+                both = (entering, nothing) if which == 0 else (nothing, entering)
                 normed = block.norm2(*both, stream.time)
                 hidden = block.ff.net[0](normed[which])
             upstream = (normed[2 + which] * gradient[:, chunk]) @ block.ff.net[2].weight
