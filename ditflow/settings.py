@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -119,11 +119,6 @@ def read_settings(path: Path | None = None, **given: Any) -> Settings:
             hint = f"did you mean {near[0]!r}?" if near else "`ditflow transfer --print-config` shows all"
             raise SettingsError(f"unknown setting {name!r}: {hint}")
     return Settings(**values)
-
-
-def changed(settings: Settings, **values: Any) -> Settings:
-    """A copy with some values replaced, checked again."""
-    return replace(settings, **values)
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

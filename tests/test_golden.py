@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,13 @@ from safetensors import safe_open
 
 from ditflow.backbone.cogvideox import CogVideoX
 from ditflow.backbone.text import Texts
+from ditflow.denoising import denoise_clip
 from ditflow.embeddings import FILE, save_embeddings
 from ditflow.guidance.prepare import prepare_guidance
-from ditflow.jobs import denoise_clip
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
 from ditflow.runs import Run
-from ditflow.settings import Settings, changed
+from ditflow.settings import Settings
 from ditflow_kernels import motion_flow, motion_flow_loss
 
 OWN = Path(__file__).parent / "golden"
@@ -162,7 +163,7 @@ def test_guided(path, kind, tmp_path):
 
     if "inject_final_latents" in tensors:
         save_embeddings(Run(tmp_path), denoised.embeddings, denoised.facts)
-        reuse = changed(settings, saved_embedding=str(tmp_path / FILE))
+        reuse = replace(settings, saved_embedding=str(tmp_path / FILE))
         injected, _ = run(reuse, tensors, kind, "inject_prompt_embeds")
         assert not injected.losses
         assert relative(injected.latents, tensors["inject_final_latents"]) < TOLERANCE

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from ditflow import Settings, transfer, video
 from ditflow.backbone import vae as autoencoder
 from ditflow.cli import main
 from ditflow.errors import DitflowError
-from ditflow.settings import changed, read_settings
+from ditflow.settings import read_settings
 
 FRAMES = 10
 
@@ -95,7 +96,7 @@ def test_same_settings_same_bytes(settings):
         second.folder / "latents.safetensors"
     ).read_bytes()
     assert (first.folder / "result.mp4").read_bytes() == (second.folder / "result.mp4").read_bytes()
-    assert not torch.equal(latents(transfer(changed(settings, seed=7))), latents(first))
+    assert not torch.equal(latents(transfer(replace(settings, seed=7))), latents(first))
 
 
 def test_every_mode_makes_another_video(settings):
@@ -113,7 +114,7 @@ def test_every_mode_makes_another_video(settings):
         "two-blocks": {"guidance_blocks": [1, 3]},
         "ddim": {"scheduler": "ddim"},
     }
-    results = {name: latents(transfer(changed(settings, **change))) for name, change in modes.items()}
+    results = {name: latents(transfer(replace(settings, **change))) for name, change in modes.items()}
     names = list(results)
     for index, name in enumerate(names):
         assert results[name].isfinite().all()
@@ -123,7 +124,7 @@ def test_every_mode_makes_another_video(settings):
 
 @pytest.mark.parametrize("dtype, smallest", [("float32", True), ("bfloat16", False)])
 def test_embedding_is_kept_and_injected(settings, dtype, smallest, tmp_path, capsys):
-    run = transfer(changed(settings, optimise="embedding", keep_precision=smallest))
+    run = transfer(replace(settings, optimise="embedding", keep_precision=smallest))
     path = run.folder / "embedding.safetensors"
     with safe_open(path, "pt") as file:
         metadata = {name: json.loads(value) for name, value in file.metadata().items()}
@@ -161,7 +162,7 @@ def test_embedding_is_kept_and_injected(settings, dtype, smallest, tmp_path, cap
     ids=["frames", "size", "schedule", "guided"],
 )
 def test_embedding_of_another_run_is_refused(settings, change, message, capsys):
-    run = transfer(changed(settings, optimise="embedding"))
+    run = transfer(replace(settings, optimise="embedding"))
     assert main(["inject", "--from", str(run.folder), "--quiet", *change]) == 1
     assert message in capsys.readouterr().err
 
@@ -212,7 +213,7 @@ def test_still_clip(settings, tmp_path, caplog):
     picture = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
     video.write_clip(video.Clip(np.stack([picture] * 12), Fraction(8)), path)
     with caplog.at_level(logging.WARNING, "ditflow"):
-        run = transfer(changed(settings, video=str(path)))
+        run = transfer(replace(settings, video=str(path)))
     assert "no motion" in caplog.text
     assert latents(run).isfinite().all()
     assert not any(map(any, json.loads((run.folder / "run.json").read_text())["losses"]))
@@ -233,7 +234,7 @@ def test_interrupted_run_leaves_only_whole_files(settings, monkeypatch, capsys):
 def test_ctrl_c_leaves_only_whole_files(settings, tmp_path):
     """A real interrupt, in the middle of denoising: exit code 130, one line, and files that can be read."""
     config = tmp_path / "settings.yaml"
-    config.write_text(changed(settings, steps=1000, guided=0).to_yaml())
+    config.write_text(replace(settings, steps=1000, guided=0).to_yaml())
     words = [sys.executable, "-m", "ditflow.cli", "transfer", "--quiet", "--config", str(config)]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     reference = Path(settings.output) / "reference.mp4"
@@ -251,13 +252,13 @@ def test_ctrl_c_leaves_only_whole_files(settings, tmp_path):
 def test_nothing_is_made_for_bad_input(settings, tmp_path):
     for change in ({"video": str(tmp_path / "absent.mp4")}, {"guidance_blocks": [9]}, {"frames": 300}):
         with pytest.raises(DitflowError):
-            transfer(changed(settings, **change))
+            transfer(replace(settings, **change))
     assert not Path(settings.output).exists()
 
 
 @pytest.mark.parametrize("kind", ["gif", "frames"])
 def test_other_formats(settings, kind):
-    folder = transfer(changed(settings, format=kind, guided=0)).folder
+    folder = transfer(replace(settings, format=kind, guided=0)).folder
     result = folder / ("result.gif" if kind == "gif" else "result")
     assert video.read_clip(result, frames=FRAMES, size=None).frames.shape == (FRAMES, 32, 48, 3)
 

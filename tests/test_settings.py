@@ -1,12 +1,12 @@
 """Settings: the shipped values, where they come from, and one clear line for every bad one."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import yaml
 
 from ditflow.errors import SettingsError
-from ditflow.settings import Settings, changed, read_settings, shipped
+from ditflow.settings import Settings, read_settings, shipped
 
 
 def test_published_defaults():
@@ -86,7 +86,7 @@ def test_bad_values(given, message):
 
 def test_guided_and_injected_is_fine_when_one_is_off():
     assert not Settings(guidance_blocks=[0], guidance=False).guidance
-    assert not changed(Settings(), injection=False, guidance_blocks=(0,)).injection
+    assert not replace(Settings(), injection=False, guidance_blocks=(0,)).injection
 
 
 @pytest.mark.parametrize(
