@@ -175,6 +175,8 @@ def test_injected_keys_and_values_are_the_clips(backbone):
     plain = runner.forward(inputs, {})
     own = runner.features(inputs, {}, Until("key_value", (1,)))
     assert torch.equal(runner.forward(inputs, own), plain)
+    both = runner.features(inputs, {}, Until("key_value", (1, 2)))[1]  # not the deepest: read on the way
+    assert all(torch.equal(a, b) for a, b in zip(both, own[1], strict=True))
     theirs = runner.features(other, {}, Until("key_value", (1,)))
     assert (runner.forward(inputs, theirs) - plain).abs().max() > 1e-3
 

@@ -47,7 +47,7 @@ def runner():
     [
         (Until("query_key", (2,)), [0, 1, 2], [0, 1]),
         (Until("query_key", (3, 1)), [0, 1, 2, 3], [0, 1, 2]),
-        (Until("key_value", (0,)), [0], []),
+        (Until("key_value", (1,)), [0], [0]),
         (Until("output", (2,)), [0, 1, 2], [0, 1, 2]),
     ],
     ids=["flow", "flow-two-blocks", "injection", "moft"],
@@ -104,7 +104,7 @@ def test_no_injection_runs_no_injection_pass(runner, monkeypatch):
     injection = Injection((1,), torch.randn_like(inputs.latents), inputs.latents, inputs.embedding)
     forwards = 4 * 2 * DEPTH
     assert blocks_run(None) == forwards
-    assert blocks_run(injection) == forwards + 2 * 2
+    assert blocks_run(injection) == forwards + 2 * 1  # block 0; of block 1 only keys and values
 
 
 def test_no_weight_has_a_gradient(backbone):

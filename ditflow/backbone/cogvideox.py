@@ -103,6 +103,18 @@ class CogVideoX:
         )
         return AttentionInputs(query, key, value, video_gate, text_gate)
 
+    def key_value(self, index: int, stream: Stream) -> KeyValue:
+        """A block's keys and values of the video tokens alone, where nothing else of it is wanted."""
+        block, attention = self.blocks[index], self.blocks[index].attn1
+        video = block.norm1(stream.video, stream.text[:, :0], stream.time)[0]
+        key, value = (
+            rearrange(project(video), "b s (m d) -> b s m d", m=attention.heads)
+            for project in (attention.to_k, attention.to_v)
+        )
+        norm = _norm(attention.norm_k)
+        rope = None if stream.rope is None else stream.rope[1:].expand_as(stream.rope)
+        return KeyValue(qk_norm_rope(key, key, norm, norm, rope, 0)[1], value)
+
     def finish(self, index: int, stream: Stream, inputs: AttentionInputs) -> Stream:
         """The rest of a block: attention and feed-forward."""
         return self.feed_forward(index, self.attend(index, stream, inputs))

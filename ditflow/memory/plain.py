@@ -49,6 +49,9 @@ class PlainRunner:
     def _read(self, inputs: Inputs, injected: Injected, until: Until) -> dict[int, Any]:
         features, stream = {}, self.backbone.embed(inputs)
         for index in self.weights.walk(range(until.deepest + 1)):
+            if index == until.deepest and until.what == "key_value":
+                features[index] = self.backbone.key_value(index, stream)
+                break
             attention = self.attention(index, stream, injected)
             if index in until.blocks and until.what != "output":
                 features[index] = video_tokens(attention, until.what, stream.text.shape[1])
