@@ -18,6 +18,7 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest -q
+	TRITON_INTERPRET=1 $(BIN)/pytest -q --confcutdir tests/interpreter tests/interpreter
 
 demo: setup
 	mkdir -p runs
