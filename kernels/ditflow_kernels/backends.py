@@ -17,7 +17,12 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 def implementation(operation: str, backend: str, device: device, dtype: dtype) -> ModuleType:
-    """The module `ditflow_kernels.<operation>.<backend>`, imported on its first use.
+    """The module `ditflow_kernels.<operation>.<backend>`, imported on its first use; errors as in `choose`."""
+    return import_module(f"ditflow_kernels.{operation}.{choose(backend, device, dtype)}")
+
+
+def choose(backend: str, device: device, dtype: dtype) -> str:
+    """The backend's name, "auto" resolved; nothing is imported, so that torch.compile can trace it.
 
     Raises ValueError for a backend that does not exist and for a dtype that the backend does not compute in.
     """
@@ -29,4 +34,4 @@ def implementation(operation: str, backend: str, device: device, dtype: dtype) -
     accepted = REFERENCE_DTYPES if name == "reference" else DTYPES
     if str(dtype).removeprefix("torch.") not in accepted:
         raise ValueError(f"backend {name!r} does not take {dtype}: convert to one of {', '.join(accepted)}")
-    return import_module(f"ditflow_kernels.{operation}.{name}")
+    return name
