@@ -17,7 +17,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 def implementation(operation: str, backend: str, device: device, dtype: dtype) -> ModuleType:
-    """The module `ditflow_kernels.<operation>.<backend>`, imported on its first use; errors as in `choose`."""
+    """The module `ditflow_kernels.<operation>.<backend>`, imported on first use; errors as in `choose`."""
     return import_module(f"ditflow_kernels.{operation}.{choose(backend, device, dtype)}")
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
+import triton
 
 
 @dataclass(frozen=True)
@@ -53,3 +54,9 @@ def launches(device: torch.device) -> Launches:
     """The table's row for a device: of its architecture, else of the next older one."""
     ours = architecture(device)
     return LAUNCHES[max((known for known in LAUNCHES if known <= ours), default=OLDEST)]
+
+
+def check_device(device: torch.device) -> None:
+    """Raises ValueError where a Triton kernel cannot be launched."""
+    if device.type != "cuda" and not triton.knobs.runtime.interpret:
+        raise ValueError(f"backend 'triton' needs a CUDA device, not {device}: use backend 'chunked'")

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditflow_kernels.launch import launches
+from ditflow_kernels.launch import check_device, launches
 from ditflow_kernels.qk_norm_rope.layout import Norm, Wanted, alike, block_shape, parts
 from ditflow_kernels.qk_norm_rope.triton.rows import quarter_turned, unit_rows
 
@@ -170,6 +170,7 @@ def qk_norm_rope_backward(
         grad_rope.zero_()  # a batch of none
     if not launch or not query.numel():
         return grad_query, grad_key, grad_rope
+    check_device(query.device)
     batch, tokens, heads, head_dim = query.shape
     parameters = launches(query.device).qk_norm_rope_backward
     block_heads, block_d = block_shape(heads, head_dim, parameters.tile_elements)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditflow_kernels.launch import launches
+from ditflow_kernels.launch import check_device, launches
 from ditflow_kernels.qk_norm_rope.layout import Norm, alike, block_shape, parts
 from ditflow_kernels.qk_norm_rope.triton.rows import quarter_turned, unit_rows
 
@@ -113,6 +113,7 @@ def qk_norm_rope_forward(
     rope = None if rope is None else rope.contiguous()
     if not launch or not query.numel():
         return prepared_query, prepared_key
+    check_device(query.device)
     batch, tokens, heads, head_dim = query.shape
     parameters = launches(query.device).qk_norm_rope_forward
     block_heads, block_d = block_shape(heads, head_dim, parameters.tile_elements)
