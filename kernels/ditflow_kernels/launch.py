@@ -14,6 +14,7 @@ class TokenLaunch:
 
     tile_elements: int  # heads x head_dim of a tile, each padded to a power of two
     num_warps: int
+    num_stages: int  # tiles on their way
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,10 @@ class Launches:
     qk_norm_rope_backward: TokenLaunch
 
 
-# 16 elements a thread: two 16-byte loads of bf16 are under way, and 32 warps fit beside each other
-FORWARD = TokenLaunch(tile_elements=1024, num_warps=2)
-# the backward pass holds tokens, gradients and the sums over heads at once: half of that
-BACKWARD = TokenLaunch(tile_elements=1024, num_warps=4)
+# 16 elements a thread, two 16-byte copies of bf16; the next tiles come in while one is worked on
+FORWARD = TokenLaunch(tile_elements=1024, num_warps=2, num_stages=3)
+# the backward pass holds tokens, gradients and the sums over heads at once: half as many a thread
+BACKWARD = TokenLaunch(tile_elements=1024, num_warps=4, num_stages=3)
 
 LAUNCHES: Mapping[int, Launches] = MappingProxyType(
     {

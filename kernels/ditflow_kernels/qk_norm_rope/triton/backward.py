@@ -36,6 +36,7 @@ def token_gradients(
     HEAD_DIM: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     channels = tl.arange(0, BLOCK_D)
     inside = channels < HEAD_DIM
@@ -53,7 +54,7 @@ def token_gradients(
         source = batch * tl.cast(stride_batch, tl.int64)
         grad_source = batch * tl.cast(grad_stride_batch, tl.int64)
         target = batch * tokens * (HEADS * HEAD_DIM)
-        for first_head in range(0, HEADS, BLOCK_HEADS):
+        for first_head in tl.range(0, HEADS, BLOCK_HEADS, num_stages=STAGES):
             heads = first_head + tl.arange(0, BLOCK_HEADS)
             mask = (heads < HEADS)[:, None] & inside[None, :]
             # [BLOCK_HEADS, BLOCK_D]
@@ -112,6 +113,7 @@ def qk_norm_rope_backward_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     token, tokens = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
     source = token * stride_token
@@ -131,7 +133,7 @@ def qk_norm_rope_backward_kernel(
             None if grad_rope_ptr is None else grad_rope_ptr + position,
             None if grad_rope_ptr is None else grad_rope_ptr + table + position,
             is_video, batches, tokens, stride_batch, stride_head, grad_stride_batch, grad_stride_head,
-            HEADS, HEAD_DIM, BLOCK_HEADS, BLOCK_D,
+            HEADS, HEAD_DIM, BLOCK_HEADS, BLOCK_D, STAGES,
         )  # fmt: skip
     else:
         token_gradients(
@@ -143,7 +145,7 @@ def qk_norm_rope_backward_kernel(
             None if grad_rope_ptr is None else grad_rope_ptr + 2 * table + position,
             None if grad_rope_ptr is None else grad_rope_ptr + 3 * table + position,
             is_video, batches, tokens, stride_batch, stride_head, grad_stride_batch, grad_stride_head,
-            HEADS, HEAD_DIM, BLOCK_HEADS, BLOCK_D,
+            HEADS, HEAD_DIM, BLOCK_HEADS, BLOCK_D, STAGES,
         )  # fmt: skip
 
 
@@ -183,6 +185,6 @@ def qk_norm_rope_backward(
             eps_query, eps_key, batch, text_length,
             *query.stride()[:3], *grad_prepared_query.stride()[:3],
             HEADS=heads, HEAD_DIM=head_dim, BLOCK_HEADS=block_heads, BLOCK_D=block_d,
-            num_warps=parameters.num_warps,
+            STAGES=parameters.num_stages, num_warps=parameters.num_warps,
         )  # fmt: skip
     return grad_query, grad_key, grad_rope

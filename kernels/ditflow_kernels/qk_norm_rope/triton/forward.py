@@ -25,6 +25,7 @@ def prepare_token(
     HEAD_DIM: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     channels = tl.arange(0, BLOCK_D)
     inside = channels < HEAD_DIM
@@ -35,7 +36,7 @@ def prepare_token(
         # text is turned by nothing: cos 1, sin 0
         cos = tl.load(cos_ptr + channels, mask=inside & is_video, other=1.0).to(tl.float32)
         sin = tl.load(sin_ptr + channels, mask=inside & is_video, other=0.0).to(tl.float32)
-    for first_head in range(0, HEADS, BLOCK_HEADS):
+    for first_head in tl.range(0, HEADS, BLOCK_HEADS, num_stages=STAGES):
         heads = first_head + tl.arange(0, BLOCK_HEADS)
         mask = (heads < HEADS)[:, None] & inside[None, :]
         # [BLOCK_HEADS, BLOCK_D]
@@ -71,6 +72,7 @@ def qk_norm_rope_forward_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     token, tokens = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
@@ -86,7 +88,7 @@ def qk_norm_rope_forward_kernel(
             weight_query_ptr, bias_query_ptr, eps_query,
             None if rope_ptr is None else rope_ptr + position,
             None if rope_ptr is None else rope_ptr + table + position,
-            is_video, stride_head, HEADS, HEAD_DIM, BLOCK_HEADS, BLOCK_D,
+            is_video, stride_head, HEADS, HEAD_DIM, BLOCK_HEADS, BLOCK_D, STAGES,
         )  # fmt: skip
     else:
         prepare_token(
@@ -94,7 +96,7 @@ def qk_norm_rope_forward_kernel(
             weight_key_ptr, bias_key_ptr, eps_key,
             None if rope_ptr is None else rope_ptr + 2 * table + position,
             None if rope_ptr is None else rope_ptr + 3 * table + position,
-            is_video, stride_head, HEADS, HEAD_DIM, BLOCK_HEADS, BLOCK_D,
+            is_video, stride_head, HEADS, HEAD_DIM, BLOCK_HEADS, BLOCK_D, STAGES,
         )  # fmt: skip
 
 
@@ -125,6 +127,6 @@ def qk_norm_rope_forward(
             weight_query, bias_query, weight_key, bias_key, rope,
             eps_query, eps_key, text_length, *query.stride()[:3],
             HEADS=heads, HEAD_DIM=head_dim, BLOCK_HEADS=block_heads, BLOCK_D=block_d,
-            num_warps=parameters.num_warps,
+            STAGES=parameters.num_stages, num_warps=parameters.num_warps,
         )  # fmt: skip
     return prepared_query, prepared_key
