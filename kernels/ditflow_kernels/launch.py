@@ -18,11 +18,38 @@ class TokenLaunch:
 
 
 @dataclass(frozen=True)
+class ProductLaunch:
+    """A program multiplies a tile of queries with a tile of keys, a block of channels at a time."""
+
+    block_m: int  # queries
+    block_n: int  # keys
+    block_k: int  # channels
+    group_m: int  # tiles of queries that meet a tile of keys at about the same time
+    num_warps: int
+    num_stages: int  # blocks of channels on their way
+
+
+@dataclass(frozen=True)
+class RowLaunch:
+    """A program takes some rows of a tile that a product left in memory."""
+
+    block_rows: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
 class Launches:
-    """How one architecture launches each kernel: a field is a kernel's name without `_kernel`."""
+    """How one architecture launches each kernel: a field is a kernel's name without `_kernel`.
+
+    `motion_flow` is for the kernels that must agree on tiles: motion_flow_forward, _backward, _hard and
+    the row kernels that read what they wrote, motion_flow_combine, _hard_combine, _activity.
+    """
 
     qk_norm_rope_forward: TokenLaunch
     qk_norm_rope_backward: TokenLaunch
+    motion_flow: ProductLaunch
+    motion_flow_float32: ProductLaunch
+    motion_flow_grad_logits: RowLaunch
 
 
 # 16 elements a thread, two 16-byte copies of bf16; the next tiles come in while one is worked on
@@ -30,14 +57,23 @@ FORWARD = TokenLaunch(tile_elements=1024, num_warps=2, num_stages=3)
 # the backward pass holds tokens, gradients and the sums over heads at once: half as many a thread
 BACKWARD = TokenLaunch(tile_elements=1024, num_warps=4, num_stages=3)
 
+# mma.sync: 128 accumulators a thread, and two programs on a multiprocessor
+MMA = ProductLaunch(block_m=128, block_n=128, block_k=32, group_m=8, num_warps=4, num_stages=3)
+# wgmma, tcgen05: 96 KiB of shared memory, so that one program's epilogue hides behind another's products
+WIDE = ProductLaunch(block_m=128, block_n=128, block_k=64, group_m=8, num_warps=4, num_stages=3)
+# float32 without tf32 has no matrix unit: small tiles
+FLOAT32 = ProductLaunch(block_m=64, block_n=64, block_k=16, group_m=8, num_warps=4, num_stages=3)
+# 32 elements a thread
+GRAD_LOGITS = RowLaunch(block_rows=32, num_warps=4)
+
 LAUNCHES: Mapping[int, Launches] = MappingProxyType(
     {
-        80: Launches(qk_norm_rope_forward=FORWARD, qk_norm_rope_backward=BACKWARD),
-        86: Launches(qk_norm_rope_forward=FORWARD, qk_norm_rope_backward=BACKWARD),
-        89: Launches(qk_norm_rope_forward=FORWARD, qk_norm_rope_backward=BACKWARD),
-        90: Launches(qk_norm_rope_forward=FORWARD, qk_norm_rope_backward=BACKWARD),
-        100: Launches(qk_norm_rope_forward=FORWARD, qk_norm_rope_backward=BACKWARD),
-        120: Launches(qk_norm_rope_forward=FORWARD, qk_norm_rope_backward=BACKWARD),
+        80: Launches(FORWARD, BACKWARD, MMA, FLOAT32, GRAD_LOGITS),
+        86: Launches(FORWARD, BACKWARD, MMA, FLOAT32, GRAD_LOGITS),
+        89: Launches(FORWARD, BACKWARD, MMA, FLOAT32, GRAD_LOGITS),
+        90: Launches(FORWARD, BACKWARD, WIDE, FLOAT32, GRAD_LOGITS),
+        100: Launches(FORWARD, BACKWARD, WIDE, FLOAT32, GRAD_LOGITS),
+        120: Launches(FORWARD, BACKWARD, MMA, FLOAT32, GRAD_LOGITS),
     }
 )
 OLDEST = min(LAUNCHES)

@@ -1,0 +1,81 @@
+"""Backward pass of the soft flow: queries times keys again, straight to the gradient of the logits."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ditflow_kernels.motion_flow.triton.problem import Panel, Problem
+from ditflow_kernels.motion_flow.triton.tiles import (
+    grouped_tile,
+    key_cells,
+    logits_tile,
+    pull_on_cells,
+    tile_frames,
+)
+
+
+@triton.jit
+def motion_flow_backward_kernel(
+    query_ptr,  # [tokens, CHANNELS]
+    key_ptr,  # [tokens, CHANNELS]
+    flow_ptr,  # [frames (query), frames (key), cells, 2]
+    pull_ptr,  # [frames (query), frames (key), cells, 2]
+    logsumexp_ptr,  # [frames (query), frames (key), cells]
+    panel_ptr,  # [panel rows, key tiles * BLOCK_N]
+    query_stride,
+    key_stride,
+    first_row,
+    rows,
+    frames,
+    cells,
+    width,
+    scale,  # to logits in base 2
+    CHANNELS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    tokens = frames * cells
+    key_tiles = tl.cdiv(tokens, BLOCK_N)
+    query_tile, key_tile = grouped_tile(tl.cdiv(rows, BLOCK_M), key_tiles, GROUP_M)
+    first_frame, last_frame = tile_frames(key_tile, tokens, cells, BLOCK_N)
+    first_query = first_row + query_tile * BLOCK_M
+    # [BLOCK_M, BLOCK_N]
+    grad = scale * logits_tile(
+        query_ptr, key_ptr, query_stride, key_stride, first_query, key_tile * BLOCK_N, tokens,
+        CHANNELS, BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
+    key_frame, x, y = key_cells(key_tile, cells, width, BLOCK_N)
+    query = tl.minimum(first_query + tl.arange(0, BLOCK_M), tokens - 1)
+    for frame in tl.range(first_frame, last_frame + 1, num_stages=1):
+        pull, logsumexp = pull_on_cells(
+            flow_ptr, pull_ptr, logsumexp_ptr, query, frame, frames, cells, width, x, y
+        )
+        inside = (key_frame == frame)[None, :]
+        # the other frames' logits know another logsumexp: they stay as they are
+        grad = tl.where(inside, tl.exp2(tl.where(inside, grad - logsumexp[:, None], 0.0)) * pull, grad)
+    panel_row = query_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = key_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_ptrs = panel_ptr + panel_row.to(tl.int64) * (key_tiles * BLOCK_N)
+    grad = grad.to(panel_ptr.dtype.element_ty)
+    tl.store(row_ptrs[:, None] + columns[None, :], grad, mask=(panel_row < rows)[:, None])
+
+
+def backward(
+    problem: Problem,
+    panel: Panel,
+    flow: Tensor,  # [frames, frames, cells, 2] float32
+    pull: Tensor,  # [frames, frames, cells, 2] float32
+    logsumexp: Tensor,  # [frames, frames, cells] float32
+    grad_logits: Tensor,  # [panel rows, panel width]
+) -> None:
+    """Fill the panel with `probability * (pull . (cell - expected cell))`."""
+    if problem.launch:
+        programs = problem.query_tiles(panel.rows) * problem.key_tiles
+        motion_flow_backward_kernel[(programs,)](
+            problem.query, problem.key, flow, pull, logsumexp, grad_logits,
+            problem.query.stride(0), problem.key.stride(0), panel.first, panel.rows,
+            problem.frames, problem.cells, problem.width, problem.scale_of_base_2,
+            **problem.block_shape,
+        )  # fmt: skip
