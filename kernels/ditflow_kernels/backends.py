@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from types import ModuleType
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import device, dtype
 
-BACKENDS = ("reference", "chunked")
-FASTEST = {"cpu": "chunked", "cuda": "chunked"}  # what "auto" means, by device type
+BACKENDS = ("reference", "chunked", "triton")
+# what "auto" means, by device type
+FASTEST = {"cpu": "chunked", "cuda": "triton" if find_spec("triton") else "chunked"}
 
 REFERENCE_DTYPES = ("bfloat16", "float16", "float32", "float64")
 DTYPES = ("bfloat16", "float16", "float32")
-
-
-def implementation(operation: str, backend: str, device: device, dtype: dtype) -> ModuleType:
-    """The module `ditflow_kernels.<operation>.<backend>`, imported on first use; errors as in `choose`."""
-    return import_module(f"ditflow_kernels.{operation}.{choose(backend, device, dtype)}")
 
 
 def choose(backend: str, device: device, dtype: dtype) -> str:

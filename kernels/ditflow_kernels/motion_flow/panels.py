@@ -25,19 +25,18 @@ def all_panels(frames: int, cells: int, bytes_per_row: int, budget: int) -> Iter
 
 
 def counting_panels(counts: Tensor, bytes_per_row: int, budget: int) -> list[Panel]:
-    """The panels in which a row counts, with the key frames in which it does.
+    """Every query row against the key frames in which a row of its panel counts; these may be none.
 
     counts: [frames (query), frames (key), cells] bool. Waits for the device once.
     """
     frames, _, cells = counts.shape
     stretches = list(panels(cells, bytes_per_row, budget))
     wanted = torch.stack([counts[:, :, stretch].any(dim=-1) for stretch in stretches], dim=1).tolist()
-    found = [
+    return [
         Panel(frame, stretch, _runs(key_frames))
         for frame, of_frame in enumerate(wanted)
         for stretch, key_frames in zip(stretches, of_frame, strict=True)
     ]
-    return [panel for panel in found if panel.runs]
 
 
 def _runs(wanted: list[bool]) -> list[slice]:

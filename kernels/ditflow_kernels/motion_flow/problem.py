@@ -45,27 +45,31 @@ class Problem(NamedTuple):
         return torch.stack([x.flatten(), y.flatten()], dim=-1)
 
     @property
+    def kept_dtype(self) -> torch.dtype:
+        """In which gradients wait for their factor: bf16 has the range for it, fp16 has not."""
+        return torch.bfloat16 if self.query.dtype == torch.bfloat16 else torch.float32
+
+    @property
     def forward_bytes_per_row(self) -> int:
         """Temporary bytes, at most, of one query row against all key frames: logits and their sums."""
         frames, cells, _ = self.query.shape
-        return frames * ((4 + self.rounded_bytes) * cells + 12 * (self.height + self.width + 8))
+        return frames * ((4 + self._rounded_bytes) * cells + 12 * (self.height + self.width + 8))
 
     @property
     def gradient_bytes_per_row(self) -> int:
-        """The same with gradients: the logits' gradient, and one row of the query's."""
+        """The same with gradients: the factor of a logit's gradient, a row of the query's and a summand."""
         frames, cells, channels = self.query.shape
-        return (
-            frames * (8 * cells + 12 * (self.height + self.width + 8)) + (4 + self.rounded_bytes) * channels
-        )
+        to_logits = frames * (8 * cells + 12 * (self.height + self.width + 8))
+        return to_logits + (8 + self._rounded_bytes) * channels
 
     @property
     def key_gradient_bytes(self) -> int:
-        """Temporary bytes of one frame's share in the gradient to the keys."""
+        """Temporary bytes of one frame's summand in the gradient to the keys."""
         _, cells, channels = self.query.shape
-        return (4 + self.rounded_bytes) * cells * channels
+        return (4 + self._rounded_bytes) * cells * channels
 
     @property
-    def rounded_bytes(self) -> int:
+    def _rounded_bytes(self) -> int:
         """Bytes of a copy in the dtype of the products, where that is not float32."""
         return self.query.element_size() if self.query.dtype != torch.float32 else 0
 
