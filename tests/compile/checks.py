@@ -3,10 +3,14 @@
 from compiling import SHARED_LIMIT, Resources
 
 # tl.dot of these; the rest streams through memory or sums up a little
-PRODUCTS: set[str] = set()
+PRODUCTS = {"motion_flow_forward_kernel", "motion_flow_hard_kernel", "motion_flow_backward_kernel"}
 # reads or writes tensors as long as the inputs: 16 bytes a thread at a time
-STREAMS = {"qk_norm_rope_forward_kernel", "qk_norm_rope_backward_kernel"}
-SMALL: set[str] = set()
+STREAMS = {
+    "qk_norm_rope_forward_kernel",
+    "qk_norm_rope_backward_kernel",
+    "motion_flow_grad_logits_kernel",
+}
+SMALL = {"motion_flow_combine_kernel", "motion_flow_hard_combine_kernel", "motion_flow_activity_kernel"}
 
 MATRIX_UNIT = {80: "mma_sync", 86: "mma_sync", 89: "mma_sync", 90: "wgmma", 100: "tcgen05", 120: "mma_sync"}
 
