@@ -58,9 +58,11 @@ FORWARD = TokenLaunch(tile_elements=1024, num_warps=2, num_stages=3)
 BACKWARD = TokenLaunch(tile_elements=1024, num_warps=4, num_stages=3)
 
 # mma.sync: 128 accumulators a thread, and two programs on a multiprocessor
-MMA = ProductLaunch(block_m=128, block_n=128, block_k=32, group_m=8, num_warps=4, num_stages=3)
-# wgmma, tcgen05: 96 KiB of shared memory, so that one program's epilogue hides behind another's products
-WIDE = ProductLaunch(block_m=128, block_n=128, block_k=64, group_m=8, num_warps=4, num_stages=3)
+MMA = ProductLaunch(block_m=128, block_n=128, block_k=32, group_m=8, num_warps=4, num_stages=4)
+# 96 KiB of shared memory: two programs, so that one's epilogue hides behind the other's products
+WGMMA = ProductLaunch(block_m=128, block_n=128, block_k=64, group_m=8, num_warps=4, num_stages=3)
+# the epilogue takes the whole tile out of tensor memory at once: with four warps it would spill
+TCGEN05 = ProductLaunch(block_m=128, block_n=128, block_k=64, group_m=8, num_warps=8, num_stages=4)
 # float32 without tf32 has no matrix unit: small tiles
 FLOAT32 = ProductLaunch(block_m=64, block_n=64, block_k=16, group_m=8, num_warps=4, num_stages=3)
 # 32 elements a thread
@@ -71,8 +73,8 @@ LAUNCHES: Mapping[int, Launches] = MappingProxyType(
         80: Launches(FORWARD, BACKWARD, MMA, FLOAT32, GRAD_LOGITS),
         86: Launches(FORWARD, BACKWARD, MMA, FLOAT32, GRAD_LOGITS),
         89: Launches(FORWARD, BACKWARD, MMA, FLOAT32, GRAD_LOGITS),
-        90: Launches(FORWARD, BACKWARD, WIDE, FLOAT32, GRAD_LOGITS),
-        100: Launches(FORWARD, BACKWARD, WIDE, FLOAT32, GRAD_LOGITS),
+        90: Launches(FORWARD, BACKWARD, WGMMA, FLOAT32, GRAD_LOGITS),
+        100: Launches(FORWARD, BACKWARD, TCGEN05, FLOAT32, GRAD_LOGITS),
         120: Launches(FORWARD, BACKWARD, MMA, FLOAT32, GRAD_LOGITS),
     }
 )

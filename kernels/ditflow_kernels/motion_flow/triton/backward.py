@@ -6,10 +6,12 @@ from torch import Tensor
 
 from ditflow_kernels.motion_flow.triton.problem import Panel, Problem
 from ditflow_kernels.motion_flow.triton.tiles import (
+    cells_in_frame,
     grouped_tile,
-    key_cells,
     logits_tile,
+    positions,
     pull_on_cells,
+    row_index,
     tile_frames,
 )
 
@@ -46,15 +48,21 @@ def motion_flow_backward_kernel(
         query_ptr, key_ptr, query_stride, key_stride, first_query, key_tile * BLOCK_N, tokens,
         CHANNELS, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
-    key_frame, x, y = key_cells(key_tile, cells, width, BLOCK_N)
     query = tl.minimum(first_query + tl.arange(0, BLOCK_M), tokens - 1)
+    # everything happens in place: a second tile would not fit in registers
     for frame in tl.range(first_frame, last_frame + 1, num_stages=1):
-        pull, logsumexp = pull_on_cells(
-            flow_ptr, pull_ptr, logsumexp_ptr, query, frame, frames, cells, width, x, y
-        )
-        inside = (key_frame == frame)[None, :]
-        # the other frames' logits know another logsumexp: they stay as they are
-        grad = tl.where(inside, tl.exp2(tl.where(inside, grad - logsumexp[:, None], 0.0)) * pull, grad)
+        cell, inside = cells_in_frame(key_tile, frame, cells, BLOCK_N)
+        # keys beyond the last token repeat it: they go with its frame, so that all weights are finite
+        inside = inside | ((frame == last_frame) & (cell >= 0))
+        logsumexp = tl.load(logsumexp_ptr + row_index(query, frame, frames, cells)) * 1.4426950408889634
+        grad = tl.where(inside[None, :], grad - logsumexp[:, None], grad)
+    grad = tl.exp2(grad)
+    for frame in tl.range(first_frame, last_frame + 1, num_stages=1):
+        cell, inside = cells_in_frame(key_tile, frame, cells, BLOCK_N)
+        x, y = positions(cell, width)
+        index = row_index(query, frame, frames, cells)
+        pull = pull_on_cells(flow_ptr, pull_ptr, query, index, cells, width, x, y)
+        grad = tl.where(inside[None, :], grad * pull, grad)
     panel_row = query_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = key_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     row_ptrs = panel_ptr + panel_row.to(tl.int64) * (key_tiles * BLOCK_N)

@@ -6,10 +6,11 @@ from torch import Tensor
 
 from ditflow_kernels.motion_flow.triton.problem import Panel, Problem
 from ditflow_kernels.motion_flow.triton.tiles import (
+    cells_in_frame,
     grouped_tile,
     is_active,
-    key_cells,
     logits_tile,
+    positions,
     tile_frames,
 )
 
@@ -50,26 +51,34 @@ def motion_flow_forward_kernel(
             query_ptr, key_ptr, query_stride, key_stride, first_query, key_tile * BLOCK_N, tokens,
             CHANNELS, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
-        key_frame, x, y = key_cells(key_tile, cells, width, BLOCK_N)
         panel_row = query_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+        kept = panel_row < rows
+        statistics_ptrs = statistics_ptr + tl.cast(key_tile, tl.int64) * panel_rows + panel_row
+        # everything happens in place: a second tile would not fit in registers
+        for frame in tl.range(first_frame, last_frame + 1, num_stages=1):
+            cell, inside = cells_in_frame(key_tile, frame, cells, BLOCK_N)
+            # keys beyond the last token repeat it: they go with its frame, so that all weights are finite
+            inside = (inside | ((frame == last_frame) & (cell >= 0)))[None, :]
+            maximum = tl.max(tl.where(inside, logits, float("-inf")), axis=1)
+            logits = tl.where(inside, logits - maximum[:, None], logits)
+            tl.store(statistics_ptrs + tl.cast(frame, tl.int64) * panel_rows, maximum, mask=kept)
+        weights = tl.exp2(logits)
         one_of_four = tl.cast(key_tiles + frames - 1, tl.int64) * panel_rows
         for frame in tl.range(first_frame, last_frame + 1, num_stages=1):
-            inside = (key_frame == frame)[None, :]
-            maximum = tl.max(tl.where(inside, logits, float("-inf")), axis=1)
-            weights = tl.exp2(tl.where(inside, logits - maximum[:, None], float("-inf")))
-            statistics = statistics_ptr + tl.cast(key_tile + frame, tl.int64) * panel_rows + panel_row
-            kept = panel_row < rows
-            tl.store(statistics, maximum, mask=kept)
-            tl.store(statistics + one_of_four, tl.sum(weights, axis=1), mask=kept)
-            tl.store(statistics + 2 * one_of_four, tl.sum(weights * x[None, :], axis=1), mask=kept)
-            tl.store(statistics + 3 * one_of_four, tl.sum(weights * y[None, :], axis=1), mask=kept)
-            if weights_ptr is not None:
-                logits = tl.where(inside, weights, logits)
+            cell, inside = cells_in_frame(key_tile, frame, cells, BLOCK_N)
+            x, y = positions(cell, width)
+            counted = inside.to(tl.float32)
+            totals_ptrs = statistics_ptrs + tl.cast(frame, tl.int64) * panel_rows + one_of_four
+            tl.store(totals_ptrs, tl.sum(weights * counted[None, :], axis=1), mask=kept)
+            tl.store(totals_ptrs + one_of_four, tl.sum(weights * (counted * x)[None, :], axis=1), mask=kept)
+            tl.store(
+                totals_ptrs + 2 * one_of_four, tl.sum(weights * (counted * y)[None, :], axis=1), mask=kept
+            )
         if weights_ptr is not None:
             columns = key_tile * BLOCK_N + tl.arange(0, BLOCK_N)
             row_ptrs = weights_ptr + panel_row.to(tl.int64) * (key_tiles * BLOCK_N)
-            weights = logits.to(weights_ptr.dtype.element_ty)
-            tl.store(row_ptrs[:, None] + columns[None, :], weights, mask=(panel_row < rows)[:, None])
+            weights = weights.to(weights_ptr.dtype.element_ty)
+            tl.store(row_ptrs[:, None] + columns[None, :], weights, mask=kept[:, None])
 
 
 def forward(

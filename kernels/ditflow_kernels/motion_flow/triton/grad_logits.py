@@ -5,7 +5,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ditflow_kernels.motion_flow.triton.problem import Panel, Problem
-from ditflow_kernels.motion_flow.triton.tiles import is_active, key_cells, pull_on_cells, tile_frames
+from ditflow_kernels.motion_flow.triton.tiles import (
+    cells_in_frame,
+    is_active,
+    positions,
+    pull_on_cells,
+    row_index,
+    tile_frames,
+)
 
 
 @triton.jit
@@ -42,17 +49,18 @@ def motion_flow_grad_logits_kernel(
         query_tile = (first_row + first_panel_row) // BLOCK_M
         wanted = is_active(active_ptr, query_tile, first_frame, last_frame, frames)
     if wanted:
-        key_frame, x, y = key_cells(key_tile, cells, width, BLOCK_N)
         query = tl.minimum(first_row + panel_row, tokens - 1)
         weights = tl.load(panel_ptrs, mask=kept[:, None], other=0.0).to(tl.float32)
         for frame in tl.range(first_frame, last_frame + 1, num_stages=1):
             segment = tl.cast(key_tile + frame, tl.int64) * panel_rows
             maximum = tl.load(statistics_ptr + segment + panel_row, mask=kept, other=0.0)
-            pull, logsumexp = pull_on_cells(
-                flow_ptr, pull_ptr, logsumexp_ptr, query, frame, frames, cells, width, x, y
-            )
+            cell, inside = cells_in_frame(key_tile, frame, cells, BLOCK_N)
+            x, y = positions(cell, width)
+            index = row_index(query, frame, frames, cells)
+            logsumexp = tl.load(logsumexp_ptr + index) * 1.4426950408889634
+            pull = pull_on_cells(flow_ptr, pull_ptr, query, index, cells, width, x, y)
             share = tl.exp2(maximum - logsumexp)[:, None] * weights
-            grad = tl.where((key_frame == frame)[None, :], share * pull, grad)
+            grad = tl.where(inside[None, :], share * pull, grad)
     tl.store(panel_ptrs, grad.to(panel_ptr.dtype.element_ty), mask=kept[:, None])
 
 

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ditflow_kernels.motion_flow.triton.problem import FLOW_WORKSPACE_BYTES, Panel, Problem
-from ditflow_kernels.motion_flow.triton.tiles import grouped_tile, logits_tile, tile_frames
+from ditflow_kernels.motion_flow.triton.tiles import cells_in_frame, grouped_tile, logits_tile, tile_frames
 
 
 @triton.jit
@@ -37,10 +37,10 @@ def motion_flow_hard_kernel(
         query_ptr, key_ptr, query_stride, key_stride, first_row + query_tile * BLOCK_M, first_key, tokens,
         CHANNELS, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
-    key_frame = (first_key + tl.arange(0, BLOCK_N)) // cells
     panel_row = query_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     for frame in tl.range(first_frame, last_frame + 1, num_stages=1):
-        of_frame = tl.where((key_frame == frame)[None, :], logits, float("-inf"))
+        _, inside = cells_in_frame(key_tile, frame, cells, BLOCK_N)
+        of_frame = tl.where(inside[None, :], logits, float("-inf"))
         largest, column = tl.max(of_frame, axis=1, return_indices=True, return_indices_tie_break_left=True)
         index = tl.cast(key_tile + frame, tl.int64) * panel_rows + panel_row
         tl.store(largest_ptr + index, largest, mask=panel_row < rows)

@@ -60,13 +60,19 @@ def tile_frames(key_tile, tokens, cells, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def key_cells(key_tile, cells, width, BLOCK_N: tl.constexpr):
-    """Of each key of a tile: its frame (int32), its cell's x and y (float32). [BLOCK_N] each."""
-    keys = key_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    frame = keys // cells
-    cell = keys - frame * cells
-    line = cell // width
-    return frame, (cell - line * width).to(tl.float32), line.to(tl.float32)
+def cells_in_frame(key_tile, frame, cells, BLOCK_N: tl.constexpr):
+    """The number in a frame of each key's cell, and whether there is one. [BLOCK_N] each."""
+    cell = key_tile * BLOCK_N - frame * cells + tl.arange(0, BLOCK_N)
+    return cell, (cell >= 0) & (cell < cells)
+
+
+@triton.jit
+def positions(cell, width):
+    """The x and y of cells, float32."""
+    # cheaper than integers, so that it is done again rather than kept; right below two million cells
+    cell = cell.to(tl.float32)
+    y = tl.floor((cell + 0.5) * (1.0 / width))
+    return cell - y * width, y
 
 
 @triton.jit
@@ -79,25 +85,27 @@ def is_active(active_ptr, query_tile, first_frame, last_frame, frames):
 
 
 @triton.jit
+def row_index(row, key_frame, frames, cells):
+    """Where [frames (query), frames (key), cells] has the rows of these query tokens."""
+    query_frame = row // cells
+    return (query_frame * frames + key_frame) * cells + row - query_frame * cells
+
+
+@triton.jit
 def pull_on_cells(
     flow_ptr,  # [frames (query), frames (key), cells, 2]
     pull_ptr,  # [frames (query), frames (key), cells, 2]
-    logsumexp_ptr,  # [frames (query), frames (key), cells]
-    rows,  # [rows] query tokens
-    key_frame,
-    frames,
+    row,  # [rows] query tokens
+    index,  # [rows] their `row_index`
     cells,
     width,
     x,  # [keys] cells of the keys
     y,
-):
-    """`pull . (cell - expected cell)`, [rows, keys], and the logsumexp in base 2, [rows]."""
-    query_frame = rows // cells
-    cell = rows - query_frame * cells
-    line = cell // width
-    index = (query_frame * frames + key_frame) * cells + cell
-    expected_x = tl.load(flow_ptr + 2 * index) + (cell - line * width).to(tl.float32)
-    expected_y = tl.load(flow_ptr + 2 * index + 1) + line.to(tl.float32)
+):  # [rows, keys]
+    """`pull . (cell - expected cell)`."""
+    own_x, own_y = positions(row % cells, width)
+    expected_x = tl.load(flow_ptr + 2 * index) + own_x
+    expected_y = tl.load(flow_ptr + 2 * index + 1) + own_y
     along_x = tl.load(pull_ptr + 2 * index)[:, None] * (x[None, :] - expected_x[:, None])
     along_y = tl.load(pull_ptr + 2 * index + 1)[:, None] * (y[None, :] - expected_y[:, None])
-    return along_x + along_y, tl.load(logsumexp_ptr + index) * 1.4426950408889634
+    return along_x + along_y
