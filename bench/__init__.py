@@ -1,0 +1,1 @@
+"""Benchmarks: what a part of the project costs in time and memory, as tables. Nothing imports them."""
