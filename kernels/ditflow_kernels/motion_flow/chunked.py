@@ -76,7 +76,7 @@ def flow_gradients(
 ) -> tuple[Tensor, Tensor]:  # as query and key
     """Gradients to query and key."""
     problem = Problem.of(query, key, grid, temperature)
-    budget = (workspace or workspace_bytes(query.device.type)) - flow.nbytes
+    budget = (workspace or workspace_bytes(query.device.type)) - 4 * flow.numel()
     # the panels see a gradient of size 1, its size joins the factor: in fp16 a small one would vanish
     size = grad.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
     expected = flow + problem.cells

@@ -55,7 +55,7 @@ def flow_gradients(
         size = torch.linalg.vector_norm(grad, torch.inf).clamp(min=torch.finfo(torch.float32).tiny)
         pull = (grad / size).contiguous()
         budget = GRADIENT_WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes
-        panel_rows = problem.gradient_panel_rows(problem.panel_bytes_per_row, budget - pull.nbytes)
+        panel_rows = problem.gradient_panel_rows(problem.panel_bytes_per_row, budget - problem.flow_bytes)
         gradients = Gradients(problem, panel_rows)
         grad_logits = problem.new(panel_rows, problem.panel_width, dtype=query.dtype)
         for panel in problem.panels(panel_rows):

@@ -38,7 +38,7 @@ def loss_and_gradients(
         asked = Loss(active, reference, pull, sums, _shrink(problem, reference))
 
         budget = GRADIENT_WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes
-        budget -= sum(tensor.nbytes for tensor in (flow, pull, logsumexp, sums))
+        budget -= 3 * problem.flow_bytes  # flow, pull, logsumexp, sums
         bytes_per_row = problem.panel_bytes_per_row + problem.statistics_bytes_per_row
         panel_rows = problem.gradient_panel_rows(bytes_per_row, budget)
         gradients = Gradients(problem, panel_rows)

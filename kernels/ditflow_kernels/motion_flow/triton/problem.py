@@ -99,6 +99,10 @@ class Problem:
         return torch.bfloat16 if self.query.dtype == torch.bfloat16 else torch.float32
 
     @property
+    def flow_bytes(self) -> int:
+        return 4 * 2 * self.frames * self.tokens
+
+    @property
     def statistics_bytes_per_row(self) -> int:
         return 4 * 4 * self.segments
 
