@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ditflow_kernels.motion_flow.scaling import scaled
+from ditflow_kernels.motion_flow.scaling import scale_into
 
 
 def motion_flow(
@@ -135,7 +135,11 @@ def scaled_gradients(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """`grad * factor` times each, in float32, rounded once."""
-    return tuple(scaled(unscaled, grad * factor, dtype).view(shape) for unscaled in (grad_query, grad_key))
+    scaled = []
+    for unscaled in (grad_query, grad_key):
+        result = torch.empty_like(unscaled, dtype=dtype)
+        scaled.append(scale_into(result, unscaled, grad * factor).view(shape))
+    return tuple(scaled)
 
 
 @scaled_gradients.register_fake

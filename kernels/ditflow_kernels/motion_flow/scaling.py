@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 
-def scaled(unscaled: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`unscaled * factor` for a factor of no dimension, multiplied in float32 and rounded once."""
+def scale_into(scaled: Tensor, unscaled: Tensor, factor: Tensor) -> Tensor:
+    """`unscaled * factor` for a factor of no dimension, in float32, rounded once to `scaled`."""
     # a factor of no dimension would be rounded to the dtype of the other first
-    factor = factor.view([1] * unscaled.ndim)
-    return torch.mul(unscaled, factor, out=torch.empty_like(unscaled, dtype=dtype))
+    return torch.mul(unscaled, factor.view([1] * unscaled.ndim), out=scaled)

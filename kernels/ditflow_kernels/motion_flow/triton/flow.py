@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ditflow_kernels.motion_flow.scaling import scaled
+from ditflow_kernels.motion_flow.scaling import scale_into
 from ditflow_kernels.motion_flow.triton.backward import backward
 from ditflow_kernels.motion_flow.triton.combine import combine
 from ditflow_kernels.motion_flow.triton.forward import forward
@@ -55,12 +55,19 @@ def flow_gradients(
         size = torch.linalg.vector_norm(grad, torch.inf).clamp(min=torch.finfo(torch.float32).tiny)
         pull = (grad / size).contiguous()
         budget = GRADIENT_WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes
-        panel_rows = problem.gradient_panel_rows(problem.panel_bytes_per_row, budget - problem.flow_bytes)
+        budget -= problem.flow_bytes
+        in_place = problem.kept_dtype == query.dtype
+        if not in_place:
+            budget -= 2 * 4 * problem.tokens * problem.channels  # results without their factor
+        panel_rows = problem.gradient_panel_rows(problem.panel_bytes_per_row, budget)
         gradients = Gradients(problem, panel_rows)
         grad_logits = problem.new(panel_rows, problem.panel_width, dtype=query.dtype)
         for panel in problem.panels(panel_rows):
             backward(problem, panel, flow, pull, logsumexp, grad_logits)
             gradients.add(panel, grad_logits)
         del grad_logits
-        factor = size * problem.scale
-        return tuple(scaled(kept, factor, query.dtype).view(query.shape) for kept in gradients.kept())
+        results = []
+        for kept in gradients.kept():
+            result = kept if in_place else torch.empty_like(kept, dtype=query.dtype)
+            results.append(scale_into(result, kept, size * problem.scale).view(query.shape))
+    return tuple(results)
