@@ -151,3 +151,9 @@ def test_right_results_pass_and_wrong_ones_do_not():
     for wrong in (truth.float() + 1e-3, truth.float() * float("nan")):
         with pytest.raises(WrongResult, match="bad: tensor 0"):
             compare("bad", [wrong], [truth.float()], [truth], 1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_operations_are_right_on_the_device():
+    assert check_all(torch.device("cuda"), "triton")

@@ -8,7 +8,6 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -119,8 +118,8 @@ def recorded(case: Case, architecture: int) -> list[Launch]:
 
 def compiled(launch: Launch, architecture: int):
     """Triton's compiled kernel."""
-    with _compiling_for(architecture):
-        return launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.options)
+    triton.runtime.driver.set_active(CompileOnlyDriver(architecture))
+    return launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.options)
 
 
 def resources(case: Case, architecture: int) -> list[Resources]:
@@ -148,16 +147,6 @@ def _cuobjdump(cubin: bytes, *options: str) -> str:
         file.flush()
         command = [triton.knobs.nvidia.cuobjdump.path, *options, file.name]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-@contextmanager
-def _compiling_for(architecture: int):
-    before = triton.runtime.driver._active
-    triton.runtime.driver.set_active(CompileOnlyDriver(architecture))
-    try:
-        yield
-    finally:
-        triton.runtime.driver.set_active(before)
 
 
 def _pointer(argument):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ditflow_kernels import qk_norm_rope
 from ditflow_kernels.qk_norm_rope import operators, reference
 from ditflow_kernels.qk_norm_rope.layout import Wanted
 from ditflow_kernels.qk_norm_rope.triton import qk_norm_rope_backward, qk_norm_rope_forward
@@ -55,7 +56,7 @@ def case(shape, parts=(True, True), precision=torch.float32):
 
 
 def triton(*arguments):
-    return operators.qk_norm_rope(*arguments, backend="triton")
+    return qk_norm_rope(*arguments, backend="triton")
 
 
 def results(function, query, key, norms, rope, text, precision=None):
@@ -123,6 +124,16 @@ def test_any_other_strides():
     assert_like_reference(query, heads_first, norms, rope, text)
     channels_apart = query.mT.contiguous().mT
     assert_like_reference(channels_apart, channels_apart, norms, rope.mT.contiguous().mT, text)
+
+
+def test_heads_beyond_the_reach_of_32_bits():
+    """Heads 2**31 elements apart are brought together first."""
+    _, _, norms, rope, text = case((1, 1, 1, 2, 16))
+    memory = torch.empty(2**31 + 1024, dtype=torch.float16)
+    query = memory.as_strided((1, 2, 2, 16), (32, 16, 2**31, 1))
+    query.copy_(torch.randn(1, 2, 2, 16))
+    norms = [(weight.half(), bias.half(), eps) for weight, bias, eps in norms]
+    assert_like_reference(query, query, norms, rope, text)
 
 
 def test_gradients_that_share_memory():

@@ -3,10 +3,13 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ditflow_kernels import qk_norm_rope
-from ditflow_kernels.qk_norm_rope import operators
+from ditflow_kernels.qk_norm_rope import operators, triton
+from ditflow_kernels.qk_norm_rope.layout import Wanted
 
 BATCH, TEXT, VIDEO, HEADS, HEAD_DIM = 2, 3, 5, 3, 16
 
@@ -79,6 +82,36 @@ def test_fake_tensors_pass_at_real_size(backend):
         gradients = torch.autograd.grad(sum(part.float().sum() for part in prepared), (fused, rope))
         assert [gradient.shape for gradient in gradients] == [fused.shape, rope.shape]
         assert gradients[1].dtype == torch.float32
+
+
+@pytest.mark.parametrize("rotary", [True, False], ids=["rotary", "norm_only"])
+def test_triton_takes_no_memory_but_for_its_results(rotary):
+    """The launchers without their launches allocate what they return, to the byte, and nothing else."""
+    query, key, norms, rope, text = inputs(rotary, fused=True)
+    gradients = torch.randn(2, BATCH, TEXT + VIDEO, HEADS, HEAD_DIM)
+    wanted = Wanted(query=True, key=True, rope=rotary)
+    with torch.no_grad(), Allocated() as allocated:
+        prepared = triton.qk_norm_rope_forward(query, key, *norms, rope, text, launch=False)
+    assert allocated.bytes == sum(part.nbytes for part in prepared) == 2 * query.nbytes
+    with torch.no_grad(), Allocated() as allocated:
+        found = triton.qk_norm_rope_backward(*gradients, query, key, *norms, rope, text, wanted, launch=False)
+    assert allocated.bytes == sum(part.nbytes for part in found if part is not None)
+
+
+class Allocated(TorchDispatchMode):
+    """Bytes of all memory that operators asked for, given back or not."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        given = {part.untyped_storage().data_ptr() for part in tree_leaves(args) if torch.is_tensor(part)}
+        for part in tree_leaves(result):
+            if torch.is_tensor(part) and part.untyped_storage().data_ptr() not in given:
+                self.bytes += part.untyped_storage().nbytes()
+        return result
 
 
 def test_triton_on_the_processor_is_refused():

@@ -18,9 +18,11 @@ class Wanted(NamedTuple):
 def alike(first: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """The tensors with one set of strides and unit steps in head_dim: as they are where that holds already.
 
-    Queries and keys come alike from the projections, be they two matrices or views of a fused one.
+    Queries and keys come alike from the projections, be they two matrices or views of a fused one. A token's
+    heads lie within the reach of 32 bits.
     """
-    if first.stride(-1) == 1 and all(other.stride() == first.stride() for other in others):
+    within_reach = first.stride(-1) == 1 and first.stride(-2) * first.shape[-2] < 2**31
+    if within_reach and all(other.stride() == first.stride() for other in others):
         return first, *others
     return first.contiguous(), *(other.contiguous() for other in others)
 
