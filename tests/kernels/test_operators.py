@@ -7,6 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ditflow_kernels import motion_flow, motion_flow_loss, qk_norm_rope
+from ditflow_kernels.backends import choose
 from ditflow_kernels.motion_flow import chunked, operators
 
 GRID, HEADS, HEAD_DIM = (3, 4, 5), 2, 16
@@ -146,6 +147,11 @@ def test_workspace_bytes_changes_memory_not_results(workspace_bytes):
         motion_flow(query, key, GRID, 2.0, workspace_bytes=workspace_bytes),
         motion_flow(query, key, GRID, 2.0),
     )
+
+
+def test_auto_is_triton_on_cuda_and_chunked_elsewhere():
+    for device, backend in [("cuda", "triton"), ("cpu", "chunked"), ("mps", "chunked")]:
+        assert choose("auto", torch.device(device), torch.bfloat16) == backend
 
 
 def test_triton_says_what_it_needs():

@@ -17,22 +17,25 @@ class Gradients:
     def add(self, panel: Panel, grad_logits: Tensor) -> None:  # [panel rows, panel width]
         """The panel's queries are done with it; the keys collect from every panel."""
         problem = self.problem
+        if not problem.launch:
+            return  # both products write into what is there
         rows = slice(panel.first, panel.first + panel.rows)
         grad_logits = grad_logits[: panel.rows, : problem.tokens]
-        self._product(grad_logits, problem.key, self.query[rows], add=False)
-        self._product(grad_logits.T, problem.query[rows], self.key, add=panel.first > 0)
+        _product(grad_logits, problem.key, self.query[rows], add=False)
+        _product(grad_logits.T, problem.query[rows], self.key, add=panel.first > 0)
 
     def kept(self) -> tuple[Tensor, Tensor]:
         """Both in the dtype in which they wait for their factor."""
         return self.query, self.key.to(self.problem.kept_dtype)
 
-    def _product(self, left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
-        mixed = left.dtype != out.dtype
-        if mixed and self.problem.launch and not out.is_cuda:
-            # the CPU library has no product of one dtype into another
-            left, right, mixed = left.float(), right.float(), False
-        options = {"out_dtype": out.dtype} if mixed else {}
-        if add:
-            torch.addmm(out, left, right, **options, out=out)
-        else:
-            torch.mm(left, right, **options, out=out)
+
+def _product(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+    """`left @ right`, accumulated in float32, into `out` or added to it."""
+    if left.dtype != out.dtype and not out.is_cuda:
+        # the CPU library has no product of one dtype into another
+        left, right = left.float(), right.float()
+    options = {"out_dtype": out.dtype} if left.dtype != out.dtype else {}
+    if add:
+        torch.addmm(out, left, right, **options, out=out)
+    else:
+        torch.mm(left, right, **options, out=out)
