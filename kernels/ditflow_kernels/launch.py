@@ -52,9 +52,10 @@ class Launches:
     motion_flow_grad_logits: RowLaunch
 
 
-# 16 elements a thread, two 16-byte copies of bf16; the next tiles come in while one is worked on
-FORWARD = TokenLaunch(tile_elements=1024, num_warps=2, num_stages=3)
-# the backward pass holds tokens, gradients and the sums over heads at once: half as many a thread
+# a 16-byte copy of bf16 a thread and tile; the three tiles of 48 heads of 64 are all on their way at once.
+# With fewer threads, cos and sin of a head of 64 would be waited for before the first tile is asked for
+FORWARD = TokenLaunch(tile_elements=1024, num_warps=4, num_stages=4)
+# tiles of tokens and of gradients, two of each at once
 BACKWARD = TokenLaunch(tile_elements=1024, num_warps=4, num_stages=3)
 
 # mma.sync: 128 accumulators a thread, and two programs on a multiprocessor
