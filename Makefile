@@ -18,6 +18,8 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest -q
+	TRITON_INTERPRET=1 $(BIN)/pytest -q --confcutdir tests/interpreter tests/interpreter
+	$(BIN)/pytest -q --confcutdir tests/compile tests/compile
 
 demo: setup
 	mkdir -p runs

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from types import ModuleType
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import device, dtype
 
-BACKENDS = ("reference", "chunked")
-FASTEST = {"cpu": "chunked", "cuda": "chunked"}  # what "auto" means, by device type
+BACKENDS = ("reference", "chunked", "triton")
+# what "auto" means, by device type
+FASTEST = {"cpu": "chunked", "cuda": "triton" if find_spec("triton") else "chunked"}
 
 REFERENCE_DTYPES = ("bfloat16", "float16", "float32", "float64")
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-def implementation(operation: str, backend: str, device: device, dtype: dtype) -> ModuleType:
-    """The module `ditflow_kernels.<operation>.<backend>`, imported on its first use.
+def choose(backend: str, device: device, dtype: dtype) -> str:
+    """The backend's name, "auto" resolved; nothing is imported, so that torch.compile can trace it.
 
     Raises ValueError for a backend that does not exist and for a dtype that the backend does not compute in.
     """
@@ -29,4 +29,4 @@ def implementation(operation: str, backend: str, device: device, dtype: dtype) -
     accepted = REFERENCE_DTYPES if name == "reference" else DTYPES
     if str(dtype).removeprefix("torch.") not in accepted:
         raise ValueError(f"backend {name!r} does not take {dtype}: convert to one of {', '.join(accepted)}")
-    return import_module(f"ditflow_kernels.{operation}.{name}")
+    return name

@@ -100,7 +100,7 @@ def test_work_is_three_products_of_the_blocks_that_count(moving):
     query, key = (tokens.float() for tokens in video_tokens(shape))
     rows, blocks = ("all", 9) if moving is None else ("moving", len(moving))
     with FlopCounterMode(display=False) as counter:
-        loss_and_gradients(motion_flow_loss, query, key, reference, shape.grid, 2.0, rows=rows)
+        loss_and_gradients(chunked.motion_flow_loss, query, key, reference, shape.grid, 2.0, rows=rows)
     assert counter.get_total_flops() == blocks * 3 * 2 * 20 * 20 * 32
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from ditflow_kernels.backends import implementation
+from ditflow_kernels.backends import choose
 from ditflow_kernels.checks import check_alike, check_text_length
 
 if TYPE_CHECKING:
@@ -22,21 +22,31 @@ def motion_flow(
     *,
     hard: bool = False,
     backend: str = "auto",
+    workspace_bytes: int | None = None,
 ) -> Tensor:  # [frames (query), frames (key), height * width, 2]
     """Where each patch goes: `softmax_j(temperature * mean_heads(q_i . k_j / sqrt(head_dim))) . c_j - c_i`.
 
     The softmax is over the patches j of one key frame, c_j is the cell of j. Displacements are (x, y) in
     latent patches, x to the right and y down, in float32 (float64 for float64 input). Video tokens only.
-    `hard` takes the likeliest cell, the lowest index on a tie, and has no gradient. Source: DiTFlow
+    `hard` takes the likeliest cell, the lowest index on a tie, and has no gradient. `workspace_bytes` bounds
+    the temporary memory of a pass beyond its results; None is the backend's own bound. Source: DiTFlow
     (CVPR 2025), Attention Motion Flow, with the logits averaged over heads.
 
     Raises ValueError where shapes, dtypes or devices do not match, or the backend is unknown.
     """
     _check_tokens(query, key, grid)
-    chosen = implementation("motion_flow", backend, query.device, query.dtype)
+    chosen = choose(backend, query.device, query.dtype)
+    grid, temperature = tuple(grid), float(temperature)
     if hard:
         query, key = query.detach(), key.detach()
-    return chosen.motion_flow(query, key, tuple(grid), float(temperature), hard=hard)
+    if chosen == "reference":
+        from ditflow_kernels.motion_flow import reference
+
+        return reference.motion_flow(query, key, grid, temperature, hard=hard)
+    from ditflow_kernels.motion_flow import operators
+
+    settings = {"hard": hard, "backend": chosen, "workspace_bytes": workspace_bytes}
+    return operators.motion_flow(query, key, grid, temperature, **settings)
 
 
 def motion_flow_loss(
@@ -48,11 +58,14 @@ def motion_flow_loss(
     *,
     rows: str = "moving",
     backend: str = "auto",
+    workspace_bytes: int | None = None,
 ) -> Tensor:  # scalar
     """`mean((motion_flow - reference) ** 2)` over both components of the rows that count, in patches squared.
 
     `rows="moving"` counts the rows with `|reference| > 0`, `"all"` every row. Where none counts, the loss is
     0 with zero gradients. float32 (float64 for float64 input). `reference` gets no gradient.
+    `workspace_bytes` bounds the temporary memory beyond the loss and its gradients: fewer bytes, more and
+    smaller panels of query rows. None is the backend's own bound.
 
     Raises ValueError where shapes, dtypes or devices do not match, or the backend or `rows` is unknown.
     """
@@ -65,8 +78,16 @@ def motion_flow_loss(
         raise ValueError(f"reference is on {reference.device}, query on {query.device}: use one device")
     if rows not in ROWS:
         raise ValueError(f"unknown rows {rows!r}: use one of {', '.join(map(repr, ROWS))}")
-    chosen = implementation("motion_flow", backend, query.device, query.dtype)
-    return chosen.motion_flow_loss(query, key, reference.detach(), tuple(grid), float(temperature), rows=rows)
+    chosen = choose(backend, query.device, query.dtype)
+    arguments = query, key, reference.detach(), tuple(grid), float(temperature)
+    if chosen == "reference":
+        from ditflow_kernels.motion_flow.reference import motion_flow_loss as from_definition
+
+        return from_definition(*arguments, rows=rows)
+    from ditflow_kernels.motion_flow import operators
+
+    settings = {"rows": rows, "backend": chosen, "workspace_bytes": workspace_bytes}
+    return operators.motion_flow_loss(*arguments, **settings)
 
 
 def attention_with_motion_flow(

@@ -26,7 +26,7 @@ def motion_flow(
     """See `ditflow_kernels.motion_flow`. Without a budget, that of the device."""
     budget = budget or workspace_bytes(query.device.type)
     if hard:
-        return _hard_flow(query, key, grid, budget)
+        return hard_flow(query, key, grid, budget)
     return _SoftFlow.apply(query, key, grid, temperature, budget)
 
 
@@ -42,12 +42,71 @@ def motion_flow_loss(
 ) -> Tensor:  # scalar float32
     """See `ditflow_kernels.motion_flow_loss`. Without a budget, that of the device."""
     budget = budget or workspace_bytes(query.device.type)
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
+        return _Loss.apply(query, key, reference, rows, grid, temperature, budget)
     reference = reference.float()
     counts = (reference != 0).any(dim=-1) if rows == "moving" else None
-    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
-        return _Loss.apply(query, key, reference, counts, grid, temperature, budget)
     difference = motion_flow(query, key, grid, temperature, budget=budget) - reference
     return _counting(difference, counts).square().sum() / _components(reference, counts)
+
+
+def soft_flow(
+    query: Tensor,  # [S, heads, head_dim]
+    key: Tensor,  # [S, heads, head_dim]
+    grid: tuple[int, int, int],
+    temperature: float,
+    workspace: int | None = None,
+    launch: bool = True,
+) -> tuple[Tensor, Tensor]:  # [frames, frames, cells, 2], [frames, frames, cells] float32
+    """Flow, and the logsumexp from which `flow_gradients` makes the probabilities again."""
+    problem = Problem.of(query, key, grid, temperature)
+    expected, logsumexp = _expected_cells(problem, workspace or workspace_bytes(query.device.type))
+    return expected.sub_(problem.cells), logsumexp
+
+
+def flow_gradients(
+    grad: Tensor,  # [frames, frames, cells, 2], of the flow
+    query: Tensor,  # [S, heads, head_dim]
+    key: Tensor,  # [S, heads, head_dim]
+    flow: Tensor,  # [frames, frames, cells, 2]
+    logsumexp: Tensor,  # [frames, frames, cells]
+    grid: tuple[int, int, int],
+    temperature: float,
+    workspace: int | None = None,
+    launch: bool = True,
+) -> tuple[Tensor, Tensor]:  # as query and key
+    """Gradients to query and key."""
+    problem = Problem.of(query, key, grid, temperature)
+    budget = (workspace or workspace_bytes(query.device.type)) - 4 * flow.numel()
+    # the panels see a gradient of size 1, its size joins the factor: in fp16 a small one would vanish
+    size = grad.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+    expected = flow + problem.cells
+    unscaled = _flow_gradients(problem, grad / size, expected, logsumexp, budget)
+    return tuple(_scaled(of_tokens, size * problem.scale, query) for of_tokens in unscaled)
+
+
+def loss_and_gradients(
+    query: Tensor,  # [S, heads, head_dim]
+    key: Tensor,  # [S, heads, head_dim]
+    reference: Tensor,  # [frames, frames, cells, 2]
+    grid: tuple[int, int, int],
+    temperature: float,
+    rows: str,
+    workspace: int | None = None,
+    launch: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [], [frames, cells, channels] twice, []
+    """Loss, gradients to query and key but for a factor, the factor.
+
+    Without `launch` the reference has no values to ask which panels count: all do.
+    """
+    problem = Problem.of(query, key, grid, temperature)
+    reference = reference.float()
+    counts = (reference != 0).any(dim=-1) if rows == "moving" else None
+    asked = counts if launch else None
+    budget = workspace or workspace_bytes(query.device.type)
+    squares, grad_query, grad_key = _squares_and_gradients(problem, reference, asked, budget)
+    components = _components(reference, counts)
+    return squares / components, grad_query, grad_key, 2 * problem.scale / components
 
 
 class _SoftFlow(torch.autograd.Function):
@@ -55,35 +114,25 @@ class _SoftFlow(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, grid, temperature, budget):
-        problem = Problem.of(query, key, grid, temperature)
-        expected, logsumexp = _expected_cells(problem, budget)
-        ctx.save_for_backward(query, key, expected, logsumexp)
+        flow, logsumexp = soft_flow(query, key, grid, temperature, budget)
+        ctx.save_for_backward(query, key, flow, logsumexp)
         ctx.settings = grid, temperature, budget
-        return expected - problem.cells
+        return flow
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        query, key, expected, logsumexp = ctx.saved_tensors
-        grid, temperature, budget = ctx.settings
-        problem = Problem.of(query, key, grid, temperature)
-        # the panels see a gradient of size 1, its size joins the factor: in fp16 a small one would vanish
-        size = grad.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
-        grad_query, grad_key = _flow_gradients(problem, grad / size, expected, logsumexp, budget)
-        factor = size * problem.scale
-        return _scaled(grad_query, factor, query), _scaled(grad_key, factor, key), None, None, None
+        return *flow_gradients(grad, *ctx.saved_tensors, *ctx.settings), None, None, None
 
 
 class _Loss(torch.autograd.Function):
     """Loss with its gradients, which the forward pass forms up to one factor and the backward pass scales."""
 
     @staticmethod
-    def forward(ctx, query, key, reference, counts, grid, temperature, budget):
-        problem = Problem.of(query, key, grid, temperature)
-        squares, grad_query, grad_key = _squares_and_gradients(problem, reference, counts, budget)
-        components = _components(reference, counts)
-        ctx.save_for_backward(query, grad_query, grad_key, 2 * problem.scale / components)
-        return squares / components
+    def forward(ctx, query, key, reference, rows, grid, temperature, budget):
+        loss, *kept = loss_and_gradients(query, key, reference, grid, temperature, rows, budget)
+        ctx.save_for_backward(query, *kept)
+        return loss
 
     @staticmethod
     @once_differentiable
@@ -93,8 +142,15 @@ class _Loss(torch.autograd.Function):
         return _scaled(grad_query, factor, query), _scaled(grad_key, factor, query), *[None] * 5
 
 
-def _hard_flow(query: Tensor, key: Tensor, grid: tuple[int, int, int], budget: int) -> Tensor:
+def hard_flow(
+    query: Tensor,  # [S, heads, head_dim]
+    key: Tensor,  # [S, heads, head_dim]
+    grid: tuple[int, int, int],
+    workspace: int | None = None,
+    launch: bool = True,
+) -> Tensor:  # [frames, frames, cells, 2] float32
     """Likeliest cell minus own cell."""
+    budget = workspace or workspace_bytes(query.device.type)
     if query.device.type == "cpu":
         query, key = query.float(), key.float()  # logits rounded to bf16 would decide near ties by chance
     problem = Problem.of(query, key, grid, temperature=1.0)
@@ -227,8 +283,7 @@ def _gradients_to_fill(problem: Problem) -> tuple[Tensor, Tensor]:
     return grad_query, torch.zeros_like(problem.key, dtype=torch.float32)
 
 
-def _counting(difference: Tensor, counts: Tensor | None) -> Tensor:
-    """The difference, zero in the rows that do not count."""
+def _counting(difference: Tensor, counts: Tensor | None) -> Tensor:  # zero in rows that do not count
     return difference if counts is None else difference.where(counts[..., None], 0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ditflow_kernels.backends import implementation
+from ditflow_kernels.backends import choose
 from ditflow_kernels.checks import check_alike, check_text_length
 
 if TYPE_CHECKING:
@@ -37,8 +37,14 @@ def qk_norm_rope(
     norms = (
         _constant(name, norm, query) for name, norm in [("norm_query", norm_query), ("norm_key", norm_key)]
     )
-    chosen = implementation("qk_norm_rope", backend, query.device, query.dtype)
-    return chosen.qk_norm_rope(query, key, *norms, rope, text_length)
+    chosen = choose(backend, query.device, query.dtype)
+    if chosen == "reference":
+        from ditflow_kernels.qk_norm_rope import reference
+
+        return reference.qk_norm_rope(query, key, *norms, rope, text_length)
+    from ditflow_kernels.qk_norm_rope import operators
+
+    return operators.qk_norm_rope(query, key, *norms, rope, text_length, backend=chosen)
 
 
 def _check_rope(query: Tensor, rope: Tensor | None, text_length: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import layer_norm
 
+from ditflow_kernels.qk_norm_rope.layout import Norm, Wanted
 from ditflow_kernels.workspace import panels, workspace_bytes
 
 BYTES_PER_ELEMENT = 32  # eight float32 copies of a chunk are alive at most
@@ -19,19 +20,65 @@ BYTES_PER_ELEMENT = 32  # eight float32 copies of a chunk are alive at most
 def qk_norm_rope(
     query: Tensor,  # [B, T + S, heads, head_dim], text first
     key: Tensor,  # [B, T + S, heads, head_dim]
-    norm_query: tuple[Tensor, Tensor, float] | None,  # weight [head_dim], bias [head_dim], eps
-    norm_key: tuple[Tensor, Tensor, float] | None,
+    norm_query: Norm,
+    norm_key: Norm,
     rope: Tensor | None,  # [2 (query, key), 2 (cos, sin), S, head_dim]
     text_length: int,
     *,
     budget: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `ditflow_kernels.qk_norm_rope`. Without a budget, that of the device."""
-    budget = budget or workspace_bytes(query.device.type)
     rope_query, rope_key = (None, None) if rope is None else rope
     prepared_query = _Prepare.apply(query, rope_query, norm_query, text_length, budget)
     prepared_key = _Prepare.apply(key, rope_key, norm_key, text_length, budget)
     return prepared_query, prepared_key
+
+
+def qk_norm_rope_forward(
+    query: Tensor,  # [B, T + S, heads, head_dim]
+    key: Tensor,  # [B, T + S, heads, head_dim]
+    norm_query: Norm,
+    norm_key: Norm,
+    rope: Tensor | None,  # [2 (query, key), 2 (cos, sin), S, head_dim]
+    text_length: int,
+    launch: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The operator's forward pass; without `launch` the results are allocated, not computed."""
+    if not launch:
+        return query.new_empty(query.shape), key.new_empty(key.shape)
+    rope_query, rope_key = (None, None) if rope is None else rope
+    prepared_query = _prepared(query, rope_query, norm_query, text_length)
+    return prepared_query, _prepared(key, rope_key, norm_key, text_length)
+
+
+def qk_norm_rope_backward(
+    grad_prepared_query: Tensor,  # [B, T + S, heads, head_dim]
+    grad_prepared_key: Tensor,  # [B, T + S, heads, head_dim]
+    query: Tensor,  # [B, T + S, heads, head_dim]
+    key: Tensor,  # [B, T + S, heads, head_dim]
+    norm_query: Norm,
+    norm_key: Norm,
+    rope: Tensor | None,  # [2 (query, key), 2 (cos, sin), S, head_dim]
+    text_length: int,
+    wanted: Wanted,
+    launch: bool = True,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The operator's backward pass: gradients to query, key and rope, None where not wanted."""
+    grad_rope = torch.empty_like(rope) if wanted.rope else None
+    if not launch:
+        grad_query = query.new_empty(query.shape) if wanted.query else None
+        return grad_query, key.new_empty(key.shape) if wanted.key else None, grad_rope
+    gradients = []
+    for index, (grad, tokens, norm, wants_tokens) in enumerate(
+        [
+            (grad_prepared_query, query, norm_query, wanted.query),
+            (grad_prepared_key, key, norm_key, wanted.key),
+        ]
+    ):
+        ours = None if rope is None else rope[index]
+        grad_ours = grad_rope[index] if wanted.rope else None
+        gradients.append(_gradient(grad, tokens, ours, norm, text_length, wants_tokens, grad_ours))
+    return gradients[0], gradients[1], grad_rope
 
 
 class _Prepare(torch.autograd.Function):
@@ -41,39 +88,60 @@ class _Prepare(torch.autograd.Function):
     def forward(ctx, tokens, rope, norm, text_length, budget):
         ctx.save_for_backward(tokens, rope)
         ctx.settings = norm, text_length, budget
-        prepared = torch.empty_like(tokens)
-        for chunk, positions in _chunks(tokens, text_length, budget):
-            values = _normed(tokens[:, chunk].float(), norm)
-            if rope is not None and positions is not None:
-                cos, sin = rope[:, positions, None]
-                values = values * cos + _quarter_turned(values) * sin
-            prepared[:, chunk] = values
-        return prepared
+        return _prepared(tokens, rope, norm, text_length, budget)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         tokens, rope = ctx.saved_tensors
-        norm, text_length, budget = ctx.settings
         wants_tokens, wants_rope = ctx.needs_input_grad[:2]
-        grad_tokens = torch.empty_like(tokens) if wants_tokens else None
+        norm, text_length, budget = ctx.settings
         grad_rope = torch.empty_like(rope) if wants_rope else None
-        for chunk, positions in _chunks(tokens, text_length, budget):
-            values, grad_values = tokens[:, chunk].float(), grad[:, chunk].float()
-            if wants_rope and positions is not None:
-                normed = _normed(values, norm)
-                grad_rope[0, positions] = (grad_values * normed).sum(dim=(0, 2))
-                grad_rope[1, positions] = (grad_values * _quarter_turned(normed)).sum(dim=(0, 2))
-            if wants_tokens:
-                if rope is not None and positions is not None:
-                    cos, sin = rope[:, positions, None]
-                    grad_values = grad_values * cos - _quarter_turned(grad_values * sin)
-                grad_tokens[:, chunk] = _norm_backward(values, grad_values, norm)
+        grad_tokens = _gradient(grad, tokens, rope, norm, text_length, wants_tokens, grad_rope, budget)
         return grad_tokens, grad_rope, None, None, None
 
 
-def _chunks(tokens: Tensor, text_length: int, budget: int) -> Iterator[tuple[slice, slice | None]]:
+def _prepared(
+    tokens: Tensor, rope: Tensor | None, norm: Norm, text_length: int, budget: int | None = None
+) -> Tensor:
+    prepared = tokens.new_empty(tokens.shape)
+    for chunk, positions in _chunks(tokens, text_length, budget):
+        values = _normed(tokens[:, chunk].float(), norm)
+        if rope is not None and positions is not None:
+            cos, sin = rope[:, positions, None]
+            values = values * cos + _quarter_turned(values) * sin
+        prepared[:, chunk] = values
+    return prepared
+
+
+def _gradient(
+    grad: Tensor,
+    tokens: Tensor,
+    rope: Tensor | None,  # [2 (cos, sin), S, head_dim]
+    norm: Norm,
+    text_length: int,
+    wants_tokens: bool,
+    grad_rope: Tensor | None,  # [2 (cos, sin), S, head_dim], written here
+    budget: int | None = None,
+) -> Tensor | None:
+    grad_tokens = tokens.new_empty(tokens.shape) if wants_tokens else None
+    for chunk, positions in _chunks(tokens, text_length, budget):
+        values, grad_values = tokens[:, chunk].float(), grad[:, chunk].float()
+        if grad_rope is not None and positions is not None:
+            normed = _normed(values, norm)
+            grad_rope[0, positions] = (grad_values * normed).sum(dim=(0, 2))
+            grad_rope[1, positions] = (grad_values * _quarter_turned(normed)).sum(dim=(0, 2))
+        if wants_tokens:
+            if rope is not None and positions is not None:
+                cos, sin = rope[:, positions, None]
+                grad_values = grad_values * cos - _quarter_turned(grad_values * sin)
+            grad_tokens[:, chunk] = _norm_backward(values, grad_values, norm)
+    return grad_tokens
+
+
+def _chunks(tokens: Tensor, text_length: int, budget: int | None) -> Iterator[tuple[slice, slice | None]]:
     """Stretches of tokens that fit the budget, and their positions in the video (None: text)."""
+    budget = budget or workspace_bytes(tokens.device.type)
     batch, length, heads, head_dim = tokens.shape
     bytes_per_token = BYTES_PER_ELEMENT * batch * heads * head_dim
     for stretch in panels(text_length, bytes_per_token, budget):
@@ -82,14 +150,14 @@ def _chunks(tokens: Tensor, text_length: int, budget: int) -> Iterator[tuple[sli
         yield slice(text_length + stretch.start, text_length + stretch.stop), stretch
 
 
-def _normed(values: Tensor, norm: tuple[Tensor, Tensor, float] | None) -> Tensor:
+def _normed(values: Tensor, norm: Norm) -> Tensor:
     if norm is None:
         return values
     weight, bias, eps = norm
     return layer_norm(values, weight.shape, weight.float(), bias.float(), eps)
 
 
-def _norm_backward(values: Tensor, grad: Tensor, norm: tuple[Tensor, Tensor, float] | None) -> Tensor:
+def _norm_backward(values: Tensor, grad: Tensor, norm: Norm) -> Tensor:
     """Gradient to the values from that to their layer norm."""
     if norm is None:
         return grad

@@ -1,0 +1,135 @@
+"""Every operation on the device against its definition in float64, before anything is measured.
+
+Each result may be twice as far from float64 as plain PyTorch in the same precision is, plus an epsilon of the
+largest value.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bench.passes import TEMPERATURE, Size, prepared_inputs, video_inputs
+from ditflow_kernels import attention_with_motion_flow, motion_flow, motion_flow_loss, qk_norm_rope
+
+EPSILON = {torch.float32: 4e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}
+SIZES = [
+    Size("one frame", (1, 5, 7), 3, 16, text=4),
+    Size("ragged", (3, 13, 17), 5, 64, text=7),
+    Size("wide heads", (2, 11, 19), 3, 128, text=1),
+    Size("5B heads", (4, 15, 22), 48, 64, text=226),
+]
+
+
+class WrongResult(Exception):
+    """An operation is not what its definition says."""
+
+
+def check_all(device: torch.device, backend: str, sizes: list[Size] = SIZES) -> int:
+    """The number of comparisons that held. Raises WrongResult at the first that does not."""
+    count = 0
+    for size in sizes:
+        for precision in EPSILON:
+            given = size._replace(dtype=precision)
+            for name, ours, plain, exact in comparisons(given, device, backend):
+                compare(f"{name}, {size.name}, {precision}", ours, plain, exact, EPSILON[precision])
+                count += 1
+        check_ties(size, device, backend)
+    return count
+
+
+def comparisons(size: Size, device: torch.device, backend: str) -> Iterator[tuple]:
+    """Name, our results, those of plain PyTorch and those in float64."""
+    query, key, flow, grid = video_inputs(size, device, 0)
+    if size.grid[0] == 1:
+        flow[..., ::2, :] = 1.0
+
+    def soft(function, tokens):
+        result = function(*tokens, grid, TEMPERATURE)
+        return [result, *torch.autograd.grad((result * flow).sum(), tokens)]
+
+    def loss(function, tokens, rows):
+        result = function(*tokens, flow.to(tokens[0].dtype), grid, TEMPERATURE, rows=rows)
+        return [result, *torch.autograd.grad(result, tokens)]
+
+    tokens = query, key
+    yield "flow", *_three(soft, motion_flow, tokens, backend)
+    for rows in ("moving", "all"):
+        yield f"loss, {rows} rows", *_three(partial(loss, rows=rows), motion_flow_loss, tokens, backend)
+    yield "attention", *_attention(size, device, backend)
+
+    query, key, (norm, _, rope, text), gradients = prepared_inputs(size, device, 0)
+    for name, norms, turn in (
+        ("norm and rope", (norm, norm), rope),
+        ("norm", (norm, norm), None),
+        ("rope", (None, None), rope),
+    ):
+        prepare = partial(_prepare, norms=norms, text=text, gradients=gradients)
+        inputs = [query, key] if turn is None else [query, key, turn.requires_grad_()]
+        yield name, *_three(prepare, qk_norm_rope, inputs, backend)
+
+
+def _three(run: Callable, function: Callable, tokens, backend: str) -> tuple:
+    precise = [tensor.detach().double().requires_grad_() for tensor in tokens]
+    return (
+        run(partial(function, backend=backend), tokens),
+        run(partial(function, backend="reference"), tokens),
+        run(partial(function, backend="reference"), precise),
+    )
+
+
+def _prepare(function: Callable, inputs, norms, text: int, gradients) -> list[Tensor]:
+    query, key, *rope = inputs
+    norms = [norm and (*(part.to(query.dtype) for part in norm[:2]), norm[2]) for norm in norms]
+    outputs = function(query, key, *norms, rope[0] if rope else None, text)
+    gradients = [gradient.to(query.dtype) for gradient in gradients]
+    return [*outputs, *torch.autograd.grad(outputs, inputs, gradients)]
+
+
+def _attention(size: Size, device: torch.device, backend: str) -> tuple:
+    """Ours against its two halves, apart."""
+    query, key, _, (value, _) = prepared_inputs(size, device, 3)
+    tokens = query, key, value.requires_grad_()
+    grid, text = size.grid, size.text
+
+    def ours(backend, tokens):
+        output, flow = attention_with_motion_flow(*tokens, grid, TEMPERATURE, text, backend=backend)
+        return [output, flow, *torch.autograd.grad(output.sum() + flow.sum(), tokens)]
+
+    def apart(tokens):
+        query, key, value = tokens
+        logits = torch.einsum("bimd,bjmd->bmij", query, key) / size.head_dim**0.5
+        output = torch.einsum("bmij,bjmd->bimd", logits.softmax(dim=-1), value)
+        flow = motion_flow(query[0, text:], key[0, text:], grid, TEMPERATURE, backend="reference")
+        return [output, flow, *torch.autograd.grad(output.sum() + flow.sum(), tokens)]
+
+    precise = [tensor.detach().double().requires_grad_() for tensor in tokens]
+    return ours(backend, tokens), apart(tokens), apart(precise)
+
+
+def check_ties(size: Size, device: torch.device, backend: str) -> None:
+    """Hard flow: where all keys are alike, the first cell wins; else the likeliest in float64."""
+    query, key, _, grid = video_inputs(size, device, 1)
+    _, _, width = grid
+    cells = torch.arange(size.video // grid[0], device=device)
+    own = torch.stack([cells % width, cells // width], dim=-1)
+    tied = motion_flow(query, key.detach().zero_(), grid, TEMPERATURE, hard=True, backend=backend)
+    if not torch.equal(tied, -own.expand_as(tied).float()):
+        raise WrongResult(f"hard flow, ties, {size.name}: not the lowest index")
+    query, key, _, _ = video_inputs(size, device, 1)
+    ours = motion_flow(query, key, grid, TEMPERATURE, hard=True, backend=backend)
+    exact = motion_flow(query.double(), key.double(), grid, TEMPERATURE, hard=True, backend="reference")
+    wrong = (ours != exact).any(dim=-1).float().mean().item()
+    if wrong > 1e-3:  # near ties alone
+        raise WrongResult(f"hard flow, {size.name}: {100 * wrong:.2f} % of the rows differ from float64")
+
+
+def compare(name: str, ours: list, plain: list, exact: list, epsilon: float) -> None:
+    for index, (result, theirs, truth) in enumerate(zip(ours, plain, exact, strict=True)):
+        if not result.isfinite().all():
+            raise WrongResult(f"{name}: tensor {index} is not finite")
+        error, plain_error = ((tensor.double() - truth).abs().max().item() for tensor in (result, theirs))
+        budget = 2 * plain_error + epsilon * truth.abs().max().item()
+        if error > budget:
+            raise WrongResult(f"{name}: tensor {index} is {error:.2e} off, {budget:.2e} are allowed")

@@ -1,0 +1,167 @@
+"""Is every kernel right on this GPU, and how fast is it: `python -m bench.gpu`, in under nine minutes.
+
+First every operation is compared with its definition in float64; a wrong result ends the run. Then the
+passes are measured, ours and the rivals', beside what the device copies and multiplies at best, and one
+guided step of CogVideoX-5B with random weights. Prints tables and writes bench/results/<device>.json.
+
+Times are medians of CUDA events, warm, over input sets that take turns; calls are queued ahead of the device.
+"""
+
+import gc
+import json
+import re
+import subprocess
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.correctness import WrongResult, check_all
+from bench.guided_step import guided_step, why_not
+from bench.passes import SIZES, Pass, Rival, Size, passes
+from bench.tables import pass_tables, step_table
+from bench.timing import GIB, Ceilings, CudaMeter, Deadline, Meter, measure_ceilings
+
+RESULTS = Path(__file__).with_name("results")
+SECONDS = 500  # one more measurement may be under way when they are over
+INPUT_SETS = 3
+OLDEST = {"torch": (2, 11), "triton": (3, 6)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A rival in a pass at a size; `reason` says why there are no numbers."""
+
+    of: str
+    size: str
+    rival: str
+    milliseconds: float | None = None
+    peak_bytes: int | None = None  # beyond inputs and results
+    least_milliseconds: float | None = None  # at the device's ceiling
+    reason: str | None = None
+
+
+def main() -> None:
+    if (reason := why_it_cannot_run()) is not None:
+        raise SystemExit(f"bench.gpu: {reason}")
+    meter, deadline = CudaMeter(torch.device("cuda", torch.cuda.current_device())), Deadline(SECONDS)
+    torch.cuda.set_device(meter.device)
+    try:
+        print(f"right: {check_all(meter.device, 'triton')} comparisons with float64")
+    except WrongResult as wrong:
+        raise SystemExit(f"bench.gpu: wrong, so nothing is measured: {wrong}") from None
+
+    ceilings = measure_ceilings(meter)
+    rows = list(measure_all(meter, deadline, ceilings, SIZES, compiled=False))
+    step = guided_step(meter) if (reason := why_not(meter, deadline.left)) is None else reason
+    gc.collect()
+    rows += measure_all(meter, deadline, ceilings, SIZES, compiled=True)
+
+    copied, product = ceilings.copied_bytes / 1e12, ceilings.product_flops / 1e12
+    print(f"copies {copied:.2f} TB/s, multiplies {product:.0f} TFLOP/s")
+    print(pass_tables(rows))
+    print(step_table(step, rows))
+    print(f"written to {write(rows, ceilings, step)}")
+
+
+def why_it_cannot_run() -> str | None:
+    if not torch.cuda.is_available():
+        return "needs a CUDA device, and there is none"
+    try:
+        import triton
+    except ImportError:
+        return "needs triton, which is not installed"
+    for module in (torch, triton):
+        version = tuple(int(part) for part in re.findall(r"\d+", module.__version__)[:2])
+        if version < (oldest := OLDEST[module.__name__]):
+            return f"needs {module.__name__} {'.'.join(map(str, oldest))}, {module.__version__} is installed"
+    return None
+
+
+def measure_all(
+    meter: Meter,
+    deadline: Deadline,
+    ceilings: Ceilings,
+    sizes: Sequence[Size],
+    compiled: bool,  # the rivals that torch.compile makes, or the others
+    skip: Collection[str] = (),
+) -> Iterator[Row]:
+    for size in sizes:
+        for each in passes():
+            sets = [each.inputs(size, meter.device, seed) for seed in range(INPUT_SETS)]
+            for rival in each.rivals():
+                if rival.compiles == compiled and rival.name not in skip:
+                    yield measure(meter, deadline, ceilings, each, size, rival, sets)
+            del sets
+            torch._dynamo.reset()
+            gc.collect()
+
+
+def measure(
+    meter: Meter,
+    deadline: Deadline,
+    ceilings: Ceilings,
+    each: Pass,
+    size: Size,
+    rival: Rival,
+    sets: list[tuple],
+) -> Row:
+    names = each.name, size.name, rival.name
+    if (needed := rival.needed_bytes(size)) > (free := meter.free_bytes()):
+        return Row(*names, reason=f"needs {needed / GIB:.0f} GiB, {free / GIB:.0f} are free")
+    if deadline.left < (60 if rival.compiles else 0):
+        return Row(*names, reason="no time left")
+    calls = [lambda given=given: rival.call(*given) for given in sets]
+    try:
+        milliseconds, peak_bytes = meter.milliseconds(calls), meter.peak_bytes(calls[0])
+    except torch.cuda.OutOfMemoryError:
+        return Row(*names, reason="out of memory")
+    except Exception as error:
+        if not rival.compiles:
+            raise
+        # what cannot be compiled competes with nobody; the others go on
+        return Row(*names, reason=f"does not compile: {str(error).strip().splitlines()[0][:80]}")
+    return Row(*names, milliseconds, peak_bytes, least_milliseconds(each, size, ceilings))
+
+
+def least_milliseconds(each: Pass, size: Size, ceilings: Ceilings) -> float:
+    if each.flops is not None:
+        return 1e3 * each.flops(size) / ceilings.product_flops
+    return 1e3 * each.bytes(size) / ceilings.copied_bytes
+
+
+def write(rows: list[Row], ceilings: Ceilings, step: dict | str) -> Path:
+    import triton
+
+    name = torch.cuda.get_device_name()
+    results: dict[str, Any] = {
+        "device": name,
+        "capability": list(torch.cuda.get_device_capability()),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "commit": commit(),
+        "ceilings": ceilings._asdict(),
+        "passes": [asdict(row) for row in rows],
+        "guided_step": step,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def commit() -> str:
+    """What was measured; `+` where files differ from it."""
+    try:
+        git = ["git", "-C", str(Path(__file__).parent)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.strip() + ("+" if changed.strip() else "")
+
+
+if __name__ == "__main__":
+    main()

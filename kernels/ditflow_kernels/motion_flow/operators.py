@@ -1,0 +1,204 @@
+"""The operators that torch sees, whichever backend computes: it knows their shapes, gradients and FLOPs."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ditflow_kernels.motion_flow.scaling import scale_into
+
+
+def motion_flow(
+    query: Tensor,  # [S, heads, head_dim]
+    key: Tensor,  # [S, heads, head_dim]
+    grid: tuple[int, int, int],
+    temperature: float,
+    *,
+    hard: bool,
+    backend: str,
+    workspace_bytes: int | None,
+) -> Tensor:  # [frames, frames, height * width, 2] float32
+    """See `ditflow_kernels.motion_flow`."""
+    if hard:
+        return hard_flow(query.detach(), key.detach(), grid, backend, workspace_bytes)
+    return soft_flow(query, key, grid, temperature, backend, workspace_bytes)[0]
+
+
+def motion_flow_loss(
+    query: Tensor,  # [S, heads, head_dim]
+    key: Tensor,  # [S, heads, head_dim]
+    reference: Tensor,  # [frames, frames, height * width, 2]
+    grid: tuple[int, int, int],
+    temperature: float,
+    *,
+    rows: str,
+    backend: str,
+    workspace_bytes: int | None,
+) -> Tensor:  # scalar float32
+    """See `ditflow_kernels.motion_flow_loss`."""
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
+        return loss_and_gradients(query, key, reference, grid, temperature, rows, backend, workspace_bytes)[0]
+    flow = soft_flow(query, key, grid, temperature, backend, workspace_bytes)[0]
+    squares = (flow - reference).square().sum(dim=-1)
+    if rows == "all":
+        return squares.mean() / 2
+    counts = (reference != 0).any(dim=-1)
+    return squares.where(counts, 0).sum() / (2 * counts.sum().clamp(min=1))
+
+
+@torch.library.custom_op("ditflow::motion_flow", mutates_args=())
+def soft_flow(
+    query: Tensor,
+    key: Tensor,
+    grid: Sequence[int],
+    temperature: float,
+    backend: str,
+    workspace_bytes: int | None,
+) -> tuple[Tensor, Tensor]:  # flow, logsumexp
+    return _passes(backend).soft_flow(query, key, grid, temperature, workspace_bytes)
+
+
+@soft_flow.register_fake
+def _(query, key, grid, temperature, backend, workspace_bytes):
+    return _passes(backend).soft_flow(query, key, grid, temperature, workspace_bytes, launch=False)
+
+
+@torch.library.custom_op("ditflow::motion_flow_hard", mutates_args=())
+def hard_flow(
+    query: Tensor,
+    key: Tensor,
+    grid: Sequence[int],
+    backend: str,
+    workspace_bytes: int | None,
+) -> Tensor:
+    return _passes(backend).hard_flow(query, key, grid, workspace_bytes)
+
+
+@hard_flow.register_fake
+def _(query, key, grid, backend, workspace_bytes):
+    return _passes(backend).hard_flow(query, key, grid, workspace_bytes, launch=False)
+
+
+@torch.library.custom_op("ditflow::motion_flow_backward", mutates_args=())
+def flow_gradients(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    flow: Tensor,
+    logsumexp: Tensor,
+    grid: Sequence[int],
+    temperature: float,
+    backend: str,
+    workspace_bytes: int | None,
+) -> tuple[Tensor, Tensor]:
+    passes = _passes(backend)
+    return passes.flow_gradients(grad, query, key, flow, logsumexp, grid, temperature, workspace_bytes)
+
+
+@flow_gradients.register_fake
+def _(grad, query, key, flow, logsumexp, grid, temperature, backend, workspace_bytes):
+    settings = grid, temperature, workspace_bytes
+    return _passes(backend).flow_gradients(grad, query, key, flow, logsumexp, *settings, launch=False)
+
+
+@torch.library.custom_op("ditflow::motion_flow_loss", mutates_args=())
+def loss_and_gradients(
+    query: Tensor,
+    key: Tensor,
+    reference: Tensor,
+    grid: Sequence[int],
+    temperature: float,
+    rows: str,
+    backend: str,
+    workspace_bytes: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # loss, gradients but for a factor, the factor
+    passes = _passes(backend)
+    return passes.loss_and_gradients(query, key, reference, grid, temperature, rows, workspace_bytes)
+
+
+@loss_and_gradients.register_fake
+def _(query, key, reference, grid, temperature, rows, backend, workspace_bytes):
+    settings = grid, temperature, rows, workspace_bytes
+    return _passes(backend).loss_and_gradients(query, key, reference, *settings, launch=False)
+
+
+@torch.library.custom_op("ditflow::motion_flow_loss_backward", mutates_args=())
+def scaled_gradients(
+    grad: Tensor,  # [] of the loss
+    grad_query: Tensor,  # but for the factor, of any shape
+    grad_key: Tensor,
+    factor: Tensor,  # []
+    shape: Sequence[int],  # of the results
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """`grad * factor` times each, in float32, rounded once."""
+    scaled = []
+    for unscaled in (grad_query, grad_key):
+        result = torch.empty_like(unscaled, dtype=dtype)
+        scaled.append(scale_into(result, unscaled, grad * factor).view(shape))
+    return tuple(scaled)
+
+
+@scaled_gradients.register_fake
+def _(grad, grad_query, grad_key, factor, shape, dtype):
+    return tuple(grad_query.new_empty(shape, dtype=dtype) for _ in range(2))
+
+
+def _keep_flow(ctx, inputs, output) -> None:
+    query, key, *ctx.settings = inputs
+    ctx.save_for_backward(query, key, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _flow_backward(ctx, grad, _):
+    return *flow_gradients(grad, *ctx.saved_tensors, *ctx.settings), *[None] * 4
+
+
+def _keep_loss(ctx, inputs, output) -> None:
+    ctx.like = inputs[0].shape, inputs[0].dtype
+    ctx.save_for_backward(*output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _loss_backward(ctx, grad, *_):
+    return *scaled_gradients(grad, *ctx.saved_tensors, *ctx.like), *[None] * 6
+
+
+soft_flow.register_autograd(_flow_backward, setup_context=_keep_flow)
+loss_and_gradients.register_autograd(_loss_backward, setup_context=_keep_loss)
+
+
+def _product_flops(query_shape: Sequence[int]) -> int:
+    tokens, heads, head_dim = query_shape
+    return 2 * tokens * tokens * heads * head_dim
+
+
+@register_flop_formula([torch.ops.ditflow.motion_flow, torch.ops.ditflow.motion_flow_hard])
+def _flow_flops(query_shape, *shapes, **options) -> int:
+    """One product over all pairs of tokens."""
+    return _product_flops(query_shape)
+
+
+@register_flop_formula(torch.ops.ditflow.motion_flow_loss)
+def _loss_flops(query_shape, *shapes, **options) -> int:
+    """Three products: what blocks without a row that counts save is not known from shapes."""
+    return 3 * _product_flops(query_shape)
+
+
+@register_flop_formula(torch.ops.ditflow.motion_flow_backward)
+def _backward_flops(grad_shape, query_shape, *shapes, **options) -> int:
+    """Three products: the logits again, and one for each gradient."""
+    return 3 * _product_flops(query_shape)
+
+
+@register_flop_formula(torch.ops.ditflow.motion_flow_loss_backward)
+def _scaling_flops(*shapes, **options) -> int:
+    """None that count: no products of matrices."""
+    return 0
+
+
+def _passes(backend: str) -> ModuleType:
+    return import_module(f"ditflow_kernels.motion_flow.{backend}")

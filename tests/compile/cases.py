@@ -1,0 +1,80 @@
+"""Each operation's launchers with example arguments, listed once."""
+
+from functools import partial
+from math import prod
+
+import torch
+from compiling import Case
+
+from ditflow_kernels.motion_flow.triton import flow_gradients, hard_flow, loss_and_gradients, soft_flow
+from ditflow_kernels.qk_norm_rope.layout import Wanted
+from ditflow_kernels.qk_norm_rope.triton import qk_norm_rope_backward, qk_norm_rope_forward
+
+TEXT = 226  # tokens of a prompt
+GRID = 6, 30, 45  # of 24 frames of 480 x 720
+
+
+def cases() -> list[Case]:
+    return [*qk_norm_rope_cases(), *motion_flow_cases()]
+
+
+def qk_norm_rope_cases() -> list[Case]:
+    """5B with its 24 frames; 2B, which has no rotation; float32 with wide heads."""
+    big = {"heads": 48, "head_dim": 64, "dtype": torch.bfloat16}
+    small = {"heads": 30, "head_dim": 64, "dtype": torch.float16, "rotary": False}
+    exact = {"heads": 12, "head_dim": 128, "dtype": torch.float32}
+    return [
+        Case("preparation-5b", lambda: prepare(**big)),
+        Case("preparation-5b-embedding", lambda: prepare(**big, embedding=True)),
+        Case("preparation-2b", lambda: prepare(**small)),
+        Case("preparation-float32", lambda: prepare(**exact, embedding=True)),
+    ]
+
+
+def prepare(heads, head_dim, dtype, rotary=True, embedding=False):
+    video = prod(GRID)
+    query, key, grad_query, grad_key = torch.empty(4, 1, TEXT + video, heads, head_dim, dtype=dtype)
+    norm = torch.empty(head_dim, dtype=dtype), torch.empty(head_dim, dtype=dtype), 1e-6
+    rope = torch.empty(2, 2, video, head_dim) if rotary else None
+    given = query, key, norm, norm, rope, TEXT
+    qk_norm_rope_forward(*given)
+    qk_norm_rope_backward(grad_query, grad_key, *given, Wanted(query=True, key=True, rope=embedding))
+
+
+def motion_flow_cases() -> list[Case]:
+    """5B with its 24 frames in bf16 and, as they take other tiles, in float32; of 2B in float16 the loss."""
+    kinds = {"5b": (48, torch.bfloat16), "float32": (48, torch.float32)}
+    passes = (flow, hard, flow_backward, loss)
+    cases = [
+        Case(f"{what.__name__}-{kind}".replace("_", "-"), partial(what, *kinds[kind]))
+        for what in passes
+        for kind in kinds
+    ]
+    return [*cases, Case("loss-2b", partial(loss, 30, torch.float16))]
+
+
+def flow(heads, dtype):
+    soft_flow(*queries_and_keys(heads, dtype), GRID, 2.0, None)
+
+
+def hard(heads, dtype):
+    hard_flow(*queries_and_keys(heads, dtype), GRID, None)
+
+
+def flow_backward(heads, dtype):
+    frames, height, width = GRID
+    grad, flow = torch.empty(2, frames, frames, height * width, 2)
+    logsumexp = torch.empty(frames, frames, height * width)
+    flow_gradients(grad, *queries_and_keys(heads, dtype), flow, logsumexp, GRID, 2.0, None)
+
+
+def loss(heads, dtype):
+    frames, height, width = GRID
+    reference = torch.empty(frames, frames, height * width, 2)
+    loss_and_gradients(*queries_and_keys(heads, dtype), reference, GRID, 2.0, "moving", None)
+
+
+def queries_and_keys(heads, dtype):
+    """Video tokens as a block's tap gives them: what follows the text in one tensor of both."""
+    prepared = torch.empty(2, TEXT + prod(GRID), heads, 64, dtype=dtype)
+    return prepared[0, TEXT:], prepared[1, TEXT:]

@@ -1,0 +1,76 @@
+"""Every kernel of the launch table, compiled for every architecture in it; no GPU is needed."""
+
+import pytest
+import table
+import triton
+from cases import cases
+from checks import check, check_async_copies, check_matrix_unit, check_shared_memory, check_spills
+from compiling import SHARED_LIMIT, resources
+from controls import descriptor_product, pointer_product
+
+from ditflow_kernels.launch import LAUNCHES
+
+NAMES = [case.name for case in cases()]
+
+
+@pytest.fixture(scope="session")
+def compiled():
+    return table.compile_all()
+
+
+@pytest.mark.parametrize("architecture", LAUNCHES)
+@pytest.mark.parametrize("name", NAMES)
+def test_kernels_are_what_they_have_to_be(name, architecture, compiled):
+    assert compiled[name, architecture]
+    for kernel in compiled[name, architecture]:
+        check(kernel)
+
+
+def test_resources_are_those_of_the_table(compiled):
+    """A change here is no mistake in itself: look at it, then refresh (see table.py) and commit both."""
+    known = [row for row in table.committed() if row["triton"] == triton.__version__]
+    if not known:
+        pytest.skip(f"no rows of Triton {triton.__version__}; add them with python tests/compile/table.py")
+    found = [kernel for kernels in compiled.values() for kernel in kernels]
+    assert table.rows(found) == known
+
+
+def test_every_architecture_has_its_limits():
+    assert set(LAUNCHES) == set(SHARED_LIMIT)
+
+
+@pytest.mark.parametrize("architecture", LAUNCHES)
+def test_a_good_product_passes(architecture):
+    (kernel,) = resources(pointer_product(64, 128, 32, 3), architecture)
+    for each in (check_shared_memory, check_spills, check_async_copies, check_matrix_unit):
+        each(kernel)
+
+
+def test_too_much_shared_memory_is_seen():
+    too_large = pointer_product(128, 128, 64, 5)
+    for architecture, fits in {86: False, 90: True}.items():
+        (kernel,) = resources(too_large, architecture)
+        if fits:
+            check_shared_memory(kernel)
+        else:
+            with pytest.raises(AssertionError, match="bytes of shared memory"):
+                check_shared_memory(kernel)
+
+
+def test_spilled_registers_are_seen():
+    (kernel,) = resources(pointer_product(128, 256, 32, 2), 80)
+    with pytest.raises(AssertionError, match="spilled"):
+        check_spills(kernel)
+
+
+def test_lost_asynchronous_copies_are_seen():
+    """Tensor descriptors made by the launcher become plain loads before sm_90."""
+    (kernel,) = resources(descriptor_product(64, 128, 32, 3), 86)
+    with pytest.raises(AssertionError, match="no asynchronous copies"):
+        check_async_copies(kernel)
+
+
+def test_another_matrix_unit_is_seen():
+    (kernel,) = resources(pointer_product(64, 128, 32, 3), 90)
+    with pytest.raises(AssertionError, match="uses"):
+        check_matrix_unit(kernel.__class__(**{**vars(kernel), "architecture": 100}))

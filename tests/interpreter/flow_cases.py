@@ -1,0 +1,89 @@
+"""What the tests of motion flow share: tokens, references, the error budget, tiles that fit a toy."""
+
+import sys
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ditflow_kernels.launch import LAUNCHES, OLDEST, ProductLaunch, RowLaunch
+from ditflow_kernels.motion_flow import triton as passes
+
+PROBLEM = sys.modules[passes.__name__ + ".problem"]
+EPSILON = {torch.float32: 2e-6, torch.float16: 2**-11}
+
+
+class Shape(NamedTuple):
+    grid: tuple[int, int, int]
+    heads: int
+    head_dim: int
+    tile: tuple[int, int, int] = (32, 32, 32)  # queries, keys, channels
+
+
+SHAPES = {
+    "odd_cells": Shape((3, 5, 7), 3, 24),
+    "one_frame": Shape((1, 5, 9), 2, 16),
+    "five_frames": Shape((5, 3, 4), 1, 128),
+    "wide_keys": Shape((4, 3, 5), 2, 64, (16, 64, 64)),
+    "tall_queries": Shape((2, 7, 6), 5, 16, (64, 16, 16)),
+    "whole_tiles": Shape((2, 4, 8), 2, 32),
+    "many_frames_a_tile": Shape((5, 2, 3), 3, 16),
+    "one_line": Shape((2, 1, 19), 2, 32, (16, 16, 64)),
+    "one_column": Shape((2, 19, 1), 3, 32, (16, 16, 64)),
+    "one_cell": Shape((3, 1, 1), 2, 16),
+    "one_token": Shape((1, 1, 1), 1, 16),
+}
+
+
+def use_tiles(monkeypatch, shape: Shape) -> None:
+    """Launch with the shape's tiles: those of the table would take a toy whole."""
+    tiles = ProductLaunch(*shape.tile, group_m=2, num_warps=4, num_stages=1)
+    rows = RowLaunch(block_rows=16, num_warps=4)
+    table = replace(
+        LAUNCHES[OLDEST], motion_flow=tiles, motion_flow_float32=tiles, motion_flow_grad_logits=rows
+    )
+    monkeypatch.setattr(PROBLEM, "launches", lambda device: table)
+
+
+def poison(monkeypatch) -> None:
+    """What a kernel does not write stays NaN, and would be seen."""
+
+    def poisoned(make):
+        def made(*arguments, **options):
+            result = make(*arguments, **options)
+            return result.fill_(float("nan") if result.is_floating_point() else -7)
+
+        return made
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+
+
+def video_tokens(shape: Shape, precision: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Query and key [S, heads, head_dim] of variance 1: a pattern that moves, and noise."""
+    frames, height, width = shape.grid
+    pattern = torch.randn(height, width, shape.heads, shape.head_dim)
+    moved = torch.stack([pattern.roll((frame, 2 * frame), dims=(0, 1)) for frame in range(frames)])
+    query, key = (0.5 * moved + 0.75**0.5 * torch.randn(2, *moved.shape)).flatten(1, 3)
+    return query.to(precision), key.to(precision)
+
+
+def reference_flow(shape: Shape) -> Tensor:
+    """Whole displacements [frames, frames, cells, 2]: zero within a frame and in a third of the rest."""
+    frames, height, width = shape.grid
+    flow = torch.randint(-3, 4, (frames, frames, height * width, 2)).float()
+    still = torch.rand(flow.shape[:-1]) < 1 / 3
+    if frames > 1:
+        still |= torch.eye(frames, dtype=torch.bool)[..., None]
+    return flow.masked_fill(still[..., None], 0)
+
+
+def assert_within_budget(actual, plain, exact, precision) -> None:
+    """Finite, at most twice as far from float64 as plain PyTorch plus an epsilon of the largest value."""
+    for index, (ours, theirs, truth) in enumerate(zip(actual, plain, exact, strict=True)):
+        assert ours.shape == truth.shape and ours.dtype == theirs.dtype
+        assert ours.isfinite().all(), f"tensor {index} is not finite"
+        error, plain_error = ((tensor.double() - truth).abs().max() for tensor in (ours, theirs))
+        budget = 2 * plain_error + EPSILON[precision] * truth.abs().max()
+        assert error <= budget, f"tensor {index}: error {error:.2e}, budget {budget:.2e}"

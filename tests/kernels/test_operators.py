@@ -1,0 +1,162 @@
+"""What torch knows of motion flow as operators: opcheck, compile, gradients, FLOPs, fake tensors."""
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from ditflow_kernels import motion_flow, motion_flow_loss, qk_norm_rope
+from ditflow_kernels.backends import choose
+from ditflow_kernels.motion_flow import chunked, operators
+
+GRID, HEADS, HEAD_DIM = (3, 4, 5), 2, 16
+TOKENS = 60
+PRODUCT = 2 * TOKENS**2 * HEADS * HEAD_DIM
+PRECISIONS = pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+
+
+def tokens(precision=torch.float32):
+    return [torch.randn(TOKENS, HEADS, HEAD_DIM).to(precision).requires_grad_() for _ in range(2)]
+
+
+def still_in_part():
+    reference = torch.randn(3, 3, 20, 2)
+    reference[1] = 0
+    return reference
+
+
+@PRECISIONS
+def test_operators_are_what_torch_expects(precision):
+    query, key = tokens(precision)
+    settings = GRID, 2.0, "chunked", None
+    torch.library.opcheck(operators.soft_flow, (query, key, *settings))
+    torch.library.opcheck(
+        operators.loss_and_gradients, (query, key, still_in_part(), GRID, 2.0, "moving", "chunked", 20_000)
+    )
+    query, key = query.detach(), key.detach()
+    torch.library.opcheck(operators.hard_flow, (query, key, GRID, "chunked", None))
+    flow, logsumexp = operators.soft_flow(query, key, *settings)
+    grad = torch.randn_like(flow)
+    torch.library.opcheck(operators.flow_gradients, (grad, query, key, flow, logsumexp, *settings))
+    loss, grad_query, grad_key, factor = operators.loss_and_gradients(
+        query, key, still_in_part(), GRID, 2.0, "all", "chunked", None
+    )
+    scaling = loss, grad_query, grad_key, factor, query.shape, precision
+    torch.library.opcheck(operators.scaled_gradients, scaling)
+
+
+class Tapped(nn.Module):
+    """Queries and keys of a block as a model makes them, up to the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.to_query, self.to_key = (nn.Linear(24, HEADS * HEAD_DIM) for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(HEAD_DIM) for _ in range(2))
+        self.register_buffer("rope", torch.randn(2, 2, TOKENS, HEAD_DIM))
+        self.register_buffer("reference", still_in_part())
+
+    def forward(self, hidden):  # [1, text + video, 24]
+        query, key = (
+            layer(hidden).unflatten(-1, (HEADS, HEAD_DIM)) for layer in (self.to_query, self.to_key)
+        )
+        norms = [(norm.weight, norm.bias, norm.eps) for norm in self.norms]
+        query, key = qk_norm_rope(query, key, *norms, self.rope, 4)
+        loss = motion_flow_loss(query[0, 4:], key[0, 4:], self.reference, GRID, 2.0)
+        flow = motion_flow(query[0, 4:], key[0, 4:], GRID, 2.0)
+        return loss + flow.square().mean()
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_as_one_graph_with_its_gradients(backend):
+    module, hidden = Tapped(), torch.randn(1, 4 + TOKENS, 24, requires_grad=True)
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
+    expected, traced = module(hidden), compiled(hidden)
+    torch.testing.assert_close(traced, expected)
+    [expected], [traced] = (torch.autograd.grad(loss, hidden) for loss in (expected, traced))
+    torch.testing.assert_close(traced, expected)
+    assert expected.any()
+
+
+def test_compiles_the_hard_flow_of_the_reference_pass():
+    query, key = (part.detach() for part in tokens())
+    compiled = torch.compile(motion_flow, fullgraph=True, backend="aot_eager")
+    assert torch.equal(
+        compiled(query, key, GRID, 2.0, hard=True), motion_flow(query, key, GRID, 2.0, hard=True)
+    )
+
+
+@PRECISIONS
+def test_operator_and_plain_autograd_agree(precision):
+    """The public functions go through operators, which must give what the chunked backend computes."""
+    given = still_in_part(), GRID, 2.0
+    (query, key), upstream = tokens(precision), torch.randn(3, 3, 20, 2)
+    results = [
+        (motion_flow(query, key, GRID, 2.0), motion_flow_loss(query, key, *given)),
+        (
+            chunked.motion_flow(query, key, GRID, 2.0),
+            chunked.motion_flow_loss(query, key, *given, rows="moving"),
+        ),
+    ]
+    operator, plain = (
+        [flow, loss, *torch.autograd.grad([flow, 3 * loss], (query, key), [upstream, torch.tensor(2.0)])]
+        for flow, loss in results
+    )
+    for ours, theirs in zip(operator, plain, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_second_derivative_is_refused():
+    query, key = tokens()
+    loss = motion_flow_loss(query, key, still_in_part(), GRID, 2.0)
+    [grad] = torch.autograd.grad(loss, query, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(grad.sum(), key)
+
+
+@pytest.mark.parametrize("backend", ["chunked", "triton"])
+def test_counts_products(backend):
+    """One product forward, three for a flow's gradients, three for the loss with its own; on fake tensors."""
+    options = {"backend": backend}
+    with FakeTensorMode():
+        query, key = tokens()
+        with FlopCounterMode(display=False) as counter:
+            motion_flow(query, key, GRID, 2.0, hard=True, **options)
+            flow = motion_flow(query, key, GRID, 2.0, **options)
+            assert counter.get_total_flops() == 2 * PRODUCT
+            torch.autograd.grad(flow.sum(), (query, key))
+            assert counter.get_total_flops() == 5 * PRODUCT
+            loss = motion_flow_loss(query, key, torch.empty(3, 3, 20, 2), GRID, 2.0, **options)
+            torch.autograd.grad(loss, (query, key))
+            assert counter.get_total_flops() == 8 * PRODUCT
+
+
+@pytest.mark.parametrize("workspace_bytes", [1, 30_000])
+def test_workspace_bytes_changes_memory_not_results(workspace_bytes):
+    query, key = tokens()
+    given = query, key, still_in_part(), GRID, 2.0
+    torch.testing.assert_close(
+        motion_flow_loss(*given, workspace_bytes=workspace_bytes), motion_flow_loss(*given)
+    )
+    torch.testing.assert_close(
+        motion_flow(query, key, GRID, 2.0, workspace_bytes=workspace_bytes),
+        motion_flow(query, key, GRID, 2.0),
+    )
+
+
+def test_auto_is_triton_on_cuda_and_chunked_elsewhere():
+    for device, backend in [("cuda", "triton"), ("cpu", "chunked"), ("mps", "chunked")]:
+        assert choose("auto", torch.device(device), torch.bfloat16) == backend
+
+
+def test_triton_says_what_it_needs():
+    query, key = tokens()
+    with pytest.raises(
+        ValueError, match="backend 'triton' needs a CUDA device, not cpu: use backend 'chunked'"
+    ):
+        motion_flow(query, key, GRID, 2.0, backend="triton")

@@ -1,0 +1,120 @@
+"""What torch knows of query and key preparation as an operator: opcheck, compile, FLOPs, fake tensors."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from ditflow_kernels import qk_norm_rope
+from ditflow_kernels.qk_norm_rope import operators, triton
+from ditflow_kernels.qk_norm_rope.layout import Wanted
+
+BATCH, TEXT, VIDEO, HEADS, HEAD_DIM = 2, 3, 5, 3, 16
+
+
+def inputs(rotary=True, fused=False):
+    """query, key, norms, rope, text length; from one fused projection, queries and keys are strided views."""
+    tokens = torch.randn(2, BATCH, TEXT + VIDEO, HEADS, HEAD_DIM)
+    query, key = torch.stack([*tokens], dim=2).unbind(2) if fused else tokens
+    query, key = query.detach().requires_grad_(), key.detach().requires_grad_()
+    norms = [(torch.randn(HEAD_DIM), torch.randn(HEAD_DIM), 1e-6) for _ in range(2)]
+    rope = torch.randn(2, 2, VIDEO, HEAD_DIM, requires_grad=True) if rotary else None
+    return query, key, norms, rope, TEXT
+
+
+def flat(query, key, norms, rope, text):
+    return query, key, *norms[0], *norms[1], rope, text, "chunked"
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["contiguous", "fused"])
+@pytest.mark.parametrize("rotary", [True, False], ids=["rotary", "norm_only"])
+def test_operators_are_what_torch_expects(rotary, fused):
+    arguments = flat(*inputs(rotary, fused))
+    torch.library.opcheck(operators.prepare, arguments)
+    values = [part.detach() if isinstance(part, torch.Tensor) else part for part in arguments]
+    gradients = torch.randn_like(values[0]), torch.randn_like(values[1])
+    torch.library.opcheck(
+        operators.prepare_backward, (*gradients, *values[:-1], [True, True, rotary], values[-1])
+    )
+
+
+def test_compiles_as_one_graph_with_its_gradients():
+    query, key, norms, rope, text = inputs()
+
+    def energy(query, key, rope):
+        prepared, prepared_key = qk_norm_rope(query, key, *norms, rope, text)
+        return (prepared.sin() * prepared_key.cos()).sum()
+
+    compiled = torch.compile(energy, fullgraph=True, backend="aot_eager")
+    eager = torch.autograd.grad(energy(query, key, rope), (query, key, rope))
+    traced = torch.autograd.grad(compiled(query, key, rope), (query, key, rope))
+    for ours, expected in zip(traced, eager, strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_a_result_needs_a_gradient_only_where_its_source_does():
+    query, key, norms, rope, text = inputs(rotary=False)
+    prepared, prepared_key = qk_norm_rope(query, key.detach(), *norms, rope, text)
+    assert prepared.requires_grad and not prepared_key.requires_grad
+
+
+def test_counts_no_flops():
+    query, key, norms, rope, text = inputs()
+    with FlopCounterMode(display=False) as counter:
+        sum(part.sum() for part in qk_norm_rope(query, key, *norms, rope, text)).backward()
+    assert counter.get_total_flops() == 0
+
+
+@pytest.mark.parametrize("backend", ["chunked", "triton"])
+def test_fake_tensors_pass_at_real_size(backend):
+    """CogVideoX-5B, 49 frames: outputs and gradients of the right kind, and no memory taken."""
+    with FakeTensorMode():
+        tokens, text, heads, head_dim = 226 + 17550, 226, 48, 64
+        fused = torch.empty(1, tokens, 3, heads, head_dim, dtype=torch.bfloat16, requires_grad=True)
+        query, key, _ = fused.unbind(2)
+        norm = torch.ones(head_dim, dtype=torch.bfloat16), torch.zeros(head_dim, dtype=torch.bfloat16), 1e-6
+        rope = torch.empty(2, 2, tokens - text, head_dim, requires_grad=True)
+        prepared = operators.qk_norm_rope(query, key, norm, norm, rope, text, backend=backend)
+        assert all(part.shape == query.shape and part.dtype == query.dtype for part in prepared)
+        assert all(part.is_contiguous() for part in prepared)
+        gradients = torch.autograd.grad(sum(part.float().sum() for part in prepared), (fused, rope))
+        assert [gradient.shape for gradient in gradients] == [fused.shape, rope.shape]
+        assert gradients[1].dtype == torch.float32
+
+
+@pytest.mark.parametrize("rotary", [True, False], ids=["rotary", "norm_only"])
+def test_triton_takes_no_memory_but_for_its_results(rotary):
+    """The launchers without their launches allocate what they return, to the byte, and nothing else."""
+    query, key, norms, rope, text = inputs(rotary, fused=True)
+    gradients = torch.randn(2, BATCH, TEXT + VIDEO, HEADS, HEAD_DIM)
+    wanted = Wanted(query=True, key=True, rope=rotary)
+    with torch.no_grad(), Allocated() as allocated:
+        prepared = triton.qk_norm_rope_forward(query, key, *norms, rope, text, launch=False)
+    assert allocated.bytes == sum(part.nbytes for part in prepared) == 2 * query.nbytes
+    with torch.no_grad(), Allocated() as allocated:
+        found = triton.qk_norm_rope_backward(*gradients, query, key, *norms, rope, text, wanted, launch=False)
+    assert allocated.bytes == sum(part.nbytes for part in found if part is not None)
+
+
+class Allocated(TorchDispatchMode):
+    """Bytes of all memory that operators asked for, given back or not."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        given = {part.untyped_storage().data_ptr() for part in tree_leaves(args) if torch.is_tensor(part)}
+        for part in tree_leaves(result):
+            if torch.is_tensor(part) and part.untyped_storage().data_ptr() not in given:
+                self.bytes += part.untyped_storage().nbytes()
+        return result
+
+
+def test_triton_on_the_processor_is_refused():
+    query, key, norms, rope, text = inputs()
+    with pytest.raises(ValueError, match="needs a CUDA device, not cpu: use backend 'chunked'"):
+        operators.qk_norm_rope(query, key, *norms, rope, text, backend="triton")

@@ -1,0 +1,159 @@
+"""The GPU benchmark's own code, on the CPU with tiny sizes: what it prints here are no measurements."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench import gpu, guided_step
+from bench.correctness import WrongResult, check_all, compare
+from bench.gpu import Row, measure_all
+from bench.passes import SIZES, Size, passes
+from bench.tables import kernels_milliseconds, pass_tables, step_table
+from bench.timing import Ceilings, Deadline, measure_ceilings, result_bytes
+
+TINY = Size("tiny", (2, 3, 4), 3, 16, text=5)
+TINY_2B = Size("tiny 2B", (2, 3, 4), 2, 16, text=5, dtype=torch.float16, rotary=False)
+CEILINGS = Ceilings(copied_bytes=1e9, product_flops=1e12)
+
+
+class SmokeMeter:
+    """Implements `bench.timing.Meter` without measuring: every call is made, each is said to take 2 ms."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, free=1 << 40):
+        self.free, self.called = free, 0
+
+    def milliseconds(self, calls):
+        for call in calls:
+            call()
+            self.called += 1
+        return 2.0
+
+    def peak_bytes(self, call):
+        return result_bytes(call())
+
+    def free_bytes(self):
+        return self.free
+
+
+def rows_of(meter, seconds=1e9, compiled=False, skip=("triton",)):
+    return list(measure_all(meter, Deadline(seconds), CEILINGS, [TINY, TINY_2B], compiled, skip))
+
+
+def test_refuses_without_cuda(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="^bench.gpu: needs a CUDA device, and there is none$"):
+        gpu.main()
+    assert capsys.readouterr().out == ""
+
+
+def test_refuses_an_old_triton(monkeypatch):
+    import triton
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert gpu.why_it_cannot_run() is None
+    monkeypatch.setattr(triton, "__version__", "3.5.1")
+    assert gpu.why_it_cannot_run() == "needs triton 3.6, 3.5.1 is installed"
+
+
+def test_every_pass_and_rival_runs():
+    """No result file is written, and nothing here is a time."""
+    meter = SmokeMeter()
+    rows = rows_of(meter)
+    expected = [
+        (each.name, size.name, rival.name)
+        for size in (TINY, TINY_2B)
+        for each in passes()
+        for rival in each.rivals()
+        if not rival.compiles and rival.name != "triton"
+    ]
+    assert [(row.of, row.size, row.rival) for row in rows] == expected
+    assert meter.called == gpu.INPUT_SETS * len(rows)
+    assert all(row.milliseconds == 2.0 and row.least_milliseconds > 0 for row in rows)
+    assert {rival.name for each in passes() for rival in each.rivals() if rival.compiles} == {
+        "chunked, compiled",
+        "reference, compiled",
+    }
+    assert all(each.rivals()[0].name == "triton" for each in passes())
+
+
+def test_what_cannot_be_measured_says_why():
+    by_memory = rows_of(SmokeMeter(free=10_000))
+    assert any(row.reason and row.reason.startswith("needs") for row in by_memory)
+    late = rows_of(SmokeMeter(), seconds=-1)
+    assert {row.reason for row in late} == {"no time left"}
+
+
+def test_least_times_are_those_of_the_algebra():
+    flow, loss, forward, backward = passes()
+    size = SIZES[0]
+    assert flow.flops(size) == pytest.approx(0.403e12, rel=1e-2)
+    assert loss.flops(size) == 3 * flow.flops(size)
+    tensor, rope = (226 + 8100) * 3072 * 2, 4 * 8100 * 64 * 4
+    assert (forward.bytes(size), backward.bytes(size)) == (4 * tensor + rope, 6 * tensor + rope)
+    assert gpu.least_milliseconds(flow, size, CEILINGS) == pytest.approx(403, rel=1e-2)
+
+
+def test_tables():
+    rows = [
+        Row("flow forward", "small", "chunked", 4.0, 2_000_000, 1.0),
+        Row("flow forward", "small", "triton", 2.0, 1_000_000, 1.0),
+        Row("flow forward", "small", "reference", reason="out of memory"),
+    ]
+    lines = pass_tables(rows).strip().splitlines()
+    assert lines[0] == "| flow forward: small | ms | of the device's best | MB beyond inputs and results |"
+    assert lines[2:] == [
+        "| triton | 2.000 | 50 % | 1.0 |",
+        "| chunked | 4.000 | 25 % | 2.0 |",
+        "| reference | out of memory | - | - |",
+    ]
+
+
+def test_share_of_a_guided_step():
+    times = {"preparation forward": 1.0, "preparation backward": 2.0, "loss and gradients": 7.0}
+    rows = [Row(of, "5B, 24 frames", "triton", time, 0, 1.0) for of, time in times.items()]
+    assert kernels_milliseconds(rows, "triton") == 7 + 21 * 3
+    assert kernels_milliseconds([replace(row, milliseconds=None) for row in rows], "triton") is None
+    step = {"triton": {"update_ms": 700.0, "denoise_ms": 400.0, "update_peak_bytes": 10**9}}
+    assert "| triton | 700.0 | 10.0 % | 400.0 | 1.0 |" in step_table(step, rows)
+    assert step_table("no diffusers", rows) == "guided step of 5B not measured: no diffusers\n"
+
+
+def test_guided_step(monkeypatch):
+    monkeypatch.setattr(guided_step, "BACKENDS", ("chunked", "reference"))
+    config = guided_step.CONFIG_5B | {
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "num_layers": 3,
+        "time_embed_dim": 16,
+        "text_embed_dim": 12,
+    }
+    meter = SmokeMeter()
+    found = guided_step.guided_step(meter, config, latents=(1, 2, 16, 8, 12), block=1)
+    assert set(found) == {"chunked", "reference"} and meter.called == 4
+    assert guided_step.why_not(SmokeMeter(free=1 << 30), 1e3).startswith("needs 44 GiB")
+    assert guided_step.why_not(meter, 5.0) == "no time left"
+
+
+def test_ceilings_are_rates():
+    ceilings = measure_ceilings(SmokeMeter(), elements=1000, side=10)
+    assert ceilings == Ceilings(copied_bytes=2e6, product_flops=1e6)
+
+
+def test_right_results_pass_and_wrong_ones_do_not():
+    size = TINY._replace(name="tiny")
+    one_frame = Size("one frame", (1, 3, 4), 2, 16, text=2)
+    assert check_all(torch.device("cpu"), "chunked", [size, one_frame]) == 2 * 3 * 7
+    truth = torch.ones(3, dtype=torch.float64)
+    compare("good", [truth.float()], [truth.float()], [truth], 1e-6)
+    for wrong in (truth.float() + 1e-3, truth.float() * float("nan")):
+        with pytest.raises(WrongResult, match="bad: tensor 0"):
+            compare("bad", [wrong], [truth.float()], [truth], 1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_operations_are_right_on_the_device():
+    assert check_all(torch.device("cuda"), "triton")
