@@ -29,14 +29,14 @@ class PlainRunner:
 
     @torch.no_grad()
     def features(self, inputs: Inputs, injected: Injected, until: Until) -> dict[int, Any]:
-        return self._read(inputs, injected, until)
+        return self.read(inputs, injected, until)
 
     def gradient(
         self, loss: Loss, wrt: Variable, inputs: Inputs, injected: Injected, until: Until, scale: float
     ) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             variable = getattr(inputs, wrt).detach().requires_grad_()
-            features = self._read(replace(inputs, **{wrt: variable}), injected, until)
+            features = self.read(replace(inputs, **{wrt: variable}), injected, until)
             value = torch.stack([loss(block, read) for block, read in features.items()]).mean()
             (gradient,) = torch.autograd.grad(value * scale, variable)
         return value.detach(), gradient
@@ -46,7 +46,8 @@ class PlainRunner:
         attention = self.backbone.prepare(index, stream)
         return inject(attention, injected[index], stream.text.shape[1]) if index in injected else attention
 
-    def _read(self, inputs: Inputs, injected: Injected, until: Until) -> dict[int, Any]:
+    def read(self, inputs: Inputs, injected: Injected, until: Until) -> dict[int, Any]:
+        """What is read in each block, with gradients where they are enabled."""
         features, stream = {}, self.backbone.embed(inputs)
         for index in self.weights.walk(range(until.deepest + 1)):
             if index == until.deepest and until.what == "key_value":

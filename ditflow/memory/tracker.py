@@ -40,6 +40,11 @@ class Tracker(TorchDispatchMode):
     def __init__(self, present: Iterable[Tensor] = ()):
         """`present` is on the device already: weights, for instance."""
         super().__init__()
+        # torch counts CUDA's attention, and of the CPU's own nothing at all
+        self.formulas = flop_registry | {
+            ATTENTION: _attention_flops,
+            ATTENTION_BACKWARD: _attention_backward_flops,
+        }
         self.sizes: dict[int, int] = {}
         self.live_bytes = self.peak_bytes = self.flops = 0
         for tensor in present:
@@ -48,7 +53,7 @@ class Tracker(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         result = operation(*args, **kwargs)
-        if formula := _FLOPS.get(operation.overloadpacket):
+        if formula := self.formulas.get(operation.overloadpacket):
             self.flops += formula(*args, **kwargs, out_val=result)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
@@ -78,7 +83,3 @@ def _attention_flops(query: Tensor, key: Tensor, *_, **__) -> int:
 
 def _attention_backward_flops(grad: Tensor, query: Tensor, key: Tensor, *_, **__) -> int:
     return int(BACKWARD_SHARE * _attention_flops(query, key))
-
-
-# torch counts CUDA's attention, and of the CPU's own nothing at all
-_FLOPS = flop_registry | {ATTENTION: _attention_flops, ATTENTION_BACKWARD: _attention_backward_flops}
