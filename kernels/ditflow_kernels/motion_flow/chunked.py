@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ditflow_kernels.motion_flow.panels import Panel, all_panels, counting_panels
 from ditflow_kernels.motion_flow.problem import Problem, product
+from ditflow_kernels.motion_flow.scaling import scale_into
 from ditflow_kernels.workspace import workspace_bytes
 
 
@@ -293,8 +294,5 @@ def _components(reference: Tensor, counts: Tensor | None) -> Tensor:
 
 
 def _scaled(unscaled: Tensor, factor: Tensor, like: Tensor) -> Tensor:
-    """`unscaled * factor`, multiplied in float32, in the shape and dtype of `like`; a frame at a time."""
-    scaled = torch.empty_like(unscaled, dtype=like.dtype)
-    for into, frame in zip(scaled, unscaled, strict=True):
-        into.copy_(frame.float() * factor)
-    return scaled.view(like.shape)
+    """`unscaled * factor`, multiplied in float32, in the shape and dtype of `like`."""
+    return scale_into(torch.empty_like(unscaled, dtype=like.dtype), unscaled, factor).view(like.shape)

@@ -161,6 +161,7 @@ def _keep_loss(ctx, inputs, output) -> None:
     ctx.like = inputs[0].shape, inputs[0].dtype
     ctx.save_for_backward(*output[1:])
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # zeros as large as the gradients, for outputs that have none
 
 
 def _loss_backward(ctx, grad, *_):
