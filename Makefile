@@ -17,9 +17,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 test: lint
-	$(BIN)/pytest -q
-	TRITON_INTERPRET=1 $(BIN)/pytest -q --confcutdir tests/interpreter tests/interpreter
-	$(BIN)/pytest -q --confcutdir tests/compile tests/compile
+	$(BIN)/pytest -q -n auto
+	TRITON_INTERPRET=1 $(BIN)/pytest -q -n auto --confcutdir tests/interpreter tests/interpreter
+	$(BIN)/pytest -q -n auto --confcutdir tests/compile tests/compile
 
 demo: setup
 	mkdir -p runs

@@ -30,7 +30,7 @@ EXTRAS = {
     "quantize": ["bitsandbytes>=0.45"],
     "eval": ["opencv-python-headless>=4.9"],
     "bench": ["pytest-benchmark>=5"],
-    "dev": ["pytest>=8", "pytest-benchmark>=5", "peft>=0.17", "ruff"],
+    "dev": ["pytest>=8", "pytest-xdist>=3.6", "pytest-benchmark>=5", "peft>=0.17", "ruff"],
 }
 
 # `kernels/` itself is no package: Hugging Face ships one of that name, and transformers imports it.
