@@ -12,12 +12,6 @@ from bench.passes import TEMPERATURE
 from bench.timing import GIB, Meter
 from ditflow_kernels import backends
 
-# THUDM/CogVideoX-5b, transformer/config.json, where it differs from diffusers' defaults
-CONFIG_5B = {
-    "num_attention_heads": 48,
-    "num_layers": 42,
-    "use_rotary_positional_embeddings": True,
-}
 LATENTS = (1, 6, 16, 60, 90)  # 24 frames of 480 x 720
 TEXT_TOKENS, TEXT_CHANNELS, GUIDANCE_BLOCK = 226, 4096, 20
 NEEDED_BYTES = 44 * GIB  # 11 of weights, 27 of activations, some room
@@ -36,14 +30,16 @@ def why_not(meter: Meter, seconds_left: float) -> str | None:
 
 
 def guided_step(
-    meter: Meter, config: dict = CONFIG_5B, latents=LATENTS, block=GUIDANCE_BLOCK
+    meter: Meter, config: dict | None = None, latents=LATENTS, block=GUIDANCE_BLOCK
 ) -> dict[str, Any]:
     """By backend: milliseconds of the update and of the denoising, peak memory of the update."""
     from ditflow.backbone.cogvideox import CogVideoX
     from ditflow.backbone.runner import Inputs, QueryKey, Until
     from ditflow.memory.plain import PlainRunner
+    from ditflow.settings import shipped
     from ditflow_kernels import motion_flow, motion_flow_loss
 
+    config = config or shipped("models/5b.yaml")["transformer"]
     backbone = CogVideoX(random_transformer(config, meter.device))
     runner = PlainRunner(backbone)
     draw = torch.Generator(meter.device).manual_seed(0)
