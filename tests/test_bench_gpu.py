@@ -11,6 +11,7 @@ from bench.gpu import Row, measure_all
 from bench.passes import SIZES, Size, passes
 from bench.tables import kernels_milliseconds, pass_tables, step_table
 from bench.timing import Ceilings, Deadline, measure_ceilings, result_bytes
+from ditflow.settings import shipped
 
 TINY = Size("tiny", (2, 3, 4), 3, 16, text=5)
 TINY_2B = Size("tiny 2B", (2, 3, 4), 2, 16, text=5, dtype=torch.float16, rotary=False)
@@ -123,7 +124,7 @@ def test_share_of_a_guided_step():
 
 def test_guided_step(monkeypatch):
     monkeypatch.setattr(guided_step, "BACKENDS", ("chunked", "reference"))
-    config = guided_step.CONFIG_5B | {
+    config = shipped("models/5b.yaml")["transformer"] | {
         "num_attention_heads": 2,
         "attention_head_dim": 16,
         "num_layers": 3,
