@@ -5,7 +5,6 @@ import torch
 from kernel_cases import DEVICES, PRECISIONS, SHAPES, Shape, assert_within_budget, video_tokens
 
 from ditflow_kernels import attention_with_motion_flow, motion_flow
-from ditflow_kernels.motion_flow import chunked
 
 
 def flow_and_gradients(function, query, key, grid, temperature, **options):
@@ -20,7 +19,7 @@ def assert_flow_within_budget(shape, precision, temperature, device="cpu", **opt
     arguments = shape.grid, temperature
     exact = flow_and_gradients(motion_flow, query.double(), key.double(), *arguments, backend="reference")
     plain = flow_and_gradients(motion_flow, query, key, *arguments, backend="reference")
-    actual = flow_and_gradients(chunked.motion_flow, query, key, *arguments, **options)
+    actual = flow_and_gradients(motion_flow, query, key, *arguments, backend="chunked", **options)
     assert_within_budget(actual, plain, exact, precision)
 
 
@@ -40,14 +39,14 @@ def test_temperatures(temperature, precision):
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("budget", [1, 100_000])
 def test_many_panels(budget, precision):
-    assert_flow_within_budget(SHAPES["odd_cells"], precision, 2.0, budget=budget)
+    assert_flow_within_budget(SHAPES["odd_cells"], precision, 2.0, workspace_bytes=budget)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 def test_large_logits_stay_finite(precision):
     shape = SHAPES["odd_cells"]
     query, key = (25 * tokens.to(precision) for tokens in video_tokens(shape))
-    for tensor in flow_and_gradients(chunked.motion_flow, query, key, shape.grid, 50.0):
+    for tensor in flow_and_gradients(motion_flow, query, key, shape.grid, 50.0, backend="chunked"):
         assert tensor.isfinite().all()
 
 
@@ -57,7 +56,7 @@ def test_fp16_gradient_of_any_size(device, size):
     """Only the last cast of the gradient has a say in what sizes fp16 can carry."""
     shape = SHAPES["odd_cells"]
     query, key = (tokens.half().requires_grad_() for tokens in video_tokens(shape, device))
-    flow = chunked.motion_flow(query, key, shape.grid, 2.0)
+    flow = motion_flow(query, key, shape.grid, 2.0, backend="chunked")
     weight = torch.ones_like(flow)
     [whole] = torch.autograd.grad(flow, query, weight, retain_graph=True)
     [sized] = torch.autograd.grad(flow, query, size * weight)

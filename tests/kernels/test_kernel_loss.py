@@ -30,7 +30,8 @@ def assert_loss_within_budget(shape, precision, rows, reference, temperature=2.0
         loss_and_gradients(motion_flow_loss, *tokens, *arguments, rows=rows, backend="reference")
         for tokens in [(query.double(), key.double()), (query, key)]
     )
-    actual = loss_and_gradients(chunked.motion_flow_loss, query, key, *arguments, rows=rows, **options)
+    options |= {"rows": rows, "backend": "chunked"}
+    actual = loss_and_gradients(motion_flow_loss, query, key, *arguments, **options)
     assert_within_budget(actual, plain, exact, precision)
 
 
@@ -53,7 +54,7 @@ def test_temperatures(temperature, precision):
 @pytest.mark.parametrize("budget", [1, 300_000])
 def test_many_panels(budget, rows):
     shape = SHAPES["odd_cells"]
-    assert_loss_within_budget(shape, torch.float32, rows, reference_flow(shape), budget=budget)
+    assert_loss_within_budget(shape, torch.float32, rows, reference_flow(shape), workspace_bytes=budget)
 
 
 def test_one_row_counts():
@@ -100,7 +101,7 @@ def test_work_is_three_products_of_the_blocks_that_count(moving):
     query, key = (tokens.float() for tokens in video_tokens(shape))
     rows, blocks = ("all", 9) if moving is None else ("moving", len(moving))
     with FlopCounterMode(display=False) as counter:
-        loss_and_gradients(chunked.motion_flow_loss, query, key, reference, shape.grid, 2.0, rows=rows)
+        chunked.loss_and_gradients(query, key, reference, shape.grid, 2.0, rows)
     assert counter.get_total_flops() == blocks * 3 * 2 * 20 * 20 * 32
 
 

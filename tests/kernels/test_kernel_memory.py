@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ditflow_kernels.motion_flow import chunked
+from ditflow_kernels.motion_flow.scaling import scale_into
 from ditflow_kernels.qk_norm_rope import chunked as chunked_preparation
 
 SHAPE = Shape((3, 9, 11), 1, 16)
@@ -45,7 +46,10 @@ def test_flow_forward(hard, precision):
     peaks = []
     for budget in BUDGETS:
         with PeakBytes(query, key) as counted:
-            chunked.motion_flow(query, key, SHAPE.grid, 2.0, hard=hard, budget=budget)
+            if hard:
+                chunked.hard_flow(query, key, SHAPE.grid, budget)
+            else:
+                chunked.soft_flow(query, key, SHAPE.grid, 2.0, budget)
         copies = 2 * TOKENS * CHANNELS * 4 if hard and precision != torch.float32 else 0
         flows = ROWS * (8 + 8 + 8)  # expected cells with logsumexp, or likeliest cells; the flow
         assert counted.peak <= budget + copies + flows
@@ -55,13 +59,13 @@ def test_flow_forward(hard, precision):
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 def test_flow_backward(precision):
-    query, key = (tokens.to(precision).requires_grad_() for tokens in video_tokens(SHAPE))
+    query, key = (tokens.to(precision) for tokens in video_tokens(SHAPE))
     peaks = []
     for budget in BUDGETS:
-        flow = chunked.motion_flow(query, key, SHAPE.grid, 2.0, budget=budget)
-        grad = torch.ones_like(flow)
-        with PeakBytes(query, key, grad) as counted:
-            torch.autograd.grad(flow, (query, key), grad)
+        kept = chunked.soft_flow(query, key, SHAPE.grid, 2.0, budget)
+        grad = torch.ones_like(kept[0])
+        with PeakBytes(query, key, grad, *kept) as counted:
+            chunked.flow_gradients(grad, query, key, *kept, SHAPE.grid, 2.0, budget)
         peaks.append(counted.peak)
     assert_gradients_within(peaks, query)
 
@@ -69,14 +73,15 @@ def test_flow_backward(precision):
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("rows", ["moving", "all"])
 def test_loss_and_gradients(rows, precision):
-    query, key = (tokens.to(precision).requires_grad_() for tokens in video_tokens(SHAPE))
+    query, key = (tokens.to(precision) for tokens in video_tokens(SHAPE))
     reference = reference_flow(SHAPE)
     peaks = []
     for budget in BUDGETS:
         with PeakBytes(query, key, reference) as counted:
-            arguments = query, key, reference, SHAPE.grid, 2.0
-            loss = chunked.motion_flow_loss(*arguments, rows=rows, budget=budget)
-            torch.autograd.grad(loss, (query, key))
+            arguments = query, key, reference, SHAPE.grid, 2.0, rows, budget
+            _, *unscaled, factor = chunked.loss_and_gradients(*arguments)
+            for gradient in unscaled:
+                scale_into(torch.empty_like(gradient, dtype=precision), gradient, factor)
         peaks.append(counted.peak)
     assert_gradients_within(peaks, query)
 

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ditflow_kernels import motion_flow, motion_flow_loss, qk_norm_rope
 from ditflow_kernels.backends import choose
-from ditflow_kernels.motion_flow import chunked, operators
+from ditflow_kernels.motion_flow import operators
 
 GRID, HEADS, HEAD_DIM = (3, 4, 5), 2, 16
 TOKENS = 60
@@ -89,26 +89,6 @@ def test_compiles_the_hard_flow_of_the_reference_pass():
     assert torch.equal(
         compiled(query, key, GRID, 2.0, hard=True), motion_flow(query, key, GRID, 2.0, hard=True)
     )
-
-
-@PRECISIONS
-def test_operator_and_plain_autograd_agree(precision):
-    """The public functions go through operators, which must give what the chunked backend computes."""
-    given = still_in_part(), GRID, 2.0
-    (query, key), upstream = tokens(precision), torch.randn(3, 3, 20, 2)
-    results = [
-        (motion_flow(query, key, GRID, 2.0), motion_flow_loss(query, key, *given)),
-        (
-            chunked.motion_flow(query, key, GRID, 2.0),
-            chunked.motion_flow_loss(query, key, *given, rows="moving"),
-        ),
-    ]
-    operator, plain = (
-        [flow, loss, *torch.autograd.grad([flow, 3 * loss], (query, key), [upstream, torch.tensor(2.0)])]
-        for flow, loss in results
-    )
-    for ours, theirs in zip(operator, plain, strict=True):
-        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_second_derivative_is_refused():

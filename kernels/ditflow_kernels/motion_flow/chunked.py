@@ -1,54 +1,17 @@
 """Motion flow in plain PyTorch: one contraction over heads and head_dim, a panel of query rows at a time.
 
 The derivation is in `kernels/README.md`. What is made from the logits is float32 until the next product.
-`budget` bounds the temporary memory of a pass in bytes. What the pass returns or sums up does not count, nor
-do the float32 copies of the inputs that a CPU takes for fp16 and for hard flow.
+`workspace` bounds the temporary memory of a pass in bytes. What the pass returns or sums up does not count,
+nor do the float32 copies of the inputs that a CPU takes for fp16 and for hard flow.
 """
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ditflow_kernels.motion_flow.panels import Panel, all_panels, counting_panels
 from ditflow_kernels.motion_flow.problem import Problem, product
 from ditflow_kernels.motion_flow.scaling import scale_into
 from ditflow_kernels.workspace import workspace_bytes
-
-
-def motion_flow(
-    query: Tensor,  # [S, heads, head_dim]
-    key: Tensor,  # [S, heads, head_dim]
-    grid: tuple[int, int, int],
-    temperature: float,
-    *,
-    hard: bool = False,
-    budget: int | None = None,
-) -> Tensor:  # [frames, frames, height * width, 2] float32
-    """See `ditflow_kernels.motion_flow`. Without a budget, that of the device."""
-    budget = budget or workspace_bytes(query.device.type)
-    if hard:
-        return hard_flow(query, key, grid, budget)
-    return _SoftFlow.apply(query, key, grid, temperature, budget)
-
-
-def motion_flow_loss(
-    query: Tensor,  # [S, heads, head_dim]
-    key: Tensor,  # [S, heads, head_dim]
-    reference: Tensor,  # [frames, frames, height * width, 2]
-    grid: tuple[int, int, int],
-    temperature: float,
-    *,
-    rows: str,
-    budget: int | None = None,
-) -> Tensor:  # scalar float32
-    """See `ditflow_kernels.motion_flow_loss`. Without a budget, that of the device."""
-    budget = budget or workspace_bytes(query.device.type)
-    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
-        return _Loss.apply(query, key, reference, rows, grid, temperature, budget)
-    reference = reference.float()
-    counts = (reference != 0).any(dim=-1) if rows == "moving" else None
-    difference = motion_flow(query, key, grid, temperature, budget=budget) - reference
-    return _counting(difference, counts).square().sum() / _components(reference, counts)
 
 
 def soft_flow(
@@ -108,39 +71,6 @@ def loss_and_gradients(
     squares, grad_query, grad_key = _squares_and_gradients(problem, reference, asked, budget)
     components = _components(reference, counts)
     return squares / components, grad_query, grad_key, 2 * problem.scale / components
-
-
-class _SoftFlow(torch.autograd.Function):
-    """Soft flow; the backward pass makes the probabilities again from the saved logsumexp."""
-
-    @staticmethod
-    def forward(ctx, query, key, grid, temperature, budget):
-        flow, logsumexp = soft_flow(query, key, grid, temperature, budget)
-        ctx.save_for_backward(query, key, flow, logsumexp)
-        ctx.settings = grid, temperature, budget
-        return flow
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        return *flow_gradients(grad, *ctx.saved_tensors, *ctx.settings), None, None, None
-
-
-class _Loss(torch.autograd.Function):
-    """Loss with its gradients, which the forward pass forms up to one factor and the backward pass scales."""
-
-    @staticmethod
-    def forward(ctx, query, key, reference, rows, grid, temperature, budget):
-        loss, *kept = loss_and_gradients(query, key, reference, grid, temperature, rows, budget)
-        ctx.save_for_backward(query, *kept)
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        query, grad_query, grad_key, factor = ctx.saved_tensors
-        factor = grad * factor
-        return _scaled(grad_query, factor, query), _scaled(grad_key, factor, query), *[None] * 5
 
 
 def hard_flow(
