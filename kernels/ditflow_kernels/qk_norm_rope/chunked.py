@@ -1,37 +1,19 @@
 """Layer norm and rotary embedding in plain PyTorch, some tokens at a time: float32 inside, rounded once.
 
 The backward pass starts again from the inputs: nothing between them and the outputs is kept.
-`budget` is the temporary memory of a pass in bytes, whatever it returns left out.
+Beyond what it returns, a pass takes as many bytes as `workspace_bytes` allows it.
 """
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import layer_norm
 
 from ditflow_kernels.qk_norm_rope.layout import Norm, Wanted
 from ditflow_kernels.workspace import panels, workspace_bytes
 
 BYTES_PER_ELEMENT = 32  # eight float32 copies of a chunk are alive at most
-
-
-def qk_norm_rope(
-    query: Tensor,  # [B, T + S, heads, head_dim], text first
-    key: Tensor,  # [B, T + S, heads, head_dim]
-    norm_query: Norm,
-    norm_key: Norm,
-    rope: Tensor | None,  # [2 (query, key), 2 (cos, sin), S, head_dim]
-    text_length: int,
-    *,
-    budget: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """See `ditflow_kernels.qk_norm_rope`. Without a budget, that of the device."""
-    rope_query, rope_key = (None, None) if rope is None else rope
-    prepared_query = _Prepare.apply(query, rope_query, norm_query, text_length, budget)
-    prepared_key = _Prepare.apply(key, rope_key, norm_key, text_length, budget)
-    return prepared_query, prepared_key
 
 
 def qk_norm_rope_forward(
@@ -81,31 +63,9 @@ def qk_norm_rope_backward(
     return gradients[0], gradients[1], grad_rope
 
 
-class _Prepare(torch.autograd.Function):
-    """Norm and rotation of the query or the key; gradients to its tokens and to cos and sin."""
-
-    @staticmethod
-    def forward(ctx, tokens, rope, norm, text_length, budget):
-        ctx.save_for_backward(tokens, rope)
-        ctx.settings = norm, text_length, budget
-        return _prepared(tokens, rope, norm, text_length, budget)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        tokens, rope = ctx.saved_tensors
-        wants_tokens, wants_rope = ctx.needs_input_grad[:2]
-        norm, text_length, budget = ctx.settings
-        grad_rope = torch.empty_like(rope) if wants_rope else None
-        grad_tokens = _gradient(grad, tokens, rope, norm, text_length, wants_tokens, grad_rope, budget)
-        return grad_tokens, grad_rope, None, None, None
-
-
-def _prepared(
-    tokens: Tensor, rope: Tensor | None, norm: Norm, text_length: int, budget: int | None = None
-) -> Tensor:
+def _prepared(tokens: Tensor, rope: Tensor | None, norm: Norm, text_length: int) -> Tensor:
     prepared = tokens.new_empty(tokens.shape)
-    for chunk, positions in _chunks(tokens, text_length, budget):
+    for chunk, positions in _chunks(tokens, text_length):
         values = _normed(tokens[:, chunk].float(), norm)
         if rope is not None and positions is not None:
             cos, sin = rope[:, positions, None]
@@ -122,10 +82,9 @@ def _gradient(
     text_length: int,
     wants_tokens: bool,
     grad_rope: Tensor | None,  # [2 (cos, sin), S, head_dim], written here
-    budget: int | None = None,
 ) -> Tensor | None:
     grad_tokens = tokens.new_empty(tokens.shape) if wants_tokens else None
-    for chunk, positions in _chunks(tokens, text_length, budget):
+    for chunk, positions in _chunks(tokens, text_length):
         values, grad_values = tokens[:, chunk].float(), grad[:, chunk].float()
         if grad_rope is not None and positions is not None:
             normed = _normed(values, norm)
@@ -139,9 +98,9 @@ def _gradient(
     return grad_tokens
 
 
-def _chunks(tokens: Tensor, text_length: int, budget: int | None) -> Iterator[tuple[slice, slice | None]]:
-    """Stretches of tokens that fit the budget, and their positions in the video (None: text)."""
-    budget = budget or workspace_bytes(tokens.device.type)
+def _chunks(tokens: Tensor, text_length: int) -> Iterator[tuple[slice, slice | None]]:
+    """Stretches of tokens that fit the workspace, and their positions in the video (None: text)."""
+    budget = workspace_bytes(tokens.device.type)
     batch, length, heads, head_dim = tokens.shape
     bytes_per_token = BYTES_PER_ELEMENT * batch * heads * head_dim
     for stretch in panels(text_length, bytes_per_token, budget):
