@@ -50,6 +50,10 @@ def build_parser() -> argparse.ArgumentParser:
     flow = commands.add_parser("flow", help="the motion flow of a video, as pictures and as a file")
     for command in (transfer, inject):
         _add_settings(command, [item for item in fields(Settings) if item.metadata["flag"]])
+    for command in (transfer, flow):
+        command.add_argument(
+            "--config", type=Path, metavar="FILE", help="settings from a YAML file; flags win"
+        )
     shown = [
         item
         for item in fields(Settings)
@@ -90,6 +94,7 @@ def run_job(options: argparse.Namespace, settings: Settings) -> None:
     job = jobs.flow if options.command == "flow" else jobs.transfer
     quieten_libraries()
     logger, handler = logging.getLogger("ditflow"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("ditflow: warning: %(message)s"))
     if options.quiet:
         progress = Progress()
     else:
@@ -124,9 +129,6 @@ def _add_settings(command: argparse.ArgumentParser, items: list[Field]) -> None:
             if item.metadata["group"] == group:
                 section.add_argument(f"--{item.name.replace('_', '-')}", **_argument(item, kinds[item.name]))
     general = command.add_argument_group("general")
-    general.add_argument(
-        "--config", type=Path, metavar="FILE", help="settings from a YAML file; flags win over it"
-    )
     general.add_argument(
         "--set",
         dest="assignments",

@@ -47,7 +47,7 @@ def denoise_clip(
     noise = schedule.initial_noise(reference.shape)
     grid = runner.backbone.grid(reference)
     own = runner.backbone.embedding(grid)
-    facts = fingerprint(settings, schedule.timesteps.tolist(), own.shape)
+    facts = fingerprint(settings, schedule.timesteps.tolist(), runner.backbone.rotary)
 
     guidance = saved = None
     if settings.saved_embedding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,10 +49,9 @@ def computing(settings: Settings) -> Iterator[None]:
 
 
 def _named(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise SettingsError(f"device: {name!r} given; accepted: auto, cpu, cuda, cuda:1, ...") from None
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise SettingsError(f"device: {name!r} given; accepted: auto, cpu, cuda, cuda:1, ...")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DitflowError(
             f"device {name}: this machine has {torch.cuda.device_count()} CUDA GPUs; try --device cpu"

@@ -15,14 +15,14 @@ from ditflow.settings import Settings
 FILE = "embedding.safetensors"
 
 
-def fingerprint(settings: Settings, timesteps: list[int], shape: tuple[int, ...]) -> dict[str, str]:
+def fingerprint(settings: Settings, timesteps: list[int], rotary: bool) -> dict[str, str]:
     """What has to agree between the run that made embeddings and one that uses them."""
     facts = {
         "model": settings.model,
         "size": str(settings.size),
         "frames": settings.frames,
         "timesteps": timesteps,
-        "kind": "additive" if len(shape) == 3 else "rotary",
+        "kind": "rotary" if rotary else "additive",
     }
     return {name: json.dumps(value) for name, value in facts.items()}
 
@@ -36,8 +36,8 @@ def save_embeddings(run: Run, embeddings: list[Tensor], facts: dict[str, str]) -
     run.write_tensors(FILE, {f"step_{i:03}": tensor for i, tensor in enumerate(embeddings)}, facts)
 
 
-def load_embeddings(path: Path, facts: dict[str, str], steps: int, own: Tensor) -> list[Tensor]:
-    """The embeddings of `steps` guided steps, float32, shaped and placed as the model's `own`.
+def read_embeddings(path: Path, facts: dict[str, str], steps: int) -> list[Tensor]:
+    """The embeddings of `steps` guided steps, as saved.
 
     Raises DitflowError where the file is of another model, size, frame count or schedule, or is damaged.
     """
@@ -52,8 +52,14 @@ def load_embeddings(path: Path, facts: dict[str, str], steps: int, own: Tensor) 
         raise DitflowError(
             f"{path}: holds {len(tensors)} guided steps, this run has {steps}; use the same --guided"
         )
-    if any(tensor.shape != own.shape for tensor in tensors.values()):
+    return [tensors[name] for name in sorted(tensors)]
+
+
+def load_embeddings(path: Path, facts: dict[str, str], steps: int, own: Tensor) -> list[Tensor]:
+    """The same in float32, placed as the model's `own`, whose shape they must have."""
+    saved = read_embeddings(path, facts, steps)
+    if any(tensor.shape != own.shape for tensor in saved):
         raise DitflowError(
             f"{path} is damaged: its embeddings do not have the model's shape {list(own.shape)}"
         )
-    return [tensors[name].to(own.device, torch.float32) for name in sorted(tensors)]
+    return [tensor.to(own.device, torch.float32) for tensor in saved]

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -13,11 +14,13 @@ from ditflow import video
 from ditflow.backbone import vae as autoencoder
 from ditflow.backbone.cogvideox import CogVideoX
 from ditflow.backbone.loading import ModelFolder
+from ditflow.backbone.lora import check_lora, split_scale
 from ditflow.backbone.runner import Runner, Until
+from ditflow.backbone.schedule import Schedule
 from ditflow.backbone.text import Texts, encode_prompt
 from ditflow.denoising import denoise_clip
 from ditflow.device import choose_device, computing
-from ditflow.embeddings import save_embeddings
+from ditflow.embeddings import fingerprint, read_embeddings, save_embeddings
 from ditflow.errors import SettingsError
 from ditflow.guidance.losses import FlowLoss
 from ditflow.guidance.prepare import check_blocks, clip_features
@@ -28,7 +31,7 @@ from ditflow.progress import Progress
 from ditflow.report.clip_flow import draw_flow
 from ditflow.runs import Run, create_run, versions
 from ditflow.sampling import Step
-from ditflow.settings import Settings
+from ditflow.settings import MODELS, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ def transfer(settings: Settings, progress: Progress | None = None) -> Run:
     """
     progress = progress or Progress()
     job = Job.begin(settings, progress, needs=("video", "prompt"))
+    settings = job.settings
     if job.clip.is_still and settings.rows == "moving":
         logger.warning("the clip shows no motion: there is nothing to transfer, the optimisation is left out")
         settings = replace(settings, guidance=False)
@@ -112,9 +116,10 @@ class Job:
         for name in needs:
             if not getattr(settings, name):
                 raise SettingsError(f"{name}: nothing given; use --{name}")
+        settings = _from_anywhere(settings)
         device = choose_device(settings)
-        folder = ModelFolder(settings.model, settings.dtype, device)
-        check_blocks(settings, folder.config("transformer")["num_layers"])
+        for lora in settings.lora:
+            check_lora(lora)
         clip = video.read_clip(
             settings.video,
             frames=settings.frames,
@@ -123,9 +128,13 @@ class Job:
             size=settings.size,
             fit=settings.fit,
         )
+        folder = ModelFolder(settings.model, settings.dtype, device)
+        check_blocks(settings, folder.config("transformer")["num_layers"])
+        if settings.saved_embedding:
+            check_embedding(settings, folder)
         job = cls(settings, folder, clip, create_run(settings, kind), Meter(device, progress))
         logger.info("run folder: %s", job.run.folder)
-        job.run.write_text("settings.yaml", _from_anywhere(settings).to_yaml())
+        job.run.write_text("settings.yaml", settings.to_yaml())
         job.write("reference", clip)
         return job
 
@@ -164,7 +173,26 @@ def encode_texts(folder: ModelFolder, settings: Settings) -> Texts:
     )
 
 
+def check_embedding(settings: Settings, folder: ModelFolder) -> None:
+    """Raises DitflowError where the saved embedding is not one for these settings."""
+    scheduler, cpu = folder.config("scheduler"), torch.device("cpu")
+    schedule = Schedule(settings.scheduler, scheduler, settings.steps, cpu, torch.Generator())
+    rotary = folder.config("transformer")["use_rotary_positional_embeddings"]
+    facts = fingerprint(settings, schedule.timesteps.tolist(), rotary)
+    read_embeddings(Path(settings.saved_embedding), facts, settings.guided_steps)
+
+
 def _from_anywhere(settings: Settings) -> Settings:
     """The settings with whole paths, so that a run can be repeated from another folder."""
-    model = str(Path(settings.model).resolve()) if Path(settings.model).is_dir() else settings.model
-    return replace(settings, video=str(Path(settings.video).resolve()), model=model)
+
+    def whole(name: str) -> str:
+        path = Path(name).expanduser()
+        return str(path.resolve()) if path.exists() else name
+
+    loras = []
+    for lora in settings.lora:
+        source, scale = split_scale(lora)
+        loras.append(f"{whole(source)}:{scale}")
+    video_path = str(Path(settings.video).expanduser().resolve())
+    model = settings.model if settings.model in MODELS else whole(settings.model)
+    return replace(settings, video=video_path, model=model, lora=tuple(loras))

@@ -91,7 +91,7 @@ def _truth(given: Any) -> bool:
 
 def _size(given: Any) -> Size:
     if isinstance(given, str):
-        given = re.fullmatch(r"(\d+)[xX](\d+)", given.strip()).groups() if "x" in given.lower() else ()
+        given = re.findall(r"\d+", given) if re.fullmatch(r"\s*\d+[xX]\d+\s*", given) else ()
     width, height = given
     return Size(int(width), int(height))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.resources import files
@@ -87,6 +88,10 @@ class Settings:
             given = getattr(self, item.name)
             value = read_value(item, kinds[item.name], base[item.name] if given is None else given)
             object.__setattr__(self, item.name, value)
+        for name in ("guidance_blocks", "injection_blocks"):
+            blocks = getattr(self, name)
+            if len(set(blocks)) < len(blocks):
+                raise SettingsError(f"{name}: {list(blocks)} given, a block named twice; name each one once")
         overlap = set(self.guidance_blocks) & set(self.injection_blocks)
         if overlap and self.guidance and self.injection:
             raise SettingsError(
@@ -96,8 +101,8 @@ class Settings:
 
     @property
     def guided_steps(self) -> int:
-        """Number of denoising steps, from the first, that are guided or injected."""
-        return round(self.guided * self.steps)
+        """Number of denoising steps, from the first, that are guided or injected: one at least, or none."""
+        return max(1, round(self.guided * self.steps)) if self.guided else 0
 
     def to_yaml(self) -> str:
         """The settings as YAML that `read_settings` reads back to an equal object."""
@@ -147,9 +152,14 @@ def model_family(model: str) -> str:
     """The shipped model whose settings a name, a hub id or a folder starts from."""
     if model in MODELS:
         return model
-    config = Path(model) / "transformer" / "config.json"
+    config = Path(model).expanduser() / "transformer" / "config.json"
     if config.is_file():
-        rotary = yaml.safe_load(config.read_text(encoding="utf-8")).get("use_rotary_positional_embeddings")
+        try:
+            rotary = dict(json.loads(config.read_text(encoding="utf-8")))["use_rotary_positional_embeddings"]
+        except (OSError, ValueError, TypeError, KeyError):
+            raise SettingsError(
+                f"model {model}: {config} is damaged; give a complete pipeline folder"
+            ) from None
         return "5b" if rotary else "2b"
     return "2b" if "2b" in model.lower() else "5b"
 

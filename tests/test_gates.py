@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from ditflow.backbone.fake import fake_backbone, fake_inputs, fake_tensors
 from ditflow.backbone.runner import Until
 from ditflow.memory.blockwise import BlockwiseRunner
-from ditflow.memory.fake import fake_backbone, fake_inputs, fake_tensors
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.tracker import Tracker, keep_on_host
 from ditflow.settings import Settings

@@ -87,7 +87,9 @@ def test_flow_loss_of_a_still_clip_is_zero_not_nan():
 
 
 def guidance(loss, variable="latents", steps=3, rates=(0.1,), blocks=(1,), what="output", scale=1.0):
-    return Guidance(loss, Until(what, blocks), variable, steps, list(rates), LossScale(scale))
+    return Guidance(
+        loss, Until(what, blocks), variable, steps, list(rates), LossScale(scale, can_overflow=True)
+    )
 
 
 @pytest.mark.parametrize("variable", ["latents", "embedding"])

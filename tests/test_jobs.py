@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,8 +164,31 @@ def test_embedding_is_kept_and_injected(settings, dtype, smallest, tmp_path, cap
 )
 def test_embedding_of_another_run_is_refused(settings, change, message, capsys):
     run = transfer(replace(settings, optimise="embedding"))
+    beside = set(run.folder.parent.iterdir())
     assert main(["inject", "--from", str(run.folder), "--quiet", *change]) == 1
     assert message in capsys.readouterr().err
+    assert set(run.folder.parent.iterdir()) == beside
+
+
+def test_embedding_of_another_model_is_refused(settings, small_folder, tmp_path, capsys):
+    run = transfer(replace(settings, optimise="embedding"))
+    shutil.copytree(small_folder, tmp_path / "other")
+    assert main(["inject", "--from", str(run.folder), "--quiet", "--model", str(tmp_path / "other")]) == 1
+    assert "made with model" in capsys.readouterr().err
+
+
+def test_relative_paths_hold_from_another_folder(settings, clip, small_folder, tmp_path, monkeypatch, capsys):
+    """A run made with relative paths can be injected and repeated from elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(small_folder)
+    (tmp_path / "clip.mp4").write_bytes(clip.read_bytes())
+    run = transfer(replace(settings, video="clip.mp4", model="./model", optimise="embedding"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["inject", "--from", str(run.folder), "--prompt", "a blue square", "--quiet"]) == 0
+    assert main(["transfer", "--config", str(run.folder / "settings.yaml"), "--quiet"]) == 0
+    again = Path(capsys.readouterr().out.splitlines()[-1])
+    assert torch.equal(load_file(again / "latents.safetensors")["latents"], latents(run))
 
 
 def test_damaged_run_folders(settings, capsys):
@@ -184,7 +208,7 @@ def test_any_frame_count_comes_back(small_folder, frames):
     vae = ModelFolder(str(small_folder), "float32", torch.device("cpu")).vae()
     clip = np.random.default_rng(1).integers(0, 255, (frames, 16, 32, 3), dtype=np.uint8)
     encoded = autoencoder.encode(vae, clip)
-    assert encoded.shape == autoencoder.latent_shape(vae, frames, 32, 16)
+    assert encoded.shape == (1, autoencoder.latent_frames(frames), 8, 4, 8)
     assert autoencoder.decode(vae, encoded, frames).shape == clip.shape
 
 

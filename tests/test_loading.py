@@ -128,6 +128,8 @@ def test_large_models_want_a_gpu(monkeypatch, small_folder):
     assert choose_device(Settings(model=str(small_folder), device="auto")) == CPU
     with pytest.raises(DitflowError, match="accepted: auto, cpu"):
         choose_device(Settings(device="toaster"))
+    with pytest.raises(DitflowError, match="accepted: auto, cpu"):
+        choose_device(Settings(device="meta"))
 
 
 def test_absent_gpu(monkeypatch):
@@ -168,6 +170,8 @@ def test_bad_loras(tmp_path, monkeypatch):
     for name, message in (("absent.safetensors", "no such file"), ("weights.bin", "only .safetensors")):
         with pytest.raises(DitflowError, match=message):
             add_lora(tiny_transformer(), str(tmp_path / name))
+    with pytest.raises(DitflowError, match="give a .safetensors file, a folder or OWNER/NAME"):
+        add_lora(tiny_transformer(), "")
     save_file({"unet.to_q.lora_A.weight": torch.ones(2, 2)}, tmp_path / "other.safetensors")
     with pytest.raises(DitflowError, match="holds no weights for this transformer"):
         add_lora(tiny_transformer(), str(tmp_path / "other.safetensors"))

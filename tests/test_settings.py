@@ -51,6 +51,15 @@ def test_model_family_of_a_local_folder(tmp_path):
     assert Settings(model=str(tmp_path)).guidance_blocks == (15,)
     config.write_text('{"use_rotary_positional_embeddings": true}')
     assert Settings(model=str(tmp_path)).guidance_blocks == (20,)
+    for damaged in ("{", "[]", "3", "{}"):
+        config.write_text(damaged)
+        with pytest.raises(SettingsError, match="is damaged; give a complete pipeline folder"):
+            Settings(model=str(tmp_path))
+
+
+def test_a_guided_share_guides_one_step_at_least():
+    assert Settings(steps=2, guided=0.05).guided_steps == 1
+    assert Settings(steps=2, guided=0).guided_steps == 0
 
 
 @pytest.mark.parametrize(
@@ -65,6 +74,8 @@ def test_model_family_of_a_local_folder(tmp_path):
         ({"guided": "nan"}, "a number accepted"),
         ({"loss": "mse"}, "accepted: flow, moft, smm, smm-release"),
         ({"size": "100x100"}, "multiples of 16 accepted; nearest: 96x96"),
+        ({"size": "x"}, "WIDTHxHEIGHT accepted"),
+        ({"guidance_blocks": [4, 4]}, "a block named twice"),
         ({"size": "wide"}, "WIDTHxHEIGHT accepted"),
         ({"size": [720]}, "WIDTHxHEIGHT accepted"),
         ({"learning_rate": [0.1]}, "2 numbers accepted"),

@@ -15,16 +15,8 @@ def add_lora(transformer: CogVideoXTransformer3DModel, given: str) -> None:
 
     Raises DitflowError where it cannot be read or does not fit the model.
     """
-    try:
-        import peft  # noqa: F401
-    except ImportError:
-        raise DitflowError("--lora needs peft: pip install 'ditflow[lora]'") from None
-    source, scale = split_scale(given)
+    source, scale = check_lora(given)
     path = Path(source)
-    if path.suffix and path.suffix != ".safetensors":
-        raise DitflowError(f"--lora {source}: only .safetensors files are read; pickled weights can run code")
-    if path.suffix and not path.is_file():
-        raise DitflowError(f"--lora {source}: no such file")
     where = {"weight_name": path.name} if path.suffix else {}
     try:
         weights = CogVideoXLoraLoaderMixin.lora_state_dict(
@@ -38,6 +30,23 @@ def add_lora(transformer: CogVideoXTransformer3DModel, given: str) -> None:
         raise DitflowError(f"--lora {source}: holds no weights for this transformer's layers")
     transformer.fuse_lora(lora_scale=scale)
     transformer.unload_lora()
+
+
+def check_lora(given: str) -> tuple[str, float]:
+    """The source and the scale of `FILE_OR_ID[:scale]`; raises DitflowError for what cannot be read."""
+    try:
+        import peft  # noqa: F401
+    except ImportError:
+        raise DitflowError("--lora needs peft: pip install 'ditflow[lora]'") from None
+    source, scale = split_scale(given)
+    path = Path(source)
+    if path.suffix and path.suffix != ".safetensors":
+        raise DitflowError(f"--lora {source}: only .safetensors files are read; pickled weights can run code")
+    if path.suffix and not path.is_file():
+        raise DitflowError(f"--lora {source}: no such file")
+    if not source or (not path.suffix and not path.is_dir() and source.count("/") != 1):
+        raise DitflowError(f"--lora {source!r}: give a .safetensors file, a folder or OWNER/NAME")
+    return source, scale
 
 
 def split_scale(given: str) -> tuple[str, float]:

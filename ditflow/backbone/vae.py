@@ -57,13 +57,6 @@ def decode(
     return rearrange(pixels, "1 c f h w -> f h w c").cpu().numpy()
 
 
-def latent_shape(vae: AutoencoderKLCogVideoX, frames: int, width: int, height: int) -> tuple[int, ...]:
-    """The shape of the latents of a clip, batch 1."""
-    scale = 2 ** (len(vae.config.block_out_channels) - 1)
-    return (
-        1,
-        (encoded_length(frames) - 1) // 4 + 1,
-        vae.config.latent_channels,
-        height // scale,
-        width // scale,
-    )
+def latent_frames(frames: int) -> int:
+    """How many latent frames a clip has."""
+    return (encoded_length(frames) - 1) // 4 + 1

@@ -18,15 +18,16 @@ class LossScale:
     """
 
     value: float = 1.0
+    can_overflow: bool = False
     skipped: int = 0
 
     @classmethod
     def suiting(cls, dtype: torch.dtype) -> LossScale:
-        return cls(2.0**16 if dtype == torch.float16 else 1.0)
+        return cls(2.0**16, can_overflow=True) if dtype == torch.float16 else cls()
 
     def unscaled(self, gradient: Tensor) -> Tensor | None:
         """The true gradient, or None where it overflowed: that step is to be left out."""
-        if self.value == 1.0:
+        if not self.can_overflow:
             return gradient
         if not gradient.isfinite().all():
             self.value, self.skipped = max(1.0, self.value / 2), self.skipped + 1

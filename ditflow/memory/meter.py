@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -42,8 +42,9 @@ class Meter:
     def _reset_peak(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        elif (marker := Path("/proc/self/clear_refs")).exists():
-            marker.write_text("5")  # Linux: resets the peak resident size
+        else:
+            with suppress(OSError):  # where it may not be written, peaks are of the run so far
+                Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak resident size
 
     def _peak(self) -> int | None:
         if self.device.type == "cuda":

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ditflow.backbone.cogvideox import CogVideoX
 from ditflow.backbone.runner import Inputs
+from ditflow.backbone.vae import latent_frames
 from ditflow.settings import Settings, model_family, shipped
 
 
@@ -35,7 +36,7 @@ def fake_backbone(settings: Settings) -> CogVideoX:
 def fake_inputs(settings: Settings, backbone: CogVideoX) -> Inputs:
     """One forward's inputs at the settings' size and frame count."""
     config = backbone.config
-    frames = (settings.frames - 1) // config.temporal_compression_ratio + 1
+    frames = latent_frames(settings.frames)
     latents = torch.empty(1, frames, config.in_channels, settings.size.height // 8, settings.size.width // 8)
     prompt = torch.empty(1, config.max_text_seq_length, config.text_embed_dim, dtype=backbone.dtype)
     tokens = frames * latents.shape[3] * latents.shape[4] // config.patch_size**2
