@@ -1,10 +1,15 @@
-"""Models that the tests share: tiny random transformers, and the small pipeline built once a session."""
+"""What the tests share: tiny random transformers, the small pipeline and made videos, built once."""
+
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
+from video_cases import KINDS, made_video, remuxed
 
 from ditflow.backbone.cogvideox import CogVideoX
+from ditflow.video import decoding
 
 torch.set_num_threads(1)  # models are tiny: a second thread costs more than it does, and reorders sums
 
@@ -51,3 +56,32 @@ def small_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "small"
     build_pipeline(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for name, kind in KINDS.items():
+        made_video(folder / name, *kind)
+    made_video(folder / "odd.mkv", "ffv1", "yuv444p", {}, height=47, width=63)
+    remuxed(folder / "plain.mp4", folder / "front.mp4", movflags="faststart")
+    return folder
+
+
+@pytest.fixture
+def without_decord(monkeypatch):
+    monkeypatch.setitem(sys.modules, "decord", None)
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[int | None]:
+    """Stamps of the frames that PyAV has decoded."""
+    stamps, real = [], decoding.decoded_frames
+
+    def recorded(*arguments, **keywords):
+        for frame in real(*arguments, **keywords):
+            stamps.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(decoding, "decoded_frames", recorded)
+    return stamps
