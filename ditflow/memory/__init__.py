@@ -1,1 +1,4 @@
-"""Where weights and activations are while a model computes."""
+"""Where weights and activations are while a model computes.
+
+Runs use `plain` and `blockwise`. `streamed` and `tracker` are for the memory plan; no run uses them yet.
+"""
