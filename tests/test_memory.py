@@ -63,7 +63,7 @@ def streamed_backbone(monkeypatch):
 
     def watch(weights):
         pool = {buffer.untyped_storage().data_ptr() for buffer in weights.device_buffers()}
-        for name in ("prepare", "attend", "feed_forward", "feed_forward_reverse"):
+        for name in ("prepare", "add_attention", "feed_forward", "feed_forward_reverse"):
             original = getattr(backbone, name)
 
             def checked(index, *rest, original=original):

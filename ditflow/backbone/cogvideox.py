@@ -117,15 +117,23 @@ class CogVideoX:
 
     def finish(self, index: int, stream: Stream, inputs: AttentionInputs) -> Stream:
         """The rest of a block: attention and feed-forward."""
-        return self.feed_forward(index, self.attend(index, stream, inputs))
+        return self.feed_forward(index, self.add_attention(index, stream, inputs, self.attention(inputs)))
 
-    def attend(self, index: int, stream: Stream, inputs: AttentionInputs) -> Stream:
-        """A block's attention, added to the stream."""
+    def attention(self, inputs: AttentionInputs) -> Tensor:
+        """Softmax attention of text and video together: [1, T + S, heads, head_dim]."""
+        tokens = (tensor.transpose(1, 2) for tensor in (inputs.query, inputs.key, inputs.value))
+        return F.scaled_dot_product_attention(*tokens).transpose(1, 2)
+
+    def add_attention(
+        self,
+        index: int,
+        stream: Stream,
+        inputs: AttentionInputs,
+        attended: Tensor,  # [1, T + S, heads, head_dim]
+    ) -> Stream:
+        """A block's attention, projected and added to the stream."""
         block, text_length = self.blocks[index], stream.text.shape[1]
-        attended = F.scaled_dot_product_attention(
-            *(tensor.transpose(1, 2) for tensor in (inputs.query, inputs.key, inputs.value))
-        )
-        attended = block.attn1.to_out[0](rearrange(attended, "b m s d -> b s (m d)"))
+        attended = block.attn1.to_out[0](rearrange(attended, "b s m d -> b s (m d)"))
         video = stream.video + inputs.video_gate * attended[:, text_length:]
         text = stream.text + inputs.text_gate * attended[:, :text_length]
         return replace(stream, video=video, text=text)

@@ -104,9 +104,10 @@ class _Reverse:
                 outputs.append(value * self.weight)
                 gradients.append(None)
             if self.gradient is not None:
-                attended = self.runner.backbone.attend(index, stream, attention)
-                outputs += [attended.video, attended.text]
-                gradients += self.runner.backbone.feed_forward_reverse(index, attended, self.gradient)
+                backbone = self.runner.backbone
+                middle = backbone.add_attention(index, stream, attention, backbone.attention(attention))
+                outputs += [middle.video, middle.text]
+                gradients += backbone.feed_forward_reverse(index, middle, self.gradient)
             found = torch.autograd.grad(outputs, leaves, gradients)
         self.gradient = found[0], found[1]
         if len(found) > 2:
