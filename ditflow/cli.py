@@ -14,7 +14,7 @@ from ditflow.errors import DitflowError, SettingsError
 from ditflow.settings import Settings, read_settings
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-GROUPS = ("video", "model", "text", "motion", "sampling", "output")
+GROUPS = ("video", "model", "memory", "speed", "text", "motion", "sampling", "output")
 FLOW_OPTIONS = ("source_prompt", "guidance_blocks", "temperature", "reference")
 
 
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     shown = [
         item
         for item in fields(Settings)
-        if item.metadata["group"] in ("video", "model", "output") or item.name in FLOW_OPTIONS
+        if item.metadata["group"] in ("video", "model", "memory", "output") or item.name in FLOW_OPTIONS
     ]
     _add_settings(flow, [item for item in shown if item.name != "keep_precision"])
     return parser

@@ -58,6 +58,8 @@ def _convert(kind: Any, given: Any) -> Any:
     if kind is bool:
         return _truth(given)
     if kind is str:
+        if isinstance(given, bool):
+            return "on" if given else "off"  # YAML reads the bare words as truth values
         if not isinstance(given, str | int | float):
             raise TypeError
         return str(given)

@@ -16,6 +16,8 @@ from ditflow.errors import SettingsError
 from ditflow.setting_values import Size, plain, read_value
 
 MODELS = ("5b", "2b", "small")
+ATTENTION = ("sdpa", "cudnn", "flash", "xformers", "sage")
+TILES = ("360x240", "288x192", "240x160", "192x128", "144x96")  # those that join to the right size
 
 
 def option(
@@ -51,6 +53,18 @@ class Settings:
     dtype: str = option("model", "precision of the weights", choices=("bfloat16", "float16", "float32"))
     device: str = option("model", "where to compute: auto, cpu, cuda, cuda:1, ...")
     deterministic: bool = option("model", "same settings, same bytes on a GPU too (slower)")
+
+    memory: str = option("memory", "GPU memory to use: auto, gigabytes (8) or a preset by name (8gb)")
+    weights: str = option(
+        "memory", "how the transformer's weights are stored: full, fp8, int8, nf4 (not exact) or a .gguf file"
+    )
+    decode_tile: str = option(
+        "memory", "tile of VAE decoding in pixels, or auto", choices=("auto", "none", *TILES), flag=False
+    )
+
+    attention: str = option("speed", "attention kernel", choices=ATTENTION)
+    compile: str = option("speed", "compile the blocks: auto does on a GPU", choices=("auto", "on", "off"))
+    engine: str = option("speed", "what runs forwards that need no gradient", choices=("torch", "tensorrt"))
 
     prompt: str = option("text", "what the new video shows")
     negative_prompt: str = option("text", "what it should not show")
