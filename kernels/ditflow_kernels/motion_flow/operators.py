@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ditflow_kernels.launchers import launcher_of
 from ditflow_kernels.motion_flow.scaling import scale_into
 
 
@@ -61,7 +62,7 @@ def soft_flow(
     return _passes(backend).soft_flow(query, key, grid, temperature, workspace_bytes)
 
 
-@soft_flow.register_fake
+@launcher_of(torch.ops.ditflow.motion_flow.default)
 def _(query, key, grid, temperature, backend, workspace_bytes):
     return _passes(backend).soft_flow(query, key, grid, temperature, workspace_bytes, launch=False)
 
@@ -77,7 +78,7 @@ def hard_flow(
     return _passes(backend).hard_flow(query, key, grid, workspace_bytes)
 
 
-@hard_flow.register_fake
+@launcher_of(torch.ops.ditflow.motion_flow_hard.default)
 def _(query, key, grid, backend, workspace_bytes):
     return _passes(backend).hard_flow(query, key, grid, workspace_bytes, launch=False)
 
@@ -98,7 +99,7 @@ def flow_gradients(
     return passes.flow_gradients(grad, query, key, flow, logsumexp, grid, temperature, workspace_bytes)
 
 
-@flow_gradients.register_fake
+@launcher_of(torch.ops.ditflow.motion_flow_backward.default)
 def _(grad, query, key, flow, logsumexp, grid, temperature, backend, workspace_bytes):
     settings = grid, temperature, workspace_bytes
     return _passes(backend).flow_gradients(grad, query, key, flow, logsumexp, *settings, launch=False)
@@ -119,7 +120,7 @@ def loss_and_gradients(
     return passes.loss_and_gradients(query, key, reference, grid, temperature, rows, workspace_bytes)
 
 
-@loss_and_gradients.register_fake
+@launcher_of(torch.ops.ditflow.motion_flow_loss.default)
 def _(query, key, reference, grid, temperature, rows, backend, workspace_bytes):
     settings = grid, temperature, rows, workspace_bytes
     return _passes(backend).loss_and_gradients(query, key, reference, *settings, launch=False)
@@ -142,7 +143,7 @@ def scaled_gradients(
     return tuple(scaled)
 
 
-@scaled_gradients.register_fake
+@launcher_of(torch.ops.ditflow.motion_flow_loss_backward.default)
 def _(grad, grad_query, grad_key, factor, shape, dtype):
     return tuple(grad_query.new_empty(shape, dtype=dtype) for _ in range(2))
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ditflow_kernels.launchers import launcher_of
 from ditflow_kernels.qk_norm_rope.layout import Norm, Wanted
 
 
@@ -48,7 +49,7 @@ def prepare(
     return _passes(backend).qk_norm_rope_forward(query, key, *norms, rope, text_length)
 
 
-@prepare.register_fake
+@launcher_of(torch.ops.ditflow.qk_norm_rope.default)
 def _(
     query, key, weight_query, bias_query, eps_query, weight_key, bias_key, eps_key, rope, text_length, backend
 ):
@@ -80,7 +81,7 @@ def prepare_backward(
     return [gradient for gradient in gradients if gradient is not None]
 
 
-@prepare_backward.register_fake
+@launcher_of(torch.ops.ditflow.qk_norm_rope_backward.default)
 def _(
     grad_query, grad_key, query, key, weight_query, bias_query, eps_query,
     weight_key, bias_key, eps_key, rope, text_length, wanted, backend,
