@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.resources import files
@@ -16,6 +17,7 @@ from ditflow.errors import SettingsError
 from ditflow.setting_values import Size, plain, read_value
 
 MODELS = ("5b", "2b", "small")
+PRESETS = ("4gb", "6gb", "8gb", "12gb", "16gb", "24gb", "48gb", "80gb")
 ATTENTION = ("sdpa", "cudnn", "flash", "xformers", "sage")
 TILES = ("360x240", "288x192", "240x160", "192x128", "144x96")  # those that join to the right size
 
@@ -106,6 +108,10 @@ class Settings:
             blocks = getattr(self, name)
             if len(set(blocks)) < len(blocks):
                 raise SettingsError(f"{name}: {list(blocks)} given, a block named twice; name each one once")
+        if self.memory not in ("auto", *PRESETS) and not re.fullmatch(r"\d{1,4}(\.\d+)?", self.memory):
+            raise SettingsError(
+                f"memory: {self.memory!r} given; accepted: auto, gigabytes such as 8, or {', '.join(PRESETS)}"
+            )
         overlap = set(self.guidance_blocks) & set(self.injection_blocks)
         if overlap and self.guidance and self.injection:
             raise SettingsError(
