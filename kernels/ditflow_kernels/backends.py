@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -30,3 +32,14 @@ def choose(backend: str, device: device, dtype: dtype) -> str:
     if str(dtype).removeprefix("torch.") not in accepted:
         raise ValueError(f"backend {name!r} does not take {dtype}: convert to one of {', '.join(accepted)}")
     return name
+
+
+@contextmanager
+def as_on(device_type: str) -> Iterator[None]:
+    """Let "auto" mean on the CPU what it means on another device: fake tensors stand for that device."""
+    before = FASTEST["cpu"]
+    FASTEST["cpu"] = FASTEST[device_type]
+    try:
+        yield
+    finally:
+        FASTEST["cpu"] = before
