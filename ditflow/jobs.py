@@ -18,7 +18,7 @@ from ditflow.backbone.lora import check_lora, split_scale
 from ditflow.backbone.runner import Runner, Until
 from ditflow.backbone.schedule import Schedule
 from ditflow.backbone.text import Texts, encode_prompt
-from ditflow.denoising import denoise_clip
+from ditflow.denoising import Denoising
 from ditflow.device import choose_device, computing
 from ditflow.embeddings import fingerprint, read_embeddings, save_embeddings
 from ditflow.errors import SettingsError
@@ -58,7 +58,7 @@ def transfer(settings: Settings, progress: Progress | None = None) -> Run:
         texts, reference = job.encode()
         with meter.phase("denoise", settings.steps):
             runner = choose_runner(folder.backbone(settings.lora))
-            denoised = denoise_clip(settings, runner, folder.config("scheduler"), texts, reference, tell)
+            denoised = Denoising(settings, folder.config("scheduler"), texts, reference, tell).run(runner)
             del runner
         job.run.write_tensors("latents.safetensors", {"latents": denoised.latents, "reference": reference})
         if denoised.embeddings:

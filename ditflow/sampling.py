@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ditflow.backbone.runner import Inputs, Runner
+from ditflow.backbone.runner import Injected, Inputs, Runner
 from ditflow.backbone.schedule import Schedule, dynamic_guidance_scale
 from ditflow.backbone.text import Texts
 from ditflow.guidance.injection import Injection
@@ -27,7 +27,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Step:
-    """What a denoising step left behind."""
+    """What a denoising step left behind, and all that the next one needs beside the schedule's own state."""
 
     index: int
     latents: Tensor  # [1, frames, channels, height, width]
@@ -38,8 +38,8 @@ class Step:
 def denoise(
     runner: Runner,
     schedule: Schedule,
-    latents: Tensor,  # [1, frames, channels, height, width] initial noise
-    embedding: Tensor,  # the model's own positional embedding
+    last: Step,  # index -1, the initial noise and the model's own embedding; or any later step, to go on from
+    own: Tensor,  # the model's own positional embedding
     texts: Texts,
     scale: Scale,
     guided_steps: int,
@@ -54,8 +54,9 @@ def denoise(
     given `saved_embeddings` (one a guided step), the embedding is taken from there. An optimised embedding
     carries over from one guided step to the next; after them the model's own is back.
     """
-    own, steps = embedding, len(schedule.timesteps)
-    for index, timestep in enumerate(schedule.timesteps):
+    latents, embedding, steps = last.latents, last.embedding, len(schedule.timesteps)
+    for index in range(last.index + 1, steps):
+        timestep = schedule.timesteps[index]
         inputs = Inputs(latents, texts.prompt, timestep[None], embedding if index < guided_steps else own)
         injected, losses = {}, []
         if index < guided_steps:
@@ -68,10 +69,19 @@ def denoise(
                 losses = found.tolist()
             latents, embedding = inputs.latents, inputs.embedding
 
-        prediction = runner.forward(inputs, injected)
-        if (weight := scale.at(steps, int(timestep))) != 1:
-            negative = runner.forward(replace(inputs, prompt=texts.negative_prompt), injected)
-            prediction = negative + weight * (prediction - negative)
+        weight = scale.at(steps, int(timestep))
+        prediction = predict(runner, inputs, texts.negative_prompt, injected, weight)
         latents = schedule.step(prediction, index, latents)
         on_step(Step(index, latents, inputs.embedding, losses))
     return latents
+
+
+def predict(
+    runner: Runner, inputs: Inputs, negative_prompt: Tensor, injected: Injected, weight: float
+) -> Tensor:
+    """The model's prediction, away from the negative prompt by `weight`; 1 leaves that out."""
+    prediction = runner.forward(inputs, injected)
+    if weight == 1:
+        return prediction
+    negative = runner.forward(replace(inputs, prompt=negative_prompt), injected)
+    return negative + weight * (prediction - negative)

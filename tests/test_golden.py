@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from ditflow.backbone.cogvideox import CogVideoX
 from ditflow.backbone.text import Texts
-from ditflow.denoising import denoise_clip
+from ditflow.denoising import Denoising
 from ditflow.embeddings import FILE, save_embeddings
 from ditflow.guidance.prepare import prepare_guidance
 from ditflow.memory.blockwise import BlockwiseRunner
@@ -143,7 +143,8 @@ def run(settings, tensors, kind=PlainRunner, prompt="prompt_embeds"):
     backbone = load_backbone(settings.model)
     texts = Texts(tensors[prompt], tensors["negative_embeds"], tensors["source_embeds"])
     seen = []
-    denoised = denoise_clip(settings, kind(backbone), SCHEDULER, texts, tensors["motion_latent"], seen.append)
+    denoising = Denoising(settings, SCHEDULER, texts, tensors["motion_latent"], seen.append)
+    denoised = denoising.run(kind(backbone))
     return denoised, [step.latents for step in seen]
 
 

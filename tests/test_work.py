@@ -10,7 +10,7 @@ from ditflow.backbone.cogvideox import CogVideoX
 from ditflow.backbone.runner import Until
 from ditflow.guidance.injection import Injection
 from ditflow.memory.plain import PlainRunner
-from ditflow.sampling import Scale, denoise
+from ditflow.sampling import Scale, Step, denoise
 
 DEPTH = 5
 
@@ -95,8 +95,8 @@ def test_no_injection_runs_no_injection_pass(runner, monkeypatch):
         counts = Counts(runner.backbone, monkeypatch)
         schedule = Schedule("ddim", SCHEDULER, 4, torch.device("cpu"), torch.Generator().manual_seed(0))
         denoise(
-            runner, schedule, inputs.latents, inputs.embedding, texts, Scale(3.0, False), 2, None, injection,
-            None, lambda step: None,
+            runner, schedule, Step(-1, inputs.latents, inputs.embedding, []), inputs.embedding, texts,
+            Scale(3.0, False), 2, None, injection, None, lambda step: None,
         )  # fmt: skip
         monkeypatch.undo()
         return len(counts.prepared)

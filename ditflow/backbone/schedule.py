@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 from torch import Tensor
 
 SCHEDULERS = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
+
+
+class Moment(NamedTuple):
+    """What a schedule's next step depends on, beside its position."""
+
+    clean_estimate: Tensor | None  # with DPM
+    generator: Tensor  # the generator's state
 
 
 class Schedule:
@@ -49,6 +57,14 @@ class Schedule:
             return_dict=False,
         )
         return latents
+
+    def moment(self) -> Moment:
+        return Moment(self.clean_estimate, self.generator.get_state())
+
+    def back_to(self, moment: Moment) -> None:
+        """As it was then, so that a step that failed can be made again."""
+        self.clean_estimate = moment.clean_estimate
+        self.generator.set_state(moment.generator)
 
 
 def dynamic_guidance_scale(scale: float, steps: int, timestep: int) -> float:

@@ -1,0 +1,80 @@
+"""A denoising step that fails is made again by another Runner, as if nothing had happened."""
+
+import pytest
+import torch
+from conftest import tiny_transformer
+from test_backbone import random_inputs
+from test_golden import SCHEDULER
+
+from ditflow.backbone.cogvideox import CogVideoX
+from ditflow.backbone.text import Texts
+from ditflow.denoising import Denoising
+from ditflow.memory.blockwise import BlockwiseRunner
+from ditflow.memory.plain import PlainRunner
+from ditflow.settings import Settings
+
+
+class OutOfMemory(PlainRunner):
+    """Fails at the n-th forward or gradient."""
+
+    def __init__(self, backbone, fails_at):
+        super().__init__(backbone)
+        self.left = fails_at
+
+    def forward(self, *given):
+        self._count()
+        return super().forward(*given)
+
+    def gradient(self, *given):
+        self._count()
+        return super().gradient(*given)
+
+    def _count(self):
+        self.left -= 1
+        if not self.left:
+            raise torch.OutOfMemoryError("planted")
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
+@pytest.mark.parametrize("optimise", ["latent", "embedding"])
+def test_another_runner_goes_on_from_the_last_finished_step(optimise, scheduler):
+    backbone = CogVideoX(tiny_transformer())
+    inputs = random_inputs(backbone, 3, 8, 12)
+    settings = Settings(
+        model="small", dtype="float32", steps=5, guided=0.4, optimisation_steps=2, guidance_blocks=[2],
+        optimise=optimise, scheduler=scheduler, guidance_scale=2,
+    )  # fmt: skip
+    texts = Texts(*[inputs.prompt] * 3)
+
+    def denoising(seen):
+        return Denoising(settings, SCHEDULER, texts, inputs.latents, seen.append)
+
+    whole = []
+    expected = denoising(whole).run(PlainRunner(backbone))
+    calls = OutOfMemory(backbone, 0)
+    denoising([]).run(calls)
+    for fails_at in range(1, -calls.left + 1):
+        seen = []
+        interrupted = denoising(seen)
+        with pytest.raises(torch.OutOfMemoryError):
+            interrupted.run(OutOfMemory(backbone, fails_at))
+        found = interrupted.run(PlainRunner(backbone))
+        assert torch.equal(found.latents, expected.latents)
+        assert found.losses == expected.losses
+        assert len(found.embeddings) == len(expected.embeddings)
+        assert [step.index for step in seen] == [step.index for step in whole]
+
+
+def test_the_other_runner_may_be_of_another_kind():
+    backbone = CogVideoX(tiny_transformer())
+    inputs = random_inputs(backbone, 3, 8, 12)
+    settings = Settings(model="small", steps=3, guided=0.7, optimisation_steps=2, guidance_blocks=[2])
+    texts = Texts(*[inputs.prompt] * 3)
+    expected = Denoising(settings, SCHEDULER, texts, inputs.latents, lambda _: None).run(
+        PlainRunner(backbone)
+    )
+    interrupted = Denoising(settings, SCHEDULER, texts, inputs.latents, lambda _: None)
+    with pytest.raises(torch.OutOfMemoryError):
+        interrupted.run(OutOfMemory(backbone, 4))
+    found = interrupted.run(BlockwiseRunner(backbone))
+    torch.testing.assert_close(found.latents, expected.latents, rtol=1e-5, atol=1e-5)
