@@ -67,8 +67,8 @@ def guided_step(
         return runner.gradient(loss, "latents", inputs, {}, until, 1.0)
 
     def denoise() -> Any:
-        # with and without the prompt, one after the other
-        return [runner.forward(inputs, {}) for _ in range(2)]
+        # with and without the prompt
+        return runner.forward([inputs, inputs], {})
 
     found = {}
     for backend in BACKENDS:

@@ -80,8 +80,8 @@ def predict(
     runner: Runner, inputs: Inputs, negative_prompt: Tensor, injected: Injected, weight: float
 ) -> Tensor:
     """The model's prediction, away from the negative prompt by `weight`; 1 leaves that out."""
-    prediction = runner.forward(inputs, injected)
     if weight == 1:
-        return prediction
-    negative = runner.forward(replace(inputs, prompt=negative_prompt), injected)
+        return runner.forward([inputs], injected)[0]
+    several = [inputs, replace(inputs, prompt=negative_prompt)]
+    prediction, negative = runner.forward(several, injected)
     return negative + weight * (prediction - negative)

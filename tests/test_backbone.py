@@ -29,7 +29,8 @@ def test_forward_equals_diffusers(backbone, size):
     expected = backbone.transformer(
         inputs.latents, inputs.prompt, inputs.timestep, image_rotary_emb=rope
     ).sample
-    torch.testing.assert_close(PlainRunner(backbone).forward(inputs, {}), expected, rtol=1e-5, atol=1e-5)
+    (found,) = PlainRunner(backbone).forward([inputs], {})
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())

@@ -174,13 +174,13 @@ def test_injected_keys_and_values_are_the_clips(backbone):
     """A block that gets its own keys and values changes nothing; another clip's change the prediction."""
     runner, inputs = PlainRunner(backbone), random_inputs(backbone, 3, 8, 12)
     other = random_inputs(backbone, 3, 8, 12)
-    plain = runner.forward(inputs, {})
+    (plain,) = runner.forward([inputs], {})
     own = runner.features(inputs, {}, Until("key_value", (1,)))
-    assert torch.equal(runner.forward(inputs, own), plain)
+    assert torch.equal(runner.forward([inputs], own)[0], plain)
     both = runner.features(inputs, {}, Until("key_value", (1, 2)))[1]  # not the deepest: read on the way
     assert all(torch.equal(a, b) for a, b in zip(both, own[1], strict=True))
     theirs = runner.features(other, {}, Until("key_value", (1,)))
-    assert (runner.forward(inputs, theirs) - plain).abs().max() > 1e-3
+    assert (runner.forward([inputs], theirs)[0] - plain).abs().max() > 1e-3
 
 
 def test_blocks_outside_the_model_are_refused():

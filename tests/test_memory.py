@@ -83,13 +83,13 @@ def test_streamed_weights_change_nothing_but_their_place(streamed_backbone, resi
     backbone, watch = streamed_backbone
     inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (3,))
     plain = BlockwiseRunner(backbone)
-    expected = plain.gradient(square, "latents", inputs, {}, until, 1.0), plain.forward(inputs, {})
+    expected = plain.gradient(square, "latents", inputs, {}, until, 1.0), plain.forward([inputs], {})[0]
 
-    weights = Streamed(backbone.blocks, torch.device("cpu"), resident, pinned=False)
+    weights = Streamed(backbone.blocks, torch.device("cpu"), resident)
     watch(weights)
     runner = BlockwiseRunner(backbone, weights)
     for _ in range(2):
-        found = runner.gradient(square, "latents", inputs, {}, until, 1.0), runner.forward(inputs, {})
+        found = runner.gradient(square, "latents", inputs, {}, until, 1.0), runner.forward([inputs], {})[0]
         assert torch.equal(found[0][1], expected[0][1])
         assert torch.equal(found[1], expected[1])
 
@@ -97,15 +97,15 @@ def test_streamed_weights_change_nothing_but_their_place(streamed_backbone, resi
 def test_weights_in_host_memory_are_noticed(streamed_backbone):
     """The watch above can fail: a block that nobody brought."""
     backbone, watch = streamed_backbone
-    watch(Streamed(backbone.blocks, torch.device("cpu"), 0, pinned=False))
+    watch(Streamed(backbone.blocks, torch.device("cpu"), 0))
     with pytest.raises(AssertionError, match="block 0 computes with weights in host memory"):
-        PlainRunner(backbone).forward(random_inputs(backbone, 3, 8, 12), {})
+        PlainRunner(backbone).forward([random_inputs(backbone, 3, 8, 12)], {})
 
 
 def test_turning_round_copies_nothing_twice():
     backbone = CogVideoX(tiny_transformer(layers=DEPTH))
-    weights = Streamed(backbone.blocks, torch.device("cpu"), 1, pinned=False)
-    block = weights.layouts[0].bytes
+    weights = Streamed(backbone.blocks, torch.device("cpu"), 1)
+    block = weights.blocks[0].bytes
 
     def copies(order):
         before = weights.copied_bytes
@@ -121,8 +121,8 @@ def test_turning_round_copies_nothing_twice():
 def test_early_end_of_a_walk_leaves_the_ring_usable():
     backbone = CogVideoX(tiny_transformer(layers=DEPTH))
     inputs = random_inputs(backbone, 3, 8, 12)
-    expected = PlainRunner(backbone).forward(inputs, {})
-    weights = Streamed(backbone.blocks, torch.device("cpu"), 0, pinned=False)
+    expected = PlainRunner(backbone).forward([inputs], {})[0]
+    weights = Streamed(backbone.blocks, torch.device("cpu"), 0)
     for _ in weights.walk(range(DEPTH)):
         break
-    assert torch.equal(PlainRunner(backbone, weights).forward(inputs, {}), expected)
+    assert torch.equal(PlainRunner(backbone, weights).forward([inputs], {})[0], expected)

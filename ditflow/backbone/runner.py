@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -66,8 +66,11 @@ class Runner(Protocol):
 
     backbone: Any
 
-    def forward(self, inputs: Inputs, injected: Injected) -> Tensor:
-        """The model's prediction, float32 [1, frames, channels, height, width], without gradient."""
+    def forward(self, several: Sequence[Inputs], injected: Injected) -> list[Tensor]:
+        """The model's prediction for each input, float32 [1, frames, channels, height, width], no gradient.
+
+        All go through a block while its weights are there. `injected` holds for each of them.
+        """
 
     def features(self, inputs: Inputs, injected: Injected, until: Until) -> dict[int, Any]:
         """What is read in each block, without gradient: QueryKey, KeyValue or output [S, channels]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,17 +16,30 @@ from ditflow.memory.weights import Resident, Weights
 
 
 class PlainRunner:
-    """Implements `ditflow.backbone.runner.Runner`. Its gradients need all weights resident."""
+    """Implements `ditflow.backbone.runner.Runner`. Its graphs hold the weights they have passed."""
 
     def __init__(self, backbone: CogVideoX, weights: Weights | None = None):
         self.backbone, self.weights = backbone, weights or Resident()
 
+    @property
+    def copied_bytes(self) -> int:
+        """What went from the host to the device, so far."""
+        return self.weights.copied_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory in which something waits for the device."""
+        return self.weights.host_bytes
+
     @torch.no_grad()
-    def forward(self, inputs: Inputs, injected: Injected) -> Tensor:
-        stream = self.backbone.embed(inputs)
+    def forward(self, several: Sequence[Inputs], injected: Injected) -> list[Tensor]:
+        streams = [self.backbone.embed(inputs) for inputs in several]
         for index in self.weights.walk(range(len(self.backbone.blocks))):
-            stream = self.backbone.finish(index, stream, self.attention(index, stream, injected))
-        return self.backbone.head(stream, self.backbone.grid(inputs.latents))
+            for _ in several:  # each goes through the block and to the end of the queue
+                stream = streams.pop(0)
+                streams.append(self.backbone.finish(index, stream, self.attention(index, stream, injected)))
+        grid = self.backbone.grid(several[0].latents)
+        return [self.backbone.head(stream, grid) for stream in streams]
 
     @torch.no_grad()
     def features(self, inputs: Inputs, injected: Injected, until: Until) -> dict[int, Any]:
@@ -34,6 +48,10 @@ class PlainRunner:
     def gradient(
         self, loss: Loss, wrt: Variable, inputs: Inputs, injected: Injected, until: Until, scale: float
     ) -> tuple[Tensor, Tensor]:
+        if not all(map(self.weights.stays, range(until.deepest + 1))):
+            raise ValueError(
+                f"a graph through block {until.deepest} needs the weights of all before it to stay"
+            )
         with torch.enable_grad():
             variable = getattr(inputs, wrt).detach().requires_grad_()
             features = self.read(replace(inputs, **{wrt: variable}), injected, until)

@@ -1,7 +1,7 @@
 """Peak memory and work of real code on fake tensors: no weights, no GPU, seconds.
 
 The fake device is the CPU, because fake CUDA needs a CUDA build of torch. What stands for host memory is
-therefore marked (`keep_on_host`), and everything else counts as being on the device.
+therefore marked (`ditflow.memory.host`), and everything else counts as being on the device.
 """
 
 from __future__ import annotations
@@ -11,28 +11,24 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from ditflow.memory.host import is_on_host
+from ditflow_kernels.launchers import LAUNCHERS
+
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+COPY = torch.ops.aten.copy_.default
 BACKWARD_SHARE = 2.5  # of a forward: it forms the probabilities again, and four products with them
-
-_host: set[int] = set()
-
-
-def keep_on_host(tensor: Tensor) -> Tensor:
-    """Mark a tensor's storage as host memory."""
-    storage = tensor.untyped_storage()
-    if storage._cdata not in _host:
-        _host.add(storage._cdata)
-        weakref.finalize(storage, _host.discard, storage._cdata)
-    return tensor
 
 
 class Tracker(TorchDispatchMode):
-    """Counts the bytes of storages that operations made and that are alive, each storage once; and the FLOPs.
+    """Counts the bytes of storages that operations made and that are alive, each storage once; and the work.
+
+    `flops`, and `attention_flops` among them; `copied_bytes` from marked host memory to the device.
 
     torch's own FlopCounterMode watches modules too, and keeps activations alive by it.
     """
@@ -41,32 +37,38 @@ class Tracker(TorchDispatchMode):
         """`present` is on the device already: weights, for instance."""
         super().__init__()
         # torch counts CUDA's attention, and of the CPU's own nothing at all
-        self.formulas = flop_registry | {
-            ATTENTION: _attention_flops,
-            ATTENTION_BACKWARD: _attention_backward_flops,
-        }
+        self.formulas = flop_registry | ATTENTION_FORMULAS
         self.sizes: dict[int, int] = {}
-        self.live_bytes = self.peak_bytes = self.flops = 0
+        self.live_bytes = self.peak_bytes = self.flops = self.attention_flops = self.copied_bytes = 0
         for tensor in present:
             self._count(tensor)
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        result = operation(*args, **kwargs)
+        if operation in LAUNCHERS and isinstance(args[0], FakeTensor):
+            with self:  # torch would not show what it allocates inside
+                result = LAUNCHERS[operation](*args, **kwargs)
+        else:
+            result = operation(*args, **kwargs)
         if formula := self.formulas.get(operation.overloadpacket):
-            self.flops += formula(*args, **kwargs, out_val=result)
+            flops = formula(*args, **kwargs, out_val=result)
+            self.flops += flops
+            if operation.overloadpacket in ATTENTION_FORMULAS:
+                self.attention_flops += flops
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._count(leaf)
         if operation is ATTENTION_BACKWARD.default:
             # on a GPU flash attention sums the gradient of the queries in a float32 buffer of its own
             self.peak_bytes = max(self.peak_bytes, self.live_bytes + 4 * args[1].numel())
+        if operation is COPY and is_on_host(args[1]) and not is_on_host(args[0]):
+            self.copied_bytes += args[0].nbytes
         return result
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         place = storage._cdata
-        if place in self.sizes or place in _host:
+        if place in self.sizes or is_on_host(tensor):
             return
         self.sizes[place] = storage.nbytes()
         self.live_bytes += storage.nbytes()
@@ -83,3 +85,6 @@ def _attention_flops(query: Tensor, key: Tensor, *_, **__) -> int:
 
 def _attention_backward_flops(grad: Tensor, query: Tensor, key: Tensor, *_, **__) -> int:
     return int(BACKWARD_SHARE * _attention_flops(query, key))
+
+
+ATTENTION_FORMULAS = {ATTENTION: _attention_flops, ATTENTION_BACKWARD: _attention_backward_flops}

@@ -1,0 +1,66 @@
+"""Attention computed once though a block is computed twice: what its reverse needs is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from ditflow.backbone.cogvideox import AttentionInputs
+
+Attend = Callable[[AttentionInputs], Tensor]  # -> [1, T + S, heads, head_dim]
+aten = torch.ops.aten
+KERNELS = {  # those that return, beside their output, all that their gradient needs
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+    aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_efficient_attention.default,
+    aten._scaled_dot_product_cudnn_attention.default,
+}
+
+
+class KeptAttention:
+    """One block's attention, on the way down and on the way back.
+
+    What PyTorch's own kernels return is kept in between. Any other kernel computes again: right, but slower.
+    """
+
+    def __init__(self, attend: Attend):
+        self.attend = attend
+        self.results: dict[Any, Any] = {}  # by operator
+
+    def down(self, inputs: AttentionInputs) -> Tensor:
+        """The attention, without gradient."""
+        # some kernels return the logarithms of the sums only where they expect a gradient
+        leaves = {name: getattr(inputs, name).detach().requires_grad_() for name in ("query", "key", "value")}
+        with torch.enable_grad(), _Keep(self.results):
+            return self.attend(replace(inputs, **leaves)).detach()
+
+    def back(self, inputs: AttentionInputs) -> Tensor:
+        """The same from the same values, with gradients where they are enabled."""
+        with _GiveBack(self.results):
+            return self.attend(inputs)
+
+
+class _Keep(TorchDispatchMode):
+    def __init__(self, results: dict[Any, Any]):
+        super().__init__()
+        self.results = results
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        if operation in KERNELS:
+            # aliases, because autograd is about to tie the results themselves to the inputs
+            self.results[operation] = tree_map_only(Tensor, Tensor.detach, result)
+        return result
+
+
+class _GiveBack(_Keep):
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation in self.results:
+            return self.results.pop(operation)
+        return operation(*args, **(kwargs or {}))
