@@ -6,14 +6,18 @@ forward can end inside a block and a block's keys and values can be replaced.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from diffusers import CogVideoXTransformer3DModel
+from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from einops import rearrange
 from torch import Tensor
 
+from ditflow.backbone.attention import load_attention
+from ditflow.backbone.compiling import compile_piece
 from ditflow.backbone.embedding import positional_embedding
 from ditflow.backbone.runner import Grid, Inputs, KeyValue
 from ditflow.errors import DitflowError
@@ -46,10 +50,16 @@ class AttentionInputs:
 class CogVideoX:
     """A frozen CogVideoX transformer as embed -> blocks -> head.
 
-    Raises DitflowError for CogVideoX 1.5 and image-to-video weights, which have another patch embedding.
+    `attention` names a kernel of `ditflow.backbone.attention`. With `compiled`, what stands before and after
+    a block's attention is compiled where it is first used; attention itself never is.
+
+    Raises DitflowError for CogVideoX 1.5 and image-to-video weights, which have another patch embedding, and
+    where the attention kernel's package cannot be loaded.
     """
 
-    def __init__(self, transformer: CogVideoXTransformer3DModel):
+    def __init__(
+        self, transformer: CogVideoXTransformer3DModel, attention: str = "sdpa", compiled: bool = False
+    ):
         config = transformer.config
         if config.patch_size_t is not None or config.use_learned_positional_embeddings:
             raise DitflowError(
@@ -59,6 +69,8 @@ class CogVideoX:
         self.blocks = transformer.transformer_blocks
         self.rotary = config.use_rotary_positional_embeddings
         self.config = config
+        self.attend = load_attention(attention)
+        self.pieces = Pieces(*map(compile_piece, Pieces())) if compiled else Pieces()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -91,17 +103,7 @@ class CogVideoX:
 
     def prepare(self, index: int, stream: Stream) -> AttentionInputs:
         """The first half of a block: everything before its attention."""
-        block, attention = self.blocks[index], self.blocks[index].attn1
-        video, text, video_gate, text_gate = block.norm1(stream.video, stream.text, stream.time)
-        tokens = torch.cat([text, video], dim=1)
-        query, key, value = (
-            rearrange(project(tokens), "b s (m d) -> b s m d", m=attention.heads)
-            for project in (attention.to_q, attention.to_k, attention.to_v)
-        )
-        query, key = qk_norm_rope(
-            query, key, _norm(attention.norm_q), _norm(attention.norm_k), stream.rope, stream.text.shape[1]
-        )
-        return AttentionInputs(query, key, value, video_gate, text_gate)
+        return self.pieces.prepare(self.blocks[index], stream)
 
     def key_value(self, index: int, stream: Stream) -> KeyValue:
         """A block's keys and values of the video tokens alone, where nothing else of it is wanted."""
@@ -117,12 +119,13 @@ class CogVideoX:
 
     def finish(self, index: int, stream: Stream, inputs: AttentionInputs) -> Stream:
         """The rest of a block: attention and feed-forward."""
-        return self.feed_forward(index, self.add_attention(index, stream, inputs, self.attention(inputs)))
+        stream = self.add_attention(index, stream, inputs, self.attention(inputs))
+        del inputs  # queries, keys and values: as large as all else together
+        return self.feed_forward(index, stream)
 
     def attention(self, inputs: AttentionInputs) -> Tensor:
         """Softmax attention of text and video together: [1, T + S, heads, head_dim]."""
-        tokens = (tensor.transpose(1, 2) for tensor in (inputs.query, inputs.key, inputs.value))
-        return F.scaled_dot_product_attention(*tokens).transpose(1, 2)
+        return self.attend(inputs.query, inputs.key, inputs.value)
 
     def add_attention(
         self,
@@ -132,20 +135,11 @@ class CogVideoX:
         attended: Tensor,  # [1, T + S, heads, head_dim]
     ) -> Stream:
         """A block's attention, projected and added to the stream."""
-        block, text_length = self.blocks[index], stream.text.shape[1]
-        attended = block.attn1.to_out[0](rearrange(attended, "b s m d -> b s (m d)"))
-        video = stream.video + inputs.video_gate * attended[:, text_length:]
-        text = stream.text + inputs.text_gate * attended[:, :text_length]
-        return replace(stream, video=video, text=text)
+        return self.pieces.add_attention(self.blocks[index], stream, inputs, attended)
 
     def feed_forward(self, index: int, stream: Stream) -> Stream:
         """A block's feed-forward, added to the stream: the last thing it does, token by token."""
-        block, text_length = self.blocks[index], stream.text.shape[1]
-        video, text, video_gate, text_gate = block.norm2(stream.video, stream.text, stream.time)
-        fed = block.ff(torch.cat([text, video], dim=1))
-        video = stream.video + video_gate * fed[:, text_length:]
-        text = stream.text + text_gate * fed[:, :text_length]
-        return replace(stream, video=video, text=text)
+        return self.pieces.feed_forward(self.blocks[index], stream)
 
     @torch.no_grad()
     def feed_forward_reverse(
@@ -161,17 +155,14 @@ class CogVideoX:
 
     def _tokens_reverse(self, index: int, stream: Stream, which: int, gradient: Tensor) -> Tensor:
         """The same for the video (0) or the text tokens (1) alone."""
-        block = self.blocks[index]
-        tokens, nothing = (stream.video, stream.text)[which], stream.video.detach()[:, :0]
+        block, tokens = self.blocks[index], (stream.video, stream.text)[which]
         result = torch.empty_like(gradient)
         for first in range(0, tokens.shape[1], CHUNK):
             chunk = slice(first, first + CHUNK)
             with torch.enable_grad():
                 entering = tokens[:, chunk].detach().requires_grad_()
-                both = (entering, nothing) if which == 0 else (nothing, entering)
-                normed = block.norm2(*both, stream.time)
-                hidden = block.ff.net[0](normed[which])
-            upstream = (normed[2 + which] * gradient[:, chunk]) @ block.ff.net[2].weight
+                hidden, gate = self.pieces.hidden_layer(block, entering, stream.time, which)
+            upstream = (gate * gradient[:, chunk]) @ block.ff.net[2].weight
             (found,) = torch.autograd.grad(hidden, entering, upstream)
             torch.add(gradient[:, chunk], found, out=result[:, chunk])
         return result
@@ -189,6 +180,61 @@ class CogVideoX:
             p=patch,
             q=patch,
         ).float()
+
+
+def prepare(block: CogVideoXBlock, stream: Stream) -> AttentionInputs:
+    """See `CogVideoX.prepare`."""
+    attention = block.attn1
+    video, text, video_gate, text_gate = block.norm1(stream.video, stream.text, stream.time)
+    tokens = torch.cat([text, video], dim=1)
+    query, key, value = (
+        rearrange(project(tokens), "b s (m d) -> b s m d", m=attention.heads)
+        for project in (attention.to_q, attention.to_k, attention.to_v)
+    )
+    query, key = qk_norm_rope(
+        query, key, _norm(attention.norm_q), _norm(attention.norm_k), stream.rope, stream.text.shape[1]
+    )
+    return AttentionInputs(query, key, value, video_gate, text_gate)
+
+
+def add_attention(block: CogVideoXBlock, stream: Stream, inputs: AttentionInputs, attended: Tensor) -> Stream:
+    """See `CogVideoX.add_attention`."""
+    text_length = stream.text.shape[1]
+    attended = block.attn1.to_out[0](rearrange(attended, "b s m d -> b s (m d)"))
+    video = stream.video + inputs.video_gate * attended[:, text_length:]
+    text = stream.text + inputs.text_gate * attended[:, :text_length]
+    return replace(stream, video=video, text=text)
+
+
+def feed_forward(block: CogVideoXBlock, stream: Stream) -> Stream:
+    """See `CogVideoX.feed_forward`."""
+    text_length = stream.text.shape[1]
+    video, text, video_gate, text_gate = block.norm2(stream.video, stream.text, stream.time)
+    fed = block.ff(torch.cat([text, video], dim=1))
+    video = stream.video + video_gate * fed[:, text_length:]
+    text = stream.text + text_gate * fed[:, :text_length]
+    return replace(stream, video=video, text=text)
+
+
+def hidden_layer(
+    block: CogVideoXBlock,
+    tokens: Tensor,  # [1, some, channels]
+    time: Tensor,
+    which: int,
+) -> tuple[Tensor, Tensor]:
+    """A feed-forward's hidden layer [1, some, 4 channels] and gate, for video (0) or text tokens (1)."""
+    nothing = tokens.detach()[:, :0]
+    normed = block.norm2(*((tokens, nothing) if which == 0 else (nothing, tokens)), time)
+    return block.ff.net[0](normed[which]), normed[2 + which]
+
+
+class Pieces(NamedTuple):
+    """A block cut where attention happens: functions of a block and tensors, one for all blocks."""
+
+    prepare: Callable[..., AttentionInputs] = prepare
+    add_attention: Callable[..., Stream] = add_attention
+    feed_forward: Callable[..., Stream] = feed_forward
+    hidden_layer: Callable[..., tuple[Tensor, Tensor]] = hidden_layer
 
 
 def inject(inputs: AttentionInputs, given: KeyValue, text_length: int) -> AttentionInputs:

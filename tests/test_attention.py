@@ -1,0 +1,217 @@
+"""Attention kernels: each computes softmax attention in our layout, and a wrong choice is refused early."""
+
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny_transformer
+from test_backbone import random_inputs
+
+from ditflow.backbone.attention import KERNELS, check_attention, load_attention
+from ditflow.backbone.cogvideox import CogVideoX
+from ditflow.errors import DitflowError, SettingsError
+from ditflow.settings import ATTENTION
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+PACKAGES = ("flash", "xformers", "sage")
+
+
+def softmax_attention(query, key, value):
+    """From the definition."""
+    logits = torch.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
+    return torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), value)
+
+
+def random_tokens(dtype=torch.float32, device="cpu"):
+    """Queries, keys and values that no transposition leaves the same shape."""
+    return [torch.randn(1, 37, 3, 64, dtype=dtype, device=device, requires_grad=True) for _ in range(3)]
+
+
+def by_token(query, key, value):
+    """What the packages compute on [batch, tokens, heads, head_dim]."""
+    return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2)
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    """Stand-ins for the packages, with the signatures and layouts of the real ones."""
+
+    def install(name, **contents):
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        vars(module).update(contents)
+        monkeypatch.setitem(sys.modules, name, module)
+        return module
+
+    def flash_attn_func(
+        q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0,
+        alibi_slopes=None, deterministic=False, return_attn_probs=False,
+    ):  # fmt: skip
+        install.deterministic = deterministic
+        return by_token(q, k, v)
+
+    def memory_efficient_attention(query, key, value, attn_bias=None, p=0.0, scale=None, *, op=None):
+        return by_token(query, key, value)
+
+    def sageattn(q, k, v, tensor_layout="HND", is_causal=False, sm_scale=None, return_lse=False, **kwargs):
+        if tensor_layout == "HND":
+            return F.scaled_dot_product_attention(q, k, v)
+        return by_token(q, k, v)
+
+    install("flash_attn", flash_attn_func=flash_attn_func)
+    ops = install("xformers.ops", memory_efficient_attention=memory_efficient_attention)
+    install("xformers", ops=ops)
+    install("sageattention", sageattn=sageattn)
+    return install
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU as far as checks can tell."""
+
+    def present(capability):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+
+    present((9, 0))
+    return present
+
+
+@pytest.fixture
+def no_packages(monkeypatch):
+    for name in PACKAGES:
+        monkeypatch.setitem(sys.modules, KERNELS[name].package, None)
+
+
+def test_the_settings_name_the_kernels():
+    assert tuple(KERNELS) == ATTENTION
+
+
+def test_sdpa_is_softmax_attention_with_its_gradients():
+    tokens = random_tokens()
+    exact = [tensor.detach().double().requires_grad_() for tensor in tokens]
+    output, expected = load_attention("sdpa")(*tokens), softmax_attention(*exact)
+    torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5)
+    weight = torch.randn_like(output)
+    found = torch.autograd.grad(output, tokens, weight)
+    for gradient, reference in zip(found, torch.autograd.grad(expected, exact, weight.double()), strict=True):
+        torch.testing.assert_close(gradient.double(), reference, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_packages_get_their_own_layout(packages, name):
+    tokens = random_tokens()
+    torch.testing.assert_close(load_attention(name)(*tokens), softmax_attention(*tokens))
+
+
+def test_flash_follows_deterministic_algorithms(packages):
+    attend = load_attention("flash")
+    attend(*random_tokens())
+    assert packages.deterministic is False
+    torch.use_deterministic_algorithms(True)
+    try:
+        attend(*random_tokens())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert packages.deterministic is True
+
+
+def test_the_model_attends_with_the_chosen_kernel(packages):
+    calls = []
+
+    def counted(query, key, value, *rest, **options):
+        calls.append(query.shape)
+        return by_token(query, key, value)
+
+    packages("flash_attn", flash_attn_func=counted)
+    model = tiny_transformer()
+    plain, chosen = CogVideoX(model), CogVideoX(model, attention="flash")
+    inputs = random_inputs(plain, 3, 8, 12)
+    stream = plain.embed(inputs)
+    attention = plain.prepare(0, stream)
+    found = chosen.finish(0, stream, attention)
+    torch.testing.assert_close(found.video, plain.finish(0, stream, attention).video)
+    assert calls == [(1, 10 + 3 * 4 * 6, 2, 16)]
+
+
+def test_a_kernel_without_gradient_is_refused_where_one_is_needed(no_packages):
+    """First of all, and on any machine: neither a package nor a GPU is looked for."""
+    with pytest.raises(SettingsError, match="sage has no gradient.*--attention sdpa, or --no-guidance"):
+        check_attention("sage", True, CPU, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_missing_package_is_named_with_the_way_to_it(no_packages, gpu, name):
+    with pytest.raises(DitflowError, match="not installed.*pip install.*available here: sdpa, cudnn$"):
+        check_attention(name, False, CUDA, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["cudnn", *PACKAGES])
+def test_kernels_for_gpus_are_refused_on_a_cpu(packages, name):
+    with pytest.raises(DitflowError, match="CUDA GPU, and this run computes on cpu; available here: sdpa$"):
+        check_attention(name, False, CPU, torch.bfloat16)
+    check_attention("sdpa", True, CPU, torch.float32)
+
+
+def test_precision_is_checked(packages, gpu):
+    for name in ("cudnn", "flash", "sage"):
+        with pytest.raises(
+            DitflowError, match="float16, bfloat16, and --dtype is float32; .*: sdpa, xformers$"
+        ):
+            check_attention(name, False, CUDA, torch.float32)
+    for name in ATTENTION:
+        check_attention(name, False, CUDA, torch.float16)
+
+
+def test_old_gpus_are_refused(packages, gpu):
+    gpu((7, 5))
+    with pytest.raises(
+        DitflowError, match=r"compute capability 8.0 or later; available here: sdpa, xformers"
+    ):
+        check_attention("flash", False, CUDA, torch.float16)
+
+
+def test_what_is_offered_instead_has_a_gradient_too(packages, gpu):
+    with pytest.raises(DitflowError, match="available here: sdpa, xformers$"):
+        check_attention("flash", True, CUDA, torch.float32)
+    packages("flash_attn")
+    gpu((8, 0))
+    sys.modules["flash_attn"] = None
+    with pytest.raises(DitflowError, match="available here: sdpa, cudnn, xformers$"):
+        check_attention("flash", True, CUDA, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["cudnn", "xformers"])
+def test_kernels_that_do_not_repeat_themselves_are_refused_with_deterministic(packages, gpu, name):
+    with pytest.raises(SettingsError, match="--deterministic is on: use --attention sdpa"):
+        check_attention(name, False, CUDA, torch.bfloat16, deterministic=True)
+    check_attention("flash", True, CUDA, torch.bfloat16, deterministic=True)
+
+
+def test_a_package_that_does_not_load_is_one_line(monkeypatch, tmp_path):
+    (tmp_path / "sageattention.py").write_text("raise ImportError('undefined symbol: _ZN3c10\\nmore')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "sageattention", raising=False)
+    with pytest.raises(DitflowError, match=r"cannot be loaded \(undefined symbol: _ZN3c10\); pip install"):
+        CogVideoX(tiny_transformer(), attention="sage")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("name", ATTENTION)
+def test_real_kernels(name):
+    if missing := KERNELS[name].missing(CUDA, torch.bfloat16):
+        pytest.skip(missing)
+    tokens = random_tokens(torch.bfloat16, "cuda")
+    exact = [tensor.detach().double().requires_grad_() for tensor in tokens]
+    output, expected = load_attention(name)(*tokens), softmax_attention(*exact)
+    assert (output - expected).norm() <= 0.05 * expected.norm()
+    if KERNELS[name].gradient:
+        weight = torch.randn_like(output)
+        for gradient, reference in zip(
+            torch.autograd.grad(output, tokens, weight),
+            torch.autograd.grad(expected, exact, weight.double()),
+            strict=True,
+        ):
+            assert (gradient - reference).norm() <= 0.02 * reference.norm()
