@@ -1,0 +1,100 @@
+"""TensorRT behind a stand-in: what goes through it, and what is refused before anything is loaded."""
+
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+import pytest
+import torch
+from conftest import tiny_transformer
+from diffusers import AutoencoderKLCogVideoX
+from test_backbone import random_inputs
+from torch._dynamo.backends import registry
+
+from ditflow.backbone.cogvideox import CogVideoX
+from ditflow.backbone.engine import BACKEND, check_engine, decode_with_tensorrt, denoise_with_tensorrt
+from ditflow.errors import DitflowError, SettingsError
+from ditflow.memory.plain import PlainRunner
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def tensorrt(monkeypatch):
+    """A package of that name; the operators of each graph that its backend was given, a set a graph."""
+    given = []
+
+    def backend(graph, inputs, **options):
+        given.append({str(node.target) for node in graph.graph.nodes if node.op != "placeholder"})
+        return graph.forward
+
+    module = ModuleType(BACKEND)
+    module.__spec__ = ModuleSpec(BACKEND, None)
+    monkeypatch.setitem(sys.modules, BACKEND, module)
+    monkeypatch.setitem(registry._COMPILER_FNS, BACKEND, backend)
+    monkeypatch.setitem(registry._BACKENDS, BACKEND, None)
+    return given
+
+
+def holds(operators, name):
+    return any(name in operator for operator in operators)
+
+
+def test_all_of_a_block_but_its_attention_goes_through_it(tensorrt):
+    model = tiny_transformer(layers=4)
+    eager, engine = CogVideoX(model), CogVideoX(model)
+    denoise_with_tensorrt(engine)
+    inputs = random_inputs(eager, 3, 8, 12)
+    expected = PlainRunner(eager).forward([inputs], {})
+    assert not tensorrt
+    torch.testing.assert_close(PlainRunner(engine).forward([inputs], {}), expected)
+    before, output, feed_forward = tensorrt  # one engine each, whatever the number of blocks
+    assert holds(before, "qk_norm_rope")
+    assert holds(feed_forward, "gelu")
+    assert not any(holds(operators, "attention") for operators in (before, output, feed_forward))
+
+
+def test_the_decoder_goes_through_it_and_nothing_else_of_the_vae(tensorrt):
+    vae = AutoencoderKLCogVideoX(
+        block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2, latent_channels=4
+    )
+    vae.requires_grad_(False).eval()
+    latents = torch.randn(1, 4, 2, 4, 4)
+    expected = vae.decode(latents).sample
+    decode_with_tensorrt(vae)
+    posterior = vae.encode(expected).latent_dist.mode()
+    assert posterior.shape == latents.shape
+    assert not tensorrt
+    torch.testing.assert_close(vae.decode(latents).sample, expected)
+    assert len(tensorrt) == 1
+    assert holds(tensorrt[0], "conv3d")
+
+
+def test_a_run_that_optimises_is_refused_first():
+    with pytest.raises(
+        SettingsError, match="no gradient comes through it.*`ditflow inject` or --no-guidance"
+    ):
+        check_engine("tensorrt", needs_gradient=True, device=CPU, streams=True)
+
+
+def test_streamed_weights_are_refused():
+    with pytest.raises(SettingsError, match="needs all weights on the device.*larger --memory"):
+        check_engine("tensorrt", needs_gradient=False, device=CUDA, streams=True)
+
+
+def test_a_cpu_is_refused(tensorrt):
+    with pytest.raises(DitflowError, match="needs a CUDA GPU, and this run computes on cpu"):
+        check_engine("tensorrt", needs_gradient=False, device=CPU, streams=False)
+
+
+def test_a_missing_package_is_named_with_the_way_to_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, BACKEND, None)
+    with pytest.raises(DitflowError, match=r'pip install "ditflow\[tensorrt\]"'):
+        check_engine("tensorrt", needs_gradient=False, device=CUDA, streams=False)
+    with pytest.raises(DitflowError, match="torch_tensorrt cannot be loaded"):
+        denoise_with_tensorrt(CogVideoX(tiny_transformer()))
+
+
+def test_what_can_be_done_is_not_refused(tensorrt):
+    check_engine("tensorrt", needs_gradient=False, device=CUDA, streams=False)
+    check_engine("torch", needs_gradient=True, device=CPU, streams=True)
