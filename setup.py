@@ -27,10 +27,18 @@ EXTRAS = {
     "xformers": ["xformers>=0.0.33"],
     "tensorrt": ["torch-tensorrt>=2.10"],
     "profile": ["nvtx>=0.2.10"],
-    "quantize": ["bitsandbytes>=0.45"],
+    "quantize": ["bitsandbytes>=0.46", "gguf>=0.10"],
     "eval": ["opencv-python-headless>=4.9"],
     "bench": ["pytest-benchmark>=5"],
-    "dev": ["pytest>=8", "pytest-xdist>=3.6", "pytest-benchmark>=5", "peft>=0.17", "ruff"],
+    "dev": [
+        "pytest>=8",
+        "pytest-xdist>=3.6",
+        "pytest-benchmark>=5",
+        "peft>=0.17",
+        "bitsandbytes>=0.46",
+        "gguf>=0.10",
+        "ruff",
+    ],
 }
 
 # `kernels/` itself is no package: Hugging Face ships one of that name, and transformers imports it.

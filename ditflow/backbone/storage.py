@@ -1,0 +1,138 @@
+"""How the transformer's weights are stored: in 8 or 4 bits, and made whole again where they are used.
+
+Only `full` is exact: every other kind rounds the weights, once, and computes with those in the model's own
+precision, forward and in reverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import CogVideoXTransformer3DModel
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ditflow.errors import DitflowError, SettingsError
+
+NF4_BLOCK = 64  # weights that share a scale
+
+Unpack = Callable[..., Tensor]  # (dtype, *stored) -> weight [outputs, inputs]
+
+
+class StoredLinear(nn.Module):
+    """A frozen linear layer whose weight is made from `stored` in the forward, and again in the reverse.
+
+    A graph through it holds what is stored and no whole weight. All its tensors are parameters, so that they
+    are streamed with their block.
+    """
+
+    def __init__(self, unpack: Unpack, stored: Sequence[Tensor], bias: Tensor | None, dtype: torch.dtype):
+        super().__init__()
+        self.unpack, self.dtype = unpack, dtype
+        self.stored = nn.ParameterList(nn.Parameter(tensor, requires_grad=False) for tensor in stored)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole weight [outputs, inputs], made anew each time."""
+        return self.unpack(self.dtype, *self.stored)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            # a compiler sees the same work in the reverse and keeps its result, unless told to do it again
+            weight = checkpoint(self.unpack, self.dtype, *self.stored, use_reentrant=False)
+            return F.linear(inputs, weight, self.bias)
+        return _Product.apply(inputs, self.bias, self.unpack, *self.stored)
+
+
+class _Product(torch.autograd.Function):
+    """inputs @ weight.T + bias, with a gradient for the inputs alone."""
+
+    @staticmethod
+    def forward(ctx, inputs: Tensor, bias: Tensor | None, unpack: Unpack, *stored: Tensor) -> Tensor:
+        ctx.unpack = unpack
+        ctx.save_for_backward(*stored)
+        return F.linear(inputs, unpack(inputs.dtype, *stored), bias)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        stored = ctx.saved_tensors
+        return gradient @ ctx.unpack(gradient.dtype, *stored), None, None, *(None for _ in stored)
+
+
+def check_weights(kind: str) -> None:
+    """Raises SettingsError for an unknown kind, DitflowError where a file or a package is missing."""
+    is_file = kind.endswith(".gguf")
+    if kind not in ("full", *PACKINGS) and not is_file:
+        accepted = ", ".join(("full", *PACKINGS))
+        raise SettingsError(f"--weights {kind}: unknown; accepted: {accepted} or a .gguf file")
+    if is_file and not Path(kind).is_file():
+        raise DitflowError(f"--weights {kind}: no such file")
+    package = "gguf" if is_file else "bitsandbytes" if kind == "nf4" else None
+    if package and find_spec(package) is None:
+        raise DitflowError(f"--weights {kind} needs {package}: pip install 'ditflow[quantize]'")
+
+
+def store_weights(transformer: CogVideoXTransformer3DModel, kind: str, device: torch.device) -> None:
+    """Store the blocks' weights as `fp8`, `int8` or `nf4`; `full` leaves them as they are.
+
+    They are packed on `device`, a layer at a time, and stay where they were. What is outside the blocks is
+    0.3 % of the weights and meets every latent first or last: it stays whole. So do the layers that modulate
+    the norms: they see one token, the timestep, so that their error would be the same for all video tokens,
+    and unpacking would cost more than the product.
+    """
+    if kind == "full":
+        return
+    pack, unpack = PACKINGS[kind]
+    for block in transformer.transformer_blocks:
+        for part in (block.attn1, block.ff):
+            for name, layer in list(part.named_modules()):
+                if isinstance(layer, nn.Linear):
+                    weight = layer.weight.detach()
+                    stored = [tensor.to(weight.device) for tensor in pack(weight.to(device))]
+                    part.set_submodule(name, StoredLinear(unpack, stored, layer.bias, weight.dtype))
+
+
+def pack_rows(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Values that fill the range of `dtype`, and a float32 scale for each row, that is for each output."""
+    most = (torch.finfo if dtype.is_floating_point else torch.iinfo)(dtype).max
+    scale = weight.float().abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / most
+    scaled = weight / scale
+    return (scaled if dtype.is_floating_point else scaled.round_()).to(dtype), scale
+
+
+def unpack_rows(dtype: torch.dtype, values: Tensor, scale: Tensor) -> Tensor:
+    return values.to(dtype).mul_(scale)
+
+
+def pack_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Two weights a byte [outputs, inputs / 2], and a float32 scale for each `NF4_BLOCK` of them."""
+    import bitsandbytes  # noqa: F401  registers the operators
+
+    packed, scale = torch.ops.bitsandbytes.quantize_4bit(weight.contiguous(), NF4_BLOCK, "nf4", torch.uint8)
+    return packed.view(len(weight), -1), scale
+
+
+def unpack_nf4(dtype: torch.dtype, packed: Tensor, scale: Tensor) -> Tensor:
+    shape = [len(packed), 2 * packed.shape[1]]
+    flat = packed.view(-1, 1)
+    return torch.ops.bitsandbytes.dequantize_4bit(flat, scale, NF4_BLOCK, "nf4", shape, dtype)
+
+
+def pack_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    return pack_rows(weight, torch.float8_e4m3fn)
+
+
+def pack_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    return pack_rows(weight, torch.int8)
+
+
+PACKINGS: dict[str, tuple[Callable[[Tensor], tuple[Tensor, Tensor]], Unpack]] = {
+    "fp8": (pack_fp8, unpack_rows),
+    "int8": (pack_int8, unpack_rows),
+    "nf4": (pack_nf4, unpack_nf4),
+}

@@ -1,0 +1,105 @@
+"""Transformers from GGUF files, and files that are none."""
+
+import gguf
+import pytest
+import torch
+from conftest import tiny_transformer
+from gguf import GGMLQuantizationType as Kind
+from torch import nn
+
+from ditflow.backbone.gguf_file import load_gguf, unpack_gguf
+from ditflow.backbone.storage import StoredLinear
+from ditflow.errors import DitflowError
+
+
+def exact_transformer():
+    return tiny_transformer(layers=2, attention_head_dim=32).requires_grad_(False)
+
+
+def write_gguf(path, transformer, kind):
+    """The matrices of a transformer's blocks in `kind`, other weights in float16, vectors in float32."""
+    writer = gguf.GGUFWriter(path, "cogvideox")
+    for name, tensor in transformer.named_parameters():
+        in_block = name.startswith("transformer_blocks") and "norm" not in name
+        found = Kind.F32 if tensor.dim() == 1 else kind if in_block else Kind.F16
+        writer.add_tensor(name, gguf.quants.quantize(tensor.detach().numpy(), found), raw_dtype=found)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def off(found, expected):
+    """The error's share of the norm, whatever its direction: a wrong scale and a wrong angle both count."""
+    return ((found.double() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q4_0", "Q5_1"])
+def test_gguf_file_gives_the_model_that_was_written(kind, tmp_path):
+    exact, path = exact_transformer(), tmp_path / "model.gguf"
+    write_gguf(path, exact, Kind[kind])
+    loaded = load_gguf(path, exact.config, torch.float32)
+    values = dict(exact.named_parameters())
+    most = {"F16": 5e-4, "BF16": 3e-3, "Q4_0": 0.12, "Q5_1": 0.05}[kind]
+    for name, module in loaded.named_modules():
+        if isinstance(module, nn.Linear | StoredLinear | nn.Conv2d | nn.LayerNorm):
+            for part in ("weight", "bias"):
+                assert off(getattr(module, part), values[f"{name}.{part}"].double()) < most
+    packed = [module for module in loaded.modules() if isinstance(module, StoredLinear)]
+    assert len(packed) == (12 if kind.startswith("Q") else 0)
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "IQ4_NL"])
+def test_gguf_kinds_that_need_long_rows(kind):
+    """Against the gguf package's own reading of the same bytes."""
+    weights, size = gguf.GGML_QUANT_SIZES[Kind[kind]]
+    blocks = torch.randint(0, 256, (6, size), dtype=torch.uint8)
+    halves = {"Q4_K": (0, 2), "Q6_K": (size - 2,), "IQ4_NL": (0,)}[kind]
+    for first in halves:  # the blocks' scales, which random bytes would make infinite
+        blocks[:, first : first + 2] = torch.rand(6, 1).half().view(torch.uint8)
+    stored = blocks.reshape(3, 2 * size)
+    expected = torch.from_numpy(gguf.quants.dequantize(stored.numpy(), Kind[kind]))
+    assert expected.shape == (3, 2 * weights)
+    assert off(unpack_gguf(Kind[kind], torch.float32, stored), expected.double()) < 1e-3
+
+
+def damaged(case, path):
+    """A file with something wrong, and the configuration that it is read with."""
+    exact = exact_transformer()
+    write_gguf(path, exact, Kind.Q8_0)
+    whole, config = path.read_bytes(), dict(exact.config)
+    if case == "no gguf":
+        path.write_bytes(b"PK" * 1000)
+    elif case == "empty":
+        path.write_bytes(b"")
+    elif case == "cut in its head":
+        path.write_bytes(whole[:300])
+    elif case == "cut":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif case == "misses a block":
+        config["num_layers"] = 3
+    elif case == "has a block too many":
+        config["num_layers"] = 1
+    elif case == "other shapes":
+        config["num_attention_heads"] = 4
+    return config
+
+
+@pytest.mark.parametrize(
+    "case, says",
+    {
+        "no gguf": "not a complete GGUF file",
+        "empty": "not a complete GGUF file",
+        "cut in its head": "not a complete GGUF file",
+        "cut": "not a complete GGUF file",
+        "misses a block": "transformer_blocks.2.* is missing in the file",
+        "has a block too many": "transformer_blocks.1.* missing in the model",
+        "other shapes": r"norm_final.bias is \(64,\) in the file and \(128,\) in the model",
+    }.items(),
+)
+def test_gguf_file_that_is_not_the_models(case, says, tmp_path):
+    path = tmp_path / "model.gguf"
+    config = damaged(case, path)
+    with pytest.raises(DitflowError, match=says) as raised:
+        load_gguf(path, config, torch.float32)
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value)

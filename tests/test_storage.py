@@ -1,0 +1,272 @@
+"""Weights in 8 or 4 bits: how far they round, and that all else about them is exact."""
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Kind
+from test_backbone import random_inputs
+from test_gguf_file import exact_transformer, off, write_gguf
+from torch import nn
+
+from ditflow.backbone import storage
+from ditflow.backbone.cogvideox import CogVideoX
+from ditflow.backbone.fake import fake_tensors
+from ditflow.backbone.gguf_file import load_gguf
+from ditflow.backbone.runner import Until
+from ditflow.backbone.storage import StoredLinear, check_weights, pack_rows, store_weights
+from ditflow.errors import DitflowError, SettingsError
+from ditflow.memory.blockwise import BlockwiseRunner
+from ditflow.memory.plain import PlainRunner
+from ditflow.memory.streamed import Streamed
+
+CPU = torch.device("cpu")
+# how far a product and its reverse may be off with normally distributed weights, as a share of their norm,
+# and bytes a weight; Q8_0 is the GGUF file of this precision
+KINDS = {"fp8": (0.035, 1.0), "int8": (0.015, 1.0), "nf4": (0.12, 0.5625), "Q8_0": (0.01, 1.0625)}
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """Makes the same transformer with its blocks' weights stored as a kind."""
+    file = tmp_path_factory.mktemp("gguf") / "model.gguf"
+    write_gguf(file, exact_transformer(), Kind.Q8_0)
+
+    def make(kind, dtype=torch.float32):
+        transformer = exact_transformer()
+        if dtype != torch.float32:  # fake modules cannot be converted
+            transformer = transformer.to(dtype)
+        if kind == "Q8_0":
+            return load_gguf(file, transformer.config, dtype).requires_grad_(False).eval()
+        store_weights(transformer, kind, CPU)
+        return transformer
+
+    return make
+
+
+def linear_layers(transformer):
+    """The layers that are stored: those of attention and feed-forward."""
+    layers = {}
+    for index, block in enumerate(transformer.transformer_blocks):
+        attention, feed = block.attn1, block.ff.net
+        layers |= {
+            f"{index}.q": attention.to_q,
+            f"{index}.k": attention.to_k,
+            f"{index}.v": attention.to_v,
+            f"{index}.out": attention.to_out[0],
+            f"{index}.up": feed[0].proj,
+            f"{index}.down": feed[2],
+        }
+    return layers
+
+
+def made_whole(transformer):
+    """The stored weights in ordinary layers."""
+    for name, layer in list(transformer.named_modules()):
+        if isinstance(layer, StoredLinear):
+            whole = nn.Linear(*reversed(layer.weight.shape))
+            whole.weight.data, whole.bias.data = layer.weight, layer.bias.data
+            transformer.set_submodule(name, whole.requires_grad_(False))
+    return transformer
+
+
+def product(layer, tokens, upstream):
+    """A layer's output, and the gradient of its input."""
+    tokens = tokens.clone().requires_grad_()
+    out = layer(tokens)
+    return out.detach(), torch.autograd.grad(out, tokens, upstream)[0]
+
+
+def inputs_of(layer):
+    outputs, inputs = layer.weight.shape
+    return torch.randn(2, 30, inputs), torch.randn(2, 30, outputs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_and_gradients_round_as_far_as_their_kind(kind, stored):
+    small, exact = stored(kind), exact_transformer()
+    most, _ = KINDS[kind]
+    for (name, layer), original in zip(
+        linear_layers(small).items(), linear_layers(exact).values(), strict=True
+    ):
+        assert isinstance(layer, StoredLinear), name
+        tokens, upstream = inputs_of(layer)
+        weight, bias = original.weight.double(), original.bias.double()
+        out, gradient = product(layer, tokens, upstream)
+        assert most / 10 < off(out - layer.bias, tokens.double() @ weight.T) < most, name
+        assert off(out, tokens.double() @ weight.T + bias) < most
+        wanted = upstream.double() @ weight
+        assert off(gradient, wanted) < most
+        cosine = torch.cosine_similarity(gradient.double().flatten(), wanted.flatten(), dim=0)
+        assert cosine > 1 - most**2
+        assert gradient.norm() / wanted.norm() == pytest.approx(1, abs=most)
+
+
+@pytest.mark.parametrize(
+    "dtype, most", [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)]
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stored_layer_computes_with_its_weight_and_nothing_else(kind, dtype, most, stored):
+    """Rounding happens once, in storing: what follows equals float64 to the model's own precision."""
+    for name, layer in linear_layers(stored(kind, dtype)).items():
+        tokens, upstream = inputs_of(layer)
+        out, gradient = product(layer, tokens.to(dtype), upstream.to(dtype))
+        assert out.dtype == gradient.dtype == layer.weight.dtype == dtype
+        weight = layer.weight.double()
+        assert off(out, tokens.double() @ weight.T + layer.bias.double()) < most, name
+        assert off(gradient, upstream.double() @ weight) < most, name
+
+
+@pytest.mark.parametrize("wrong", ["scale", "transposed", "rows"])
+def test_a_wrong_weight_is_noticed(wrong):
+    """The bounds above can be broken."""
+    weight = 0.2 * torch.randn(64, 64)
+    values, scale = pack_rows(weight, torch.int8)
+    stored = {
+        "scale": (values, 1.05 * scale),
+        "transposed": (values.T.contiguous(), scale),
+        "rows": (values, scale.flip(0)),
+    }[wrong]
+    layer = StoredLinear(storage.unpack_rows, stored, None, torch.float32)
+    tokens, upstream = inputs_of(layer)
+    assert off(product(layer, tokens, upstream)[1], upstream.double() @ weight.double()) > KINDS["int8"][0]
+
+
+def test_rows_of_zeros_and_of_any_size_are_kept():
+    weight = torch.randn(5, 64) * torch.tensor([[0], [1e-30], [1], [1e4], [1e30]])
+    for dtype, most in ((torch.float8_e4m3fn, 0.035), (torch.int8, 0.015)):
+        whole = storage.unpack_rows(torch.float32, *pack_rows(weight, dtype))
+        assert torch.equal(whole[0], weight[0])
+        assert all(off(found, row.double()) < most for found, row in zip(whole[1:], weight[1:], strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_and_what_stays_whole(kind, stored):
+    small, exact = stored(kind), exact_transformer()
+    weights = sum(layer.weight.numel() for layer in linear_layers(exact).values())
+    rows = sum(len(layer.weight) for layer in linear_layers(exact).values())
+    scales = 4 * rows if kind in ("fp8", "int8") else 0
+
+    def size(model):
+        return sum(tensor.nbytes for tensor in model.parameters())
+
+    assert size(exact) - size(small) == 4 * weights - KINDS[kind][1] * weights - scales
+    names = {name for name, module in small.named_modules() if isinstance(module, StoredLinear)}
+    assert len(names) == 12
+    assert not any("norm" in name or not name.startswith("transformer_blocks") for name in names)
+    assert small.dtype == torch.float32  # diffusers' way to tell a model's precision
+
+
+def held_weights(function, *sizes):
+    """Bytes that the graph of a function keeps in tensors of weights, known by their first dimension."""
+    held = {}
+
+    def keep(tensor):
+        if tensor.dim() == 2 and tensor.shape[0] in sizes:
+            held[tensor.untyped_storage().data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = function()
+    return sum(held.values()), result
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_graph_holds_what_is_stored_and_no_whole_weight(kind, compiled, stored):
+    small, exact = stored(kind), exact_transformer()
+    tokens = torch.randn(1, 30, 64, requires_grad=True)
+
+    def feed(model):
+        forward = model.transformer_blocks[0].ff
+        if compiled:
+            torch.compiler.reset()
+            forward = torch.compile(forward.forward, backend="aot_eager", fullgraph=True)
+        return held_weights(lambda: forward(tokens), 64, 256)
+
+    layers = small.transformer_blocks[0].ff
+    stored = sum(tensor.nbytes for name, tensor in layers.named_parameters() if "stored" in name)
+    found, out = feed(small)
+    assert 0 < found <= stored
+    assert feed(exact)[0] == 2 * 4 * 64 * 256  # so held weights are seen
+
+    expected = layers(tokens)
+    assert torch.equal(out, expected)
+    upstream = torch.randn_like(out)
+    gradients = (torch.autograd.grad(result, tokens, upstream)[0] for result in (out, expected))
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_guided_gradient_equals_that_of_the_weights_made_whole(kind, stored):
+    small, exact = stored(kind), exact_transformer()
+    backbone = CogVideoX(small)
+    whole = PlainRunner(CogVideoX(made_whole(stored(kind))))
+    inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (1,))
+
+    def loss(_, read):
+        return read.query.square().mean() + read.key.square().mean()
+
+    def both(runner):
+        return runner.gradient(loss, "latents", inputs, {}, until, 1.0)[1], runner.forward([inputs], {})[0]
+
+    expected = both(whole)
+    runners = [PlainRunner(backbone), BlockwiseRunner(backbone)]
+    for runner in runners:
+        for found, wanted in zip(both(runner), expected, strict=True):
+            assert off(found, wanted.double()) < 1e-6
+    assert off(both(PlainRunner(CogVideoX(exact)))[0], expected[0].double()) > 1e-4  # rounding is seen
+
+    resident = both(BlockwiseRunner(backbone))
+    streamed = BlockwiseRunner(backbone, Streamed(backbone.blocks, CPU, 0, host="pageable"))
+    assert all(map(torch.equal, both(streamed), resident))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fake_tensors_tell_the_same_bytes(kind, stored):
+    def sizes():
+        transformer = stored(kind)
+        tokens = torch.zeros(1, 30, 64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(transformer.transformer_blocks[0].ff(tokens).sum(), tokens)
+        tensors = (*transformer.named_parameters(), ("gradient", gradient))
+        return {name: (tensor.shape, tensor.dtype, tensor.nbytes) for name, tensor in tensors}
+
+    real = sizes()
+    with fake_tensors():
+        assert sizes() == real
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_gpu_equals_cpu(kind, stored):
+    layers = linear_layers(stored(kind))
+    for name, layer in linear_layers(stored(kind).cuda()).items():
+        tokens, upstream = inputs_of(layer)
+        expected = product(layers[name], tokens, upstream)
+        found = product(layer, tokens.cuda(), upstream.cuda())
+        assert all(off(one.cpu(), other.double()) < 1e-5 for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", storage.PACKINGS)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_weights_packed_on_a_gpu_go_back_to_where_they_were(kind, stored):
+    packed = exact_transformer()
+    store_weights(packed, kind, torch.device("cuda"))
+    assert {tensor.device.type for tensor in packed.parameters()} == {"cpu"}
+    layers = linear_layers(stored(kind))
+    for name, layer in linear_layers(packed).items():
+        assert off(layer.weight, layers[name].weight.double()) < KINDS[kind][0] / 10
+
+
+def test_weights_are_checked_before_anything_is_loaded(tmp_path, monkeypatch):
+    file = tmp_path / "model.gguf"
+    file.touch()
+    for kind in ("full", "fp8", "int8", "nf4", str(file)):
+        check_weights(kind)
+    with pytest.raises(SettingsError, match="fp16: .*full, fp8, int8, nf4 or a .gguf file"):
+        check_weights("fp16")
+    with pytest.raises(DitflowError, match="other.gguf: no such file"):
+        check_weights(str(tmp_path / "other.gguf"))
+    monkeypatch.setattr(storage, "find_spec", lambda name: None)
+    for kind, package in {"nf4": "bitsandbytes", str(file): "gguf"}.items():
+        with pytest.raises(DitflowError, match=rf"needs {package}: pip install 'ditflow\[quantize\]'"):
+            check_weights(kind)
+    check_weights("fp8")  # needs none
