@@ -10,14 +10,14 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ditflow import video
+from ditflow import prompts, video
 from ditflow.backbone import vae as autoencoder
 from ditflow.backbone.cogvideox import CogVideoX
 from ditflow.backbone.loading import ModelFolder
 from ditflow.backbone.lora import check_lora, split_scale
 from ditflow.backbone.runner import Runner, Until
 from ditflow.backbone.schedule import Schedule
-from ditflow.backbone.text import Texts, encode_prompt
+from ditflow.backbone.text import Texts, encode_tokens, tokenise
 from ditflow.denoising import Denoising
 from ditflow.device import choose_device, computing
 from ditflow.embeddings import fingerprint, read_embeddings, save_embeddings
@@ -57,7 +57,7 @@ def transfer(settings: Settings, progress: Progress | None = None) -> Run:
     with computing(settings):
         texts, reference = job.encode()
         with meter.phase("denoise", settings.steps):
-            runner = choose_runner(folder.backbone(settings.lora))
+            runner = choose_runner(folder.backbone(settings.lora), folder.device)
             denoised = Denoising(settings, folder.config("scheduler"), texts, reference, tell).run(runner)
             del runner
         job.run.write_tensors("latents.safetensors", {"latents": denoised.latents, "reference": reference})
@@ -66,7 +66,7 @@ def transfer(settings: Settings, progress: Progress | None = None) -> Run:
         with meter.phase("decode"):
             frames = autoencoder.decode(folder.vae(), denoised.latents, settings.frames)
 
-    result = video.Clip(frames, job.clip.frame_rate)
+    result = video.Clip(frames.numpy(), job.clip.frame_rate)
     job.write("result", result)
     job.write("comparison", video.side_by_side(job.clip, result))
     job.end(losses=denoised.losses, skipped_optimisation_steps=denoised.skipped)
@@ -84,7 +84,7 @@ def flow(settings: Settings, progress: Progress | None = None) -> Run:
     with computing(settings):
         texts, reference = job.encode()
         with job.meter.phase("flow"):
-            runner = choose_runner(job.folder.backbone(settings.lora))
+            runner = choose_runner(job.folder.backbone(settings.lora), job.folder.device)
             grid = runner.backbone.grid(reference)
             until = Until(FlowLoss.reads, settings.guidance_blocks)
             own = runner.backbone.embedding(grid)
@@ -143,7 +143,7 @@ class Job:
         with self.meter.phase("text"):
             texts = encode_texts(self.folder, self.settings)
         with self.meter.phase("encode"):
-            return texts, autoencoder.encode(self.folder.vae(), self.clip.frames)
+            return texts, autoencoder.encode(self.folder.vae(), torch.from_numpy(self.clip.frames))
 
     def write(self, name: str, clip: video.Clip) -> None:
         """A clip into the run folder, in the format asked for, with the settings inside."""
@@ -156,21 +156,22 @@ class Job:
         self.run.write_json("run.json", record | results)
 
 
-def choose_runner(backbone: CogVideoX) -> Runner:
+def choose_runner(backbone: CogVideoX, device: torch.device) -> Runner:
     """On a GPU memory is what is short, so blocks are recomputed; on a CPU it is time."""
+    backbone.transformer.to(device)
     return (BlockwiseRunner if backbone.device.type == "cuda" else PlainRunner)(backbone)
 
 
 def encode_texts(folder: ModelFolder, settings: Settings) -> Texts:
     """The prompt, the negative prompt and the clip's own."""
-    tokenizer, encoder = folder.text_encoder()
     length = folder.config("transformer")["max_text_seq_length"]
-    return Texts(
-        *(
-            encode_prompt(tokenizer, encoder, text, length)
-            for text in (settings.prompt, settings.negative_prompt, settings.source_prompt)
-        )
-    )
+    texts = (settings.prompt, settings.negative_prompt, settings.source_prompt)
+    tokens = tokenise(folder.tokenizer(), texts, length)
+
+    def encode(tokens: Tensor) -> Tensor:
+        return encode_tokens(folder.text_encoder().to(folder.device), tokens)
+
+    return prompts.texts(folder, tokens, encode)
 
 
 def check_embedding(settings: Settings, folder: ModelFolder) -> None:

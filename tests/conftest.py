@@ -37,6 +37,14 @@ def tiny_transformer(rotary=True, layers=3, seed=0, **changes):
     return model.eval()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """No test reads or writes the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test draws the same numbers, whichever ran before it."""

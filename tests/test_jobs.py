@@ -201,37 +201,6 @@ def test_damaged_run_folders(settings, capsys):
     assert "embedding.safetensors is damaged" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("frames", [9, 10, 12, 13, 17, 20])
-def test_any_frame_count_comes_back(small_folder, frames):
-    from ditflow.backbone.loading import ModelFolder
-
-    vae = ModelFolder(str(small_folder), "float32", torch.device("cpu")).vae()
-    clip = np.random.default_rng(1).integers(0, 255, (frames, 16, 32, 3), dtype=np.uint8)
-    encoded = autoencoder.encode(vae, clip)
-    assert encoded.shape == (1, autoencoder.latent_frames(frames), 8, 4, 8)
-    assert autoencoder.decode(vae, encoded, frames).shape == clip.shape
-
-
-@pytest.mark.parametrize("size", [(272, 384), (256, 576)], ids=str)
-def test_tiles_join_to_the_right_size(size):
-    from diffusers import AutoencoderKLCogVideoX
-
-    down, up = ("CogVideoXDownBlock3D",) * 4, ("CogVideoXUpBlock3D",) * 4
-    vae = AutoencoderKLCogVideoX(
-        down_block_types=down,
-        up_block_types=up,
-        block_out_channels=(4,) * 4,
-        latent_channels=4,
-        layers_per_block=1,
-        norm_num_groups=2,
-    )
-    vae.enable_tiling(**autoencoder.TILES)
-    clip = np.zeros((9, *size, 3), dtype=np.uint8)
-    encoded = autoencoder.encode(vae, clip)
-    assert encoded.shape == (1, 3, 4, size[0] // 8, size[1] // 8)
-    assert autoencoder.decode(vae, encoded, 9).shape == clip.shape
-
-
 def test_still_clip(settings, tmp_path, caplog):
     path = tmp_path / "still.mp4"
     picture = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)

@@ -1,7 +1,6 @@
 """Weights by name: local folders of the real layout, the hub without a network, LoRA files, devices."""
 
 import json
-import logging
 import shutil
 
 import pytest
@@ -13,7 +12,6 @@ from safetensors.torch import save_file
 
 from ditflow.backbone.loading import ModelFolder, find_folder
 from ditflow.backbone.lora import add_lora, split_scale
-from ditflow.backbone.text import encode_prompt
 from ditflow.device import choose_device
 from ditflow.errors import DitflowError
 from ditflow.settings import Settings
@@ -33,8 +31,7 @@ def no_network(monkeypatch, tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_local_folder_loads_part_by_part(small_folder, dtype):
     folder = ModelFolder(str(small_folder), dtype, CPU)
-    backbone, vae = folder.backbone(), folder.vae()
-    tokenizer, encoder = folder.text_encoder()
+    backbone, vae, encoder = folder.backbone(), folder.vae(), folder.text_encoder()
     for module in (backbone.transformer, vae, encoder):
         assert {parameter.dtype for parameter in module.parameters()} <= {
             getattr(torch, dtype),
@@ -42,17 +39,7 @@ def test_local_folder_loads_part_by_part(small_folder, dtype):
         }
     assert backbone.dtype == getattr(torch, dtype)
     assert folder.config("scheduler")["prediction_type"] == "v_prediction"
-    assert encode_prompt(tokenizer, encoder, "a red circle", 16).shape == (1, 16, 64)
-
-
-def test_long_prompt_is_cut_with_a_warning(small_folder, caplog):
-    tokenizer, encoder = ModelFolder(str(small_folder), "float32", CPU).text_encoder()
-    with caplog.at_level(logging.WARNING, "ditflow"):
-        encode_prompt(tokenizer, encoder, "a red circle", 16)
-        assert not caplog.records
-        encode_prompt(tokenizer, encoder, "a red circle " * 20, 16)
-    assert "longer than the model's 16 tokens" in caplog.text
-    assert "circle" in caplog.text
+    assert folder.tokenizer()("a red circle").input_ids[-1] == 1
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from ditflow.backbone.cogvideox import CogVideoX
 from ditflow.backbone.lora import add_lora
-from ditflow.backbone.vae import TILES
 from ditflow.errors import DitflowError
 from ditflow.settings import MODELS, shipped
 
@@ -28,6 +27,9 @@ WANTED = [
 
 class ModelFolder:
     """A CogVideoX pipeline folder; each part is loaded when a phase needs it, and belongs to that phase.
+
+    The transformer and the text encoder come on the host, and whoever uses them places them. Where `dtype` is
+    the files' own they are memory-mapped: a block is read when it is first moved or computed with.
 
     Raises DitflowError where the model cannot be found, downloaded or read.
     """
@@ -44,20 +46,26 @@ class ModelFolder:
         except (OSError, ValueError) as error:
             raise self._damaged(part, error) from None
 
-    def text_encoder(self) -> tuple[T5Tokenizer, T5EncoderModel]:
-        tokenizer = self._load("tokenizer", T5Tokenizer)
-        return tokenizer, self._load("text_encoder", T5EncoderModel, dtype=self.dtype).to(self.device)
+    def tokenizer(self) -> T5Tokenizer:
+        return self._load("tokenizer", T5Tokenizer)
+
+    def text_encoder(self) -> T5EncoderModel:
+        """The T5 encoder, on the host."""
+        return self._load("text_encoder", T5EncoderModel, dtype=self.dtype)
 
     def vae(self) -> AutoencoderKLCogVideoX:
+        """The autoencoder, on the device."""
         vae = self._load("vae", AutoencoderKLCogVideoX, torch_dtype=self.dtype).to(self.device)
-        vae.enable_tiling(**TILES)
         return vae.requires_grad_(False).eval()
 
-    def backbone(self, loras: tuple[str, ...] = ()) -> CogVideoX:
+    def backbone(
+        self, loras: tuple[str, ...] = (), attention: str = "sdpa", compiled: bool = False
+    ) -> CogVideoX:
+        """The transformer, on the host."""
         transformer = self._load("transformer", CogVideoXTransformer3DModel, torch_dtype=self.dtype)
         for lora in loras:
             add_lora(transformer, lora)
-        return CogVideoX(transformer.to(self.device))
+        return CogVideoX(transformer, attention, compiled)
 
     def _load(self, part: str, kind: type, **options: Any) -> Any:
         if part != "tokenizer":

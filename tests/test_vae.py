@@ -1,0 +1,91 @@
+"""The autoencoder: frame counts, tiles that join to the right size, and what tiles do to a picture."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKLCogVideoX
+
+from ditflow.backbone.loading import ModelFolder
+from ditflow.backbone.vae import OVERLAPS, decode, encode, latent_frames
+from ditflow.settings import TILES
+
+
+@pytest.fixture(scope="module")
+def vae(small_folder):
+    return ModelFolder(str(small_folder), "float32", torch.device("cpu")).vae()
+
+
+def narrow_vae():
+    """Compresses as the real one does (eight times), but has few channels."""
+    return AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(2,) * 4,
+        latent_channels=2,
+        layers_per_block=1,
+        norm_num_groups=1,
+    )
+
+
+def random_pixels(frames, height, width):
+    return torch.randint(256, (frames, height, width, 3), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("frames", [9, 10, 12, 13, 17, 20])
+def test_any_frame_count_comes_back(vae, frames):
+    clip = random_pixels(frames, 16, 32)
+    encoded = encode(vae, clip)
+    assert encoded.shape == (1, latent_frames(frames), 8, 4, 8)
+    assert decode(vae, encoded, frames).shape == clip.shape
+
+
+@torch.no_grad()
+def test_frame_by_frame_conversion_is_that_of_the_whole_video(vae):
+    clip = random_pixels(12, 16, 32)
+    video = torch.cat([clip, clip[-1:]]).permute(3, 0, 1, 2)[None]  # 12 frames would come back as 9
+    latents = vae.encode(video.float() / 127.5 - 1).latent_dist.mode() * vae.config.scaling_factor
+    encoded = encode(vae, clip)
+    assert torch.equal(encoded, latents.transpose(1, 2))
+    video = vae.decode(latents / vae.config.scaling_factor).sample[0, :, :12].permute(1, 2, 3, 0)
+    decoded = decode(vae, encoded, 12)
+    assert decoded.dtype == torch.uint8
+    assert torch.equal(decoded.float(), ((video + 1) * 127.5).round().clamp(0, 255))
+
+
+def test_every_tile_of_the_settings_is_known():
+    assert tuple(OVERLAPS) == TILES
+
+
+@pytest.mark.parametrize("tile", [*TILES, "none"])
+def test_decode_tiles_join_to_the_right_size(tile):
+    assert decode(narrow_vae(), torch.zeros(1, 1, 2, 60, 90), 1, tile).shape == (1, 480, 720, 3)
+
+
+@pytest.mark.parametrize("size", [(272, 384), (256, 576), (480, 720)], ids=str)
+def test_encode_tiles_join_to_the_right_size(size):
+    encoded = encode(narrow_vae(), torch.zeros(1, *size, 3, dtype=torch.uint8))
+    assert encoded.shape == (1, 1, 2, size[0] // 8, size[1] // 8)
+
+
+@pytest.fixture(scope="module")
+def picture(vae):
+    """The latents of a smooth frame, and the frame they decode to as a whole."""
+    colours = torch.rand(1, 3, 9, 13, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(colours, size=(256, 384), mode="bicubic").clamp(0, 1)
+    latents = encode(vae, (smooth.permute(0, 2, 3, 1) * 255).to(torch.uint8))
+    return latents, decode(vae, latents, 1, "none").float()
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_tiles_show_the_same_picture(vae, picture, tile):
+    """But for the norms' statistics, which a network with random weights feels most."""
+    latents, whole = picture
+    difference = (decode(vae, latents, 1, tile).float() - whole).abs().median()
+    another = (whole.flip(2) - whole).abs().median()
+    assert 0 < difference < another / 4
+
+
+def test_decode_tile_does_not_change_encoding(vae):
+    clip = random_pixels(1, 128, 192)
+    before = encode(vae, clip)
+    decode(vae, before, 1, "144x96")
+    assert torch.equal(encode(vae, clip), before)
