@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import CogVideoXTransformer3DModel
-from torch._subclasses.fake_tensor import FakeTensorMode
+from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from transformers import T5Config, T5EncoderModel
 
 from ditflow.backbone.cogvideox import CogVideoX
+from ditflow.backbone.loading import ModelFolder
 from ditflow.backbone.runner import Inputs
 from ditflow.backbone.vae import latent_frames
 from ditflow.settings import Settings, model_family, shipped
@@ -23,25 +28,64 @@ def fake_tensors() -> Iterator[None]:
 
 
 def fake_backbone(settings: Settings) -> CogVideoX:
-    """The settings' model; call it among fake tensors."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(getattr(torch, settings.dtype))  # fake modules cannot be converted
-    try:
-        shape = shipped(f"models/{model_family(settings.model)}.yaml")["transformer"]
-        return CogVideoX(CogVideoXTransformer3DModel(**shape))
-    finally:
-        torch.set_default_dtype(default)
+    """The settings' model; call it among fake tensors, as all that follows."""
+    with _made_in(settings.dtype):
+        return CogVideoX(CogVideoXTransformer3DModel.from_config(_config(settings, "transformer")))
+
+
+def fake_text_encoder(settings: Settings) -> T5EncoderModel:
+    """The settings' T5 encoder."""
+    with _made_in(settings.dtype):
+        encoder = T5EncoderModel(T5Config(**_config(settings, "text_encoder"))).eval()
+    if settings.dtype == "float16":
+        for name, layer in encoder.named_modules():
+            if name.endswith(".wo"):  # it overflows in float16, so transformers loads it in float32
+                layer.weight = nn.Parameter(layer.weight.float())
+    return encoder.requires_grad_(False)
+
+
+def fake_vae(settings: Settings) -> AutoencoderKLCogVideoX:
+    """The settings' autoencoder."""
+    with _made_in(settings.dtype):
+        vae = AutoencoderKLCogVideoX.from_config(_config(settings, "vae"))
+    return vae.requires_grad_(False).eval()
+
+
+def fake_pixels(settings: Settings) -> torch.Tensor:
+    """A clip at the settings' size and frame count, uint8 [frames, height, width, 3]."""
+    return torch.empty(settings.frames, settings.size.height, settings.size.width, 3, dtype=torch.uint8)
 
 
 def fake_inputs(settings: Settings, backbone: CogVideoX) -> Inputs:
     """One forward's inputs at the settings' size and frame count."""
     config = backbone.config
     frames = latent_frames(settings.frames)
-    latents = torch.empty(1, frames, config.in_channels, settings.size.height // 8, settings.size.width // 8)
+    pixels = 2 ** (len(_config(settings, "vae")["block_out_channels"]) - 1)  # a side of one latent
+    height, width = settings.size.height // pixels, settings.size.width // pixels
+    latents = torch.empty(1, frames, config.in_channels, height, width)
     prompt = torch.empty(1, config.max_text_seq_length, config.text_embed_dim, dtype=backbone.dtype)
-    tokens = frames * latents.shape[3] * latents.shape[4] // config.patch_size**2
+    tokens = frames * height * width // config.patch_size**2
     if backbone.rotary:
         embedding = torch.empty(2, 2, tokens, config.attention_head_dim)
     else:
         embedding = torch.empty(1, tokens, config.num_attention_heads * config.attention_head_dim)
     return Inputs(latents, prompt, torch.empty(1, dtype=torch.int64), embedding)
+
+
+@contextmanager
+def _made_in(dtype: str) -> Iterator[None]:
+    """Modules are made in a precision: fake ones cannot be converted."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+def _config(settings: Settings, part: str) -> dict[str, Any]:
+    """A part's shape: that of the model's files where they are at hand, else what is known of its family."""
+    if settings.model == "small" or Path(settings.model).expanduser().is_dir():
+        with unset_fake_temporarily():  # the small model may have to be built
+            return ModelFolder(settings.model, settings.dtype, torch.device("cpu")).config(part)
+    return shipped(f"models/{model_family(settings.model)}.yaml")[part]
