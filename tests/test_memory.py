@@ -1,9 +1,13 @@
 """Runners that save memory against the plain one: the same losses and gradients."""
 
+import weakref
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import tiny_transformer
 from test_backbone import random_inputs
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ditflow.backbone import cogvideox
 from ditflow.backbone.cogvideox import CogVideoX
@@ -22,6 +26,12 @@ READS = {
     "output": Until("output", (3,)),
     "two-outputs": Until("output", (0, 2)),
 }
+POLICIES = {
+    "inputs": {},
+    "attention": {"keep": "attention"},
+    "inputs-on-host": {"boundaries": "host"},
+    "attention-and-host": {"keep": "attention", "boundaries": "host"},
+}
 
 
 def square(_, read):
@@ -32,97 +42,110 @@ def square(_, read):
 @pytest.mark.parametrize("wrt", ["latents", "embedding"])
 @pytest.mark.parametrize("until", READS.values(), ids=READS.keys())
 @pytest.mark.parametrize("rotary", [True, False], ids=["rotary", "additive"])
-def test_blockwise_equals_plain_autograd(rotary, until, wrt, monkeypatch):
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
+def test_blockwise_equals_plain_autograd(policy, rotary, until, wrt, monkeypatch):
     monkeypatch.setattr(cogvideox, "CHUNK", 20)  # several chunks, the last one ragged
     backbone = CogVideoX(tiny_transformer(rotary, layers=DEPTH))
     inputs = random_inputs(backbone, 3, 8, 12)
     injected = PlainRunner(backbone).features(random_inputs(backbone, 3, 8, 12), {}, Until("key_value", (2,)))
     expected = PlainRunner(backbone).gradient(square, wrt, inputs, injected, until, 8.0)
-    found = BlockwiseRunner(backbone).gradient(square, wrt, inputs, injected, until, 8.0)
+    found = BlockwiseRunner(backbone, **policy).gradient(square, wrt, inputs, injected, until, 8.0)
     torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=0)
     assert (found[1] - expected[1]).norm() <= 1e-6 * expected[1].norm()
     assert found[1].dtype == torch.float32
 
 
-def test_one_chunk_is_bit_for_bit_plain_autograd():
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
+def test_one_chunk_is_bit_for_bit_plain_autograd(policy):
     backbone = CogVideoX(tiny_transformer(layers=DEPTH))
     inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (3,))
     loss = FlowLoss(
         PlainRunner(backbone).features(inputs, {}, until), Grid(3, 4, 6), Settings(model="small", rows="all")
     )
     expected = PlainRunner(backbone).gradient(loss, "latents", inputs, {}, until, 1.0)
-    found = BlockwiseRunner(backbone).gradient(loss, "latents", inputs, {}, until, 1.0)
-    assert torch.equal(found[0], expected[0])
-    assert torch.equal(found[1], expected[1])
-
-
-@pytest.fixture
-def streamed_backbone(monkeypatch):
-    """Blocks that fail when they compute with weights that are not on the device."""
-    backbone = CogVideoX(tiny_transformer(layers=DEPTH))
-
-    def watch(weights):
-        pool = {buffer.untyped_storage().data_ptr() for buffer in weights.device_buffers()}
-        for name in ("prepare", "add_attention", "feed_forward", "feed_forward_reverse"):
-            original = getattr(backbone, name)
-
-            def checked(index, *rest, original=original):
-                found = {
-                    tensor.untyped_storage().data_ptr() for tensor in backbone.blocks[index].parameters()
-                }
-                assert found <= pool, f"block {index} computes with weights in host memory"
-                return original(index, *rest)
-
-            monkeypatch.setattr(backbone, name, checked)
-
-    return backbone, watch
-
-
-@pytest.mark.parametrize("resident", [0, 2, DEPTH])
-def test_streamed_weights_change_nothing_but_their_place(streamed_backbone, resident):
-    backbone, watch = streamed_backbone
-    inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (3,))
-    plain = BlockwiseRunner(backbone)
-    expected = plain.gradient(square, "latents", inputs, {}, until, 1.0), plain.forward([inputs], {})[0]
-
-    weights = Streamed(backbone.blocks, torch.device("cpu"), resident)
-    watch(weights)
-    runner = BlockwiseRunner(backbone, weights)
-    for _ in range(2):
-        found = runner.gradient(square, "latents", inputs, {}, until, 1.0), runner.forward([inputs], {})[0]
-        assert torch.equal(found[0][1], expected[0][1])
+    runner = BlockwiseRunner(backbone, **policy)
+    for _ in range(2):  # the second one finds what the first has left behind
+        found = runner.gradient(loss, "latents", inputs, {}, until, 1.0)
+        assert torch.equal(found[0], expected[0])
         assert torch.equal(found[1], expected[1])
 
 
-def test_weights_in_host_memory_are_noticed(streamed_backbone):
-    """The watch above can fail: a block that nobody brought."""
-    backbone, watch = streamed_backbone
-    watch(Streamed(backbone.blocks, torch.device("cpu"), 0))
-    with pytest.raises(AssertionError, match="block 0 computes with weights in host memory"):
-        PlainRunner(backbone).forward([random_inputs(backbone, 3, 8, 12)], {})
-
-
-def test_turning_round_copies_nothing_twice():
-    backbone = CogVideoX(tiny_transformer(layers=DEPTH))
-    weights = Streamed(backbone.blocks, torch.device("cpu"), 1)
-    block = weights.blocks[0].bytes
-
-    def copies(order):
-        before = weights.copied_bytes
-        assert list(weights.walk(order)) == list(order)
-        return (weights.copied_bytes - before) / block
-
-    assert copies(range(DEPTH)) == DEPTH - 1  # all but the one that stays
-    assert copies([4, 3, 2, 1, 0]) == DEPTH - 3  # and the two that the ring still has
-    assert copies([0, 1]) == 0
-    assert copies([0]) == 0
-
-
-def test_early_end_of_a_walk_leaves_the_ring_usable():
-    backbone = CogVideoX(tiny_transformer(layers=DEPTH))
+def test_several_forwards_are_bit_for_bit_single_ones(backbone):
+    """With the prompt and without it, through each block in turn."""
     inputs = random_inputs(backbone, 3, 8, 12)
-    expected = PlainRunner(backbone).forward([inputs], {})[0]
+    several = [inputs, replace(inputs, prompt=torch.randn_like(inputs.prompt))]
+    injected = PlainRunner(backbone).features(random_inputs(backbone, 3, 8, 12), {}, Until("key_value", (1,)))
+    expected = [PlainRunner(backbone).forward([each], injected)[0] for each in several]
     weights = Streamed(backbone.blocks, torch.device("cpu"), 0)
-    for _ in weights.walk(range(DEPTH)):
-        break
-    assert torch.equal(PlainRunner(backbone, weights).forward([inputs], {})[0], expected)
+    found = PlainRunner(backbone, weights).forward(several, injected)
+    assert all(map(torch.equal, found, expected))
+    assert not torch.equal(*found)
+    assert weights.copied_bytes == sum(block.bytes for block in weights.blocks)  # once for both
+
+
+def test_plain_gradient_wants_weights_that_stay():
+    backbone = CogVideoX(tiny_transformer(layers=DEPTH))
+    inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (2,))
+    expected = PlainRunner(backbone).gradient(square, "latents", inputs, {}, until, 1.0)
+    forward = PlainRunner(backbone).forward([inputs], {})
+    runner = PlainRunner(backbone, Streamed(backbone.blocks, torch.device("cpu"), 3))
+    for _ in range(2):
+        assert torch.equal(runner.forward([inputs], {})[0], forward[0])
+        assert torch.equal(runner.gradient(square, "latents", inputs, {}, until, 1.0)[1], expected[1])
+    runner = PlainRunner(backbone, Streamed(backbone.blocks, torch.device("cpu"), 2))
+    with pytest.raises(ValueError, match="block 2 needs the weights"):
+        runner.gradient(square, "latents", inputs, {}, until, 1.0)
+
+
+class Count(TorchDispatchMode):
+    """How often an operator runs."""
+
+    def __init__(self, kernel):
+        super().__init__()
+        self.kernel, self.times = kernel, 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.times += operation is self.kernel
+        return operation(*args, **(kwargs or {}))
+
+
+def test_kept_attention_is_computed_once():
+    backbone = CogVideoX(tiny_transformer(layers=DEPTH))
+    inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (3,))
+    for keep, times in {"inputs": 6, "attention": 3}.items():
+        with Count(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default) as kernel:
+            BlockwiseRunner(backbone, keep=keep).gradient(square, "latents", inputs, {}, until, 1.0)
+        assert kernel.times == times
+
+
+def test_attention_of_another_kernel_is_computed_again(monkeypatch):
+    """One that is written out, which no list knows: its softmax runs twice and the gradient is right."""
+    backbone = CogVideoX(tiny_transformer(layers=DEPTH))
+    inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (3,))
+    expected = PlainRunner(backbone).gradient(square, "latents", inputs, {}, until, 1.0)
+
+    def written_out(inputs):
+        weights = torch.einsum("bqmd,bkmd->bmqk", inputs.query, inputs.key) / inputs.query.shape[-1] ** 0.5
+        return torch.einsum("bmqk,bkmd->bqmd", weights.softmax(dim=-1), inputs.value)
+
+    monkeypatch.setattr(backbone, "attention", written_out)
+    runner = BlockwiseRunner(backbone, keep="attention")
+    with Count(torch.ops.aten._softmax.default) as softmax:
+        found = runner.gradient(square, "latents", inputs, {}, until, 1.0)
+    assert softmax.times == 6
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_kept_attention_holds_no_graph():
+    """Beside the results of each block's attention, nothing of the way down is alive."""
+    from ditflow.memory.kept_attention import KeptAttention
+
+    backbone = CogVideoX(tiny_transformer())
+    kept = KeptAttention(backbone.attention)
+    attention = backbone.prepare(0, backbone.embed(random_inputs(backbone, 3, 8, 12)))
+    query = weakref.ref(attention.query.untyped_storage())
+    attended = kept.down(attention)
+    assert not attended.requires_grad
+    assert kept.results
+    del attention
+    assert query() is None

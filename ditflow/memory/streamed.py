@@ -15,6 +15,7 @@ from ditflow.memory.ring import Ring
 class Streamed:
     """Implements `ditflow.memory.weights.Weights`: the first `resident` blocks stay, the others come and go.
 
+    All blocks are in host memory to begin with, as loading leaves them.
     `pinned`: a block waits in a flat buffer that the device reads by itself: bringing it is one copy, beside
     everything else. `pageable`: its tensors stay where loading has put them, in memory-mapped files perhaps,
     and are copied one by one; nothing is allocated on the host, and `host_bytes` is 0.
@@ -32,7 +33,7 @@ class Streamed:
         self.ring = Ring([block.bytes for block in self.blocks], resident)
         for block in self.blocks[:resident]:
             block.move_to(torch.empty(block.bytes, dtype=torch.uint8, device=device))
-        self.host_bytes = self._pin() if host == "pinned" else self._leave()
+        self.host_bytes = self._pin() if host == "pinned" else 0
         copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.slots = [_Slot(self.ring.slot_bytes, device, copies) for _ in range(self.ring.slots)]
 
@@ -75,13 +76,6 @@ class Streamed:
             block.move_to(buffer)
         return memory.bytes
 
-    def _leave(self) -> int:
-        """Leave the blocks that stream where they are."""
-        for block in self.blocks[self.ring.resident :]:
-            for tensor in block.tensors:
-                keep_on_host(tensor)
-        return 0
-
     def _bring(self, index: int) -> _Slot | None:
         """The slot in which a block is or to which it is on its way; None for one that stays."""
         if self.stays(index):
@@ -106,7 +100,7 @@ class _Block:
     def __init__(self, block: nn.Module):
         self.tensors = [*block.parameters(), *block.buffers()]
         self.buffer: Tensor | None = None  # the one they live in, once they have been moved
-        self.home = [tensor.data for tensor in self.tensors]
+        self.home = [keep_on_host(tensor).data for tensor in self.tensors]
         self.bytes = flat_bytes(block)
 
     def move_to(self, buffer: Tensor) -> None:
