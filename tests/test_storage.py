@@ -6,9 +6,11 @@ from gguf import GGMLQuantizationType as Kind
 from test_backbone import random_inputs
 from test_gguf_file import exact_transformer, off, write_gguf
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from ditflow.backbone import storage
 from ditflow.backbone.cogvideox import CogVideoX
+from ditflow.backbone.compiling import compile_piece
 from ditflow.backbone.fake import fake_tensors
 from ditflow.backbone.gguf_file import load_gguf
 from ditflow.backbone.runner import Until
@@ -195,6 +197,10 @@ def test_graph_holds_what_is_stored_and_no_whole_weight(kind, compiled, stored):
     torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)
 
 
+def energy(_, read):
+    return read.query.square().mean() + read.key.square().mean()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_guided_gradient_equals_that_of_the_weights_made_whole(kind, stored):
     small, exact = stored(kind), exact_transformer()
@@ -202,11 +208,8 @@ def test_guided_gradient_equals_that_of_the_weights_made_whole(kind, stored):
     whole = PlainRunner(CogVideoX(made_whole(stored(kind))))
     inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (1,))
 
-    def loss(_, read):
-        return read.query.square().mean() + read.key.square().mean()
-
     def both(runner):
-        return runner.gradient(loss, "latents", inputs, {}, until, 1.0)[1], runner.forward([inputs], {})[0]
+        return runner.gradient(energy, "latents", inputs, {}, until, 1.0)[1], runner.forward([inputs], {})[0]
 
     expected = both(whole)
     runners = [PlainRunner(backbone), BlockwiseRunner(backbone)]
@@ -218,6 +221,20 @@ def test_guided_gradient_equals_that_of_the_weights_made_whole(kind, stored):
     resident = both(BlockwiseRunner(backbone))
     streamed = BlockwiseRunner(backbone, Streamed(backbone.blocks, CPU, 0, host="pageable"))
     assert all(map(torch.equal, both(streamed), resident))
+
+
+def feed(block, tokens):
+    return block.ff(tokens)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_graph_serves_all_blocks(kind, stored):
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = compile_piece(feed, backend=counter)
+    tokens = torch.randn(1, 30, 64)
+    for block in stored(kind).transformer_blocks:
+        assert torch.equal(compiled(block, tokens), feed(block, tokens))
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -267,6 +284,6 @@ def test_weights_are_checked_before_anything_is_loaded(tmp_path, monkeypatch):
         check_weights(str(tmp_path / "other.gguf"))
     monkeypatch.setattr(storage, "find_spec", lambda name: None)
     for kind, package in {"nf4": "bitsandbytes", str(file): "gguf"}.items():
-        with pytest.raises(DitflowError, match=rf"needs {package}: pip install 'ditflow\[quantize\]'"):
+        with pytest.raises(DitflowError, match=rf'needs {package}: pip install "ditflow\[quantize\]"'):
             check_weights(kind)
     check_weights("fp8")  # needs none

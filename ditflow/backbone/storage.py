@@ -74,7 +74,7 @@ def check_weights(kind: str) -> None:
         raise DitflowError(f"--weights {kind}: no such file")
     package = "gguf" if is_file else "bitsandbytes" if kind == "nf4" else None
     if package and find_spec(package) is None:
-        raise DitflowError(f"--weights {kind} needs {package}: pip install 'ditflow[quantize]'")
+        raise DitflowError(f'--weights {kind} needs {package}: pip install "ditflow[quantize]"')
 
 
 def store_weights(transformer: CogVideoXTransformer3DModel, kind: str, device: torch.device) -> None:
