@@ -15,7 +15,7 @@ import torch
 from ditflow.errors import DitflowError
 
 
-def compile_piece(piece: FunctionType, backend: str = "inductor") -> Callable:
+def compile_piece(piece: FunctionType, backend: str | Callable = "inductor") -> Callable:
     """A function compiled as one graph for each set of shapes and gradients wanted.
 
     What inductor builds is kept on disk between runs, in `~/.cache/ditflow/compiled` (under XDG_CACHE_HOME
