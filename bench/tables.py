@@ -63,3 +63,22 @@ def kernels_milliseconds(rows: list, backend: str) -> float | None:
         return times["loss and gradients"] + PREPARED_BLOCKS * preparation
     except KeyError:
         return None
+
+
+def whole_run_table(sides: dict[str, dict]) -> str:
+    """A line for each side of a whole run; in brackets how many times less than the first side's it is."""
+    columns = {  # title: what, in units of
+        "optimisation s": ("optimisation_seconds", 1),
+        "whole run s": ("whole_seconds", 1),
+        "peak MiB": ("peak_mib", 1),
+        "optimisation TFLOP": ("optimisation_flops", 1e12),
+        "whole run TFLOP": ("whole_flops", 1e12),
+    }
+    lines = [f"| side | {' | '.join(columns)} | difference |", "| --- " * (len(columns) + 2) + "|"]
+    first = next(iter(sides.values()))
+    for side, found in sides.items():
+        cells = [
+            f"{found[name] / unit:.1f} ({first[name] / found[name]:.2f})" for name, unit in columns.values()
+        ]
+        lines.append(f"| {side} | {' | '.join(cells)} | {found['difference']:.0e} |")
+    return "\n".join([*lines, ""])
