@@ -19,8 +19,8 @@ class Turn(NamedTuple):
 class Ring:
     """The first `resident` blocks stay on the device; the others take turns in two slots.
 
-    The block that was asked for last is the last to leave: turning round, as a reverse pass does, finds two of
-    them still there. A plan asks the same class what its walks will copy.
+    The block that was asked for last is the last to leave: turning round, as a reverse pass does, finds two
+    of them still there. A plan asks the same class what its walks will copy.
     """
 
     def __init__(self, sizes: Sequence[int], resident: int):  # bytes of each block

@@ -1,0 +1,128 @@
+"""What enters each block, out to host memory and back."""
+
+import weakref
+from copy import deepcopy
+
+import pytest
+import torch
+from conftest import tiny_transformer
+from test_backbone import random_inputs
+from test_memory import DEPTH, square
+
+from ditflow.backbone.cogvideox import CogVideoX
+from ditflow.backbone.runner import Inputs, Until
+from ditflow.memory.blockwise import BlockwiseRunner
+from ditflow.memory.boundaries import HostBoundaries
+from ditflow.memory.streamed import Streamed
+from ditflow.memory.tracker import Tracker
+
+CPU = torch.device("cpu")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+def tokens(dtype=torch.float32, length=6):
+    return torch.randn(1, length, 8).to(dtype), torch.randn(1, 3, 8).to(dtype)
+
+
+def test_they_come_back_as_they_went():
+    boundaries = HostBoundaries(CPU)
+    for dtype, length, count in [(torch.float32, 6, 4), (torch.bfloat16, 6, 4), (torch.float32, 9, 2)]:
+        pushed = [tokens(dtype, length) for _ in range(count)]
+        boundaries.begin(count, pushed[0])
+        for each in pushed:
+            boundaries.push(each)
+        for expected in reversed(pushed):
+            found = boundaries.pop()
+            assert all(map(torch.equal, found, expected))
+
+
+def test_one_at_a_time_is_on_the_device():
+    """Whoever pushes keeps nothing: only the topmost is still there."""
+    boundaries, kept = HostBoundaries(CPU), []
+    boundaries.begin(5, tokens())
+    for _ in range(5):
+        pushed = tokens()
+        kept.append(weakref.ref(pushed[0].untyped_storage()))
+        boundaries.push(pushed)
+        del pushed
+    assert [storage() is not None for storage in kept] == [False] * 4 + [True]
+    with Tracker() as found:
+        for _ in range(5):
+            boundaries.pop()
+    size = 4 * (6 + 3) * 8
+    assert found.peak_bytes == 2 * size  # the one handed out, and the one on its way
+    assert found.copied_bytes == boundaries.copied_bytes == 4 * size
+
+
+def test_buffers_are_made_once():
+    backbone = CogVideoX(tiny_transformer(layers=DEPTH))
+    inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (3,))
+    runner = BlockwiseRunner(backbone, boundaries="host")
+    places, copied = [], []
+    for _ in range(3):
+        runner.gradient(square, "latents", inputs, {}, until, 1.0)
+        places.append([buffer.data_ptr() for buffer in runner.boundaries.buffers])
+        copied.append(runner.copied_bytes)
+    assert len(places[0]) == 3  # what enters blocks 0, 1 and 2; what enters block 3 never leaves
+    assert places[0] == places[1] == places[2]
+    one = 4 * (10 + 3 * 4 * 6) * 32
+    assert copied == [3 * one, 6 * one, 9 * one]
+    assert 3 * one <= runner.host_bytes <= 2 * 3 * one
+
+
+def test_a_gradient_that_broke_off_leaves_nothing_behind():
+    backbone = CogVideoX(tiny_transformer(layers=DEPTH))
+    inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (1, 3))
+    runner = BlockwiseRunner(backbone, keep="attention", boundaries="host")
+    expected = runner.gradient(square, "latents", inputs, {}, until, 1.0)[1]
+
+    def out_of_memory(block, read):
+        if block == 1:
+            raise RuntimeError("out of memory")
+        return square(block, read)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        runner.gradient(out_of_memory, "latents", inputs, {}, until, 1.0)
+    assert torch.equal(runner.gradient(square, "latents", inputs, {}, until, 1.0)[1], expected)
+
+
+@needs_cuda
+@pytest.mark.parametrize("place", ["pinned", "pageable"])
+@pytest.mark.parametrize("late", ["computing", "copying"])
+def test_copies_and_computations_wait_for_each_other(late, place, monkeypatch):
+    """On a GPU, with one of the two made slow: whoever does not wait for the other finds wrong values."""
+    cuda = torch.device("cuda")
+    model = tiny_transformer(layers=DEPTH)
+    backbone = CogVideoX(model)
+    inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (1, 3))
+    inputs = Inputs(
+        *(getattr(inputs, name).to(cuda) for name in ("latents", "prompt", "timestep", "embedding"))
+    )
+    expected = BlockwiseRunner(CogVideoX(deepcopy(model).to(cuda))).gradient(
+        square, "latents", inputs, {}, until, 1.0
+    )[1]
+    for part in (model.patch_embed, model.time_embedding, model.norm_final, model.norm_out, model.proj_out):
+        part.to(cuda)
+    weights = Streamed(backbone.blocks, cuda, 1, place)
+    runner = BlockwiseRunner(backbone, weights, keep="attention", boundaries="host")
+
+    def slow(where, name, stream=None):
+        original = getattr(where, name)
+
+        def slowed(*given):
+            with torch.cuda.stream(stream):  # None: the one at hand
+                torch.cuda._sleep(10**7)  # cycles, some milliseconds
+            return original(*given)
+
+        monkeypatch.setattr(where, name, slowed)
+
+    if late == "computing":
+        slow(backbone, "prepare")
+        slow(backbone, "feed_forward_reverse")
+    else:
+        for block in weights.blocks:
+            slow(block, "copy_to")
+        slow(runner.boundaries, "_copy", runner.boundaries.copies)
+    for _ in range(3):
+        found = runner.gradient(square, "latents", inputs, {}, until, 1.0)[1]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
