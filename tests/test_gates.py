@@ -87,6 +87,21 @@ def test_attention_is_counted():
         assert work(lambda: torch.autograd.grad(attend().sum(), query)).flops == int(3.5 * forward)
 
 
+def test_attention_counts_the_buffer_that_its_reverse_hides():
+    """Its output, its sums and three gradients are seen; a float32 gradient of the queries is not."""
+    with fake_tensors():
+        tokens = [torch.empty(1, 4, 512, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+        upstream = torch.empty(1, 4, 512, 64, dtype=torch.bfloat16)
+
+        def reverse():
+            output = torch.nn.functional.scaled_dot_product_attention(*tokens)
+            torch.autograd.grad(output, tokens, upstream)
+
+        size = 4 * 512 * 64
+        seen = 2 * size + 4 * 4 * 512 + 3 * 2 * size
+        assert work(reverse).peak_bytes == seen + 4 * size
+
+
 @pytest.mark.parametrize(
     "make, most, attentions",
     [
