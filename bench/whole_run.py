@@ -3,9 +3,10 @@
 A random rotary model of middling size in float32, from the clip's latents to the new video's; text encoder
 and VAE have no part in it. The rival does the released code's work over diffusers' own layers
 (`bench.released_way`). The optimisation part is all but the denoising forwards: reference, injection, and the
-updates of the latents. Each side has a process of its own. Its memory is how far the run raises the resident
-set, weights included, above what the process held after a tiny run of the same kind (VmHWM in /proc, so Linux
-only). FLOPs are counted on fake tensors, with every row of the loss counting.
+updates of the latents. The sides take turns, a denoising step each, so that what else the machine does falls
+on all of them. Each has a process of its own: its memory is how far the run raises the resident set, weights
+included, above what the process held after a tiny run of the same kind (VmHWM in /proc, so Linux only). FLOPs
+are counted on fake tensors, with every row of the loss counting.
 
 Fails where a side's latents differ from the rival's by more than 1e-4 of their norm.
 """
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from unittest.mock import patch
 
@@ -43,6 +45,7 @@ from ditflow.guidance.losses import FlowLoss
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.tracker import Tracker
+from ditflow.sampling import Step
 from ditflow.settings import Settings, shipped
 from ditflow_kernels import motion_flow, motion_flow_loss
 from ditflow_kernels.backends import FASTEST
@@ -150,16 +153,32 @@ def runner_of(side: str, case: Case) -> Iterator[Runner]:
         yield kind(case.backbone())
 
 
-def measured(side: str, case: Case) -> Measured:
-    """One side's run, in a process that did nothing before."""
-    run(side, WARMUP)  # loads what stays loaded
+class Turns:
+    """Lets a run work until the end of a step and then wait for the others; its waiting is not its time."""
+
+    def __init__(self, asked: Connection):
+        self.asked, self.waited = asked, 0.0
+        asked.recv()
+
+    def end_step(self, _: Step) -> None:
+        start = time.perf_counter()
+        self.asked.send(None)
+        self.asked.recv()
+        self.waited += time.perf_counter() - start
+
+
+def measured(side: str, case: Case, asked: Connection) -> None:
+    """One side's run, in a process that did nothing before; answers None after a step, `Measured` at the end."""
+    turns = Turns(asked)
+    run(side, WARMUP, lambda step: None)  # loads what stays loaded
     loaded = resident_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-    optimisation, whole, latents = run(side, case)
-    return Measured(optimisation, whole, resident_mib("VmHWM") - loaded, loaded, latents.numpy())
+    optimisation, whole, latents = run(side, case, turns.end_step)
+    peak = resident_mib("VmHWM") - loaded
+    asked.send(Measured(optimisation - turns.waited, whole - turns.waited, peak, loaded, latents.numpy()))
 
 
-def run(side: str, case: Case) -> tuple[float, float, Tensor]:
+def run(side: str, case: Case, watch: Callable[[Step], None]) -> tuple[float, float, Tensor]:
     """Seconds of the optimisation part, seconds of all, and the latents."""
     draw = torch.Generator().manual_seed(1)
     texts = Texts(*(torch.randn(case.prompt, generator=draw) for _ in range(3)))
@@ -167,7 +186,7 @@ def run(side: str, case: Case) -> tuple[float, float, Tensor]:
     with runner_of(side, case) as runner:
         parted = Parted(runner)
         start = time.perf_counter()
-        denoised = Denoising(case.settings, SCHEDULER, texts, clip, lambda step: None).run(parted)
+        denoised = Denoising(case.settings, SCHEDULER, texts, clip, watch).run(parted)
         whole = time.perf_counter() - start
     return whole - parted.denoising, whole, denoised.latents
 
@@ -231,11 +250,20 @@ def measure(case: Case) -> dict[str, dict]:
 
 
 def measured_apart(case: Case) -> dict[str, Measured]:
-    """Every side, one after the other, in a process of its own."""
+    """Every side in a process of its own, a denoising step in turn."""
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["bench.whole_run"])
-    with processes.Pool(1, maxtasksperchild=1) as pool:
-        return {side: pool.apply(measured, (side, case)) for side in SIDES}
+    processes.set_forkserver_preload(["bench.released_way"])  # all that takes long to import
+    sides = {}
+    for side in SIDES:
+        sides[side], asked = processes.Pipe()
+        processes.Process(target=measured, args=(side, case, asked), daemon=True).start()
+        asked.close()  # so that the pipe ends with the process
+    found = dict.fromkeys(SIDES)
+    while working := [side for side in SIDES if found[side] is None]:
+        for side in working:
+            sides[side].send(None)
+            found[side] = sides[side].recv()
+    return found
 
 
 def main() -> None:
