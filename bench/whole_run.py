@@ -168,7 +168,7 @@ class Turns:
 
 
 def measured(side: str, case: Case, asked: Connection) -> None:
-    """One side's run, in a process that did nothing before; answers None after a step, `Measured` at the end."""
+    """One side's run, in a process that did nothing before; says None after a step, `Measured` at the end."""
     turns = Turns(asked)
     run(side, WARMUP, lambda step: None)  # loads what stays loaded
     loaded = resident_mib("VmRSS")
