@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,10 @@ from ditflow.settings import Settings, read_settings
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 GROUPS = ("video", "model", "memory", "speed", "text", "motion", "sampling", "output")
 FLOW_OPTIONS = ("source_prompt", "guidance_blocks", "temperature", "reference")
+PLAN_OPTIONS = (
+    *("frames", "size", "model", "dtype", "memory", "weights", "steps", "guidance_scale", "guidance", "loss"),
+    *("optimise", "guided", "optimisation_steps", "guidance_blocks", "injection", "injection_blocks"),
+)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -26,7 +31,10 @@ def main(words: Sequence[str] | None = None) -> int:
         if options.print_config:
             print(settings.to_yaml(), end="")
             return DONE
-        run_job(options, settings)
+        if options.command == "plan":
+            print_plan(options, settings)
+        else:
+            run_job(options, settings)
     except DitflowError as error:
         print(f"ditflow: {error}", file=sys.stderr)
         return USAGE if isinstance(error, SettingsError) else FAILED
@@ -48,9 +56,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--from", dest="origin", required=True, metavar="RUN", type=Path, help="run folder with an embedding"
     )
     flow = commands.add_parser("flow", help="the motion flow of a video, as pictures and as a file")
+    plan = commands.add_parser("plan", help="memory and work of a run with each preset, before it runs")
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    plan.add_argument(
+        "--device", dest="device_name", metavar="NAME", help="estimate times on a measured device"
+    )
     for command in (transfer, inject):
         _add_settings(command, [item for item in fields(Settings) if item.metadata["flag"]])
-    for command in (transfer, flow):
+    for command in (transfer, flow, plan):
         command.add_argument(
             "--config", type=Path, metavar="FILE", help="settings from a YAML file; flags win"
         )
@@ -60,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         if item.metadata["group"] in ("video", "model", "memory", "output") or item.name in FLOW_OPTIONS
     ]
     _add_settings(flow, [item for item in shown if item.name != "keep_precision"])
+    _add_settings(plan, [item for item in fields(Settings) if item.name in PLAN_OPTIONS])
     return parser
 
 
@@ -88,11 +102,11 @@ def read_options(options: argparse.Namespace) -> Settings:
 
 def run_job(options: argparse.Namespace, settings: Settings) -> None:
     """Run the job of a command and say where its results are."""
+    quieten_libraries()
     from ditflow import jobs
     from ditflow.progress import Progress, ScreenProgress
 
     job = jobs.flow if options.command == "flow" else jobs.transfer
-    quieten_libraries()
     logger, handler = logging.getLogger("ditflow"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("ditflow: warning: %(message)s"))
     if options.quiet:
@@ -110,8 +124,24 @@ def run_job(options: argparse.Namespace, settings: Settings) -> None:
     print(run.folder)
 
 
+def print_plan(options: argparse.Namespace, settings: Settings) -> None:
+    """Plan a run with every preset and print what it takes."""
+    quieten_libraries()
+    from ditflow.planning import words
+    from ditflow.planning.ceilings import read_ceilings
+    from ditflow.planning.choice import plan_all
+
+    ceilings = read_ceilings(options.device_name) if options.device_name else None
+    plans, chosen, why = plan_all(settings)
+    if options.json:
+        print(json.dumps(words.as_mapping(plans, chosen, ceilings), indent=2))
+    else:
+        words.print_plans(plans, chosen, why, ceilings)
+
+
 def quieten_libraries() -> None:
     """Leave the screen to this program: what the libraries beneath report only matters as an error."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks when diffusers imports it
     import diffusers
     import transformers
 

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole, or not at all."""
+"""Files and folders that appear whole, or not at all, and where those go that can be made again."""
 
 import os
 import shutil
@@ -6,6 +6,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """This program's folder in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditflow"
 
 
 @contextmanager

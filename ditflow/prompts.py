@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from ditflow.backbone.loading import ModelFolder
 from ditflow.backbone.text import Texts
-from ditflow.files import whole_or_absent
+from ditflow.files import cache_folder, whole_or_absent
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +44,7 @@ def _file(folder: ModelFolder, tokens: Tensor) -> Path:
     encoder = sorted(folder.path.glob("text_encoder/*"))
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in encoder]
     digest = hashlib.sha256(json.dumps([tokens.tolist(), str(folder.dtype), facts]).encode()).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "ditflow" / "prompts" / f"{digest}.safetensors"
+    return cache_folder() / "prompts" / f"{digest}.safetensors"
 
 
 def _read(file: Path) -> Tensor | None:

@@ -124,6 +124,11 @@ class Settings:
         """Number of denoising steps, from the first, that are guided or injected: one at least, or none."""
         return max(1, round(self.guided * self.steps)) if self.guided else 0
 
+    @property
+    def optimises(self) -> bool:
+        """Whether any step needs a gradient."""
+        return bool(self.guidance and self.guided_steps and not self.saved_embedding)
+
     def to_yaml(self) -> str:
         """The settings as YAML that `read_settings` reads back to an equal object."""
         values = {item.name: plain(getattr(self, item.name)) for item in fields(self)}

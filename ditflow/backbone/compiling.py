@@ -7,12 +7,12 @@ import shutil
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from types import FunctionType
 
 import torch
 
 from ditflow.errors import DitflowError
+from ditflow.files import cache_folder
 
 
 def compile_piece(piece: FunctionType, backend: str | Callable = "inductor") -> Callable:
@@ -21,8 +21,7 @@ def compile_piece(piece: FunctionType, backend: str | Callable = "inductor") -> 
     What inductor builds is kept on disk between runs, in `~/.cache/ditflow/compiled` (under XDG_CACHE_HOME
     where that is set), or wherever TORCHINDUCTOR_CACHE_DIR says.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "ditflow" / "compiled"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     # torch keeps graphs, and limits their number, by code object: a model gets its own
     own = FunctionType(piece.__code__.replace(), piece.__globals__, piece.__name__)
     return torch.compile(own, backend=backend, fullgraph=True, dynamic=False)

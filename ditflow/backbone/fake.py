@@ -14,23 +14,28 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from transformers import T5Config, T5EncoderModel
 
 from ditflow.backbone.cogvideox import CogVideoX
-from ditflow.backbone.loading import ModelFolder
+from ditflow.backbone.gguf_file import load_gguf
+from ditflow.backbone.loading import ModelFolder, find_folder
 from ditflow.backbone.runner import Inputs
+from ditflow.backbone.storage import store_weights
 from ditflow.backbone.vae import latent_frames
-from ditflow.settings import Settings, model_family, shipped
+from ditflow.settings import MODELS, Settings, shipped
 
 
-@contextmanager
-def fake_tensors() -> Iterator[None]:
-    """Tensors that have shapes, types and storages, but no memory and no values."""
-    with FakeTensorMode():
-        yield
+def fake_tensors() -> FakeTensorMode:
+    """While it is entered, tensors have shapes, types and storages, but no memory and no values."""
+    return FakeTensorMode()
 
 
 def fake_backbone(settings: Settings) -> CogVideoX:
     """The settings' model; call it among fake tensors, as all that follows."""
+    config = _config(settings, "transformer")
+    if settings.weights.endswith(".gguf"):
+        return CogVideoX(load_gguf(Path(settings.weights), config, getattr(torch, settings.dtype)))
     with _made_in(settings.dtype):
-        return CogVideoX(CogVideoXTransformer3DModel.from_config(_config(settings, "transformer")))
+        transformer = CogVideoXTransformer3DModel.from_config(config)
+    store_weights(transformer, settings.weights, torch.device("cpu"))
+    return CogVideoX(transformer)
 
 
 def fake_text_encoder(settings: Settings) -> T5EncoderModel:
@@ -84,8 +89,10 @@ def _made_in(dtype: str) -> Iterator[None]:
 
 
 def _config(settings: Settings, part: str) -> dict[str, Any]:
-    """A part's shape: that of the model's files where they are at hand, else what is known of its family."""
-    if settings.model == "small" or Path(settings.model).expanduser().is_dir():
-        with unset_fake_temporarily():  # the small model may have to be built
-            return ModelFolder(settings.model, settings.dtype, torch.device("cpu")).config(part)
-    return shipped(f"models/{model_family(settings.model)}.yaml")[part]
+    """A part's shape: what is shipped of 2B and 5B, else from the model's own files."""
+    known = shipped(f"models/{settings.model}.yaml") if settings.model in MODELS else {}
+    if part in known:
+        return known[part]
+    with unset_fake_temporarily():  # the small model may have to be built
+        folder = find_folder(settings.model, download=False)
+        return ModelFolder(str(folder), settings.dtype, torch.device("cpu")).config(part)

@@ -12,7 +12,9 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from transformers import T5EncoderModel, T5Tokenizer
 
 from ditflow.backbone.cogvideox import CogVideoX
+from ditflow.backbone.gguf_file import load_gguf
 from ditflow.backbone.lora import add_lora
+from ditflow.backbone.storage import store_weights
 from ditflow.errors import DitflowError
 from ditflow.settings import MODELS, shipped
 
@@ -59,12 +61,20 @@ class ModelFolder:
         return vae.requires_grad_(False).eval()
 
     def backbone(
-        self, loras: tuple[str, ...] = (), attention: str = "sdpa", compiled: bool = False
+        self,
+        loras: tuple[str, ...] = (),
+        weights: str = "full",
+        attention: str = "sdpa",
+        compiled: bool = False,
     ) -> CogVideoX:
         """The transformer, on the host."""
-        transformer = self._load("transformer", CogVideoXTransformer3DModel, torch_dtype=self.dtype)
-        for lora in loras:
-            add_lora(transformer, lora)
+        if weights.endswith(".gguf"):
+            transformer = load_gguf(Path(weights), self.config("transformer"), self.dtype)
+        else:
+            transformer = self._load("transformer", CogVideoXTransformer3DModel, torch_dtype=self.dtype)
+            for lora in loras:
+                add_lora(transformer, lora)
+            store_weights(transformer, weights, self.device)
         return CogVideoX(transformer, attention, compiled)
 
     def _load(self, part: str, kind: type, **options: Any) -> Any:
@@ -80,8 +90,11 @@ class ModelFolder:
         return DitflowError(f"{self.name}: {part}/ cannot be loaded from {self.path}: {reason}")
 
 
-def find_folder(model: str) -> Path:
-    """The pipeline folder of a shipped model, a hub id or a local folder; downloads what the cache lacks."""
+def find_folder(model: str, download: bool = True) -> Path:
+    """The pipeline folder of a shipped model, a hub id or a local folder.
+
+    Downloads what the hub's cache lacks, if it may. Raises DitflowError where there is no such model.
+    """
     if model == "small":
         from ditflow.small import pipeline_folder
 
@@ -96,10 +109,10 @@ def find_folder(model: str) -> Path:
         raise DitflowError(
             f"model {model!r}: no such folder or hub id; accepted: {', '.join(MODELS)}, OWNER/NAME, a folder"
         )
-    return _from_hub(model)
+    return _from_hub(model, download)
 
 
-def _from_hub(model: str) -> Path:
+def _from_hub(model: str, download: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     known = shipped(f"models/{model}.yaml")["weights"] if model in MODELS else {"id": model}
@@ -109,6 +122,11 @@ def _from_hub(model: str) -> Path:
             return folder
     except (OSError, ValueError):
         pass
+    if not download:
+        raise DitflowError(
+            f"model {model!r}: nothing is known of its shape; looked in configs/models/ "
+            f"({', '.join(MODELS)}), for a folder of that name, and in the hub's cache"
+        )
     what = known["id"]
     if model in MODELS:
         what += f" ({known['download']}, {known['licence']})"

@@ -94,12 +94,17 @@ class SmmLoss:
         target = reference[None] - reference[:, None]  # [anchor, frame, channels]
         if self.released:
             return 1 - F.cosine_similarity(means[None] - reference[:, None], target, dim=1).mean()
-        others = ~torch.eye(self.grid.frames, dtype=torch.bool, device=means.device)
         motion = means[None] - means[:, None]
-        return 1 - F.cosine_similarity(motion[others], target[others], dim=-1).mean()
+        return 1 - F.cosine_similarity(_off_diagonal(motion), _off_diagonal(target), dim=-1).mean()
 
     def _means(self, features: Tensor) -> Tensor:
         return reduce(features.float(), "(f n) c -> f c", "mean", f=self.grid.frames)
+
+
+def _off_diagonal(pairs: Tensor) -> Tensor:
+    """All pairs of different frames, [n, n, c] -> [n - 1, n, c], in their order."""
+    n = len(pairs)
+    return pairs.flatten(0, 1)[1:].view(n - 1, n + 1, -1)[:, :-1]  # between two diagonal ones lie n others
 
 
 LOSSES: dict[str, Any] = {"flow": FlowLoss, "moft": MoftLoss, "smm": SmmLoss, "smm-release": SmmLoss}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,4 +71,4 @@ class Guidance:
 
 def learning_rates(high: float, low: float, guided_steps: int) -> list[float]:
     """`linspace(high, low, guided_steps + 1)` without its last value: the published schedule."""
-    return torch.linspace(high, low, guided_steps + 1, dtype=torch.float64)[:-1].tolist()
+    return np.linspace(high, low, guided_steps + 1)[:-1].tolist()

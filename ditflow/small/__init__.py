@@ -1,11 +1,11 @@
 """The small model that comes with the project: built by code on first use, with random weights."""
 
 import hashlib
-import os
 from importlib.metadata import version
 from pathlib import Path
 
 from ditflow.errors import DitflowError
+from ditflow.files import cache_folder
 
 RECIPE = ("build.py", "vocabulary.py")
 LIBRARIES = ("torch", "diffusers", "transformers", "sentencepiece")
@@ -17,8 +17,7 @@ def pipeline_folder() -> Path:
     Its name carries a hash of the recipe's source and the libraries' versions, so a change of either builds
     another one. Raises DitflowError where the cache cannot be written.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "ditflow" / f"small-{_recipe_hash()}"
+    folder = cache_folder() / f"small-{_recipe_hash()}"
     if folder.is_dir():
         return folder
 

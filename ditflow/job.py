@@ -1,0 +1,188 @@
+"""What every job begins with and ends with: checked settings, a model's folder, the clip, a run folder."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ditflow import prompts, video
+from ditflow.backbone import text
+from ditflow.backbone import vae as autoencoder
+from ditflow.backbone.attention import check_attention
+from ditflow.backbone.compiling import compiles
+from ditflow.backbone.engine import check_engine, decode_with_tensorrt, denoise_with_tensorrt
+from ditflow.backbone.loading import ModelFolder
+from ditflow.backbone.lora import check_lora, split_scale
+from ditflow.backbone.runner import Runner
+from ditflow.backbone.schedule import Schedule
+from ditflow.backbone.storage import check_weights
+from ditflow.backbone.text import Texts
+from ditflow.device import choose_device
+from ditflow.embeddings import fingerprint, read_embeddings
+from ditflow.errors import SettingsError
+from ditflow.guidance.prepare import check_blocks
+from ditflow.memory.arrange import arrange, place
+from ditflow.memory.meter import Meter
+from ditflow.planning.room import Room
+from ditflow.progress import Progress
+from ditflow.runs import Run, create_run, versions
+from ditflow.settings import MODELS, Settings
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = {"mp4": ".mp4", "gif": ".gif", "frames": ""}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that may begin: all that could be checked has been."""
+
+    room: Room
+    folder: ModelFolder
+    clip: video.Clip
+    run: Run
+    meter: Meter
+
+    @classmethod
+    def begin(cls, settings: Settings, progress: Progress, needs: tuple[str, ...], kind: str = "") -> Job:
+        """Check and read what can be before any work; a run folder is made once all of that is well."""
+        for name in needs:
+            if not getattr(settings, name):
+                raise SettingsError(f"{name}: nothing given; use --{name}")
+        settings = _from_anywhere(settings)
+        device = choose_device(settings)
+        optimises = settings.optimises and kind != "flow"
+        check_choices(settings, device, optimises)
+        clip = video.read_clip(
+            settings.video,
+            frames=settings.frames,
+            start=settings.start,
+            stride=settings.stride,
+            size=settings.size,
+            fit=settings.fit,
+        )
+        folder = ModelFolder(settings.model, settings.dtype, device)
+        check_blocks(settings, folder.config("transformer")["num_layers"])
+        if settings.saved_embedding:
+            check_embedding(settings, folder)
+        settings = replace(settings, compile="on" if compiles(settings.compile, device) else "off")
+        room = Room(settings, folder.path, device, optimises)
+        check_engine(settings.engine, optimises, device, room.plan.streamed > 0)
+
+        job = cls(room, folder, clip, create_run(settings, kind), Meter(device, progress))
+        logger.info("run folder: %s, memory preset %s", job.run.folder, room.plan.preset.name)
+        room.on_change = job.write_settings
+        job.write_settings()
+        job.write("reference", clip)
+        return job
+
+    @property
+    def settings(self) -> Settings:
+        """As they were resolved, and as a replay needs them."""
+        return self.room.resolved
+
+    def texts(self) -> Texts:
+        """The prompt, the negative prompt and the clip's own, encoded unless an earlier run has."""
+        settings, folder = self.settings, self.folder
+        length = folder.config("transformer")["max_text_seq_length"]
+        given = settings.prompt, settings.negative_prompt, settings.source_prompt
+        tokens = text.tokenise(folder.tokenizer(), given, length)
+
+        def encode(tokens: Tensor) -> Tensor:
+            encoder = folder.text_encoder()
+            blocks = text.blocks(encoder)
+            resident = len(blocks) if self.room.plan.preset.text == "whole" else 0
+            # each layer is needed once: gathering them in pinned memory would cost a copy more
+            weights = place(encoder, blocks, folder.device, resident, host="pageable")
+            return text.encode_tokens(encoder, tokens, weights)
+
+        with self.meter.phase("text"):
+            return self.room.run("text", lambda: prompts.texts(folder, tokens, encode))
+
+    def encode(self) -> Tensor:
+        """The clip as latents [1, frames, channels, height, width]."""
+        pixels = torch.from_numpy(self.clip.frames)
+        with self.meter.phase("encode"):
+            return self.room.run("encode", lambda: autoencoder.encode(self.folder.vae(), pixels))
+
+    def runner(self) -> Runner:
+        """The model, its weights where the preset wants them."""
+        settings, plan = self.settings, self.room.plan
+        compiled = settings.compile == "on"
+        backbone = self.folder.backbone(settings.lora, settings.weights, settings.attention, compiled)
+        if settings.engine == "tensorrt":
+            denoise_with_tensorrt(backbone)
+        return arrange(backbone, self.folder.device, plan.preset, plan.resident)
+
+    def decode(self, latents: Tensor) -> video.Clip:
+        """The latents [1, frames, channels, height, width] as a video."""
+
+        def work() -> Tensor:
+            vae = self.folder.vae()
+            if self.settings.engine == "tensorrt":
+                decode_with_tensorrt(vae)
+            return autoencoder.decode(vae, latents, self.settings.frames, self.settings.decode_tile)
+
+        with self.meter.phase("decode"):
+            return video.Clip(self.room.run("decode", work).numpy(), self.clip.frame_rate)
+
+    def write(self, name: str, clip: video.Clip) -> None:
+        """A clip into the run folder, in the format asked for, with the settings inside."""
+        path = self.run.folder / f"{name}{SUFFIXES[self.settings.format]}"
+        video.write_clip(clip, path, metadata=self.settings.to_yaml())
+
+    def write_settings(self) -> None:
+        self.run.write_text("settings.yaml", self.settings.to_yaml())
+
+    def end(self, **results: object) -> None:
+        """Write what was measured."""
+        record = {"versions": versions(), "device": self.meter.device_name, "phases": self.meter.phases}
+        self.run.write_json("run.json", record | results)
+
+
+def check_choices(settings: Settings, device: torch.device, optimises: bool) -> None:
+    """Raises DitflowError for what this machine, or the rest of the settings, cannot do; loads nothing."""
+    check_attention(
+        settings.attention, optimises, device, getattr(torch, settings.dtype), settings.deterministic
+    )
+    check_engine(settings.engine, optimises, device, streams=False)
+    check_weights(settings.weights)
+    if settings.lora and settings.weights.endswith(".gguf"):
+        raise SettingsError("--lora needs whole weights to be added to: leave out --weights FILE.gguf")
+    if settings.engine == "tensorrt" and settings.weights != "full":
+        raise SettingsError("--engine tensorrt works with --weights full only")
+    for lora in settings.lora:
+        check_lora(lora)
+
+
+def check_embedding(settings: Settings, folder: ModelFolder) -> None:
+    """Raises DitflowError where the saved embedding is not one for these settings."""
+    scheduler, cpu = folder.config("scheduler"), torch.device("cpu")
+    schedule = Schedule(settings.scheduler, scheduler, settings.steps, cpu, torch.Generator())
+    rotary = folder.config("transformer")["use_rotary_positional_embeddings"]
+    facts = fingerprint(settings, schedule.timesteps.tolist(), rotary)
+    read_embeddings(Path(settings.saved_embedding), facts, settings.guided_steps)
+
+
+def _from_anywhere(settings: Settings) -> Settings:
+    """The settings with whole paths, so that a run can be repeated from another folder."""
+
+    def whole(name: str) -> str:
+        path = Path(name).expanduser()
+        return str(path.resolve()) if path.exists() else name
+
+    loras = []
+    for lora in settings.lora:
+        source, scale = split_scale(lora)
+        loras.append(f"{whole(source)}:{scale}")
+    return replace(
+        settings,
+        video=str(Path(settings.video).expanduser().resolve()),
+        model=settings.model if settings.model in MODELS else whole(settings.model),
+        weights=whole(settings.weights) if settings.weights.endswith(".gguf") else settings.weights,
+        lora=tuple(loras),
+    )

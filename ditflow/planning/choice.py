@@ -1,0 +1,114 @@
+"""Which preset a run uses: the fastest that fits, or the one asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+
+from ditflow.errors import DitflowError
+from ditflow.memory.capacity import usable_bytes
+from ditflow.memory.presets import GIB, Preset, presets
+from ditflow.planning.phases import Phases
+from ditflow.planning.plan import Plan, make_plan
+from ditflow.settings import PRESETS, Settings
+
+
+def make_plans(
+    settings: Settings,
+    wanted: Iterable[Preset],
+    device: str,  # its type
+    budget: int | None = None,  # bytes; by default what each preset's own card has
+    until_one_fits: bool = False,
+) -> list[Plan]:
+    """The plans of some presets, in their order."""
+    phases, found = phases_of(settings, device), []
+    for preset in wanted:
+        found.append(make_plan(phases, preset, preset.budget if budget is None else budget))
+        if until_one_fits and found[-1].fits:
+            break
+    return found
+
+
+def phases_of(settings: Settings, device: str) -> Phases:
+    """The phases of a run; kept, because the next plan may be of the same."""
+    return _phases(
+        replace(
+            settings,
+            memory="auto",
+            video="",
+            prompt="",
+            negative_prompt="",
+            source_prompt="",
+            seed=0,
+            output="",
+        ),
+        device,
+    )
+
+
+_phases = lru_cache(maxsize=2)(Phases)
+
+
+def plan_all(settings: Settings) -> tuple[list[Plan], Plan | None, str]:
+    """Every preset's plan, the one that a run here would use, and why it or none.
+
+    Without a GPU and without `settings.memory`, each preset is held against its own card, and none is chosen.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    here = settings.memory != "auto" or device.type == "cuda"
+    budget = usable_bytes(settings.memory, device) if here else None
+    plans = make_plans(settings, presets(), "cuda", budget)
+    if not here:
+        return plans, None, "None is chosen: there is no GPU here. --memory GB tells what would be."
+    fitting = [plan for plan in plans if plan.fits]
+    named = [plan for plan in plans if plan.preset.name == settings.memory]
+    if named and not named[0].fits or not fitting:
+        below = [plan for plan in fitting if plans.index(plan) < plans.index(named[0])] if named else []
+        return plans, None, misfit(named[0] if named else plans[0], below[-1] if below else None)
+    chosen = named[0] if named else fitting[-1]
+    reason = "as asked for" if named else "the fastest that fits"
+    return (
+        plans,
+        chosen,
+        f"{chosen.preset.name} is chosen: {reason}, with {chosen.budget / GIB:.1f} GiB to use.",
+    )
+
+
+def choose_plan(settings: Settings, device: torch.device) -> Plan:
+    """The plan of the preset that `settings.memory` names, else of the largest that fits.
+
+    Raises DitflowError where it does not fit: which phase is too large, by how much, and what would.
+    """
+    named = settings.memory in PRESETS
+    candidates = presets()[: PRESETS.index(settings.memory) + 1] if named else presets()
+    budget = usable_bytes(settings.memory, device)
+    tried = make_plans(settings, candidates[::-1], device.type, budget, until_one_fits=True)
+    last = tried[-1]
+    if not last.fits or (named and len(tried) > 1):
+        raise DitflowError(misfit(tried[0] if named else last, last if last.fits else None))
+    return last
+
+
+def smaller_plan(settings: Settings, device: torch.device, preset: Preset) -> Plan | None:
+    """The plan of the next smaller preset; None where there is none."""
+    place = presets().index(preset)
+    if not place:
+        return None
+    budget = min(usable_bytes(settings.memory, device), preset.budget)
+    return make_plans(settings, presets()[place - 1 : place], device.type, budget)[0]
+
+
+def misfit(plan: Plan, fitting: Plan | None) -> str:
+    """Why a plan cannot be run, and what to do."""
+    phase = plan.largest
+    size, have = phase.peak_bytes / GIB, plan.budget / GIB
+    advice = (
+        f"--memory {fitting.preset.name} fits" if fitting else "fewer --frames or a smaller --size need less"
+    )
+    return (
+        f"memory preset {plan.preset.name} does not fit: {phase.name} needs {size:.1f} GiB, "
+        f"{size - have:.1f} more than the {have:.1f} to be had; {advice}"
+    )

@@ -1,0 +1,109 @@
+"""What a run takes with a preset: the work of its phases, and the weights where the preset keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ditflow.memory.presets import Preset
+from ditflow.memory.ring import Ring
+from ditflow.planning.phases import Phases, Work
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase, once: an optimisation step, for instance, or a denoising step."""
+
+    name: str
+    times: int  # in a run
+    peak_bytes: int  # on the device, weights included
+    flops: int
+    attention_flops: int  # among them
+    copied_bytes: int  # to the device, while it works
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run with one preset."""
+
+    preset: Preset
+    resident: int  # blocks of the transformer that stay on the device
+    streamed: int  # and those that do not
+    budget: int  # bytes of device memory that may be used
+    host_bytes: int  # of host memory held while weights or boundaries wait there
+    phases: tuple[Phase, ...]
+
+    @property
+    def largest(self) -> Phase:
+        return max(self.phases, key=lambda phase: phase.peak_bytes)
+
+    @property
+    def fits(self) -> bool:
+        return self.largest.peak_bytes <= self.budget
+
+    @property
+    def total_flops(self) -> int:
+        return sum(phase.times * phase.flops for phase in self.phases)
+
+
+def make_plan(phases: Phases, preset: Preset, budget: int) -> Plan:
+    """The plan of one preset, with as many resident blocks as fit into `budget` bytes."""
+    settings = phases.settings
+    works = dict(_model_works(phases, preset))
+    sizes, layers = phases.block_bytes, phases.layer_bytes
+    beside = max(work.peak_bytes for _, work in works.values())
+    resident = _resident_blocks(phases, preset, budget - beside, sizes)
+    whole = preset.text == "whole"
+    tile = preset.decode_tile if settings.decode_tile == "auto" else settings.decode_tile
+
+    waiting = phases.pinned_bytes(resident) + max(work.host_bytes for _, work in works.values())
+    return Plan(
+        preset,
+        resident,
+        len(sizes) - resident,
+        budget,
+        max(waiting, 0 if whole else sum(layers)),
+        (
+            _phase("text", 1, phases.text(), layers, len(layers) if whole else 0),
+            _phase("encode", 1, phases.encode(), [], 0),
+            *(_phase(name, times, work, sizes, resident) for name, (times, work) in works.items()),
+            _phase("decode", 1, phases.decode(tile), [], 0),
+        ),
+    )
+
+
+def _model_works(phases: Phases, preset: Preset) -> Iterator[tuple[str, tuple[int, Work]]]:
+    """The transformer's phases: name, times in a run, work."""
+    settings = phases.settings
+    if phases.settings.optimises:
+        yield "reference", (1, phases.reference())
+    if phases.injects:
+        yield "injection", (settings.guided_steps, phases.injection())
+    if phases.settings.optimises:
+        times = settings.guided_steps * settings.optimisation_steps
+        yield "optimise", (times, phases.optimise(preset.checkpoint, preset.boundaries))
+    yield "denoise", (settings.steps, phases.denoise())
+
+
+def _resident_blocks(phases: Phases, preset: Preset, room: int, sizes: list[int]) -> int:
+    """As many as fit into `room` bytes; at least those whose weights the graph of a guided step holds."""
+    least = 0
+    if phases.settings.optimises and preset.checkpoint == "none":
+        least = max(phases.settings.guidance_blocks) + 1
+    fitting = (n for n in range(len(sizes), least, -1) if Ring(sizes, n).device_bytes <= room)
+    return next(fitting, least)
+
+
+def _phase(name: str, times: int, work: Work, sizes: list[int], resident: int) -> Phase:
+    """A phase with its weights in place; of walks that repeat, the copies are those of a later time."""
+    ring = Ring(sizes, resident)
+    for _ in range(1 if times == 1 else 2):
+        copied = sum(ring.replay(order) for order in work.walks)
+    return Phase(
+        name,
+        times,
+        work.peak_bytes + ring.device_bytes,
+        work.flops,
+        work.attention_flops,
+        work.copied_bytes + copied,
+    )

@@ -1,0 +1,90 @@
+"""Plans as words: tables for a reader, a mapping for a program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ditflow.memory.presets import GIB
+from ditflow.planning.ceilings import Ceilings
+from ditflow.planning.plan import Phase, Plan
+
+TERA = 10**12
+
+
+def as_mapping(plans: Sequence[Plan], chosen: Plan | None, ceilings: Ceilings | None) -> dict[str, Any]:
+    """Plans as JSON takes them; bytes, FLOPs and seconds."""
+    return {
+        "presets": [
+            {
+                "name": plan.preset.name,
+                "fits": plan.fits,
+                "chosen": plan is chosen,
+                "budget_bytes": plan.budget,
+                "resident_blocks": plan.resident,
+                "streamed_blocks": plan.streamed,
+                "host_bytes": plan.host_bytes,
+                "total_flops": plan.total_flops,
+                **({"estimated_seconds": ceilings.run_seconds(plan)} if ceilings else {}),
+                "phases": [_phase_mapping(phase, ceilings) for phase in plan.phases],
+            }
+            for plan in plans
+        ]
+    }
+
+
+def _phase_mapping(phase: Phase, ceilings: Ceilings | None) -> dict[str, Any]:
+    return {
+        "name": phase.name,
+        "times": phase.times,
+        "peak_bytes": phase.peak_bytes,
+        "flops": phase.flops,
+        "attention_flops": phase.attention_flops,
+        "copied_bytes": phase.copied_bytes,
+        **({"estimated_seconds": ceilings.seconds(phase)} if ceilings else {}),
+    }
+
+
+def print_plans(plans: Sequence[Plan], chosen: Plan | None, why: str, ceilings: Ceilings | None) -> None:
+    console = Console(highlight=False)
+    console.print(_fit_table(plans, chosen))
+    console.print(
+        _table("Peak of the device's memory in each phase, GiB", plans, lambda p: p.peak_bytes / GIB)
+    )
+    console.print(_table("Work of each phase, TFLOP", plans, lambda p: p.flops / TERA))
+    console.print(_table("Copied to the device in each phase, GiB", plans, lambda p: p.copied_bytes / GIB))
+    if ceilings:
+        title = f"Estimated seconds of each phase on {ceilings.device}, from its measured ceilings"
+        console.print(_table(title, plans, ceilings.seconds))
+    console.print(why)
+
+
+def _fit_table(plans: Sequence[Plan], chosen: Plan | None) -> Table:
+    table = Table(title="Presets: planned on fake tensors, nothing has run", title_justify="left")
+    for heading in ("", "fits", "peak GiB", "of", "host GiB", "blocks on it", "run PFLOP", "cards"):
+        table.add_column(heading, justify="left" if heading in ("", "fits", "cards") else "right")
+    for plan in plans:
+        table.add_row(
+            plan.preset.name,
+            "chosen" if plan is chosen else "yes" if plan.fits else f"no: {plan.largest.name}",
+            f"{plan.largest.peak_bytes / GIB:.2f}",
+            f"{plan.budget / GIB:.1f}",
+            f"{plan.host_bytes / GIB:.1f}",
+            f"{plan.resident}/{plan.resident + plan.streamed}",
+            f"{plan.total_flops / TERA / 1000:.2f}",
+            plan.preset.cards,
+        )
+    return table
+
+
+def _table(title: str, plans: Sequence[Plan], value: Callable[[Phase], float]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for phase in plans[0].phases:
+        table.add_column(phase.name, justify="right")
+    for plan in plans:
+        table.add_row(plan.preset.name, *(f"{value(phase):.2f}" for phase in plan.phases))
+    return table

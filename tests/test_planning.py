@@ -1,0 +1,190 @@
+"""Plans against the real thing, and the preset that follows from them."""
+
+import json
+
+import pytest
+import torch
+
+from ditflow.cli import main
+from ditflow.errors import DitflowError
+from ditflow.memory.presets import GIB, budget, presets
+from ditflow.memory.ring import Ring
+from ditflow.planning import choice
+from ditflow.planning.phases import Phases
+from ditflow.planning.plan import make_plan
+from ditflow.planning.repeats import once_each
+from ditflow.settings import PRESETS, Settings
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def settings(small_folder):
+    return Settings(
+        model=str(small_folder), dtype="float32", size="96x64", frames=9, guidance_blocks=[2], steps=10,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def phases(settings):
+    return Phases(settings)
+
+
+def named(name):
+    return presets()[PRESETS.index(name)]
+
+
+def test_as_many_blocks_stay_as_fit(phases):
+    sizes = phases.block_bytes
+    roomy = make_plan(phases, named("8gb"), 100 * GIB)
+    assert (roomy.resident, roomy.streamed, roomy.host_bytes) == (len(sizes), 0, roomy.host_bytes)
+    model = {phase.name: phase for phase in roomy.phases if phase.name not in ("text", "encode", "decode")}
+    beside = max(phase.peak_bytes for phase in model.values()) - sum(sizes)
+    for wanted in range(len(sizes) - 2):
+        plan = make_plan(phases, named("8gb"), beside + Ring(sizes, wanted).device_bytes)
+        assert plan.resident == wanted
+        assert make_plan(phases, named("8gb"), plan.budget - 1).resident == max(wanted - 1, 0)
+        peaks = [phase.peak_bytes for phase in plan.phases if phase.name in model]
+        assert max(peaks) == plan.budget
+    assert not plan.fits or plan.largest.peak_bytes <= plan.budget
+
+
+def test_a_graph_holds_the_weights_it_has_passed(phases):
+    """Without checkpoints the guided blocks stay, whether they fit or not."""
+    plan = make_plan(phases, named("24gb"), 0)
+    assert plan.resident == 3
+    assert not plan.fits
+
+
+def test_work_of_a_run(phases):
+    plan = make_plan(phases, named("8gb"), 100 * GIB)
+    times = {phase.name: phase.times for phase in plan.phases}
+    assert times == {
+        "text": 1, "encode": 1, "reference": 1, "injection": 2, "optimise": 10, "denoise": 10, "decode": 1,
+    }  # fmt: skip
+    assert plan.total_flops == sum(phase.times * phase.flops for phase in plan.phases)
+
+
+def test_tiles_counted_once_are_counted_right(phases, monkeypatch):
+    from contextlib import nullcontext
+
+    from ditflow.planning import phases as module
+
+    quick = phases.decode("144x96"), phases.encode()
+    monkeypatch.setattr(module, "once_each", lambda *_: nullcontext())
+    phases._measured.clear()
+    whole = phases.decode("144x96"), phases.encode()
+    assert quick == whole
+    assert once_each is not module.once_each
+
+
+@pytest.mark.parametrize("resident", [0, 3])
+@pytest.mark.parametrize("name", ["4gb", "8gb", "16gb"])
+def test_plan_is_what_really_happens(settings, phases, name, resident):
+    """Peak, work and copies of one optimisation step of the real model, its weights streamed."""
+    from ditflow.backbone.loading import ModelFolder
+    from ditflow.guidance.prepare import prepare_guidance
+    from ditflow.memory.arrange import around, place, runner_of
+    from ditflow.memory.tracker import Tracker
+
+    preset = named(name)
+    sizes = phases.block_bytes
+    work = phases.optimise(preset.checkpoint, preset.boundaries)
+    with torch.device("cpu"):
+        backbone = ModelFolder(settings.model, settings.dtype, torch.device("cpu")).backbone()
+        weights = place(backbone.transformer, backbone.blocks, torch.device("cpu"), resident, host="pinned")
+        runner = runner_of(backbone, weights, preset.checkpoint, preset.boundaries)
+    given = phases.inputs
+    inputs = type(given)(
+        torch.randn(given.latents.shape), torch.randn(given.prompt.shape), torch.zeros(1, dtype=torch.int64),
+        backbone.embedding(backbone.grid(torch.empty(given.latents.shape))),
+    )  # fmt: skip
+    guidance = prepare_guidance(
+        runner, settings, backbone.grid(inputs.latents), inputs.latents, inputs.prompt, inputs.embedding
+    )
+    guidance.steps = 1
+    injected = phases._inject.__func__(type("Given", (), {"inputs": inputs, "settings": settings})(), runner)
+    guidance.optimise(runner, inputs, injected, 0)
+    before = runner.copied_bytes
+    held = [torch.empty_like(inputs.latents) for _ in range(2)]
+    held += [torch.empty_like(inputs.prompt) for _ in range(3)]
+    held += [inputs.latents, inputs.embedding, *injected[0], *weights.device_buffers()]
+    with Tracker([*held, *around(backbone.transformer, backbone.blocks)]) as found:
+        guidance.optimise(runner, inputs, injected, 0)
+    ring = Ring(sizes, resident)
+    for _ in range(2):
+        copied = sum(ring.replay(order) for order in work.walks)
+    assert found.peak_bytes == pytest.approx(work.peak_bytes + ring.device_bytes, rel=0.01)
+    assert found.flops == work.flops
+    assert runner.copied_bytes - before == copied + work.copied_bytes
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """Presets held against a card with so many free bytes."""
+
+    def with_free(size):
+        monkeypatch.setattr(choice, "usable_bytes", lambda memory, device: size)
+
+    return with_free
+
+
+def test_the_largest_preset_that_fits(settings, phases, on_a_gpu):
+    whole = {name: make_plan(phases, named(name), 100 * GIB) for name in PRESETS}
+    most = {name: plan.largest.peak_bytes for name, plan in whole.items()}
+    on_a_gpu(max(most.values()))
+    assert choice.choose_plan(settings, torch.device("cpu")).preset.name == "80gb"
+    least = make_plan(phases, named("4gb"), 0)
+    on_a_gpu(least.largest.peak_bytes)
+    found = choice.choose_plan(settings, torch.device("cpu"))
+    assert found.fits
+    on_a_gpu(MIB)
+    with pytest.raises(DitflowError, match=r"memory preset 4gb does not fit: \w+ needs .* fewer --frames"):
+        choice.choose_plan(settings, torch.device("cpu"))
+
+
+def test_budgets():
+    assert budget(4) == pytest.approx(3.4 * GIB, abs=1)
+    sizes = [preset.budget for preset in presets()]
+    assert sizes == sorted(sizes)
+    assert [preset.name for preset in presets()] == list(PRESETS)
+    assert all(f"{preset.gigabytes}gb" == preset.name for preset in presets())
+
+
+def test_json(settings, capsys):
+    words = ["plan", "--model", settings.model, "--size", "96x64", "--frames", "9", "--json", "--memory", "8"]
+    assert main([*words, "--guidance-blocks", "2"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [preset["name"] for preset in plan["presets"]] == list(PRESETS)
+    assert [preset["chosen"] for preset in plan["presets"]] == [False] * 7 + [True]
+    for preset in plan["presets"]:
+        assert preset["fits"]
+        assert preset["total_flops"] == sum(p["times"] * p["flops"] for p in preset["phases"])
+        assert [p["name"] for p in preset["phases"]] == [
+            "text", "encode", "reference", "injection", "optimise", "denoise", "decode",
+        ]  # fmt: skip
+        assert all(p["peak_bytes"] > 0 and p["copied_bytes"] >= 0 for p in preset["phases"])
+
+
+def test_tables(settings, capsys):
+    words = ["plan", "--model", settings.model, "--size", "96x64", "--frames", "9", "--guidance-blocks", "2"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "planned on fake tensors" in printed
+    assert all(name in printed for name in (*PRESETS, "optimise", "denoise", "decode"))
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--model", "nobody/nothing"], "nobody/nothing.*configs/models"),
+        (["--model", "5b", "--device", "abacus"], "abacus.*no measured ceilings"),
+        (["--model", "5b", "--memory", "7gb"], "memory: '7gb' given; accepted: auto, gigabytes"),
+    ],
+    ids=["model", "device", "memory"],
+)
+def test_what_cannot_be_planned(words, says, capsys):
+    assert main(["plan", *words]) in (1, 2)
+    import re
+
+    assert re.search(says, capsys.readouterr().err)
