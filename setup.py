@@ -20,6 +20,7 @@ CORE = [
     "PyYAML>=6",
     "einops>=0.8",
     "rich>=13",
+    "psutil>=5.9",
 ]
 
 EXTRAS = {

@@ -24,40 +24,7 @@ from ditflow.errors import DitflowError
 from ditflow.job import Job
 from ditflow.settings import read_settings
 
-FRAMES = 10
-
-
-@pytest.fixture(scope="session")
-def clip(tmp_path_factory):
-    """A square that moves to the right and down over noise."""
-    noise = np.random.default_rng(0).integers(0, 90, (32, 48, 3), dtype=np.uint8)
-    frames = np.stack([noise] * 14)
-    for index, frame in enumerate(frames):
-        frame[4 + index : 14 + index, 2 * index : 2 * index + 12] = (250, 200, 40)
-    path = tmp_path_factory.mktemp("clips") / "square.mp4"
-    video.write_clip(video.Clip(frames, Fraction(10)), path)
-    return path
-
-
-@pytest.fixture
-def settings(clip, small_folder, tmp_path):
-    return Settings(
-        video=str(clip),
-        prompt="a red circle on a blue background",
-        negative_prompt="",
-        model=str(small_folder),
-        dtype="float32",
-        device="cpu",
-        size="48x32",
-        frames=FRAMES,
-        steps=4,
-        guided=0.5,
-        optimisation_steps=2,
-        learning_rate=[0.05, 0.02],
-        guidance_blocks=[2],
-        guidance_scale=2,
-        output=str(tmp_path / "run"),
-    )
+FRAMES = 10  # of the settings
 
 
 def latents(run):

@@ -32,7 +32,7 @@ class Preset:
 
 def budget(gigabytes: float) -> int:
     """Bytes that a program can use of a card of that size."""
-    return int(USABLE * gigabytes * GIB - CONTEXT)
+    return max(0, int(USABLE * gigabytes * GIB - CONTEXT))
 
 
 @cache

@@ -1,0 +1,129 @@
+"""Whole runs with every preset: the same latents; and runs that memory runs out in."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from test_jobs import latents
+
+from ditflow import transfer
+from ditflow.backbone import text
+from ditflow.backbone import vae as autoencoder
+from ditflow.cli import main
+from ditflow.errors import DitflowError
+from ditflow.memory.blockwise import BlockwiseRunner
+from ditflow.memory.streamed import Streamed
+from ditflow.planning import plan
+from ditflow.settings import PRESETS, read_settings
+
+
+@pytest.fixture
+def nothing_stays(monkeypatch):
+    """As few blocks on the device as a preset can do with, as on a card that is just large enough."""
+    monkeypatch.setattr(
+        plan,
+        "_resident_blocks",
+        lambda phases, preset, room, sizes: 3 if preset.checkpoint == "none" else 0,
+    )
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """The latents of a plain run, once somebody has made them."""
+    return {}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_gives_the_same_latents(settings, nothing_stays, expected, name, monkeypatch):
+    """A guided step changes latents by 0.02 to 0.05: what is lost in a preset would show."""
+    walked = []
+    walk = Streamed.walk
+    monkeypatch.setattr(Streamed, "walk", lambda self, order: walked.append(self) or walk(self, order))
+    run = transfer(replace(settings, memory=name))
+    if "plain" not in expected:
+        monkeypatch.undo()
+        expected["plain"] = latents(transfer(settings))
+    torch.testing.assert_close(latents(run), expected["plain"], rtol=1e-5, atol=1e-5)
+    assert read_settings(run.folder / "settings.yaml").memory == name
+    assert len({id(weights) for weights in walked}) >= 1, "nothing was streamed"
+
+
+def out_of_memory(times, work):
+    """A function that runs out of memory so many times."""
+    left = [times]
+
+    def fails(*given, **named):
+        if torch.is_tensor(given[1]) and isinstance(given[1], torch._subclasses.FakeTensor):
+            return work(*given, **named)  # a plan's
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("planted")
+        return work(*given, **named)
+
+    return fails
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("phase", ["text", "encode", "denoise", "decode"])
+def test_next_smaller_preset_where_memory_runs_out(
+    settings, nothing_stays, phase, times, monkeypatch, caplog, tmp_path
+):  # fmt: skip
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    where, name = {
+        "text": (text, "encode_tokens"),
+        "encode": (autoencoder, "encode"),
+        "denoise": (BlockwiseRunner, "forward"),
+        "decode": (autoencoder, "decode"),
+    }[phase]
+    monkeypatch.setattr(where, name, out_of_memory(times, getattr(where, name)))
+    with caplog.at_level(logging.WARNING):
+        run = transfer(replace(settings, memory="16gb"))
+    used = ["12gb", "8gb"][times - 1]
+    lines = [record.message for record in caplog.records if "out of memory" in record.message]
+    assert lines == [
+        f"out of memory in {phase}: going on with memory preset {name}" for name in ["12gb", "8gb"][:times]
+    ]
+    found = read_settings(run.folder / "settings.yaml")
+    assert found.memory == used
+    assert found.decode_tile == {"12gb": "288x192", "8gb": "240x160"}[used]
+    monkeypatch.undo()
+    again = transfer(replace(settings, memory="16gb"))
+    torch.testing.assert_close(latents(run), latents(again), rtol=1e-5, atol=1e-5)
+
+
+def test_smallest_preset_is_not_small_enough(settings, monkeypatch):
+    monkeypatch.setattr(BlockwiseRunner, "gradient", out_of_memory(99, BlockwiseRunner.gradient))
+    with pytest.raises(DitflowError, match="out of memory in denoise with the smallest memory preset; fewer"):
+        transfer(replace(settings, memory="6gb"))
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--attention", "sage"], "sage has no gradient, and this run optimises: use --attention sdpa"),
+        (["--attention", "flash"], "--attention flash: .*available here: sdpa"),
+        (["--engine", "tensorrt"], "--engine tensorrt: no gradient comes through it"),
+        (["--weights", "nf3"], "--weights nf3: unknown; accepted: full, fp8, int8, nf4 or a .gguf file"),
+        (["--weights", "absent.gguf"], "no such file"),
+        (["--memory", "little"], "memory: 'little' given; accepted: auto, gigabytes such as 8, or 4gb"),
+        (["--memory", "0.42"], "memory preset 4gb does not fit: .* needs .* GiB, .* more than the 0.0"),
+    ],
+)
+def test_bad_choices_are_refused_before_anything_is_loaded(
+    settings, words, says, tmp_path, monkeypatch, capsys
+):  # fmt: skip
+    import re
+
+    from diffusers import CogVideoXTransformer3DModel
+
+    def loads(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(CogVideoXTransformer3DModel, "from_pretrained", loads)
+    monkeypatch.setattr(text.T5EncoderModel, "from_pretrained", loads)
+    config = tmp_path / "settings.yaml"
+    config.write_text(settings.to_yaml())
+    assert main(["transfer", "--config", str(config), *words]) in (1, 2)
+    assert re.search(says, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
