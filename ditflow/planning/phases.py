@@ -12,7 +12,8 @@ from functools import cached_property, wraps
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from diffusers import AutoencoderKLCogVideoX
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from transformers import T5EncoderModel
 
@@ -34,7 +35,7 @@ from ditflow.memory.arrange import around, runner_of
 from ditflow.memory.host import HostBuffers, keep_on_host
 from ditflow.memory.streamed import flat_bytes
 from ditflow.memory.tracker import Tracker
-from ditflow.planning.repeats import once_each
+from ditflow.planning.repeats import each_shape_once
 from ditflow.sampling import predict
 from ditflow.settings import Settings
 from ditflow_kernels.backends import as_on
@@ -136,7 +137,7 @@ class Phases:
     def encode(self) -> Work:
         vae, pixels = fake_vae(self.settings), fake_pixels(self.settings)
         return self._measure(
-            "encode", lambda _: autoencoder.encode(vae, pixels), None, vae.parameters(), repeats=vae.encoder
+            "encode", lambda _: autoencoder.encode(vae, pixels), None, vae.parameters(), tiled=vae
         )
 
     @among_fakes
@@ -147,7 +148,7 @@ class Phases:
             lambda _: autoencoder.decode(vae, latents, self.settings.frames, tile),
             None,
             (*vae.parameters(), latents),
-            repeats=vae.decoder,
+            tiled=vae,
         )
 
     @among_fakes
@@ -218,11 +219,11 @@ class Phases:
         walks: Walks | None,
         present: Iterable[Tensor],
         runner: Runner | None = None,
-        repeats: nn.Module | None = None,
+        tiled: AutoencoderKLCogVideoX | None = None,
     ) -> Work:
         if name not in self._measured:
             found = Tracker(present)
-            with once_each(repeats, found) if repeats else nullcontext(), found:
+            with each_shape_once(tiled, found) if tiled else nullcontext(), found:
                 work(walks)
             self._measured[name] = Work(
                 found.peak_bytes,

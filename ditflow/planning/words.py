@@ -57,8 +57,8 @@ def print_plans(plans: Sequence[Plan], chosen: Plan | None, why: str, ceilings: 
     console.print(_table("Work of each phase, TFLOP", plans, lambda p: p.flops / TERA))
     console.print(_table("Copied to the device in each phase, GiB", plans, lambda p: p.copied_bytes / GIB))
     if ceilings:
-        title = f"Estimated seconds of each phase on {ceilings.device}, from its measured ceilings"
-        console.print(_table(title, plans, ceilings.seconds))
+        title = f"At least so many seconds: {ceilings.device} at its measured ceilings in {ceilings.dtype}"
+        console.print(_table(title, plans, ceilings.seconds, ceilings.run_seconds))
     console.print(why)
 
 
@@ -80,11 +80,18 @@ def _fit_table(plans: Sequence[Plan], chosen: Plan | None) -> Table:
     return table
 
 
-def _table(title: str, plans: Sequence[Plan], value: Callable[[Phase], float]) -> Table:
+def _table(
+    title: str,
+    plans: Sequence[Plan],
+    value: Callable[[Phase], float],
+    whole: Callable[[Plan], float] | None = None,  # of the whole run
+) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for phase in plans[0].phases:
-        table.add_column(phase.name, justify="right")
+    for heading in ("", *(phase.name for phase in plans[0].phases), *(["whole run"] if whole else [])):
+        table.add_column(heading, justify="right" if heading else "left")
     for plan in plans:
-        table.add_row(plan.preset.name, *(f"{value(phase):.2f}" for phase in plan.phases))
+        values = [value(phase) for phase in plan.phases] + ([whole(plan)] if whole else [])
+        table.add_row(
+            plan.preset.name, *(f"{number:,.0f}" if number >= 100 else f"{number:.3g}" for number in values)
+        )
     return table
