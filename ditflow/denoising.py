@@ -83,8 +83,8 @@ class Denoising:
             saved,
             self._on_step,
         )
-        if self.guidance and self.guidance.scale.skipped:
-            result.skipped = self.guidance.scale.skipped
+        if self.guidance and self.guidance.skipped:
+            result.skipped = self.guidance.skipped
             logger.warning("%d optimisation steps overflowed in float16 and were left out", result.skipped)
         return result
 

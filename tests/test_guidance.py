@@ -13,7 +13,7 @@ from ditflow.backbone.cogvideox import CogVideoX
 from ditflow.backbone.runner import Grid, QueryKey, Until
 from ditflow.errors import DitflowError
 from ditflow.guidance.losses import FlowLoss, MoftLoss, SmmLoss
-from ditflow.guidance.optimise import Guidance, LossScale, learning_rates
+from ditflow.guidance.optimise import LOSS_SCALE, Guidance, learning_rates, loss_scaler
 from ditflow.guidance.prepare import check_blocks
 from ditflow.memory.plain import PlainRunner
 from ditflow.settings import Settings
@@ -86,10 +86,11 @@ def test_flow_loss_of_a_still_clip_is_zero_not_nan():
     assert not gradient.any()
 
 
-def guidance(loss, variable="latents", steps=3, rates=(0.1,), blocks=(1,), what="output", scale=1.0):
-    return Guidance(
-        loss, Until(what, blocks), variable, steps, list(rates), LossScale(scale, can_overflow=True)
-    )
+def guidance(
+    loss, variable="latents", steps=3, rates=(0.1,), blocks=(1,), what="output", dtype=torch.float32
+):
+    scaler = loss_scaler(dtype, torch.device("cpu"))
+    return Guidance(loss, Until(what, blocks), variable, steps, list(rates), scaler)
 
 
 @pytest.mark.parametrize("variable", ["latents", "embedding"])
@@ -153,19 +154,18 @@ def test_float16_gradient_survives_only_with_the_loss_scale():
         Until("output", (1,)),
         1.0,
     )[1]
-    scale = LossScale.suiting(torch.float16).value
-    assert (gradient(scale) - exact).norm() < 0.02 * exact.norm()
+    assert (gradient(LOSS_SCALE) - exact).norm() < 0.02 * exact.norm()
     assert (gradient(1.0) - exact).norm() > 0.5 * exact.norm()
 
 
 def test_overflowing_step_is_skipped_and_counted():
     backbone = CogVideoX(tiny_transformer().half())
     runner, inputs = PlainRunner(backbone), random_inputs(backbone, 3, 8, 12)
-    loss = guidance(lambda _, read: read.float().square().sum(), steps=4, scale=2.0**14)
+    loss = guidance(lambda _, read: read.float().square().sum() / 4, steps=8, dtype=torch.float16)
     found, losses = loss.optimise(runner, inputs, {}, 0)
-    assert 0 < loss.scale.skipped < 4
-    assert loss.scale.value == 2.0**14 / 2**loss.scale.skipped
-    assert len(losses) == 4
+    assert 0 < loss.skipped < 8
+    assert loss.scaler.get_scale() == LOSS_SCALE / 2**loss.skipped
+    assert len(losses) == 8
     assert found.latents.isfinite().all()
     assert not torch.equal(found.latents, inputs.latents)
 

@@ -1,6 +1,8 @@
 """Plans against the real thing, and the preset that follows from them."""
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -183,6 +185,18 @@ def test_tables(settings, capsys):
 )
 def test_what_cannot_be_planned(words, says, capsys):
     assert main(["plan", *words]) in (1, 2)
-    import re
-
     assert re.search(says, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("weights", ["full", "fp8"])
+@pytest.mark.parametrize(
+    "change", [{"dtype": "float16"}, {"optimise": "embedding"}, {"loss": "smm"}, {"loss": "moft"}], ids=str
+)
+def test_every_kind_of_run_can_be_planned(settings, change, weights):
+    asked = replace(settings, weights=weights, **change)
+    plan = choice.make_plans(asked, [named("4gb")], "cuda")[0]
+    optimise = next(phase for phase in plan.phases if phase.name == "optimise")
+    whole = sum(Phases(replace(asked, weights="full")).block_bytes)
+    assert optimise.flops > 0
+    assert (sum(Phases(asked).block_bytes) < whole) == (weights == "fp8")
+    assert optimise.peak_bytes > sum(Phases(asked).block_bytes)

@@ -76,6 +76,12 @@ class Runner(Protocol):
         """What is read in each block, without gradient: QueryKey, KeyValue or output [S, channels]."""
 
     def gradient(
-        self, loss: Loss, wrt: Variable, inputs: Inputs, injected: Injected, until: Until, scale: float
+        self,
+        loss: Loss,
+        wrt: Variable,
+        inputs: Inputs,
+        injected: Injected,
+        until: Until,
+        scale: Tensor | float,
     ) -> tuple[Tensor, Tensor]:
         """The mean of `loss` over the blocks read, and `scale` times its gradient in float32."""

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 
 from ditflow.backbone.runner import Injected, Inputs, Loss, Runner, Until, Variable
 
-
-@dataclass
-class LossScale:
-    """Keeps float16 gradients from underflowing; halved when they overflow.
-
-    The scale is a power of two, so that scaling alone changes no digit. Bfloat16 and float32 need none.
-    """
-
-    value: float = 1.0
-    can_overflow: bool = False
-    skipped: int = 0
-
-    @classmethod
-    def suiting(cls, dtype: torch.dtype) -> LossScale:
-        return cls(2.0**16, can_overflow=True) if dtype == torch.float16 else cls()
-
-    def unscaled(self, gradient: Tensor) -> Tensor | None:
-        """The true gradient, or None where it overflowed: that step is to be left out."""
-        if not self.can_overflow:
-            return gradient
-        if not gradient.isfinite().all():
-            self.value, self.skipped = max(1.0, self.value / 2), self.skipped + 1
-            return None
-        return gradient / self.value
+LOSS_SCALE = 2.0**16
+NEVER = 2**31 - 1  # updates
 
 
 @dataclass
@@ -45,7 +25,7 @@ class Guidance:
     variable: Variable
     steps: int
     learning_rates: list[float]  # one a guided step
-    scale: LossScale
+    scaler: GradScaler
 
     def optimise(
         self, runner: Runner, inputs: Inputs, injected: Injected, index: int
@@ -55,18 +35,35 @@ class Guidance:
         A new Adam each guided step, as in the released code. Losses are float32 [steps], on the device.
         """
         variable = getattr(inputs, self.variable).clone()
-        adam = torch.optim.Adam([variable], lr=self.learning_rates[index])
+        adam = torch.optim.Adam([variable], lr=self.learning_rates[index], fused=True)
+        one = torch.ones((), device=variable.device)
         losses = []
         for _ in range(self.steps):
             current = replace(inputs, **{self.variable: variable})
-            loss, gradient = runner.gradient(
-                self.loss, self.variable, current, injected, self.until, self.scale.value
+            loss, variable.grad = runner.gradient(
+                self.loss, self.variable, current, injected, self.until, self.scaler.scale(one)
             )
             losses.append(loss)
-            variable.grad = self.scale.unscaled(gradient)
-            if variable.grad is not None:
-                adam.step()
+            self.scaler.step(adam)
+            self.scaler.update()
         return replace(inputs, **{self.variable: variable.detach()}), torch.stack(losses)
+
+    @property
+    def skipped(self) -> int:
+        """Updates left out because their gradient overflowed."""
+        if not self.scaler.is_enabled():
+            return 0
+        return round(math.log2(LOSS_SCALE / self.scaler.get_scale()))
+
+
+def loss_scaler(dtype: torch.dtype, device: torch.device) -> GradScaler:
+    """Keeps float16 gradients from underflowing; bfloat16 and float32 need no scale.
+
+    Where they overflow the scale is halved and the update left out, all on the device. It is a power of two,
+    so that scaling alone changes no digit, and never grows.
+    """
+    enabled = dtype == torch.float16
+    return GradScaler(device.type, init_scale=LOSS_SCALE, growth_interval=NEVER, enabled=enabled)
 
 
 def learning_rates(high: float, low: float, guided_steps: int) -> list[float]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ditflow.backbone.runner import Grid, Inputs, Runner, Until
 from ditflow.errors import DitflowError
 from ditflow.guidance.losses import LOSSES
-from ditflow.guidance.optimise import Guidance, LossScale, learning_rates
+from ditflow.guidance.optimise import Guidance, learning_rates, loss_scaler
 from ditflow.settings import Settings
 
 
@@ -49,5 +49,5 @@ def prepare_guidance(
         variable="latents" if settings.optimise == "latent" else "embedding",
         steps=settings.optimisation_steps,
         learning_rates=learning_rates(*settings.learning_rate, settings.guided_steps),
-        scale=LossScale.suiting(getattr(torch, settings.dtype)),
+        scaler=loss_scaler(getattr(torch, settings.dtype), latents.device),
     )

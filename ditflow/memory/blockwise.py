@@ -48,7 +48,13 @@ class BlockwiseRunner(PlainRunner):
         return super().host_bytes + self.boundaries.host_bytes
 
     def gradient(
-        self, loss: Loss, wrt: Variable, inputs: Inputs, injected: Injected, until: Until, scale: float
+        self,
+        loss: Loss,
+        wrt: Variable,
+        inputs: Inputs,
+        injected: Injected,
+        until: Until,
+        scale: Tensor | float,
     ) -> tuple[Tensor, Tensor]:
         time, rope, attends = self._descend(inputs, injected, until)
         wants_rope = wrt == "embedding" and rope is not None
@@ -105,7 +111,7 @@ class _Reverse:
         loss: Loss,
         injected: Injected,
         until: Until,
-        weight: float,  # of each block's loss in the gradient
+        weight: Tensor | float,  # of each block's loss in the gradient
         time: Tensor,
         rope: Tensor | None,  # a leaf where its gradient is wanted
     ):

@@ -46,7 +46,13 @@ class PlainRunner:
         return self.read(inputs, injected, until)
 
     def gradient(
-        self, loss: Loss, wrt: Variable, inputs: Inputs, injected: Injected, until: Until, scale: float
+        self,
+        loss: Loss,
+        wrt: Variable,
+        inputs: Inputs,
+        injected: Injected,
+        until: Until,
+        scale: Tensor | float,
     ) -> tuple[Tensor, Tensor]:
         if not all(map(self.weights.stays, range(until.deepest + 1))):
             raise ValueError(
