@@ -10,8 +10,11 @@ from ditflow.settings import PRESETS
 
 
 def free_bytes(device: torch.device) -> int:
-    """What a device can still give out; on a CPU, what the system says it can."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    """What this process can still have of a device, what it holds unused included."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def usable_bytes(memory: str, device: torch.device) -> int:
@@ -34,10 +37,12 @@ def gigabytes(memory: str) -> float:
 def cap(memory: str, device: torch.device) -> None:
     """Let allocations beyond it fail: some drivers would spill into host memory, and crawl.
 
-    With `auto` the cap is what is free.
+    With `auto` the cap is what is free and what this process has already.
     """
     if device.type != "cuda":
         return
-    free, total = torch.cuda.mem_get_info(device)
-    most = free if memory == "auto" else min(free, gigabytes(memory) * GIB - CONTEXT)
-    torch.cuda.set_per_process_memory_fraction(most / total, device)
+    most = free_bytes(device) + torch.cuda.memory_allocated(device)
+    if memory != "auto":
+        most = min(most, gigabytes(memory) * GIB - CONTEXT)
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(max(0.0, min(1.0, most / total)), device)

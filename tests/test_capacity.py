@@ -1,0 +1,36 @@
+"""How much memory a run may plan with, and that it gets no more."""
+
+import pytest
+import torch
+
+from ditflow.memory import capacity
+from ditflow.memory.presets import GIB, USABLE, budget
+
+CPU = torch.device("cpu")
+
+
+def test_what_is_asked_for_holds_on_a_cpu_and_auto_is_what_is_free(monkeypatch):
+    monkeypatch.setattr(capacity, "free_bytes", lambda device: 10 * GIB)
+    assert capacity.usable_bytes("auto", CPU) == int(USABLE * 10 * GIB)
+    assert capacity.usable_bytes("8", CPU) == capacity.usable_bytes("8gb", CPU) == budget(8)
+    assert capacity.usable_bytes("80gb", CPU) == budget(80)
+    assert capacity.usable_bytes("0.1", CPU) == 0
+
+
+def test_on_a_gpu_no_more_than_is_free(monkeypatch):
+    monkeypatch.setattr(capacity, "free_bytes", lambda device: 10 * GIB)
+    gpu = torch.device("cuda")
+    assert capacity.usable_bytes("8", gpu) == budget(8)
+    assert capacity.usable_bytes("24gb", gpu) == int(USABLE * 10 * GIB)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_allocations_beyond_the_cap_fail():
+    gpu = torch.device("cuda")
+    try:
+        capacity.cap("2", gpu)
+        torch.empty(GIB, dtype=torch.uint8, device=gpu)
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(2 * GIB, dtype=torch.uint8, device=gpu)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, gpu)
