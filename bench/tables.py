@@ -70,6 +70,8 @@ def whole_run_table(sides: dict[str, dict]) -> str:
     columns = {  # title: what, in units of
         "optimisation s": ("optimisation_seconds", 1),
         "whole run s": ("whole_seconds", 1),
+        "optimisation CPU s": ("optimisation_cpu_seconds", 1),
+        "whole run CPU s": ("whole_cpu_seconds", 1),
         "peak MiB": ("peak_mib", 1),
         "optimisation TFLOP": ("optimisation_flops", 1e12),
         "whole run TFLOP": ("whole_flops", 1e12),
