@@ -89,6 +89,10 @@ def read_options(options: argparse.Namespace) -> Settings:
     given |= {name: value for name, value in vars(options).items() if name in known and value is not None}
     if options.command == "flow":
         given["injection"] = False  # any block may be looked at
+    if options.command == "inject":
+        given.setdefault("memory", "auto")  # the earlier run's choice was for its own moment
+    if "memory" in given:
+        given.setdefault("decode_tile", "auto")
     if options.command != "inject":
         return read_settings(options.config, **given)
     origin = options.origin / "settings.yaml"
