@@ -91,8 +91,8 @@ def read_options(options: argparse.Namespace) -> Settings:
         given["injection"] = False  # any block may be looked at
     if options.command == "inject":
         given.setdefault("memory", "auto")  # the earlier run's choice was for its own moment
-    if "memory" in given:
-        given.setdefault("decode_tile", "auto")
+    if "memory" in given:  # and so is what an earlier run made of another
+        given = {"preset": "auto", "decode_tile": "auto"} | given
     if options.command != "inject":
         return read_settings(options.config, **given)
     origin = options.origin / "settings.yaml"
@@ -138,7 +138,7 @@ def print_plan(options: argparse.Namespace, settings: Settings) -> None:
     ceilings = read_ceilings(options.device_name) if options.device_name else None
     plans, chosen, why = plan_all(settings)
     if options.json:
-        print(json.dumps(words.as_mapping(plans, chosen, ceilings), indent=2))
+        print(json.dumps(words.as_mapping(plans, chosen, why, ceilings), indent=2))
     else:
         words.print_plans(plans, chosen, why, ceilings)
 

@@ -61,7 +61,7 @@ class Denoising:
         """All steps that are not done yet."""
         settings, result = self.settings, self.result
         own = runner.backbone.embedding(runner.backbone.grid(self.reference))
-        result.facts = fingerprint(settings, self.schedule.timesteps.tolist(), runner.backbone.rotary)
+        result.facts = fingerprint(settings, self.schedule.timesteps, runner.backbone.rotary)
         saved = None
         if settings.saved_embedding:
             saved = load_embeddings(Path(settings.saved_embedding), result.facts, settings.guided_steps, own)

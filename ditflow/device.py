@@ -24,7 +24,7 @@ def choose_device(settings: Settings) -> torch.device:
     if settings.device != "auto":
         return _named(settings.device)
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        return _indexed(torch.device("cuda"))
     if settings.model != "small" and _is_large(Path(settings.model)):
         raise DitflowError(
             f"model {settings.model} needs a CUDA GPU, and there is none here; --model small runs on a CPU, "
@@ -56,6 +56,13 @@ def _named(name: str) -> torch.device:
         raise DitflowError(
             f"device {name}: this machine has {torch.cuda.device_count()} CUDA GPUs; try --device cpu"
         )
+    return _indexed(device)
+
+
+def _indexed(device: torch.device) -> torch.device:
+    """A CUDA device with its number: some of torch's functions take no other."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
     return device
 
 

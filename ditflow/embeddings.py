@@ -56,10 +56,10 @@ def read_embeddings(path: Path, facts: dict[str, str], steps: int) -> list[Tenso
 
 
 def load_embeddings(path: Path, facts: dict[str, str], steps: int, own: Tensor) -> list[Tensor]:
-    """The same in float32, placed as the model's `own`, whose shape they must have."""
+    """The same, checked to have the shape of the model's `own`. They stay on the host: a step takes one."""
     saved = read_embeddings(path, facts, steps)
     if any(tensor.shape != own.shape for tensor in saved):
         raise DitflowError(
             f"{path} is damaged: its embeddings do not have the model's shape {list(own.shape)}"
         )
-    return [tensor.to(own.device, torch.float32) for tensor in saved]
+    return saved

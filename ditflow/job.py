@@ -30,7 +30,7 @@ from ditflow.memory.meter import Meter
 from ditflow.planning.room import Room
 from ditflow.progress import Progress
 from ditflow.runs import Run, create_run, versions
-from ditflow.settings import MODELS, Settings
+from ditflow.settings import MODELS, TILES, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,10 @@ class Job:
         if settings.saved_embedding:
             check_embedding(settings, folder)
         settings = replace(settings, compile="on" if compiles(settings.compile, device) else "off")
-        room = Room(settings, folder.path, device, optimises)
+        planned = replace(settings, model=str(folder.path))  # whatever name found it
+        if kind == "flow":  # ends where the clip's motion has been read
+            planned = replace(planned, guidance=False, injection=False, decode_tile=TILES[-1])
+        room = Room(settings, device, planned)
         check_engine(settings.engine, optimises, device, room.plan.streamed > 0)
 
         job = cls(room, folder, clip, create_run(settings, kind), Meter(device, progress))
@@ -115,6 +118,7 @@ class Job:
         compiled = settings.compile == "on"
         backbone = self.folder.backbone(settings.lora, settings.weights, settings.attention, compiled)
         if settings.engine == "tensorrt":
+            check_engine(settings.engine, False, self.folder.device, plan.streamed > 0)  # after a fall-back
             denoise_with_tensorrt(backbone)
         return arrange(backbone, self.folder.device, plan.preset, plan.resident)
 
@@ -164,7 +168,7 @@ def check_embedding(settings: Settings, folder: ModelFolder) -> None:
     scheduler, cpu = folder.config("scheduler"), torch.device("cpu")
     schedule = Schedule(settings.scheduler, scheduler, settings.steps, cpu, torch.Generator())
     rotary = folder.config("transformer")["use_rotary_positional_embeddings"]
-    facts = fingerprint(settings, schedule.timesteps.tolist(), rotary)
+    facts = fingerprint(settings, schedule.timesteps, rotary)
     read_embeddings(Path(settings.saved_embedding), facts, settings.guided_steps)
 
 

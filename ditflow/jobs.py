@@ -33,7 +33,7 @@ def transfer(settings: Settings, progress: Progress | None = None) -> Run:
     """
     progress = progress or Progress()
     job = Job.begin(settings, progress, needs=("video", "prompt"))
-    with computing(job.settings):
+    with computing(job.settings), job.room:
         texts, reference = job.texts(), job.encode()
         denoised = _denoise(job, texts, reference, progress)
         job.run.write_tensors("latents.safetensors", {"latents": denoised.latents, "reference": reference})
@@ -69,7 +69,7 @@ def flow(settings: Settings, progress: Progress | None = None) -> Run:
     Raises DitflowError (SettingsError where the settings are to blame) with one line that says what to do.
     """
     job = Job.begin(settings, progress or Progress(), needs=("video",), kind="flow")
-    with computing(job.settings):
+    with computing(job.settings), job.room:
         texts, reference = job.texts(), job.encode()
         with job.meter.phase("flow"):
             read = job.room.run("flow", lambda: _read_flow(job, texts, reference))

@@ -56,20 +56,20 @@ def denoise(
     """
     latents, embedding, steps = last.latents, last.embedding, len(schedule.timesteps)
     for index in range(last.index + 1, steps):
-        timestep = schedule.timesteps[index]
-        inputs = Inputs(latents, texts.prompt, timestep[None], embedding if index < guided_steps else own)
+        timestep = schedule.on_device[index : index + 1]
+        inputs = Inputs(latents, texts.prompt, timestep, embedding if index < guided_steps else own)
         injected, losses = {}, []
         if index < guided_steps:
             if injection:
                 injected = injection.capture(runner, schedule, inputs)
             if saved_embeddings:
-                inputs = replace(inputs, embedding=saved_embeddings[index])
+                inputs = replace(inputs, embedding=saved_embeddings[index].to(own))
             elif guidance:
                 inputs, found = guidance.optimise(runner, inputs, injected, index)
                 losses = found.tolist()
             latents, embedding = inputs.latents, inputs.embedding
 
-        weight = scale.at(steps, int(timestep))
+        weight = scale.at(steps, schedule.timesteps[index])
         prediction = predict(runner, inputs, texts.negative_prompt, injected, weight)
         latents = schedule.step(prediction, index, latents)
         on_step(Step(index, latents, inputs.embedding, losses))

@@ -57,6 +57,7 @@ class Settings:
     deterministic: bool = option("model", "same settings, same bytes on a GPU too (slower)")
 
     memory: str = option("memory", "GPU memory to use: auto, gigabytes (8) or a preset by name (8gb)")
+    preset: str = option("memory", "memory preset a run used", choices=("auto", *PRESETS), flag=False)
     weights: str = option(
         "memory", "how the transformer's weights are stored: full, fp8, int8, nf4 (not exact) or a .gguf file"
     )

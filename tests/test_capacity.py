@@ -21,16 +21,29 @@ def test_on_a_gpu_no_more_than_is_free(monkeypatch):
     monkeypatch.setattr(capacity, "free_bytes", lambda device: 10 * GIB)
     gpu = torch.device("cuda")
     assert capacity.usable_bytes("8", gpu) == budget(8)
-    assert capacity.usable_bytes("24gb", gpu) == int(USABLE * 10 * GIB)
+    assert capacity.usable_bytes("24gb", gpu) == int(USABLE * 10 * GIB - capacity.LOADED_LATER)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_allocations_beyond_the_cap_fail():
-    gpu = torch.device("cuda")
-    try:
-        capacity.cap("2", gpu)
+    gpu = torch.device("cuda", 0)
+    with capacity.capped("2", gpu):
         torch.empty(GIB, dtype=torch.uint8, device=gpu)
         with pytest.raises(torch.OutOfMemoryError):
             torch.empty(2 * GIB, dtype=torch.uint8, device=gpu)
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, gpu)
+    torch.empty(2 * GIB, dtype=torch.uint8, device=gpu)
+
+
+@pytest.mark.parametrize(
+    "error, means",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_errors_that_mean_that_memory_ran_out(error, means):
+    assert capacity.ran_out(error) == means

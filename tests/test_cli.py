@@ -115,15 +115,19 @@ def test_answers_without_torch(words):
 
 def test_another_memory_brings_its_own_decode_tile(capsys, tmp_path):
     """A run's settings name what it used; that is kept in a replay, and not where --memory says otherwise."""
-    used = {"model": "small", "memory": "80gb", "decode_tile": "none"}
+    used = {"model": "small", "memory": "24", "preset": "16gb", "decode_tile": "none"}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(used))
 
     def read(*words):
         found = printed_config(capsys, *words)
-        return found["memory"], found["decode_tile"]
+        return found["memory"], found["preset"], found["decode_tile"]
 
     config = ("--config", str(tmp_path / "settings.yaml"))
-    assert read("transfer", *config) == ("80gb", "none")
-    assert read("transfer", *config, "--memory", "8") == ("8", "auto")
-    assert read("transfer", *config, "--memory", "8", "--set", "decode_tile=240x160") == ("8", "240x160")
-    assert read("inject", "--from", str(tmp_path)) == ("auto", "auto")
+    assert read("transfer", *config) == ("24", "16gb", "none")
+    assert read("transfer", *config, "--memory", "8") == ("8", "auto", "auto")
+    assert read("transfer", *config, "--memory", "8", "--set", "decode_tile=240x160") == (
+        "8",
+        "auto",
+        "240x160",
+    )
+    assert read("inject", "--from", str(tmp_path)) == ("auto", "auto", "auto")

@@ -34,7 +34,7 @@ def latents(run):
 def test_run_folder(settings, tmp_path):
     run = transfer(settings)
     names = {path.name for path in run.folder.iterdir()}
-    resolved = replace(settings, memory="80gb", decode_tile="none", compile="off")  # nothing is short
+    resolved = replace(settings, preset="80gb", decode_tile="none", compile="off")  # nothing is short
     videos = {"result.mp4", "reference.mp4", "comparison.mp4"}
     assert names == videos | {"latents.safetensors", "settings.yaml", "run.json"}
 

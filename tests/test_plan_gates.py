@@ -6,7 +6,8 @@ import pytest
 
 from bench.presets import FRAMES, table
 from ditflow.memory.presets import GIB, presets
-from ditflow.planning.choice import make_plans
+from ditflow.memory.ring import Ring
+from ditflow.planning.choice import make_plans, phases_of
 from ditflow.settings import PRESETS, Settings
 
 PETA = 10**15
@@ -27,6 +28,10 @@ def test_plans_of_5b(plans):
     smallest = {phase.name: phase.peak_bytes for phase in plans[49]["4gb"].phases}
     assert len(smallest) == 7
     assert all(peak <= 3.4 * GIB for peak in smallest.values()), smallest
+
+    phases = phases_of(Settings(frames=49), "cuda")
+    nothing_stays = Ring(phases.block_bytes, 0).device_bytes
+    assert phases.optimise("block", "host").peak_bytes + nothing_stays <= 2.8 * GIB
 
     assert all(plan.fits for plan in plans[24].values())
     assert [name for name, plan in plans[49].items() if not plan.fits] == ["24gb"]

@@ -13,7 +13,7 @@ from ditflow.memory.presets import GIB, budget, presets
 from ditflow.memory.ring import Ring
 from ditflow.planning import choice
 from ditflow.planning.phases import Phases
-from ditflow.planning.plan import make_plan
+from ditflow.planning.plan import Phase, Plan, make_plan
 from ditflow.settings import PRESETS, Settings
 
 MIB = 1 << 20
@@ -38,7 +38,7 @@ def named(name):
 def test_as_many_blocks_stay_as_fit(phases):
     sizes = phases.block_bytes
     roomy = make_plan(phases, named("8gb"), 100 * GIB)
-    assert (roomy.resident, roomy.streamed, roomy.host_bytes) == (len(sizes), 0, roomy.host_bytes)
+    assert (roomy.resident, roomy.streamed) == (len(sizes), 0)
     model = {phase.name: phase for phase in roomy.phases if phase.name not in ("text", "encode", "decode")}
     beside = max(phase.peak_bytes for phase in model.values()) - sum(sizes)
     for wanted in range(len(sizes) - 2):
@@ -46,8 +46,7 @@ def test_as_many_blocks_stay_as_fit(phases):
         assert plan.resident == wanted
         assert make_plan(phases, named("8gb"), plan.budget - 1).resident == max(wanted - 1, 0)
         peaks = [phase.peak_bytes for phase in plan.phases if phase.name in model]
-        assert max(peaks) == plan.budget
-    assert not plan.fits or plan.largest.peak_bytes <= plan.budget
+        assert max(peaks) == plan.budget == plan.peak_of("denoise")
 
 
 def test_a_graph_holds_the_weights_it_has_passed(phases):
@@ -129,18 +128,39 @@ def on_a_gpu(monkeypatch):
     return with_free
 
 
-def test_the_largest_preset_that_fits(settings, phases, on_a_gpu):
-    whole = {name: make_plan(phases, named(name), 100 * GIB) for name in PRESETS}
-    most = {name: plan.largest.peak_bytes for name, plan in whole.items()}
-    on_a_gpu(max(most.values()))
-    assert choice.choose_plan(settings, torch.device("cpu")).preset.name == "80gb"
-    least = make_plan(phases, named("4gb"), 0)
-    on_a_gpu(least.largest.peak_bytes)
-    found = choice.choose_plan(settings, torch.device("cpu"))
-    assert found.fits
-    on_a_gpu(MIB)
-    with pytest.raises(DitflowError, match=r"memory preset 4gb does not fit: \w+ needs .* fewer --frames"):
-        choice.choose_plan(settings, torch.device("cpu"))
+def test_the_largest_preset_that_fits(settings, on_a_gpu, monkeypatch):
+    """Plans that need as much as their preset's card has."""
+
+    def as_large_as_its_card(phases, preset, budget):
+        return Plan(preset, 0, 0, budget, 0, (Phase("denoise", 1, preset.gigabytes * GIB, 1, 0, 0),))
+
+    monkeypatch.setattr(choice, "make_plan", as_large_as_its_card)
+
+    def chosen(size, **given):
+        on_a_gpu(size * GIB)
+        return choice.choose_plan(replace(settings, **given), torch.device("cpu")).preset.name
+
+    assert (chosen(90), chosen(80), chosen(79), chosen(13)) == ("80gb", "80gb", "48gb", "12gb")
+    assert chosen(90, memory="8gb") == chosen(90, memory="90", preset="8gb") == "8gb"
+    too_large = (
+        r"preset 16gb does not fit: denoise needs 16.0 GiB, 3.0 GiB more than the 13.0 .* --memory 12gb"
+    )
+    with pytest.raises(DitflowError, match=too_large):
+        chosen(13, memory="16gb")
+    with pytest.raises(DitflowError, match=r"preset 4gb does not fit: .* needs 4.0 GiB.* fewer --frames"):
+        chosen(3)
+
+
+def test_each_fall_back_needs_less(settings, on_a_gpu):
+    """Until nothing is left to give up."""
+    on_a_gpu(100 * GIB)
+    plan = choice.choose_plan(settings, torch.device("cpu"))
+    seen = [plan]
+    while plan := choice.smaller_plan(settings, torch.device("cpu"), plan, "denoise"):
+        assert plan.peak_of("denoise") < seen[-1].peak_of("denoise")
+        seen.append(plan)
+    assert len(seen) > 2
+    assert seen[-1].resident == 0
 
 
 def test_budgets():
@@ -178,10 +198,11 @@ def test_tables(settings, capsys):
     "words, says",
     [
         (["--model", "nobody/nothing"], "nobody/nothing.*configs/models"),
+        (["--model", "nonsense"], "nonsense.*configs/models"),
         (["--model", "5b", "--device", "abacus"], "abacus.*no measured ceilings"),
         (["--model", "5b", "--memory", "7gb"], "memory: '7gb' given; accepted: auto, gigabytes"),
     ],
-    ids=["model", "device", "memory"],
+    ids=["hub", "model", "device", "memory"],
 )
 def test_what_cannot_be_planned(words, says, capsys):
     assert main(["plan", *words]) in (1, 2)
@@ -200,3 +221,21 @@ def test_every_kind_of_run_can_be_planned(settings, change, weights):
     assert optimise.flops > 0
     assert (sum(Phases(asked).block_bytes) < whole) == (weights == "fp8")
     assert optimise.peak_bytes > sum(Phases(asked).block_bytes)
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--weights", "foo"], "--weights foo: unknown; accepted: full, fp8, int8, nf4 or a .gguf file"),
+        (["--weights", "absent.gguf"], "no such file"),
+        (["--guidance-blocks", "60"], "guidance_blocks: block 60 given, this model has blocks 0 to 5"),
+        (
+            ["--guidance-blocks", "2", "--injection-blocks", "99"],
+            "injection_blocks: block 99 given, this model has blocks 0 to 5",
+        ),
+        (["--set", "guidance_blocks=[]"], "guidance_blocks is empty"),
+    ],
+)
+def test_a_plan_checks_what_a_run_checks(settings, words, says, capsys):
+    assert main(["plan", "--model", settings.model, *words]) in (1, 2)
+    assert re.search(says, capsys.readouterr().err)

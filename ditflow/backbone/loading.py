@@ -107,7 +107,8 @@ def find_folder(model: str, download: bool = True) -> Path:
         return path
     if model not in MODELS and (path.suffix or model.count("/") != 1 or model.startswith((".", "/", "~"))):
         raise DitflowError(
-            f"model {model!r}: no such folder or hub id; accepted: {', '.join(MODELS)}, OWNER/NAME, a folder"
+            f"model {model!r}: no such folder or hub id; accepted: {', '.join(MODELS)} (configs/models/), "
+            "OWNER/NAME, a folder"
         )
     return _from_hub(model, download)
 

@@ -29,7 +29,8 @@ class Schedule:
     def __init__(self, kind: str, config: dict, steps: int, device: torch.device, generator: torch.Generator):
         self.scheduler = SCHEDULERS[kind].from_config(config, timestep_spacing="trailing")
         self.scheduler.set_timesteps(steps, device=device)
-        self.timesteps = self.scheduler.timesteps  # [steps]
+        self.timesteps: list[int] = self.scheduler.timesteps.tolist()
+        self.on_device = self.scheduler.timesteps  # [steps], so that a step need not fetch or send one
         self.device, self.generator = device, generator
         self.clean_estimate: Tensor | None = None
 

@@ -14,6 +14,7 @@ from ditflow.backbone.runner import Injected, Inputs, Loss, Runner, Until, Varia
 
 LOSS_SCALE = 2.0**16
 NEVER = 2**31 - 1  # updates
+SMALLEST = 2.0**-149  # above 0 in float32
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Guidance:
         """Updates left out because their gradient overflowed."""
         if not self.scaler.is_enabled():
             return 0
-        return round(math.log2(LOSS_SCALE / self.scaler.get_scale()))
+        return round(math.log2(LOSS_SCALE / max(self.scaler.get_scale(), SMALLEST)))
 
 
 def loss_scaler(dtype: torch.dtype, device: torch.device) -> GradScaler:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from ditflow.backbone.cogvideox import CogVideoX
 from ditflow.backbone.runner import Runner
 from ditflow.memory.blockwise import BlockwiseRunner
+from ditflow.memory.host import can_pin
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.presets import Preset
-from ditflow.memory.streamed import Streamed
+from ditflow.memory.streamed import Streamed, flat_bytes
 from ditflow.memory.weights import Resident, Weights
-
-PINNABLE = 0.6  # of the host memory that is free: pinned memory is lost to everybody else
 
 
 def arrange(backbone: CogVideoX, device: torch.device, preset: Preset, resident: int) -> Runner:
@@ -46,10 +44,5 @@ def place(
         return Resident()
     for tensor in around(model, blocks):
         tensor.data = tensor.data.to(device)
-    return Streamed(blocks, device, resident, host=host or host_memory(blocks[resident:]))
-
-
-def host_memory(blocks: nn.ModuleList) -> str:
-    """Pinned where there is enough, so that copies run beside the computation; else as loading left it."""
-    size = sum(tensor.numel() * tensor.element_size() for tensor in (*blocks.parameters(), *blocks.buffers()))
-    return "pinned" if size < PINNABLE * psutil.virtual_memory().available else "pageable"
+    pinned = can_pin(sum(map(flat_bytes, blocks[resident:])))  # else as loading left them
+    return Streamed(blocks, device, resident, host=host or ("pinned" if pinned else "pageable"))

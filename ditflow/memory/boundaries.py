@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ditflow.memory.host import HostBuffers, packed_bytes, packed_views
+from ditflow.memory.host import HostBuffers, can_pin, packed_bytes, packed_views
 
 Tokens = tuple[Tensor, Tensor]  # video [1, S, channels] and text [1, T, channels], or their gradients
 
@@ -62,7 +62,9 @@ class HostBoundaries:
         self.count, self.height = count, 0
         size = packed_bytes(like)
         if size != self.size or count - 1 > len(self.buffers):
-            memory = HostBuffers([size] * (count - 1), pinned=self.copies is not None)
+            self.buffers = []  # so that both need not be there at once
+            pinned = self.copies is not None and can_pin(size * (count - 1))
+            memory = HostBuffers([size] * (count - 1), pinned)
             self.size, self.buffers, self.host_bytes = size, memory.buffers, memory.bytes
 
     def push(self, tokens: Tokens) -> None:

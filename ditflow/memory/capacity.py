@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import psutil
 import torch
 
 from ditflow.memory.presets import CONTEXT, GIB, USABLE, budget, presets
 from ditflow.settings import PRESETS
+
+SIGNS = ("out of memory", "alloc_failed", "can't allocate memory")  # of libraries, drivers, the host
+LOADED_LATER = 0.2 * GIB  # bytes that kernels and libraries take when they are first used
 
 
 def free_bytes(device: torch.device) -> int:
@@ -22,11 +28,12 @@ def usable_bytes(memory: str, device: torch.device) -> int:
 
     What is asked for by number or name holds on a CPU as it is, and on a GPU as far as so much is free.
     """
-    free = int(USABLE * free_bytes(device))
+    on_gpu = device.type == "cuda"
+    free = max(0, int(USABLE * free_bytes(device) - (LOADED_LATER if on_gpu else 0)))
     if memory == "auto":
         return free
     asked = budget(gigabytes(memory))
-    return min(asked, free) if device.type == "cuda" else asked
+    return min(asked, free) if on_gpu else asked
 
 
 def gigabytes(memory: str) -> float:
@@ -34,15 +41,37 @@ def gigabytes(memory: str) -> float:
     return presets()[PRESETS.index(memory)].gigabytes if memory in PRESETS else float(memory)
 
 
-def cap(memory: str, device: torch.device) -> None:
-    """Let allocations beyond it fail: some drivers would spill into host memory, and crawl.
+@contextmanager
+def capped(memory: str, device: torch.device) -> Iterator[None]:
+    """Meanwhile allocations beyond it fail: some drivers would spill into host memory, and crawl.
 
     With `auto` the cap is what is free and what this process has already.
     """
     if device.type != "cuda":
+        yield
         return
     most = free_bytes(device) + torch.cuda.memory_allocated(device)
     if memory != "auto":
         most = min(most, gigabytes(memory) * GIB - CONTEXT)
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(max(0.0, min(1.0, most / total)), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def give_back(device: torch.device) -> None:
+    """Return to the system what torch keeps for later, on the device and, pinned, on the host."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        if hasattr(torch.accelerator, "empty_host_cache"):  # not in torch 2.10
+            torch.accelerator.empty_host_cache()
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error means that memory ran out: torch has a type for its own allocations alone."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in SIGNS)

@@ -6,10 +6,12 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import psutil
 import torch
 from torch import Tensor
 
 SLAB = 1 << 30  # bytes of one allocation, unless a single buffer is larger
+PINNABLE = 0.6  # of the host memory that is free
 ALIGNMENT = 256  # bytes; where each tensor begins in a buffer
 
 _storages: set[int] = set()
@@ -56,6 +58,11 @@ class HostBuffers:
                 slab = keep_on_host(torch.empty(sum(share), dtype=torch.uint8, pin_memory=pinned))
             self.buffers += slab.split(share)
             self.bytes += 1 << (sum(share) - 1).bit_length()
+
+
+def can_pin(size: int) -> bool:
+    """Whether the host has so many bytes to spare: pinned memory is lost to everybody else."""
+    return size < PINNABLE * psutil.virtual_memory().available
 
 
 def packed_bytes(tensors: Sequence[Tensor]) -> int:

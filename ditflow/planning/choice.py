@@ -8,7 +8,9 @@ from functools import lru_cache
 
 import torch
 
+from ditflow.backbone.storage import check_weights
 from ditflow.errors import DitflowError
+from ditflow.guidance.prepare import check_blocks
 from ditflow.memory.capacity import usable_bytes
 from ditflow.memory.presets import GIB, Preset, presets
 from ditflow.planning.phases import Phases
@@ -38,6 +40,7 @@ def phases_of(settings: Settings, device: str) -> Phases:
         replace(
             settings,
             memory="auto",
+            preset="auto",
             video="",
             prompt="",
             negative_prompt="",
@@ -49,6 +52,9 @@ def phases_of(settings: Settings, device: str) -> Phases:
     )
 
 
+MIB = 1 << 20
+LESS = 0.9  # of what a plan that failed needed: the next one should not fail too
+
 _phases = lru_cache(maxsize=2)(Phases)
 
 
@@ -57,14 +63,16 @@ def plan_all(settings: Settings) -> tuple[list[Plan], Plan | None, str]:
 
     Without a GPU and without `settings.memory`, each preset is held against its own card, and none is chosen.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    here = settings.memory != "auto" or device.type == "cuda"
+    check_weights(settings.weights)
+    check_blocks(settings, len(phases_of(settings, "cuda").block_bytes))
+    device = torch.device(*("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else ("cpu",))
+    here = settings.memory != "auto" or settings.preset != "auto" or device.type == "cuda"
     budget = usable_bytes(settings.memory, device) if here else None
     plans = make_plans(settings, presets(), "cuda", budget)
     if not here:
         return plans, None, "None is chosen: there is no GPU here. --memory GB tells what would be."
     fitting = [plan for plan in plans if plan.fits]
-    named = [plan for plan in plans if plan.preset.name == settings.memory]
+    named = [plan for plan in plans if plan.preset.name == asked_preset(settings)]
     if named and not named[0].fits or not fitting:
         below = [plan for plan in fitting if plans.index(plan) < plans.index(named[0])] if named else []
         return plans, None, misfit(named[0] if named else plans[0], below[-1] if below else None)
@@ -78,37 +86,53 @@ def plan_all(settings: Settings) -> tuple[list[Plan], Plan | None, str]:
 
 
 def choose_plan(settings: Settings, device: torch.device) -> Plan:
-    """The plan of the preset that `settings.memory` names, else of the largest that fits.
+    """The plan of the preset that is named, else of the largest that fits.
 
     Raises DitflowError where it does not fit: which phase is too large, by how much, and what would.
     """
-    named = settings.memory in PRESETS
-    candidates = presets()[: PRESETS.index(settings.memory) + 1] if named else presets()
+    name = asked_preset(settings)
+    candidates = presets()[: PRESETS.index(name) + 1] if name else presets()
     budget = usable_bytes(settings.memory, device)
     tried = make_plans(settings, candidates[::-1], device.type, budget, until_one_fits=True)
     last = tried[-1]
-    if not last.fits or (named and len(tried) > 1):
-        raise DitflowError(misfit(tried[0] if named else last, last if last.fits else None))
+    if not last.fits or (name and len(tried) > 1):
+        raise DitflowError(misfit(tried[0] if name else last, last if last.fits else None))
     return last
 
 
-def smaller_plan(settings: Settings, device: torch.device, preset: Preset) -> Plan | None:
-    """The plan of the next smaller preset; None where there is none."""
-    place = presets().index(preset)
-    if not place:
-        return None
-    budget = min(usable_bytes(settings.memory, device), preset.budget)
-    return make_plans(settings, presets()[place - 1 : place], device.type, budget)[0]
+def asked_preset(settings: Settings) -> str | None:
+    """The preset that `preset` names, or `memory`."""
+    return next((given for given in (settings.preset, settings.memory) if given in PRESETS), None)
+
+
+def smaller_plan(settings: Settings, device: torch.device, failed: Plan, phase: str) -> Plan | None:
+    """The next plan of which a phase needs clearly less than of one that failed there.
+
+    Of a smaller preset, or of the smallest with fewer blocks on the device; None where there is none.
+    """
+    limit = int(LESS * failed.peak_of(phase))
+    budget = usable_bytes(settings.memory, device)
+    if phase not in ("text", "decode"):
+        budget = min(budget, limit)  # for the blocks that stay
+    for preset in presets()[: presets().index(failed.preset)][::-1] or (failed.preset,):
+        plan = make_plans(settings, [preset], device.type, budget)[0]
+        gives_up_blocks = preset is failed.preset and plan.resident < failed.resident
+        if plan.peak_of(phase) <= limit or gives_up_blocks:
+            return plan
+    return None
 
 
 def misfit(plan: Plan, fitting: Plan | None) -> str:
     """Why a plan cannot be run, and what to do."""
     phase = plan.largest
-    size, have = phase.peak_bytes / GIB, plan.budget / GIB
     advice = (
         f"--memory {fitting.preset.name} fits" if fitting else "fewer --frames or a smaller --size need less"
     )
     return (
-        f"memory preset {plan.preset.name} does not fit: {phase.name} needs {size:.1f} GiB, "
-        f"{size - have:.1f} more than the {have:.1f} to be had; {advice}"
+        f"memory preset {plan.preset.name} does not fit: {phase.name} needs {_size(phase.peak_bytes)}, "
+        f"{_size(phase.peak_bytes - plan.budget)} more than the {_size(plan.budget)} to be had; {advice}"
     )
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / MIB:.0f} MiB"

@@ -153,11 +153,11 @@ class Phases:
 
     @among_fakes
     def reference(self) -> Work:
-        return self._model_phase("reference", lambda runner: self._guidance(runner))
+        return self._model_phase("reference", self._guidance)
 
     @among_fakes
     def injection(self) -> Work:
-        return self._model_phase("injection", lambda runner: self._inject(runner))
+        return self._model_phase("injection", self._inject)
 
     @among_fakes
     def optimise(self, checkpoint: str, boundaries: str) -> Work:

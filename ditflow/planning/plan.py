@@ -37,6 +37,15 @@ class Plan:
     def largest(self) -> Phase:
         return max(self.phases, key=lambda phase: phase.peak_bytes)
 
+    def peak_of(self, part: str) -> int:
+        """The peak of a part of a run: `text`, `encode`, `decode`, or all that the transformer does."""
+        apart = ("text", "encode", "decode")
+        return max(
+            phase.peak_bytes
+            for phase in self.phases
+            if (phase.name == part if part in apart else phase.name not in apart)
+        )
+
     @property
     def fits(self) -> bool:
         return self.largest.peak_bytes <= self.budget

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from ditflow.errors import DitflowError
-from ditflow.memory.capacity import cap
+from ditflow.memory.capacity import capped, give_back, ran_out
 from ditflow.planning.choice import choose_plan, smaller_plan
 from ditflow.settings import Settings
 
@@ -23,49 +22,66 @@ Result = TypeVar("Result")
 class Room:
     """The plan that a run follows. It changes when memory runs out, and `on_change` hears of it.
 
-    Raises DitflowError where the preset asked for does not fit.
+    While it is entered, the run is held to the memory it may have. Raises DitflowError where no preset fits,
+    or not the one asked for.
     """
 
-    def __init__(self, settings: Settings, model: Path, device: torch.device, optimises: bool):
-        self.settings, self.device = settings, device
-        # the folder, whatever name found it
-        self.planned = replace(settings, model=str(model), guidance=optimises)
-        self.plan = choose_plan(self.planned, device)
+    def __init__(
+        self,
+        settings: Settings,
+        device: torch.device,
+        planned: Settings,  # what is to be planned, where that is not the whole run
+    ):
+        self.settings, self.device, self.planned = settings, device, planned
+        give_back(device)
+        logger.info("choosing a memory preset")
+        self.plan = choose_plan(planned, device)
         self.on_change: Callable[[], None] = lambda: None
-        cap(settings.memory, device)
+        self.cap = capped(settings.memory, device)
 
-    @property
-    def decode_tile(self) -> str:
-        given = self.settings.decode_tile
-        return self.plan.preset.decode_tile if given == "auto" else given
+    def __enter__(self) -> Room:
+        self.cap.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.cap.__exit__(*error)
 
     @property
     def resolved(self) -> Settings:
         """The settings with what was chosen in the place of `auto`: what a replay has to use."""
-        return replace(self.settings, memory=self.plan.preset.name, decode_tile=self.decode_tile)
+        preset, tile = self.plan.preset, self.settings.decode_tile
+        tile = preset.decode_tile if tile == "auto" else tile
+        return replace(self.settings, preset=preset.name, decode_tile=tile)
 
     def run(self, phase: str, work: Callable[[], Result]) -> Result:
-        """`work`, again with the next smaller preset as long as memory runs out.
+        """`work`, again with a smaller plan as long as memory runs out.
 
-        Raises DitflowError where the smallest one is not small enough.
+        Raises DitflowError where no smaller one is left.
         """
         while True:
             try:
                 return work()
-            except torch.OutOfMemoryError:
-                pass  # outside of the handler nothing holds the failed attempt's tensors any more
+            except RuntimeError as error:
+                if not ran_out(error):
+                    raise
+            # outside of the handler nothing holds the failed attempt's tensors any more
             self._step_down(phase)
 
     def _step_down(self, phase: str) -> None:
-        smaller = smaller_plan(self.planned, self.device, self.plan.preset)
+        give_back(self.device)
+        if phase == "decode":  # the tile is to blame
+            self.settings, self.planned = (
+                replace(settings, decode_tile="auto") for settings in (self.settings, self.planned)
+            )
+        smaller = None if phase == "encode" else smaller_plan(self.planned, self.device, self.plan, phase)
         if smaller is None:
             raise DitflowError(
-                f"out of memory in {phase} with the smallest memory preset; fewer --frames or a smaller "
-                "--size need less, and so does a GPU that nothing else uses"
+                f"out of memory in {phase}, and no memory preset needs less; fewer --frames or a smaller "
+                "--size do, and a GPU that nothing else uses has more"
             )
         self.plan = smaller
-        self.settings = replace(self.settings, decode_tile="auto")
-        logger.warning("out of memory in %s: going on with memory preset %s", phase, smaller.preset.name)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        logger.warning(
+            "out of memory in %s: going on with memory preset %s, %d blocks on the device",
+            *(phase, smaller.preset.name, smaller.resident),
+        )
         self.on_change()

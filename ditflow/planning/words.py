@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -13,9 +14,12 @@ from ditflow.planning.ceilings import Ceilings
 from ditflow.planning.plan import Phase, Plan
 
 TERA = 10**12
+FILE_WIDTH = 120  # characters, where nobody tells
 
 
-def as_mapping(plans: Sequence[Plan], chosen: Plan | None, ceilings: Ceilings | None) -> dict[str, Any]:
+def as_mapping(
+    plans: Sequence[Plan], chosen: Plan | None, why: str, ceilings: Ceilings | None
+) -> dict[str, Any]:
     """Plans as JSON takes them; bytes, FLOPs and seconds."""
     return {
         "presets": [
@@ -32,7 +36,8 @@ def as_mapping(plans: Sequence[Plan], chosen: Plan | None, ceilings: Ceilings | 
                 "phases": [_phase_mapping(phase, ceilings) for phase in plan.phases],
             }
             for plan in plans
-        ]
+        ],
+        "why": why,
     }
 
 
@@ -50,6 +55,8 @@ def _phase_mapping(phase: Phase, ceilings: Ceilings | None) -> dict[str, Any]:
 
 def print_plans(plans: Sequence[Plan], chosen: Plan | None, why: str, ceilings: Ceilings | None) -> None:
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
     console.print(_fit_table(plans, chosen))
     console.print(
         _table("Peak of the device's memory in each phase, GiB", plans, lambda p: p.peak_bytes / GIB)
@@ -63,9 +70,9 @@ def print_plans(plans: Sequence[Plan], chosen: Plan | None, why: str, ceilings: 
 
 
 def _fit_table(plans: Sequence[Plan], chosen: Plan | None) -> Table:
-    table = Table(title="Presets: planned on fake tensors, nothing has run", title_justify="left")
-    for heading in ("", "fits", "peak GiB", "of", "host GiB", "blocks on it", "run PFLOP", "cards"):
-        table.add_column(heading, justify="left" if heading in ("", "fits", "cards") else "right")
+    table = Table(title="Presets: planned on fake tensors, nothing has run", title_justify="left", box=SIMPLE)
+    for heading in ("", "fits", "peak GiB", "of", "host GiB", "blocks on it", "run TFLOP"):
+        table.add_column(heading, justify="left" if heading in ("", "fits") else "right", no_wrap=True)
     for plan in plans:
         table.add_row(
             plan.preset.name,
@@ -74,8 +81,7 @@ def _fit_table(plans: Sequence[Plan], chosen: Plan | None) -> Table:
             f"{plan.budget / GIB:.1f}",
             f"{plan.host_bytes / GIB:.1f}",
             f"{plan.resident}/{plan.resident + plan.streamed}",
-            f"{plan.total_flops / TERA / 1000:.2f}",
-            plan.preset.cards,
+            _number(plan.total_flops / TERA),
         )
     return table
 
@@ -86,12 +92,14 @@ def _table(
     value: Callable[[Phase], float],
     whole: Callable[[Plan], float] | None = None,  # of the whole run
 ) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE)
     for heading in ("", *(phase.name for phase in plans[0].phases), *(["whole run"] if whole else [])):
-        table.add_column(heading, justify="right" if heading else "left")
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for plan in plans:
         values = [value(phase) for phase in plan.phases] + ([whole(plan)] if whole else [])
-        table.add_row(
-            plan.preset.name, *(f"{number:,.0f}" if number >= 100 else f"{number:.3g}" for number in values)
-        )
+        table.add_row(plan.preset.name, *map(_number, values))
     return table
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
