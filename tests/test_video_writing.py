@@ -163,3 +163,12 @@ def test_side_by_side():
     for other in (made_clip(2), made_clip(3, height=32)):
         with pytest.raises(ValueError, match="must match"):
             side_by_side(left, other)
+
+
+@pytest.mark.parametrize("width", [32, 48, 64, 80])
+def test_narrow_videos_come_back_as_they_were_written(tmp_path, width):
+    ramp = np.linspace(0, 200, width, dtype=np.uint8)
+    frames = np.broadcast_to(ramp[None, None, :, None], (9, 32, width, 3)).copy()
+    write_clip(Clip(frames, Fraction(10)), tmp_path / "clip.mp4")
+    read = read_clip(tmp_path / "clip.mp4", frames=9, size=None).frames
+    assert np.abs(read.astype(int) - frames).mean() < 5

@@ -14,6 +14,7 @@ from ditflow.video.timeline import Timeline, open_video, read_timeline
 Place = Callable[[Image.Image], np.ndarray]
 
 # the display matrix (a, b, c, d) shows the pixel (x, y) at (ax + cy, bx + dy), y down
+NARROWEST = 64  # pixels of width that decord reads right
 UPRIGHT = {
     (0, 1, -1, 0): Image.Transpose.ROTATE_270,
     (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
@@ -117,11 +118,15 @@ def _by_decord(source: Path, timeline: Timeline, wanted: range, place: Place) ->
 
 
 def _is_plain(source: Path) -> bool:
-    """8-bit 4:2:0 of even size, shown as stored: all other pixels decord converts in its own way."""
+    """8-bit 4:2:0 of even size, shown as stored: all other pixels decord converts in its own way.
+
+    So it does those of very narrow videos: 48 pixels wide, it reads another picture.
+    """
     frame = next(decoded_frames(source), None)
     return (
         frame is not None
         and frame.format.name in ("yuv420p", "yuvj420p")
         and frame.width % 2 == frame.height % 2 == 0
+        and frame.width >= NARROWEST
         and _display_matrix(frame) in (None, (1, 0, 0, 1))
     )
