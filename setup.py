@@ -38,6 +38,7 @@ EXTRAS = {
         "peft>=0.17",
         "bitsandbytes>=0.46",
         "gguf>=0.10",
+        "opencv-python-headless>=4.9",
         "ruff",
     ],
 }
