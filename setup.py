@@ -67,6 +67,6 @@ setup(
     extras_require=EXTRAS,
     packages=[*PACKAGES, *SUBPACKAGES],
     package_dir=PACKAGES | SUBPACKAGES,
-    package_data={"ditflow.configs": ["**/*.yaml"]},
+    package_data={"ditflow.configs": ["**/*.yaml"], "ditflow.report": ["*.html", "*.css", "*.js"]},
     entry_points={"console_scripts": ["ditflow = ditflow.cli:main"]},
 )

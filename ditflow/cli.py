@@ -31,8 +31,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0 done, 1 failed, 2 usage, 130 interrupted."""
     options = build_parser().parse_args(words)
     try:
-        if options.command == "evaluate":
-            print_evaluation(options)
+        if options.command in ("evaluate", "report"):
+            {"evaluate": print_evaluation, "report": write_page}[options.command](options)
             return DONE
         settings = read_options(options)
         if options.print_config:
@@ -69,6 +69,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--device", dest="device_name", metavar="NAME", help="estimate times on a measured device"
     )
     _add_evaluate(commands)
+    report = commands.add_parser("report", help="finished runs as one page to look at")
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished transfer")
+    report.add_argument(
+        "--output",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="the page (default: report.html)",
+    )
     for command in (transfer, inject):
         _add_settings(command, [item for item in fields(Settings) if item.metadata["flag"]])
     for command in (transfer, flow, plan):
@@ -158,6 +167,16 @@ def print_evaluation(options: argparse.Namespace) -> None:
         else:
             found = [evaluate.evaluate_videos(*given, options.prompt, instruments)]
     print(json.dumps(evaluate.as_json(found), indent=2) if options.json else evaluate.as_table(found))
+
+
+def write_page(options: argparse.Namespace) -> None:
+    """Write the page about runs and say where it is."""
+    quieten_libraries()
+    from ditflow.report.page import write_report
+
+    with telling(quiet=True):
+        write_report(options.runs, options.output)
+    print(options.output)
 
 
 def print_plan(options: argparse.Namespace, settings: Settings) -> None:
