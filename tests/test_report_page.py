@@ -27,7 +27,7 @@ def videos_of(page, folder):
         yield path
 
 
-def test_a_page_holds_videos_and_flow(settings, tmp_path, capsys):
+def test_a_page_holds_videos_and_flow(settings, tmp_path, capsys, without_decord):
     run = transfer(replace(settings, prompt="<b>bold</b> & more")).folder
     gif = transfer(replace(settings, format="gif", output=str(tmp_path / "gif"), guidance=False)).folder
     page = tmp_path / "page.html"
@@ -35,13 +35,14 @@ def test_a_page_holds_videos_and_flow(settings, tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(page)
     text = page.read_text()
     assert "&lt;b&gt;bold&lt;/b&gt; &amp; more" in text and "<b>bold" not in text
-    assert set(re.findall(r'(?:src|href)="(.{5})', text)) == {"data:"} and "http" not in text
+    assert set(re.findall(r'(?:src|href)="(.{5})', text)) == {"data:"} and "://" not in text
 
     reference, result, other = videos_of(page, tmp_path)
     assert reference.read_bytes() == (run / "reference.mp4").read_bytes()
     assert result.read_bytes() == (run / "result.mp4").read_bytes()
     made, shown = (video.read_clip(path, frames=10, size=None).frames for path in (gif / "result.gif", other))
-    assert np.abs(made.astype(int) - shown).mean() < 20  # noise, compressed once more
+    brightness = np.corrcoef(made.mean(axis=-1).ravel(), shown.mean(axis=-1).ravel())[0, 1]
+    assert brightness > 0.8  # noise, compressed once more, its colours at half the size
 
     data, (flow,) = data_of(page), read_own_flow(FinishedRun.open(run)).values()
     assert (data["frames"], data["frameRate"]) == (10, 10.0)
