@@ -52,7 +52,7 @@ def test_a_page_holds_videos_and_flow(settings, tmp_path, capsys, without_decord
         assert len(data["flow"]["pictures"][side]) == data["flow"]["frames"] == 4
 
 
-def test_a_page_without_its_model(settings, tmp_path, capsys):
+def test_a_page_without_its_model_and_no_page_at_all(settings, tmp_path, capsys):
     run = transfer(settings).folder
     config = (run / "settings.yaml").read_text()
     (run / "settings.yaml").write_text(re.sub("(?m)^model: .*$", "model: /nowhere/model", config))
@@ -61,19 +61,12 @@ def test_a_page_without_its_model(settings, tmp_path, capsys):
     assert data_of(page)["flow"] is None and "Not available: model" in page.read_text()
     assert "no motion flow" in capsys.readouterr().err
 
-
-@pytest.mark.parametrize(
-    "words, message",
-    [
+    for words, message in (
         (["/nowhere"], "/nowhere is no finished run"),
-        (["{run}", "--output", "/proc/page.html"], "/proc/page.html cannot be written"),
-    ],
-)
-def test_what_cannot_be_reported(settings, words, message, capsys):
-    run = transfer(replace(settings, guided=0)).folder
-    assert main(["report", *(word.format(run=run) for word in words)]) == 1
-    error = capsys.readouterr().err
-    assert message in error
+        ([str(run), "--output", "/proc/page.html"], "/proc/page.html cannot be written"),
+    ):
+        assert main(["report", *words]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_loss_lines():

@@ -33,7 +33,10 @@ class FinishedRun:
         settings, record = folder / "settings.yaml", folder / "run.json"
         if not settings.is_file() or not record.is_file():
             raise DitflowError(f"{folder} is no finished run: give a folder with settings.yaml and run.json")
-        run = cls(folder, read_settings(settings), json.loads(record.read_text(encoding="utf-8")))
+        try:
+            run = cls(folder, read_settings(settings), json.loads(record.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise DitflowError(f"{record} is damaged ({error}): make the run again") from None
         if not run.video("result").exists():
             raise DitflowError(f"{folder} has no {run.video('result').name}: give the folder of a transfer")
         return run
