@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint demo
+.PHONY: setup test test-browser lint demo
 
 setup: $(STAMP)
 
@@ -20,6 +20,10 @@ test: lint
 	$(BIN)/pytest -q -n auto
 	TRITON_INTERPRET=1 $(BIN)/pytest -q -n auto --confcutdir tests/interpreter tests/interpreter
 	$(BIN)/pytest -q -n auto --confcutdir tests/compile tests/compile
+
+# needs chromium and chromedriver, and fails without them
+test-browser: setup
+	$(BIN)/pytest -q tests/browser
 
 demo: setup
 	mkdir -p runs

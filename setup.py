@@ -38,6 +38,7 @@ EXTRAS = {
         "peft>=0.17",
         "bitsandbytes>=0.46",
         "gguf>=0.10",
+        "opencv-python-headless>=4.9",
         "ruff",
     ],
 }
@@ -66,6 +67,6 @@ setup(
     extras_require=EXTRAS,
     packages=[*PACKAGES, *SUBPACKAGES],
     package_dir=PACKAGES | SUBPACKAGES,
-    package_data={"ditflow.configs": ["**/*.yaml"]},
+    package_data={"ditflow.configs": ["**/*.yaml"], "ditflow.report": ["*.html", "*.css", "*.js"]},
     entry_points={"console_scripts": ["ditflow = ditflow.cli:main"]},
 )

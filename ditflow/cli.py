@@ -6,13 +6,17 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from ditflow.progress import Progress
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 GROUPS = ("video", "model", "memory", "speed", "text", "motion", "sampling", "output")
@@ -27,6 +31,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0 done, 1 failed, 2 usage, 130 interrupted."""
     options = build_parser().parse_args(words)
     try:
+        if options.command in ("evaluate", "report"):
+            {"evaluate": print_evaluation, "report": write_page}[options.command](options)
+            return DONE
         settings = read_options(options)
         if options.print_config:
             print(settings.to_yaml(), end="")
@@ -60,6 +67,16 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     plan.add_argument(
         "--device", dest="device_name", metavar="NAME", help="estimate times on a measured device"
+    )
+    _add_evaluate(commands)
+    report = commands.add_parser("report", help="finished runs as one page to look at")
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished transfer")
+    report.add_argument(
+        "--output",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="the page (default: report.html)",
     )
     for command in (transfer, inject):
         _add_settings(command, [item for item in fields(Settings) if item.metadata["flag"]])
@@ -108,12 +125,21 @@ def run_job(options: argparse.Namespace, settings: Settings) -> None:
     """Run the job of a command and say where its results are."""
     quieten_libraries()
     from ditflow import jobs
-    from ditflow.progress import Progress, ScreenProgress
 
     job = jobs.flow if options.command == "flow" else jobs.transfer
+    with telling(options.quiet) as progress:
+        run = job(settings, progress)
+    print(run.folder)
+
+
+@contextmanager
+def telling(quiet: bool) -> Iterator[Progress]:
+    """Progress, news and warnings on standard error while a command works; `quiet`: only warnings."""
+    from ditflow.progress import Progress, ScreenProgress
+
     logger, handler = logging.getLogger("ditflow"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("ditflow: warning: %(message)s"))
-    if options.quiet:
+    if quiet:
         progress = Progress()
     else:
         progress = ScreenProgress()
@@ -122,10 +148,39 @@ def run_job(options: argparse.Namespace, settings: Settings) -> None:
     logger.addHandler(handler)
     try:
         with progress:
-            run = job(settings, progress)
+            yield progress
     finally:
         logger.removeHandler(handler)
-    print(run.folder)
+
+
+def print_evaluation(options: argparse.Namespace) -> None:
+    """Measure runs, or a video against a reference, and print the numbers."""
+    given = options.video, options.reference
+    if bool(options.runs) == any(given) or any(given) != all(given):
+        raise SettingsError("evaluate: give run folders, or --video and --reference (and --prompt)")
+    quieten_libraries()
+    from ditflow.evaluation import evaluate
+    from ditflow.evaluation.finished import FinishedRun
+
+    prompts = [FinishedRun.open(run).settings.prompt for run in options.runs] or [options.prompt]
+    with telling(options.quiet) as progress:
+        clip = evaluate.choose_clip(options.clip, prompts)
+        instruments = evaluate.Instruments(options.tracker, options.tracker_weights, clip)
+        if options.runs:
+            found = evaluate.evaluate_runs(options.runs, instruments, progress)
+        else:
+            found = [evaluate.evaluate_videos(*given, options.prompt, instruments)]
+    print(json.dumps(evaluate.as_json(found), indent=2) if options.json else evaluate.as_table(found))
+
+
+def write_page(options: argparse.Namespace) -> None:
+    """Write the page about runs and say where it is."""
+    quieten_libraries()
+    from ditflow.report.page import write_report
+
+    with telling(quiet=True):
+        write_report(options.runs, options.output)
+    print(options.output)
 
 
 def print_plan(options: argparse.Namespace, settings: Settings) -> None:
@@ -152,6 +207,28 @@ def quieten_libraries() -> None:
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
+
+
+def _add_evaluate(commands: Any) -> None:
+    command = commands.add_parser("evaluate", help="how well results follow their clips and prompts")
+    command.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folder of a finished transfer")
+    command.add_argument("--video", type=Path, metavar="FILE", help="in place of runs: any video or folder")
+    command.add_argument(
+        "--reference", type=Path, metavar="FILE", help="the video whose motion it should have"
+    )
+    command.add_argument("--prompt", default="", metavar="TEXT", help="what the video should show")
+    command.add_argument("--tracker", default="lk", help="lk (Lucas-Kanade, the default) or cotracker")
+    command.add_argument(
+        "--tracker-weights",
+        type=Path,
+        metavar="FILE",
+        help="CoTracker3's scaled_offline.pth; default: the hub's",
+    )
+    command.add_argument(
+        "--clip", default="auto", metavar="MODEL", help="CLIP by hub id or folder, auto (ViT-B/32) or none"
+    )
+    command.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    command.add_argument("--quiet", action="store_true", help="print only warnings and the numbers")
 
 
 def _add_settings(command: argparse.ArgumentParser, items: list[Field]) -> None:

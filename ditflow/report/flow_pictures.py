@@ -42,7 +42,7 @@ def flow_sheet(
     """A matrix of pictures, a row for each query frame and a column for each key frame, in one scale."""
     frames, _, height, width, _ = flow.shape
     font = ImageFont.load_default(LETTER)
-    largest = _scale_of(flow)
+    largest = scale_of(flow)
     margin = ceil(font.getlength(f"query {frames - 1}")) + 2 * GAP
     column = max(width * scale, ceil(font.getlength(f"key {frames - 1}"))) + GAP
     row = max(height * scale, LETTER) + GAP
@@ -105,7 +105,7 @@ def _arrow(draw: ImageDraw.ImageDraw, start: tuple[float, float], reach: tuple[f
         draw.polygon([tuple(corner * SMOOTH) for corner in outline], fill=colour)
 
 
-def _scale_of(flow: np.ndarray) -> float:
+def scale_of(flow: np.ndarray) -> float:
     """A few wild vectors are common in flow from attention; they must not make all others look still."""
     lengths = np.hypot(flow[..., 0], flow[..., 1])
     moving = lengths[lengths > 0]

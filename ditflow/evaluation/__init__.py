@@ -1,0 +1,1 @@
+"""How well a result follows its clip and its prompt, in numbers."""

@@ -1,0 +1,161 @@
+"""Every number of a result: of a run by its folder, or of any two videos."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ditflow.errors import DitflowError
+from ditflow.evaluation.clip_scores import DEFAULT, ClipModel, prompt_similarity, temporal_consistency
+from ditflow.evaluation.fidelity import bidirectional_fidelity, paper_fidelity
+from ditflow.evaluation.finished import FinishedRun, whole_clip
+from ditflow.evaluation.intervals import Interval, interval
+from ditflow.evaluation.made_shapes import is_caption, prompt_match
+from ditflow.evaluation.own_flow import read_own_flow
+from ditflow.evaluation.tracks import track
+from ditflow.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+Evaluation = dict[str, Any]  # what `as_json` may print
+
+NUMBERS: dict[str, Callable[[Evaluation], float | None]] = {  # of an evaluation, in the order of a table
+    "bidirectional": lambda found: found["motion_fidelity"]["bidirectional"]["score"],
+    "paper": lambda found: found["motion_fidelity"]["paper"]["score"],
+    "prompt_clip": lambda found: found["prompt_match"]["clip"],
+    "prompt_made": lambda found: _share(found["prompt_match"]["made"]),
+    "temporal_consistency": lambda found: found["temporal_consistency"],
+    "amf_distance": lambda found: _mean(found["amf_distance"]),
+}
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What measures."""
+
+    tracker: str = "lk"
+    tracker_weights: Path | None = None
+    clip: ClipModel | None = None
+
+
+def evaluate_runs(folders: Sequence[Path], instruments: Instruments, progress: Progress) -> list[Evaluation]:
+    """Each run in turn. Raises DitflowError where a folder is no finished transfer, before any work."""
+    runs = [FinishedRun.open(folder) for folder in folders]
+    progress.phase("evaluate", len(runs))
+    return [_evaluate_run(run, instruments, progress) for run in runs]
+
+
+def evaluate_videos(result: Path, reference: Path, prompt: str, instruments: Instruments) -> Evaluation:
+    """Any two videos, compared for as many frames as the shorter one has."""
+    named = {"video": str(result), "reference": str(reference), "prompt": prompt}
+    clips = whole_clip(result).frames, whole_clip(reference).frames
+    return named | measure(*clips, prompt, instruments) | {"amf_distance": None}
+
+
+def _evaluate_run(run: FinishedRun, instruments: Instruments, progress: Progress) -> Evaluation:
+    named = {"run": str(run.folder), "prompt": run.settings.prompt}
+    result, reference = run.clip("result").frames, run.clip("reference").frames
+    found = named | measure(result, reference, run.settings.prompt, instruments)
+    try:
+        flows = read_own_flow(run)
+        found["amf_distance"] = {str(block): flow.distance for block, flow in flows.items()}
+    except DitflowError as error:
+        logger.warning("%s: no AMF distance (%s)", run.folder, error)
+        found["amf_distance"] = None
+    progress.step(str(run.folder))
+    return found
+
+
+def measure(
+    result: np.ndarray,  # [frames, height, width, 3] uint8
+    reference: np.ndarray,  # the same, of any count and size
+    prompt: str,
+    instruments: Instruments,
+) -> Evaluation:
+    """All that can be measured of the pictures alone."""
+    tracks = [track(clip, instruments.tracker, instruments.tracker_weights) for clip in (reference, result)]
+    clip = instruments.clip
+    frames = clip and clip.frames(result)
+    return {
+        "motion_fidelity": {
+            "tracker": instruments.tracker,
+            "bidirectional": bidirectional_fidelity(*tracks).as_mapping(),
+            "paper": asdict(paper_fidelity(*tracks)),
+        },
+        "prompt_match": {
+            "clip": prompt_similarity(frames, clip.text(prompt)) if clip and prompt else None,
+            "made": prompt_match(result, prompt),
+        },
+        "temporal_consistency": temporal_consistency(frames) if clip else None,
+    }
+
+
+def summary(found: Sequence[Evaluation]) -> dict[str, Interval | None]:
+    """Mean and confidence interval of each of NUMBERS, over the evaluations that have it."""
+    columns = {name: [number(each) for each in found] for name, number in NUMBERS.items()}
+    return {
+        name: interval([value for value in values if value is not None]) for name, values in columns.items()
+    }
+
+
+def as_json(found: Sequence[Evaluation]) -> dict[str, Any]:
+    """The evaluations and their summary."""
+    means = {name: value and asdict(value) for name, value in summary(found).items()}
+    return {"evaluations": list(found), "summary": means}
+
+
+def as_table(found: Sequence[Evaluation]) -> str:
+    """A line for each evaluation, one for the mean of several; what is not known is a dash."""
+    names = [name for name, value in summary(found).items() if value is not None]
+    lines = [f"| result | {' | '.join(names)} | remarks |", "| --- " * (len(names) + 2) + "|"]
+    for each in found:
+        cells = ["-" if (value := NUMBERS[name](each)) is None else f"{value:.3f}" for name in names]
+        lines.append(f"| {each.get('run') or each['video']} | {' | '.join(cells)} | {_remarks(each)} |")
+    if len(found) > 1:
+        means = [str(value) for value in summary(found).values() if value is not None]
+        lines.append(f"| mean of {len(found)}, 95 % | {' | '.join(means)} | |")
+    return "\n".join(lines)
+
+
+def choose_clip(name: str, prompts: Sequence[str]) -> ClipModel | None:
+    """CLIP by name, downloaded where it is not there yet; "none" is none.
+
+    "auto" is ViT-B/32 if this machine has it, and if a prompt is not the small model's: its videos have a
+    check of their own. Raises DitflowError where a CLIP that was named cannot be loaded.
+    """
+    if name == "none" or (name == "auto" and all(is_caption(prompt) for prompt in prompts)):
+        return None
+    if name != "auto":
+        return ClipModel.load(name)
+    try:
+        return ClipModel.load(DEFAULT, download=False)
+    except DitflowError:
+        logger.warning("CLIP is not on this machine and left out: --clip %s downloads it", DEFAULT)
+        return None
+
+
+def _remarks(found: Evaluation) -> str:
+    fidelity, paper = found["motion_fidelity"]["bidirectional"], found["motion_fidelity"]["paper"]
+    remarks = [f"the {video} is still" for video in fidelity["still"]]
+    remarks += [
+        f"no point of the {video} could be followed" for video, n in fidelity["found"].items() if not n
+    ]
+    dropped = paper["dropped"]
+    remarks.append(f"paper: {dropped['reference']} + {dropped['result']} tracks dropped")
+    made = found["prompt_match"]["made"] or {}
+    remarks += [f"wrong {what}" for what, right in made.items() if not right]
+    return ", ".join(remarks)
+
+
+def _share(answers: dict[str, bool] | None) -> float | None:
+    return statistics.fmean(answers.values()) if answers else None
+
+
+def _mean(values: dict[str, float] | None) -> float | None:
+    return statistics.fmean(values.values()) if values else None

@@ -1,0 +1,62 @@
+"""The motion flow of a run's clip and of its result, in the blocks that were guided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from einops import rearrange
+from torch import Tensor
+
+from ditflow.backbone.loading import ModelFolder
+from ditflow.backbone.runner import Until
+from ditflow.device import choose_device, computing
+from ditflow.evaluation.finished import FinishedRun
+from ditflow.guidance.losses import FlowLoss
+from ditflow.guidance.prepare import clip_features
+from ditflow.job import Job
+from ditflow.memory.meter import Meter
+from ditflow.planning.room import Room
+from ditflow.progress import Progress
+from ditflow.runs import Run
+
+
+@dataclass(frozen=True)
+class OwnFlow:
+    """One block's; hard flow [frames (query), frames (key), height, width, 2] in latent patches, (x, y)."""
+
+    distance: float  # mean square difference, square latent patches: the loss that guidance lowers
+    reference: np.ndarray
+    result: np.ndarray
+
+
+def read_own_flow(run: FinishedRun) -> dict[int, OwnFlow]:
+    """Read both in the run's own model, by block. Raises DitflowError where the model is not there."""
+    # this machine's memory, not that of the one that made the run
+    settings = replace(run.settings, memory="auto", compile="off", loss="flow", reference="hard")
+    device = choose_device(settings)
+    folder = ModelFolder(settings.model, settings.dtype, device)
+    room = Room(settings, folder.path, device, optimises=False)
+    job = Job(room, folder, run.clip("reference"), Run(run.folder), Meter(device, Progress()))
+    with computing(settings):
+        prompt = job.texts().source_prompt
+        return room.run("flow", lambda: _read(job, prompt, *run.latents()))
+
+
+def _read(job: Job, prompt: Tensor, reference: Tensor, result: Tensor) -> dict[int, OwnFlow]:
+    runner, settings = job.runner(), job.settings
+    grid = runner.backbone.grid(reference)
+    own = runner.backbone.embedding(grid)
+    until = Until(FlowLoss.reads, settings.guidance_blocks)
+
+    def features(latents: Tensor) -> dict:
+        return clip_features(runner, until, latents.to(job.folder.device), prompt, own)
+
+    target, found = FlowLoss(features(reference), grid, settings), features(result)
+    distances = {block: float(target(block, read)) for block, read in found.items()}
+    hard = FlowLoss(found, grid, settings)
+
+    def pairs(loss: FlowLoss, block: int) -> np.ndarray:
+        return rearrange(loss.references[block].cpu().numpy(), "q k (h w) c -> q k h w c", h=grid.height)
+
+    return {block: OwnFlow(distances[block], pairs(target, block), pairs(hard, block)) for block in found}

@@ -1,0 +1,94 @@
+"""Points of a video followed from its first frame to its last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from ditflow.errors import DitflowError, SettingsError
+from ditflow.video import Clip
+
+TRACKERS = ("lk", "cotracker")
+GRID = 55  # points in each direction, as in the released evaluation
+WINDOW = (15, 15)  # pixels that a point is recognised by
+RETURN = 1.0  # pixels: a point followed there and back has to end closer to where it began
+REPOSITORY, ENTRY = "facebookresearch/co-tracker:main", "cotracker3_offline"
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """The paths of a grid of points; the same index is the same place in the first frame of any video."""
+
+    places: np.ndarray  # [points, frames, 2] float64, (x, y) in pixels
+    found: np.ndarray  # [points] bool: followed to the last frame
+    diagonal: float  # of the frame, pixels
+
+
+def track(
+    frames: np.ndarray,  # [frames, height, width, 3] uint8
+    tracker: str = "lk",
+    weights: Path | None = None,  # of CoTracker, where they are not to come from the hub
+) -> Tracks:
+    """Follow GRID x GRID points.
+
+    Raises SettingsError for an unknown tracker, DitflowError where it is not installed or cannot be had.
+    """
+    if tracker not in TRACKERS:
+        raise SettingsError(f"tracker {tracker!r}: give one of {', '.join(TRACKERS)}")
+    if weights is not None and tracker != "cotracker":
+        raise SettingsError(f"weights {weights} are for the tracker cotracker, not {tracker}")
+    places, found = _cotracker(frames, weights) if tracker == "cotracker" else _lucas_kanade(frames)
+    return Tracks(places.astype(np.float64), found, float(np.hypot(*frames.shape[1:3])))
+
+
+def _lucas_kanade(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pyramidal Lucas-Kanade from frame to frame, in colour. Points without texture around them are lost."""
+    try:
+        import cv2
+    except ImportError:
+        raise DitflowError("the tracker lk needs OpenCV: pip install opencv-python-headless") from None
+    points = _grid(*frames.shape[1:3])
+    if Clip(frames, Fraction(1)).is_still:  # then texture does not matter
+        return np.repeat(points[:, None], len(frames), axis=1), np.ones(len(points), bool)
+    places, found = [points], np.ones(len(points), bool)
+    for before, after in zip(frames, frames[1:], strict=False):
+        moved, there, _ = cv2.calcOpticalFlowPyrLK(before, after, points, None, winSize=WINDOW)
+        returned, back, _ = cv2.calcOpticalFlowPyrLK(after, before, moved, None, winSize=WINDOW)
+        found &= (there & back).astype(bool)[:, 0] & (np.hypot(*(returned - points).T) < RETURN)
+        places.append(moved)
+        points = moved
+    return np.stack(places, axis=1), found
+
+
+def _grid(height: int, width: int) -> np.ndarray:
+    """The middles of GRID x GRID cells, [points, 2] float32."""
+    share = (np.arange(GRID, dtype=np.float32) + 0.5) / GRID
+    return np.stack(np.meshgrid(share * width - 0.5, share * height - 0.5), axis=-1).reshape(-1, 2)
+
+
+def _cotracker(frames: np.ndarray, weights: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """CoTracker3; every point counts as found, as in the released evaluation."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        # with a branch named and nothing to validate, a copy in the hub's cache needs no network
+        predictor = torch.hub.load(
+            REPOSITORY, ENTRY, pretrained=weights is None, skip_validation=True, trust_repo=True
+        )
+        if weights is not None:
+            predictor.model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    except Exception as error:  # foreign code from the network: whatever it raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DitflowError(
+            f"CoTracker3 cannot be loaded ({reason}): fetch it once where there is a network, "
+            "or use --tracker lk"
+        ) from None
+    video = torch.from_numpy(frames).permute(0, 3, 1, 2)[None].float()
+    with torch.no_grad():
+        places, _ = predictor.to(device)(video.to(device), grid_size=GRID)  # [1, frames, points, 2]
+    found = places[0].transpose(0, 1).cpu().numpy()
+    return found, np.ones(len(found), bool)

@@ -1,0 +1,144 @@
+"""`ditflow report` in a real browser. Run by `make test-browser`; without a browser it fails."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from webdriver import Browser
+
+from ditflow.cli import main
+from ditflow.small.clips import main as write_clip
+
+SPACE, RIGHT, TAB = " ", "\ue014", "\ue004"
+VIDEOS = "[...document.querySelectorAll('video')]"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """Two short runs of the small model, as a page."""
+    folder = tmp_path_factory.mktemp("page")
+    write_clip([str(folder / "clip.mp4"), "--seed", "5"])
+    runs = []
+    for mode in ("flow", "moft"):
+        runs.append(str(folder / mode))
+        words = ["transfer", "--model", "small", "--video", str(folder / "clip.mp4"), "--steps", "4"]
+        words += ["--prompt", "a red circle on </script> & a blue background", "--loss", mode]
+        assert main([*words, "--output", runs[-1], "--quiet"]) == 0
+    assert main(["report", *runs, "--output", str(folder / "page.html")]) == 0
+    return folder / "page.html"
+
+
+@pytest.fixture
+def browser(page):
+    with Browser() as browser:
+        browser.open(page)
+        until(browser, f"return {VIDEOS}.every(v => v.readyState >= 3)")
+        until(browser, "return document.getElementById('distance').textContent !== ''")
+        yield browser
+
+
+def until(browser, question, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not (found := browser.run(question)):
+        assert time.monotonic() < deadline, question
+        time.sleep(0.05)
+    return found
+
+
+def canvases(browser):
+    return browser.run("return [...document.querySelectorAll('canvas')].map(c => c.toDataURL())")
+
+
+def test_nothing_goes_wrong(browser):
+    assert browser.complaints() == []
+    assert browser.run("return document.querySelector('h1').textContent").endswith(
+        "</script> & a blue background"
+    )
+    asked = browser.run("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert all(name.startswith("data:") for name in asked)  # nothing from a network
+    assert "ditflow transfer --config" in browser.run("return document.querySelector('pre').textContent")
+    assert browser.run("return document.querySelectorAll('polyline').length") == 2
+
+
+def test_videos_advance_in_step(browser):
+    assert browser.run(f"return {VIDEOS}.length") == 3
+    browser.click("#play")
+    until(browser, f"return {VIDEOS}.every(v => v.currentTime > 0.5)")
+    times = browser.run(f"return {VIDEOS}.map(v => v.currentTime)")
+    assert max(times) - min(times) < 2 / 8  # frames are 1/8 s
+    until(browser, "return Number(document.getElementById('frame').value) > 4")
+    browser.click("#play")
+    assert browser.run(f"return {VIDEOS}.every(v => v.paused)")
+    assert browser.complaints() == []
+
+
+def test_videos_begin_again(browser):
+    browser.run("show(22)")
+    browser.click("#play")
+    until(browser, "return leader.currentTime > 0.2 && leader.currentTime < 1.5 && !leader.paused")
+
+
+def test_keyboard(browser):
+    before = browser.run(f"return {VIDEOS}.map(v => v.currentTime)")
+    browser.press(RIGHT)
+    browser.press(RIGHT)
+    assert browser.run("return document.getElementById('frame-number').value") == "2"
+    assert all(
+        a != b for a, b in zip(before, browser.run(f"return {VIDEOS}.map(v => v.currentTime)"), strict=True)
+    )
+    browser.press(SPACE)
+    until(browser, f"return {VIDEOS}.every(v => !v.paused)")
+    browser.press(SPACE)
+    reached = []
+    for _ in range(6):
+        browser.press(TAB)
+        reached.append(browser.run("return document.activeElement.id"))
+    assert reached == ["play", "frame", "block", "query", "key", ""]
+
+
+def test_sliders_change_the_pictures(browser):
+    browser.run("document.getElementById('key').focus()")
+    seen = [canvases(browser)]
+    browser.press(RIGHT)
+    assert browser.run("return document.getElementById('key-number').value") == "2"
+    seen.append(canvases(browser))
+    browser.run("document.getElementById('query').focus()")
+    browser.press(RIGHT)
+    seen.append(canvases(browser))
+    for first, second in ((0, 1), (1, 2), (0, 2)):
+        # the clip's frames change with the query frame only, each picture of flow with either
+        assert all(a != b for a, b in zip(seen[first], seen[second], strict=True)), (first, second)
+
+
+def test_colours_are_those_of_the_chosen_pair(browser, page):
+    """Each pair's picture is cut out of the sheet at its own place."""
+    script = """const image = new Image(), {width, height, frames, blocks} = data.flow;
+        image.src = blocks[4].reference.sheet;
+        await image.decode();
+        const own = document.getElementById('wheel-reference');
+        const cut = new OffscreenCanvas(width, height);
+        cut.getContext('2d').drawImage(image, -5 * width, -3 * height);
+        document.getElementById('query').value = 3;
+        document.getElementById('key').value = 5;
+        document.getElementById('key').dispatchEvent(new Event('input'));
+        const pixels = (canvas) => [...canvas.getContext('2d').getImageData(0, 0, width, height).data];
+        return [image.width === frames * width, pixels(own).join() === pixels(cut).join()]"""
+    assert browser.run(f"return (async () => {{ {script} }})()") == [True, True]
+
+
+@pytest.mark.parametrize("width", [320, 1200])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_narrow_and_dark(page, width, dark, tmp_path):
+    with Browser(width, 1400, dark) as browser:
+        browser.open(page)
+        until(browser, f"return {VIDEOS}.every(v => v.readyState >= 3)")
+        until(browser, "return document.getElementById('distance').textContent !== ''")
+        assert browser.run("return document.documentElement.scrollWidth") <= width
+        brightness = browser.run(
+            "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
+        )
+        assert (max(brightness) < 64) == dark and (min(brightness) > 191) != dark
+        folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
+        browser.screenshot(folder / f"page-{width}-{'dark' if dark else 'light'}.png")
+        assert browser.complaints() == []

@@ -1,0 +1,93 @@
+"""Chromium, headless, over the WebDriver protocol: plain HTTP and JSON, so no package is needed."""
+
+import base64
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's name for an element's id
+
+
+class Browser:
+    """One window. A context manager: the browser ends with it."""
+
+    def __init__(self, width: int = 1200, height: int = 1400, dark: bool = False):
+        driver = shutil.which("chromedriver")
+        assert driver, "chromedriver is missing: apt-get install chromium chromium-driver"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.process = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL)
+        self.root = f"http://127.0.0.1:{port}"
+        self._wait_until_ready()
+        # no sandbox: tests run as root in containers; no shared memory: theirs is small
+        arguments = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"]
+        arguments += [f"--window-size={width},{height}"]
+        wanted = {"goog:chromeOptions": {"args": arguments}, "goog:loggingPrefs": {"browser": "ALL"}}
+        session = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+        self.root += f"/session/{session['sessionId']}"
+        dressing = {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]}
+        self._ask("POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": dressing})
+        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._ask(
+            "POST", "/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": screen}
+        )
+
+    def __enter__(self) -> "Browser":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._ask("DELETE", "")
+        self.process.terminate()
+        self.process.wait(timeout=20)
+
+    def open(self, page: Path) -> None:
+        self._ask("POST", "/url", {"url": page.resolve().as_uri()})
+
+    def run(self, script: str):
+        """What the script returns; promises are waited for."""
+        return self._ask("POST", "/execute/sync", {"script": script, "args": []})
+
+    def press(self, key: str) -> None:
+        """A key, wherever the focus is."""
+        actions = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
+        self._ask("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
+
+    def click(self, selector: str) -> None:
+        found = self._ask("POST", "/element", {"using": "css selector", "value": selector})
+        self._ask("POST", f"/element/{found[ELEMENT]}/click", {})
+
+    def complaints(self) -> list[str]:
+        """What the page has written to the console so far."""
+        return [entry["message"] for entry in self._ask("POST", "/se/log", {"type": "browser"})]
+
+    def screenshot(self, path: Path) -> None:
+        """The whole page."""
+        shot = {"cmd": "Page.captureScreenshot", "params": {"captureBeyondViewport": True}}
+        path.write_bytes(base64.b64decode(self._ask("POST", "/goog/cdp/execute", shot)["data"]))
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                if self._ask("GET", "/status")["ready"]:
+                    return
+            except urllib.error.URLError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
+
+    def _ask(self, method: str, path: str, content: dict | None = None):
+        body = None if content is None else json.dumps(content).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.root + path, body, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(json.load(error)["value"]["message"]) from None

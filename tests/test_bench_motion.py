@@ -1,0 +1,89 @@
+"""The benchmark of motion: what it measures of a path, and that its modes are what they are called."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from bench import motion
+from bench.motion import MODES, Pair, displacement_cosine, measure, trajectory_correlation
+from ditflow import Settings
+from ditflow.small.clips import made_clip
+
+SHORT = {
+    "frames": 9,
+    "size": "48x32",
+    "steps": 4,
+    "guided": 0.5,
+    "optimisation_steps": 2,
+    "negative_prompt": "",
+}
+
+
+@pytest.fixture(scope="module")
+def true():
+    return made_clip(5).centroids
+
+
+def test_numbers_of_a_path(true):
+    for measured in (displacement_cosine, trajectory_correlation):
+        assert measured(true, true) == pytest.approx(1)
+        assert measured(2 * true + 5, true) == pytest.approx(1)
+        assert measured(-true, true) == pytest.approx(-1)
+        assert measured(np.zeros_like(true), true) == 0
+        assert measured(np.full_like(true, np.nan), true) == 0
+
+
+def test_what_is_not_seen_counts_nothing(true):
+    hidden = true.copy()
+    hidden[len(true) // 2 :] = np.nan
+    assert displacement_cosine(hidden, true) == pytest.approx((len(true) // 2 - 1) / (len(true) - 1))
+    assert trajectory_correlation(hidden, true) == pytest.approx(1)
+
+
+def test_pairs_come_from_the_seed():
+    first, again, other = Pair.draw(3, 0), Pair.draw(3, 0), Pair.draw(3, 1)
+    assert (first.clip.frames == again.clip.frames).all()
+    assert (first.prompt, first.other_prompt, first.noise) == (again.prompt, again.other_prompt, again.noise)
+    assert (first.clip.caption, first.prompt, first.noise) != (other.clip.caption, other.prompt, other.noise)
+    assert first.prompt != first.other_prompt
+
+
+def test_modes_differ_from_the_same_noise(small_folder, tmp_path):
+    pair = Pair.draw(0, 0, frames=9)
+    settings = Settings(**SHORT, model=str(small_folder), device="cpu", guidance_blocks=[2], guidance_scale=2)
+    latents = {}
+    for mode in MODES:
+        found = measure(pair, mode, settings, tmp_path)
+        latents[mode] = load_file(tmp_path / mode / "latents.safetensors")["latents"]
+        record = json.loads((tmp_path / mode / "run.json").read_text())
+        assert len(record["losses"]) == (0 if mode in ("backbone", "injection", "zero-shot") else 2)
+        assert all(np.isfinite(value) for value in asdict(found).values())
+        assert 0 < found.seconds_guided < found.seconds
+    for first in MODES:
+        for second in MODES:
+            assert first == second or (latents[first] - latents[second]).abs().max() > 1e-4, (first, second)
+
+
+@pytest.mark.parametrize("style", ["rope", "sincos"])
+def test_the_command(style, monkeypatch, capsys):
+    asked = []
+
+    def measured(pair, mode, settings, scratch):
+        asked.append((mode, pair.noise, settings))
+        return motion.Measured(0.5 + len(asked), 0.25, 1.0, 2.0, 1.0)
+
+    monkeypatch.setattr(motion, "measure", measured)
+    motion.main(["--pairs", "2", "--modes", "flow,backbone", "--model-style", style, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert [mode for mode, *_ in asked] == ["flow", "backbone"] * 2
+    assert asked[0][1] == asked[1][1] != asked[2][1]
+    assert {"size": asked[0][2].size, "steps": asked[0][2].steps} == {"size": (96, 64), "steps": 25}
+    flow, backbone = found["modes"]
+    assert flow["mode"] == "flow" and flow["motion_fidelity"]["mean"] == 2.5
+    assert flow["motion_fidelity"]["half_width"] == pytest.approx(12.706)
+    assert backbone["seconds_guided"] == {"mean": 1.0, "half_width": 0.0, "count": 2}
+    with pytest.raises(SystemExit):
+        motion.main(["--modes", "flow,floww"])

@@ -1,0 +1,220 @@
+"""The other numbers of an evaluation, and `ditflow evaluate`."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+from ditflow import transfer, video
+from ditflow.cli import main
+from ditflow.errors import DitflowError
+from ditflow.evaluation import tracks
+from ditflow.evaluation.clip_scores import ClipModel, prompt_similarity, temporal_consistency
+from ditflow.evaluation.evaluate import as_table
+from ditflow.evaluation.finished import FinishedRun
+from ditflow.evaluation.made_shapes import find_shape, is_caption, prompt_match
+from ditflow.evaluation.own_flow import read_own_flow
+from ditflow.small.clips import FRAME_RATE, made_clip
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """A CLIP of two layers with random weights that reads letters."""
+    folder = tmp_path_factory.mktemp("clip")
+    pieces = ["!", *LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({piece: index for index, piece in enumerate(pieces)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = shape | {"vocab_size": len(pieces), "max_position_embeddings": 20}
+    text |= {"bos_token_id": len(pieces) - 2, "eos_token_id": len(pieces) - 1}
+    vision = shape | {"image_size": 32, "patch_size": 8}
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def fewer_points(monkeypatch):
+    """They take less time."""
+    monkeypatch.setattr(tracks, "GRID", 25)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_shapes_are_found(seed):
+    clip = made_clip(seed, frames=12)
+    assert np.abs(find_shape(clip.frames).centroids - clip.centroids).max() < 0.6
+    assert prompt_match(clip.frames, clip.caption) == {"colour": True, "shape": True, "background": True}
+
+
+def test_wrong_shapes_are_seen():
+    clip = made_clip(0, frames=9)
+    (shape, colour, background) = (clip.scene.shape, clip.scene.colour, clip.scene.background)
+    wrong = {"circle": "square", "square": "triangle", "triangle": "circle"}[shape]
+    found = prompt_match(clip.frames, f"a {background} {wrong} on a {colour} background")
+    assert found == {"colour": False, "shape": False, "background": False}
+    assert prompt_match(clip.frames, "a bear in the snow") is None
+    assert not is_caption("a pink circle on a blue background")
+
+
+def test_nothing_is_found_where_nothing_is():
+    found = find_shape(np.full((9, 32, 48, 3), 200, np.uint8))
+    assert np.isnan(found.centroids).all() and found.shape is None
+
+
+def test_clip_sees_what_transformers_sees(clip_folder):
+    """Through our calls as through the model's own forward."""
+    model = ClipModel.load(str(clip_folder))
+    frames = made_clip(0, frames=20).frames  # more than a batch
+    pixels = CLIPImageProcessorPil.from_pretrained(clip_folder)(list(frames), return_tensors="pt")
+    words = CLIPTokenizer.from_pretrained(clip_folder)("a red circle", return_tensors="pt")
+    with torch.no_grad():
+        whole = CLIPModel.from_pretrained(clip_folder).eval()(**words, **pixels)
+    seen, text = model.frames(frames), model.text("a red circle")
+    assert prompt_similarity(seen, text) == pytest.approx(
+        float((whole.image_embeds @ whole.text_embeds[0]).mean()), abs=1e-5
+    )
+    neighbours = (whole.image_embeds[1:] * whole.image_embeds[:-1]).sum(-1).mean()
+    assert temporal_consistency(seen) == pytest.approx(float(neighbours), abs=1e-5)
+    assert temporal_consistency(seen[:1]) is None
+
+
+def test_long_prompts_are_cut_with_a_warning(clip_folder, caplog):
+    model = ClipModel.load(str(clip_folder))
+    with caplog.at_level(logging.WARNING, "ditflow"):
+        model.text("ab " * 9)
+    assert not caplog.text
+    with caplog.at_level(logging.WARNING, "ditflow"):
+        assert model.text("ab " * 30).isfinite().all()
+    assert "the prompt has 62 CLIP tokens: cut to the first 20" in caplog.text
+
+
+@pytest.fixture
+def run(settings):
+    return transfer(settings).folder
+
+
+def test_flow_distance_is_the_loss(run):
+    """Of the clip's own latents 0; of the result's what the loss says of them, and not 0."""
+    (flow,) = read_own_flow(FinishedRun.open(run)).values()
+    moving = (flow.reference != 0).any(axis=-1)
+    assert moving.any() and flow.distance > 0
+    assert flow.result.shape == flow.reference.shape == (4, 4, 4, 6, 2)
+    assert (flow.result != flow.reference).any()
+
+    class Itself(FinishedRun):
+        def latents(self):
+            reference, _ = super().latents()
+            return reference, reference
+
+    (same,) = read_own_flow(Itself.open(run)).values()
+    assert (same.result == same.reference).all() and (same.reference == flow.reference).all()
+    assert same.distance < flow.distance
+
+
+def test_runs_are_evaluated(run, clip_folder, capsys):
+    words = ["evaluate", str(run), str(run), "--clip", str(clip_folder), "--quiet", "--json"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # no NaN
+    first, second = found["evaluations"]
+    assert first == second
+    assert -1 <= first["prompt_match"]["clip"] <= 1 and 0 < first["temporal_consistency"] <= 1
+    assert set(first["prompt_match"]["made"]) == {"colour", "shape", "background"}
+    assert list(first["amf_distance"]) == ["2"]
+    assert first["motion_fidelity"]["bidirectional"]["found"]["reference"] > 20
+    assert found["summary"]["amf_distance"]["count"] == 2
+    assert found["summary"]["amf_distance"]["half_width"] == 0
+    table = as_table(found["evaluations"]).splitlines()
+    assert [line.count("|") for line in table] == [table[0].count("|")] * 5
+    assert f"{first['amf_distance']['2']:.3f} ± 0.000" in table[-1]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    frames = made_clip(0, frames=16).frames
+    for name, pictures in {"clip": frames, "back": frames[::-1], "still": frames[:1].repeat(16, 0)}.items():
+        video.write_clip(video.Clip(np.ascontiguousarray(pictures), FRAME_RATE), folder / f"{name}.mp4")
+    return folder
+
+
+@pytest.mark.parametrize("name, least, most", [("clip", 0.999, 1), ("back", -1, -0.5), ("still", 0, 0)])
+def test_any_two_videos(pair, capsys, name, least, most):
+    words = ["evaluate", "--video", str(pair / f"{name}.mp4"), "--reference", str(pair / "clip.mp4")]
+    words += ["--prompt", made_clip(0).caption]
+    assert main([*words, "--json", "--quiet"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["evaluations"]
+    assert least <= found["motion_fidelity"]["bidirectional"]["score"] <= most
+    assert found["prompt_match"] == {
+        "clip": None,
+        "made": dict.fromkeys(("colour", "shape", "background"), True),
+    }
+    if name == "still":
+        assert main([*words, "--quiet"]) == 0
+        assert "the result is still" in capsys.readouterr().out
+
+
+def test_a_run_whose_model_is_gone_keeps_its_other_numbers(run, capsys):
+    settings = run / "settings.yaml"
+    lines = [
+        "model: /nowhere/model" if line.startswith("model:") else line
+        for line in settings.read_text().splitlines()
+    ]
+    settings.write_text("\n".join(lines) + "\n")
+    assert main(["evaluate", str(run), "--json", "--quiet"]) == 0
+    captured = capsys.readouterr()
+    (found,) = json.loads(captured.out)["evaluations"]
+    assert found["amf_distance"] is None and found["motion_fidelity"]["bidirectional"]["score"] is not None
+    assert "no AMF distance (model '/nowhere/model'" in captured.err
+
+
+def test_damaged_and_other_runs(run, capsys):
+    (run / "result.mp4").unlink()
+    assert main(["evaluate", str(run)]) == 1
+    assert "has no result.mp4: give the folder of a transfer" in capsys.readouterr().err
+    (run / "run.json").write_text("{")
+    assert main(["evaluate", str(run)]) == 1
+    assert "run.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, code, message",
+    [
+        ([], 2, "give run folders, or --video and --reference"),
+        (["--video", "a.mp4"], 2, "give run folders, or --video and --reference"),
+        (["x", "--video", "a.mp4", "--reference", "b.mp4"], 2, "give run folders, or --video"),
+        (["/nowhere"], 1, "/nowhere is no finished run"),
+        (["--video", "/nowhere", "--reference", "/nowhere", "--clip", "none"], 1, "/nowhere does not exist"),
+        (
+            ["--video", "a.mp4", "--reference", "b.mp4", "--clip", "/nowhere"],
+            1,
+            "give another hub id or a folder",
+        ),
+        (["--video", "{pair}", "--reference", "{pair}", "--clip", "none", "--tracker", "x"], 2, "one of lk"),
+    ],
+)
+def test_what_cannot_be_evaluated(pair, capsys, words, code, message):
+    words = [word.format(pair=pair / "clip.mp4") for word in words]
+    assert main(["evaluate", "--quiet", *words]) == code
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_clip_that_is_not_there_is_left_out(pair, capsys, monkeypatch):
+    monkeypatch.setattr(ClipModel, "load", classmethod(absent))
+    words = ["evaluate", "--video", str(pair / "clip.mp4"), "--reference", str(pair / "clip.mp4"), "--quiet"]
+    assert main([*words, "--json", "--prompt", "a bear"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["evaluations"][0]["prompt_match"]["clip"] is None
+    assert "CLIP is not on this machine and left out" in captured.err
+
+
+def absent(cls, name, download=True):
+    assert (name, download) == ("openai/clip-vit-base-patch32", False)  # nothing is fetched unasked
+    raise DitflowError("absent")
