@@ -27,10 +27,10 @@ from ditflow.errors import SettingsError
 from ditflow.guidance.prepare import check_blocks
 from ditflow.memory.arrange import arrange, place
 from ditflow.memory.meter import Meter
-from ditflow.planning.room import Room
+from ditflow.planning.room import Room, reading_only
 from ditflow.progress import Progress
 from ditflow.runs import Run, create_run, versions
-from ditflow.settings import MODELS, TILES, Settings
+from ditflow.settings import MODELS, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +70,8 @@ class Job:
         if settings.saved_embedding:
             check_embedding(settings, folder)
         settings = replace(settings, compile="on" if compiles(settings.compile, device) else "off")
-        planned = replace(settings, model=str(folder.path))  # whatever name found it
-        if kind == "flow":  # ends where the clip's motion has been read
-            planned = replace(planned, guidance=False, injection=False, decode_tile=TILES[-1])
+        whole = replace(settings, model=str(folder.path))  # whatever name found it
+        planned = reading_only(settings, folder.path) if kind == "flow" else whole
         room = Room(settings, device, planned)
         check_engine(settings.engine, optimises, device, room.plan.streamed > 0)
 

@@ -16,7 +16,7 @@ from ditflow.guidance.losses import FlowLoss
 from ditflow.guidance.prepare import clip_features
 from ditflow.job import Job
 from ditflow.memory.meter import Meter
-from ditflow.planning.room import Room
+from ditflow.planning.room import Room, reading_only
 from ditflow.progress import Progress
 from ditflow.runs import Run
 
@@ -33,12 +33,14 @@ class OwnFlow:
 def read_own_flow(run: FinishedRun) -> dict[int, OwnFlow]:
     """Read both in the run's own model, by block. Raises DitflowError where the model is not there."""
     # this machine's memory, not that of the one that made the run
-    settings = replace(run.settings, memory="auto", compile="off", loss="flow", reference="hard")
+    settings = replace(
+        run.settings, memory="auto", preset="auto", compile="off", loss="flow", reference="hard"
+    )
     device = choose_device(settings)
     folder = ModelFolder(settings.model, settings.dtype, device)
-    room = Room(settings, folder.path, device, optimises=False)
+    room = Room(settings, device, reading_only(settings, folder.path))
     job = Job(room, folder, run.clip("reference"), Run(run.folder), Meter(device, Progress()))
-    with computing(settings):
+    with computing(settings), room:
         prompt = job.texts().source_prompt
         return room.run("flow", lambda: _read(job, prompt, *run.latents()))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -12,11 +13,16 @@ import torch
 from ditflow.errors import DitflowError
 from ditflow.memory.capacity import capped, give_back, ran_out
 from ditflow.planning.choice import choose_plan, smaller_plan
-from ditflow.settings import Settings
+from ditflow.settings import TILES, Settings
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+
+def reading_only(settings: Settings, folder: Path) -> Settings:
+    """What to plan for a job that ends where a clip's motion has been read in a folder's model."""
+    return replace(settings, model=str(folder), guidance=False, injection=False, decode_tile=TILES[-1])
 
 
 class Room:
