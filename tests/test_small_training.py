@@ -102,7 +102,7 @@ def test_autoencoder_learns_a_clip(checkpoints):
 
 
 def test_latents_have_unit_variance_and_their_captions(checkpoints):
-    found = latents.material(checkpoints)
+    found = latents.material(checkpoints, CPU)
     assert found.latents.shape == (2, 2, 8, 8, 8)
     assert found.latents.std() == pytest.approx(1, abs=0.01)
     assert found.captions.tolist() == [1, 2] and len(found.texts) == 3  # the first text is empty
@@ -145,7 +145,7 @@ def test_export_is_what_was_trained(checkpoints, tmp_path):
     wanted = averaged(checkpoints / "vae.safetensors")
     vae = folder.vae()
     assert torch.equal(vae.decoder.conv_in.conv.weight, wanted["decoder.conv_in.conv.weight"].half())
-    scale = float(latents.material(checkpoints).scale)
+    scale = float(latents.material(checkpoints, CPU).scale)
     assert vae.config.scaling_factor == pytest.approx(scale, abs=1e-4)
 
 

@@ -15,11 +15,12 @@ from ditflow.small.training.loop import Training
 from ditflow.small.training.split import TRAINING_SEEDS
 
 RATE = 2e-3
+WINDOW = 16  # frames of a clip that a step takes: the autoencoder works in groups of eight
 DIVERGENCE_WEIGHT, SQUARE_WEIGHT, EDGE_WEIGHT = 2e-3, 2.0, 0.5
 
 
 def autoencoder_training(checkpoints: Path, device: torch.device) -> Training:
-    """A training of the autoencoder on one clip a step."""
+    """A training of the autoencoder on a part of one clip a step."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         vae = AutoencoderKLCogVideoX(**VAE)
@@ -27,7 +28,9 @@ def autoencoder_training(checkpoints: Path, device: torch.device) -> Training:
 
     def loss(generator: torch.Generator) -> Tensor:
         number = int(torch.randint(len(TRAINING_SEEDS), (), generator=generator))
-        pixels = to_pixels(made_clip(TRAINING_SEEDS[number])).to(device)
+        pixels = to_pixels(made_clip(TRAINING_SEEDS[number]))
+        start = int(torch.randint(max(1, pixels.shape[2] - WINDOW + 1), (), generator=generator))
+        pixels = pixels[:, :, start : start + WINDOW].to(device)
         with torch.autocast(device.type, torch.bfloat16):
             found = vae.encode(pixels).latent_dist
             noise = torch.randn(found.mean.shape, generator=generator).to(device)

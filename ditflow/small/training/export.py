@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from ditflow.errors import DitflowError
 from ditflow.small.build import random_text_encoder, write_pipeline
 from ditflow.small.training.latents import material, trained_autoencoder
@@ -22,5 +24,6 @@ def export(style: str, checkpoints: Path, folder: Path) -> None:
     transformer = new_transformer(style)
     transformer.load_state_dict(averaged(checkpoint))
     vae = trained_autoencoder(checkpoints)
-    vae.register_to_config(scaling_factor=round(float(material(checkpoints).scale), 4))
+    scale = material(checkpoints, torch.device("cpu")).scale
+    vae.register_to_config(scaling_factor=round(float(scale), 4))
     write_pipeline(folder, random_text_encoder(), transformer, vae)

@@ -30,25 +30,26 @@ class Material(NamedTuple):
     scale: Tensor  # [] what the autoencoder's latents were multiplied with
 
 
-def material(checkpoints: Path) -> Material:
-    """What the transformers are trained on; made on first use with the autoencoder in `checkpoints`."""
+def material(checkpoints: Path, device: torch.device) -> Material:
+    """What the transformers are trained on, on the device; made on first use with the trained autoencoder."""
     path = checkpoints / "latents.safetensors"
     if not path.is_file():
         logger.info("encoding the clips")
         with whole_or_absent(path) as unfinished:
-            save_file(_encode_clips(checkpoints)._asdict(), unfinished)
-    return Material(**load_file(path))
+            save_file(_encode_clips(checkpoints, device)._asdict(), unfinished)
+    return Material(**load_file(path, str(device)))
 
 
 @torch.no_grad()
-def _encode_clips(checkpoints: Path) -> Material:
-    vae = trained_autoencoder(checkpoints)
+def _encode_clips(checkpoints: Path, device: torch.device) -> Material:
+    vae = trained_autoencoder(checkpoints).to(device)
     convolve_fast(vae)
     texts, captions, latents = {"": 0}, [], []
     for clip in training_clips():
         captions.append(texts.setdefault(clip.caption, len(texts)))
-        with torch.autocast("cpu", torch.bfloat16):
-            latents.append(vae.encode(to_pixels(clip)).latent_dist.mode().float())
+        with torch.autocast(device.type, torch.bfloat16):
+            found = vae.encode(to_pixels(clip).to(device)).latent_dist
+        latents.append(found.mode().float().cpu())
     encoded = rearrange(latents, "n 1 c f h w -> n f c h w").contiguous()
     scale = 1 / encoded.std()
     write_tokenizer(checkpoints / "tokenizer")

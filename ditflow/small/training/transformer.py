@@ -26,7 +26,7 @@ MIDDLE = (380, 920)  # timesteps in which a clip takes its form: half of all are
 def transformer_training(style: str, checkpoints: Path, device: torch.device) -> Training:
     """A training of the transformer that places tokens by "rope" or "sincos", on the encoded clips."""
     transformer = new_transformer(style).to(device)
-    latents, captions, texts, _ = (tensor.to(device) for tensor in material(checkpoints))
+    latents, captions, texts, _ = material(checkpoints, device)
     scheduler = CogVideoXDDIMScheduler(**SCHEDULER)
     rope = _rope(transformer, latents)
     predict = torch.compile(transformer)
@@ -36,10 +36,10 @@ def transformer_training(style: str, checkpoints: Path, device: torch.device) ->
             return torch.randint(low, high, (BATCH,), generator=generator)
 
         chance = torch.rand(2, BATCH, generator=generator)
-        clips = draw(0, len(latents))
+        clips, with_words = draw(0, len(latents)).to(device), (chance[1] > WITHOUT_WORDS).to(device)
         timesteps = torch.where(chance[0] < 0.5, draw(*MIDDLE), draw(0, 1000)).to(device)
         noise = torch.randn(BATCH, *latents.shape[1:], generator=generator).to(device)
-        clean, words = latents[clips], captions[clips].masked_fill(chance[1] < WITHOUT_WORDS, 0)
+        clean, words = latents[clips], captions[clips] * with_words  # 0: no words
         noisy = scheduler.add_noise(clean, noise, timesteps)
         with torch.autocast(device.type, torch.bfloat16):
             velocity = predict(noisy, texts[words], timesteps, image_rotary_emb=rope, return_dict=False)[0]
