@@ -77,25 +77,42 @@ def test_what_is_held_out_is_not_trained_on():
     assert not set(split.TRAINING_SEEDS) & set(split.HELD_OUT_SEEDS)
 
 
+def tiny_clip(seed):
+    return made_clip(seed, frames=8, width=32, height=32)
+
+
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """Every stage for some steps, on very small clips."""
     folder = tmp_path_factory.mktemp("training")
-    small = lambda seed: made_clip(seed, frames=8, width=32, height=32)  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(autoencoder, "made_clip", small)
+        patch.setattr(autoencoder, "made_clip", tiny_clip)
         patch.setattr(autoencoder, "TRAINING_SEEDS", range(10_000, 10_001))
-        patch.setattr(latents, "training_clips", lambda: map(small, range(10_000, 10_002)))
+        patch.setattr(latents, "training_clips", lambda: map(tiny_clip, range(10_000, 10_002)))
         patch.setattr(torch, "compile", lambda network: network)
         patch.setattr(train, "STAGES", {"vae": 30, "rope": 30, "sincos": 1})
         assert train.main(["--checkpoints", str(folder)]) == 0
     return folder
 
 
+def test_stopped_autoencoder_goes_on_exactly_there(tmp_path, monkeypatch):
+    """Its weights are not laid out in memory as they are in the file."""
+    monkeypatch.setattr(autoencoder, "made_clip", tiny_clip)
+    ways = {"whole": (4,), "stopped": (2, 4)}
+    for name, stops in ways.items():
+        for stop in stops:
+            training = autoencoder.autoencoder_training(tmp_path / name, CPU)
+            while training.step < stop:
+                training._advance(0)
+            training.save()
+    whole, stopped = (averaged(tmp_path / name / "vae.safetensors") for name in ways)
+    assert all(torch.equal(stopped[name], weights) for name, weights in whole.items())
+
+
 def test_autoencoder_learns_a_clip(checkpoints):
     vae = latents.trained_autoencoder(checkpoints)
     torch.manual_seed(0)
-    pixels = autoencoder.to_pixels(made_clip(10_000, frames=8, width=32, height=32))
+    pixels = autoencoder.to_pixels(tiny_clip(10_000))
     with torch.no_grad():
         decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
     assert (decoded - pixels).square().mean() < 0.3 * pixels.var()

@@ -45,7 +45,7 @@ def autoencoder_training(checkpoints: Path, device: torch.device) -> Training:
             + DIVERGENCE_WEIGHT * divergence
         )
 
-    optimiser = torch.optim.AdamW(vae.parameters(), RATE, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    optimiser = torch.optim.AdamW(vae.parameters(), RATE, betas=(0.9, 0.99), weight_decay=0.0)
     return Training(vae, [optimiser], loss, checkpoints / "vae.safetensors")
 
 

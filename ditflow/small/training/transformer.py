@@ -111,5 +111,5 @@ def _optimisers(transformer: nn.Module) -> list[torch.optim.Optimizer]:
         (matrices if inside and weights.ndim == 2 else others).append(weights)
     return [
         torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
+        torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.99), weight_decay=0.0),
     ]
