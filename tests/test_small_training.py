@@ -90,8 +90,9 @@ def checkpoints(tmp_path_factory):
         patch.setattr(autoencoder, "TRAINING_SEEDS", range(10_000, 10_001))
         patch.setattr(latents, "training_clips", lambda: map(tiny_clip, range(10_000, 10_002)))
         patch.setattr(torch, "compile", lambda network: network)
-        patch.setattr(train, "STAGES", {"vae": 30, "rope": 30, "sincos": 1})
-        assert train.main(["--checkpoints", str(folder)]) == 0
+        patch.setattr(train, "STAGES", {"vae": 20, "rope": 20, "sincos": 1})
+        exported = ["--export", str(folder / "models")]
+        assert train.main(["--checkpoints", str(folder), *exported]) == 0
     return folder
 
 
@@ -144,8 +145,9 @@ def test_plain_attention_is_attention(style):
 def test_transformer_learns(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda network: network)
     trained = transformers.transformer_training("rope", checkpoints, CPU)
-    assert trained.step == 30
-    shutil.copy(checkpoints / "latents.safetensors", tmp_path)
+    assert trained.step == 20
+    for name in ("vae", "latents"):
+        shutil.copy(checkpoints / f"{name}.safetensors", tmp_path)
     fresh = transformers.transformer_training("rope", tmp_path, CPU)
     generator = torch.Generator()
     with torch.no_grad():
@@ -153,10 +155,11 @@ def test_transformer_learns(checkpoints, tmp_path, monkeypatch):
     assert after < 0.8 * before
 
 
-def test_export_is_what_was_trained(checkpoints, tmp_path):
-    export("rope", checkpoints, tmp_path / "model")
-    folder = ModelFolder(str(tmp_path / "model"), "float16", CPU)
-    wanted = averaged(checkpoints / "rope.safetensors")
+@pytest.mark.parametrize("style", ["rope", "sincos"])
+def test_export_is_what_was_trained(checkpoints, style):
+    folder = ModelFolder(str(checkpoints / "models" / style), "float16", CPU)
+    assert folder.backbone().rotary == (style == "rope")
+    wanted = averaged(checkpoints / f"{style}.safetensors")
     exported = folder.backbone().transformer.state_dict()
     assert all(torch.equal(exported[name], weights.half()) for name, weights in wanted.items())
     wanted = averaged(checkpoints / "vae.safetensors")
@@ -164,6 +167,18 @@ def test_export_is_what_was_trained(checkpoints, tmp_path):
     assert torch.equal(vae.decoder.conv_in.conv.weight, wanted["decoder.conv_in.conv.weight"].half())
     scale = float(latents.material(checkpoints, CPU).scale)
     assert vae.config.scaling_factor == pytest.approx(scale, abs=1e-4)
+
+
+def test_latents_of_an_earlier_autoencoder_are_refused(checkpoints, tmp_path):
+    with pytest.raises(DitflowError, match="ditflow.small.train vae"):
+        latents.material(tmp_path, CPU)
+    for name in ("vae", "latents"):
+        shutil.copy(checkpoints / f"{name}.safetensors", tmp_path)
+    training = autoencoder.autoencoder_training(tmp_path, CPU)
+    training.step += 1
+    training.save()
+    with pytest.raises(DitflowError, match=r"at step 20 .* now at 21: remove"):
+        latents.material(tmp_path, CPU)
 
 
 def test_export_needs_a_checkpoint(tmp_path):

@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="where a stage goes on from (default %(default)s)",
     )
     parser.add_argument(
-        "--export", type=Path, metavar="FOLDER", help="write FOLDER/rope and FOLDER/sincos then"
+        "--export", type=Path, metavar="FOLDER", help="then write the transformers' stages to FOLDER/STAGE"
     )
     choice = parser.parse_args(arguments)
     unknown = set(choice.stages) - set(STAGES)
@@ -46,8 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for name in choice.stages or STAGES:
             _training(name, choice.checkpoints).run(STAGES[name], choice.minutes)
-        if choice.export:
-            _export(choice.checkpoints, choice.export)
+            if choice.export and name != "vae":
+                from ditflow.small.training.export import export
+
+                export(name, choice.checkpoints, choice.export / name)
     except DitflowError as error:
         print(error, file=sys.stderr)
         return 1
@@ -66,13 +68,6 @@ def _training(stage: str, checkpoints: Path) -> Training:
     from ditflow.small.training.transformer import transformer_training
 
     return transformer_training(stage, checkpoints, device)
-
-
-def _export(checkpoints: Path, folder: Path) -> None:
-    from ditflow.small.training.export import export
-
-    for style in ("rope", "sincos"):
-        export(style, checkpoints, folder / style)
 
 
 if __name__ == "__main__":

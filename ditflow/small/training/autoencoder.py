@@ -9,13 +9,14 @@ from diffusers import AutoencoderKLCogVideoX
 from einops import rearrange
 from torch import Tensor, nn
 
-from ditflow.small.build import VAE
+from ditflow.small.build import LATENT_CHANNELS, VAE
 from ditflow.small.clips import MadeClip, made_clip
 from ditflow.small.training.loop import Training
 from ditflow.small.training.split import TRAINING_SEEDS
 
 RATE = 2e-3
 WINDOW = 16  # frames of a clip that a step takes: the autoencoder works in groups of eight
+LOG_VARIANCE = -4.0  # of the latents' noise, to begin with
 DIVERGENCE_WEIGHT, SQUARE_WEIGHT, EDGE_WEIGHT = 2e-3, 2.0, 0.5
 
 
@@ -24,6 +25,8 @@ def autoencoder_training(checkpoints: Path, device: torch.device) -> Training:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         vae = AutoencoderKLCogVideoX(**VAE)
+    # as the layer is made, noise would be as large as the latents: the decoder would learn to ignore both
+    nn.init.constant_(vae.encoder.conv_out.conv.bias[LATENT_CHANNELS:], LOG_VARIANCE)
     convolve_fast(vae.to(device))
 
     def loss(generator: torch.Generator) -> Tensor:

@@ -14,10 +14,11 @@ from torch import Tensor
 from transformers import T5Tokenizer
 
 from ditflow.backbone.text import encode_tokens, tokenise
+from ditflow.errors import DitflowError
 from ditflow.files import whole_or_absent
 from ditflow.small.build import TEXT_LENGTH, VAE, random_text_encoder, write_tokenizer
 from ditflow.small.training.autoencoder import convolve_fast, to_pixels
-from ditflow.small.training.loop import averaged
+from ditflow.small.training.loop import averaged, steps_made
 from ditflow.small.training.split import training_clips
 
 logger = logging.getLogger(__name__)
@@ -28,16 +29,29 @@ class Material(NamedTuple):
     captions: Tensor  # [clips] which of `texts`
     texts: Tensor  # [texts, text tokens, text channels]: no words first, then every caption
     scale: Tensor  # [] what the autoencoder's latents were multiplied with
+    step: Tensor  # [] how far the autoencoder was
 
 
 def material(checkpoints: Path, device: torch.device) -> Material:
-    """What the transformers are trained on, on the device; made on first use with the trained autoencoder."""
+    """What the transformers are trained on, on the device; made on first use with the autoencoder.
+
+    Raises DitflowError where there is no autoencoder yet, or it has gone on since.
+    """
+    trained = checkpoints / "vae.safetensors"
+    if not trained.is_file():
+        raise DitflowError(f"no {trained}: train it with `python -m ditflow.small.train vae`")
     path = checkpoints / "latents.safetensors"
     if not path.is_file():
         logger.info("encoding the clips")
         with whole_or_absent(path) as unfinished:
             save_file(_encode_clips(checkpoints, device)._asdict(), unfinished)
-    return Material(**load_file(path, str(device)))
+    found = Material(**load_file(path, str(device)))
+    if int(found.step) != steps_made(trained):
+        raise DitflowError(
+            f"{path.name} was made at step {int(found.step)} of the autoencoder, which is now at "
+            f"{steps_made(trained)}: remove all but vae.safetensors from {checkpoints} to train on"
+        )
+    return found
 
 
 @torch.no_grad()
@@ -55,9 +69,9 @@ def _encode_clips(checkpoints: Path, device: torch.device) -> Material:
     write_tokenizer(checkpoints / "tokenizer")
     tokenizer = T5Tokenizer.from_pretrained(checkpoints / "tokenizer")
     tokens = tokenise(tokenizer, list(texts), TEXT_LENGTH)
-    return Material(
-        encoded * scale, torch.tensor(captions), encode_tokens(random_text_encoder().eval(), tokens), scale
-    )
+    words = encode_tokens(random_text_encoder().eval(), tokens)
+    step = torch.tensor(steps_made(checkpoints / "vae.safetensors"))
+    return Material(encoded * scale, torch.tensor(captions), words, scale, step)
 
 
 def trained_autoencoder(checkpoints: Path) -> AutoencoderKLCogVideoX:

@@ -119,3 +119,9 @@ def averaged(checkpoint: Path) -> dict[str, Tensor]:
     with safe_open(checkpoint, "pt") as file:
         names = [name for name in file.keys() if name.startswith("average.")]  # noqa: SIM118 - no dictionary
         return {name.removeprefix("average."): file.get_tensor(name) for name in names}
+
+
+def steps_made(checkpoint: Path) -> int:
+    """How far a checkpoint is."""
+    with safe_open(checkpoint, "pt") as file:
+        return int(file.metadata()["step"])

@@ -26,7 +26,7 @@ MIDDLE = (380, 920)  # timesteps in which a clip takes its form: half of all are
 def transformer_training(style: str, checkpoints: Path, device: torch.device) -> Training:
     """A training of the transformer that places tokens by "rope" or "sincos", on the encoded clips."""
     transformer = new_transformer(style).to(device)
-    latents, captions, texts, _ = material(checkpoints, device)
+    latents, captions, texts, *_ = material(checkpoints, device)
     scheduler = CogVideoXDDIMScheduler(**SCHEDULER)
     rope = _rope(transformer, latents)
     predict = torch.compile(transformer)
