@@ -9,8 +9,7 @@ import torch
 from ditflow.backbone.runner import Grid
 from ditflow.small.clips import PATHS, made_clip
 from ditflow.small.quality import __main__ as quality
-from ditflow.small.quality import motion_reading
-from ditflow.small.quality.classifier import classify, train_classifier
+from ditflow.small.quality import classifier, motion_reading
 from ditflow.small.quality.motion_reading import read_blocks, true_flow
 from ditflow.small.quality.sight import largest_piece, look
 from ditflow.small.training.split import held_out_prompts
@@ -59,13 +58,13 @@ def test_largest_piece():
 
 
 @pytest.fixture(scope="module")
-def classifier():
-    return train_classifier(map(made_clip, range(10_000, 10_040)))
+def network():
+    return classifier.train_classifier(map(made_clip, range(10_000, 10_040)))
 
 
-def test_classifier_knows_shapes_it_has_not_seen(classifier):
-    assert sum(classify(classifier, look(clip.frames)) == clip.scene.shape for clip in CLIPS) >= 11
-    assert classify(classifier, look(np.full((2, 64, 96, 3), COLOURS["black"], np.uint8))) is None
+def test_classifier_knows_shapes_it_has_not_seen(network):
+    assert sum(classifier.classify(network, look(clip.frames)) == clip.scene.shape for clip in CLIPS) >= 11
+    assert classifier.classify(network, look(np.full((2, 64, 96, 3), COLOURS["black"], np.uint8))) is None
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -104,14 +103,14 @@ def test_blocks_that_see_the_truth_are_told_from_those_that_do_not(monkeypatch):
     assert abs(readings[1].correlation) < 0.2 and readings[1].stray > 0.9
 
 
-def test_report_counts_what_is_right(classifier, capsys, monkeypatch):
+def test_report_counts_what_is_right(network, capsys, monkeypatch):
     """Made clips in place of the model's videos: some are what the prompts ask for, the rest are not."""
     captions = [caption(*prompt) for prompt in held_out_prompts()]
     videos = [clip.frames for clip in CLIPS]
     for index in (3, 8):
         seeds = (seed for seed in range(10_000) if made_clip(seed, frames=1).caption == captions[index])
         videos[index] = made_clip(next(seeds)).frames
-    monkeypatch.setattr(quality, "train_classifier", lambda clips: classifier)
+    monkeypatch.setattr(quality, "train_classifier", lambda clips: network)
     monkeypatch.setattr(quality, "held_out_prompts", lambda: held_out_prompts()[:12])
     quality.report(videos)
     colours, coherent, shapes, acceleration = capsys.readouterr().out.splitlines()
@@ -122,13 +121,14 @@ def test_report_counts_what_is_right(classifier, capsys, monkeypatch):
 
 
 def test_model_is_measured_end_to_end(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(quality, "held_out_prompts", lambda: held_out_prompts()[:2])
+    monkeypatch.setattr(quality, "held_out_prompts", lambda: held_out_prompts()[:1])
     monkeypatch.setattr(quality, "READ_CLIPS", 2)
     monkeypatch.setattr(quality, "TEACHING_CLIPS", 3)
+    monkeypatch.setattr(classifier, "STEPS", 10)
     assert quality.main(["small", "--sheet", str(tmp_path / "sheet.png")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith(" of 2") and len(lines) == 5 + 6
-    assert quality.Image.open(tmp_path / "sheet.png").size == (6 * 96, 2 * 64)
+    assert lines[0].endswith(" of 1") and len(lines) == 5 + 6
+    assert quality.Image.open(tmp_path / "sheet.png").size == (6 * 96, 64)
 
 
 def test_missing_model_is_explained(capsys):
