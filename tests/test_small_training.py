@@ -86,7 +86,7 @@ def checkpoints(tmp_path_factory):
     """Every stage for some steps, on very small clips."""
     folder = tmp_path_factory.mktemp("training")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(autoencoder, "made_clip", tiny_clip)
+        patch.setattr(autoencoder, "BATCHES", ((1, 8, 32, 32),))
         patch.setattr(autoencoder, "TRAINING_SEEDS", range(10_000, 10_001))
         patch.setattr(latents, "training_clips", lambda: map(tiny_clip, range(10_000, 10_002)))
         patch.setattr(torch, "compile", lambda network: network)
@@ -98,7 +98,7 @@ def checkpoints(tmp_path_factory):
 
 def test_stopped_autoencoder_goes_on_exactly_there(tmp_path, monkeypatch):
     """Its weights are not laid out in memory as they are in the file."""
-    monkeypatch.setattr(autoencoder, "made_clip", tiny_clip)
+    monkeypatch.setattr(autoencoder, "BATCHES", ((1, 8, 32, 32), (2, 16, 16, 16)))
     ways = {"whole": (4,), "stopped": (2, 4)}
     for name, stops in ways.items():
         for stop in stops:

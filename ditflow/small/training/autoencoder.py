@@ -14,14 +14,19 @@ from ditflow.small.clips import MadeClip, made_clip
 from ditflow.small.training.loop import Training
 from ditflow.small.training.split import TRAINING_SEEDS
 
-RATE = 2e-3
-WINDOW = 16  # frames of a clip that a step takes: the autoencoder works in groups of eight
+RATE = 1e-3
+# what a step takes, one of these at random: many small clips for all the colours, one as large as in use,
+# of 16 frames because the autoencoder works in groups of eight
+BATCHES = (  # clips, frames, width, height
+    (8, 8, 48, 32),
+    (1, 16, 96, 64),
+)
 LOG_VARIANCE = -4.0  # of the latents' noise, to begin with
 DIVERGENCE_WEIGHT, SQUARE_WEIGHT, EDGE_WEIGHT = 2e-3, 2.0, 0.5
 
 
 def autoencoder_training(checkpoints: Path, device: torch.device) -> Training:
-    """A training of the autoencoder on a part of one clip a step."""
+    """A training of the autoencoder on parts of clips."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         vae = AutoencoderKLCogVideoX(**VAE)
@@ -30,10 +35,7 @@ def autoencoder_training(checkpoints: Path, device: torch.device) -> Training:
     convolve_fast(vae.to(device))
 
     def loss(generator: torch.Generator) -> Tensor:
-        number = int(torch.randint(len(TRAINING_SEEDS), (), generator=generator))
-        pixels = to_pixels(made_clip(TRAINING_SEEDS[number]))
-        start = int(torch.randint(max(1, pixels.shape[2] - WINDOW + 1), (), generator=generator))
-        pixels = pixels[:, :, start : start + WINDOW].to(device)
+        pixels = _draw_clips(generator).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             found = vae.encode(pixels).latent_dist
             noise = torch.randn(found.mean.shape, generator=generator).to(device)
@@ -50,6 +52,21 @@ def autoencoder_training(checkpoints: Path, device: torch.device) -> Training:
 
     optimiser = torch.optim.AdamW(vae.parameters(), RATE, betas=(0.9, 0.99), weight_decay=0.0)
     return Training(vae, [optimiser], loss, checkpoints / "vae.safetensors")
+
+
+def _draw_clips(generator: torch.Generator) -> Tensor:
+    """A batch of windows of training clips, as `to_pixels` gives them."""
+
+    def draw(count: int) -> int:
+        return int(torch.randint(count, (), generator=generator))
+
+    clips, frames, width, height = BATCHES[draw(len(BATCHES))]
+    windows = []
+    for _ in range(clips):
+        pixels = to_pixels(made_clip(TRAINING_SEEDS[draw(len(TRAINING_SEEDS))], width=width, height=height))
+        start = draw(pixels.shape[2] - frames + 1)
+        windows.append(pixels[:, :, start : start + frames])
+    return torch.cat(windows)
 
 
 def to_pixels(clip: MadeClip) -> Tensor:
