@@ -1,6 +1,7 @@
 """What the small model's quality is measured with: it must see in made clips what they were made of."""
 
 import re
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -120,6 +121,16 @@ def test_report_counts_what_is_right(network, capsys, monkeypatch):
     assert 0.5 < float(re.search(r"([\d.]+) x", acceleration)[1]) < 2
 
 
+def test_autoencoder_is_measured(capsys, monkeypatch):
+    """One that gives every pixel back 5 too bright."""
+    monkeypatch.setattr(quality, "READ_CLIPS", 3)
+    monkeypatch.setattr(quality, "encode", lambda vae, pixels: pixels)
+    monkeypatch.setattr(quality, "decode", lambda vae, latents, frames: latents[:frames].int() + 5)
+    quality.report_autoencoder(Mock())
+    psnr = 10 * np.log10(255**2 / 5**2)
+    assert f" {psnr:.1f} dB PSNR ({psnr:.1f} to {psnr:.1f})" in capsys.readouterr().out
+
+
 def test_model_is_measured_end_to_end(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(quality, "held_out_prompts", lambda: held_out_prompts()[:1])
     monkeypatch.setattr(quality, "READ_CLIPS", 2)
@@ -127,7 +138,7 @@ def test_model_is_measured_end_to_end(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(classifier, "STEPS", 10)
     assert quality.main(["small", "--sheet", str(tmp_path / "sheet.png")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith(" of 1") and len(lines) == 5 + 6
+    assert lines[0].startswith("autoencoder") and lines[1].endswith(" of 1") and len(lines) == 6 + 6
     assert quality.Image.open(tmp_path / "sheet.png").size == (6 * 96, 64)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ditflow.backbone.loading import ModelFolder
 from ditflow.backbone.text import Texts, encode_tokens, tokenise
-from ditflow.backbone.vae import decode, latent_frames
+from ditflow.backbone.vae import decode, encode, latent_frames
 from ditflow.denoising import Denoising
 from ditflow.errors import DitflowError
 from ditflow.memory.plain import PlainRunner
@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     choice = parser.parse_args(arguments)
     try:
         folder = ModelFolder(choice.model, "float32", torch.device("cpu"))
+        report_autoencoder(folder)
         videos = sample(folder)
         report(videos)
         report_blocks(folder)
@@ -69,6 +70,16 @@ def sample(folder: ModelFolder) -> list[np.ndarray]:
         denoising = Denoising(settings, folder.config("scheduler"), texts, nothing, lambda step: None)
         videos.append(decode(vae, denoising.run(runner).latents, settings.frames).numpy())
     return videos
+
+
+def report_autoencoder(folder: ModelFolder) -> None:
+    """Print how like themselves held-out clips come back from the latents, and how smoothly they move."""
+    vae, clips = folder.vae(), [made_clip(seed).frames for seed in HELD_OUT_SEEDS[:READ_CLIPS]]
+    again = [decode(vae, encode(vae, torch.from_numpy(clip)), len(clip)).numpy() for clip in clips]
+    errors = [np.square(new - clip.astype(float)).mean() for new, clip in zip(again, clips, strict=True)]
+    low, middle, high = np.percentile(10 * np.log10(255**2 / np.maximum(errors, 1e-9)), (0, 50, 100))
+    smooth = _median_acceleration([look(video) for video in again])
+    print(f"autoencoder          {middle:.1f} dB PSNR ({low:.1f} to {high:.1f}), acceleration {smooth:.3f}")
 
 
 def report(videos: list[np.ndarray]) -> None:
