@@ -18,7 +18,7 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.files import whole_or_absent
-from ditflow.small.vocabulary import END, PADDING, UNKNOWN, tokenizer_model
+from ditflow.small.vocabulary import END, PADDING, UNKNOWN, tokenizer_model, vocabulary_size
 
 FRAMES, HEIGHT, WIDTH = 24, 64, 96  # of a clip, pixels
 COMPRESSION = 4  # of the VAE, in time and in each direction of space
@@ -93,13 +93,24 @@ def build_pipeline(folder: Path, *, seed: int = 0, positional: str = "rope") -> 
     """
     if positional not in ("rope", "sincos"):
         raise SettingsError(f"positional is {positional!r}: choose rope or sincos")
+    write_pipeline(folder, **_random_models(seed, positional))
+
+
+def write_pipeline(
+    folder: Path,
+    text_encoder: T5EncoderModel,
+    transformer: CogVideoXTransformer3DModel,
+    vae: AutoencoderKLCogVideoX,
+) -> None:
+    """Write a pipeline folder of these networks, the latter two in float16; see `build_pipeline`."""
     with _new_folder(Path(folder)) as unfinished:
-        _write_tokenizer(unfinished / "tokenizer")
-        tokenizer = T5Tokenizer.from_pretrained(unfinished / "tokenizer")
+        write_tokenizer(unfinished / "tokenizer")
         pipeline = CogVideoXPipeline(
-            tokenizer=tokenizer,
+            tokenizer=T5Tokenizer.from_pretrained(unfinished / "tokenizer"),
             scheduler=CogVideoXDDIMScheduler(**SCHEDULER),
-            **_random_models(seed, positional, len(tokenizer)),
+            text_encoder=text_encoder,
+            transformer=transformer.half(),
+            vae=vae.half(),
         )
         for name in ("transformer", "vae", "text_encoder", "scheduler"):
             getattr(pipeline, name).save_pretrained(unfinished / name)
@@ -122,7 +133,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
     """T5's tokenizer from a sentencepiece model; no tokenizer.json, which would be read in its place."""
     folder.mkdir()
     (folder / "spiece.model").write_bytes(tokenizer_model())
@@ -138,11 +149,11 @@ def _write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def _random_models(seed: int, positional: str, vocabulary: int) -> dict[str, nn.Module]:
+def _random_models(seed: int, positional: str) -> dict[str, nn.Module]:
     """The three networks by their names in a pipeline, their weights drawn from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
-        text_encoder = T5EncoderModel(T5Config(vocab_size=vocabulary, **TEXT_ENCODER))
+        text_encoder = T5EncoderModel(T5Config(vocab_size=vocabulary_size(), **TEXT_ENCODER))
         transformer = CogVideoXTransformer3DModel(
             use_rotary_positional_embeddings=positional == "rope", **TRANSFORMER
         )
@@ -152,7 +163,12 @@ def _random_models(seed: int, positional: str, vocabulary: int) -> dict[str, nn.
                 nn.init.normal_(weights, std=3.0)  # so that the order of words is seen
         _randomise(transformer)
         _randomise(vae)
-    return {"text_encoder": text_encoder, "transformer": transformer.half(), "vae": vae.half()}
+    return {"text_encoder": text_encoder, "transformer": transformer, "vae": vae}
+
+
+def random_text_encoder() -> T5EncoderModel:
+    """The text encoder of every small model, trained or not: random and never trained."""
+    return _random_models(0, "rope")["text_encoder"]
 
 
 @torch.no_grad()

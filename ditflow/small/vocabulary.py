@@ -45,9 +45,7 @@ def tokenizer_model() -> bytes:
     model.pieces.add(piece=PADDING, score=0.0, type=kinds.CONTROL)
     model.pieces.add(piece=END, score=0.0, type=kinds.CONTROL)
     model.pieces.add(piece=UNKNOWN, score=0.0, type=kinds.UNKNOWN)
-    words = [WORD_START + word for word in (*COLOURS, *SHAPES, *LINKING_WORDS)]
-    characters = [WORD_START, *string.ascii_lowercase, *string.digits, *string.punctuation]
-    for pieces, score in ((words, WORD_SCORE), (characters, CHARACTER_SCORE)):
+    for pieces, score in ((_words(), WORD_SCORE), (_characters(), CHARACTER_SCORE)):
         for piece in pieces:
             model.pieces.add(piece=piece, score=score, type=kinds.NORMAL)
 
@@ -58,3 +56,16 @@ def tokenizer_model() -> bytes:
     normalizer = SentencePieceNormalizer(rule_name="nmt_nfkc_cf")
     model.normalizer_spec.ParseFromString(normalizer.serialized_normalizer_spec())
     return model.SerializeToString(deterministic=True)
+
+
+def vocabulary_size() -> int:
+    """Pieces of the tokenizer: padding, end and unknown, words, characters."""
+    return 3 + len(_words()) + len(_characters())
+
+
+def _words() -> list[str]:
+    return [WORD_START + word for word in (*COLOURS, *SHAPES, *LINKING_WORDS)]
+
+
+def _characters() -> list[str]:
+    return [WORD_START, *string.ascii_lowercase, *string.digits, *string.punctuation]

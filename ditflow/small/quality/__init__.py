@@ -1,0 +1,1 @@
+"""How good the small model is: what its videos show, and how well its blocks see motion."""

@@ -1,0 +1,74 @@
+"""Trains the small model from nothing, on a CPU or a GPU: `python -m ditflow.small.train [STAGE ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ditflow.errors import DitflowError
+from ditflow.files import cache_folder
+
+if TYPE_CHECKING:
+    from ditflow.small.training.loop import Training
+
+STAGES = {"vae": 2500, "rope": 12_000, "sincos": 5_000}  # steps
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train the stages given (all, if none is), from where their checkpoints are."""
+    parser = argparse.ArgumentParser(prog="python -m ditflow.small.train", description=main.__doc__)
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)} (default: all)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="of each stage; the next call goes on there (default: until it is done)",
+    )
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        default=cache_folder() / "training",
+        help="where a stage goes on from (default %(default)s)",
+    )
+    parser.add_argument(
+        "--export", type=Path, metavar="FOLDER", help="then write the transformers' stages to FOLDER/STAGE"
+    )
+    choice = parser.parse_args(arguments)
+    unknown = set(choice.stages) - set(STAGES)
+    if unknown:
+        parser.error(f"stage {min(unknown)!r}: choose of {', '.join(STAGES)}")
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        for name in choice.stages or STAGES:
+            _training(name, choice.checkpoints).run(STAGES[name], choice.minutes)
+            if choice.export and name != "vae":
+                from ditflow.small.training.export import export
+
+                export(name, choice.checkpoints, choice.export / name)
+    except DitflowError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _training(stage: str, checkpoints: Path) -> Training:
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if stage == "vae":
+        from ditflow.small.training.autoencoder import autoencoder_training
+
+        return autoencoder_training(checkpoints, device)
+
+    from ditflow.small.training.transformer import transformer_training
+
+    return transformer_training(stage, checkpoints, device)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

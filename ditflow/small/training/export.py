@@ -1,0 +1,29 @@
+"""From checkpoints to a pipeline folder that the program loads as it loads the real models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ditflow.errors import DitflowError
+from ditflow.small.build import random_text_encoder, write_pipeline
+from ditflow.small.training.latents import material, trained_autoencoder
+from ditflow.small.training.loop import averaged
+from ditflow.small.training.transformer import new_transformer
+
+
+def export(style: str, checkpoints: Path, folder: Path) -> None:
+    """Write the model as far as it is trained to `folder` (absent or empty), in float16.
+
+    Raises DitflowError where the transformer of this style has no checkpoint, or something is in the way.
+    """
+    checkpoint = checkpoints / f"{style}.safetensors"
+    if not checkpoint.is_file():
+        raise DitflowError(f"no {checkpoint}: train it with `python -m ditflow.small.train vae {style}`")
+    transformer = new_transformer(style)
+    transformer.load_state_dict(averaged(checkpoint))
+    vae = trained_autoencoder(checkpoints)
+    scale = material(checkpoints, torch.device("cpu")).scale
+    vae.register_to_config(scaling_factor=round(float(scale), 4))
+    write_pipeline(folder, random_text_encoder(), transformer, vae)

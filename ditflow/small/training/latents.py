@@ -1,0 +1,81 @@
+"""The clips as a transformer is trained on them: encoded once, with their captions."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import AutoencoderKLCogVideoX
+from einops import rearrange
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import T5Tokenizer
+
+from ditflow.backbone.text import encode_tokens, tokenise
+from ditflow.errors import DitflowError
+from ditflow.files import whole_or_absent
+from ditflow.small.build import TEXT_LENGTH, VAE, random_text_encoder, write_tokenizer
+from ditflow.small.training.autoencoder import convolve_fast, to_pixels
+from ditflow.small.training.loop import averaged, steps_made
+from ditflow.small.training.split import training_clips
+
+logger = logging.getLogger(__name__)
+
+
+class Material(NamedTuple):
+    latents: Tensor  # [clips, frames, channels, height, width] float32, of unit variance
+    captions: Tensor  # [clips] which of `texts`
+    texts: Tensor  # [texts, text tokens, text channels]: no words first, then every caption
+    scale: Tensor  # [] what the autoencoder's latents were multiplied with
+    step: Tensor  # [] how far the autoencoder was
+
+
+def material(checkpoints: Path, device: torch.device) -> Material:
+    """What the transformers are trained on, on the device; made on first use with the autoencoder.
+
+    Raises DitflowError where there is no autoencoder yet, or it has gone on since.
+    """
+    trained = checkpoints / "vae.safetensors"
+    if not trained.is_file():
+        raise DitflowError(f"no {trained}: train it with `python -m ditflow.small.train vae`")
+    path = checkpoints / "latents.safetensors"
+    if not path.is_file():
+        logger.info("encoding the clips")
+        with whole_or_absent(path) as unfinished:
+            save_file(_encode_clips(checkpoints, device)._asdict(), unfinished)
+    found = Material(**load_file(path, str(device)))
+    if int(found.step) != steps_made(trained):
+        raise DitflowError(
+            f"{path.name} was made at step {int(found.step)} of the autoencoder, which is now at "
+            f"{steps_made(trained)}: remove all but vae.safetensors from {checkpoints} to train on"
+        )
+    return found
+
+
+@torch.no_grad()
+def _encode_clips(checkpoints: Path, device: torch.device) -> Material:
+    vae = trained_autoencoder(checkpoints).to(device)
+    convolve_fast(vae)
+    texts, captions, latents = {"": 0}, [], []
+    for clip in training_clips():
+        captions.append(texts.setdefault(clip.caption, len(texts)))
+        with torch.autocast(device.type, torch.bfloat16):
+            found = vae.encode(to_pixels(clip).to(device)).latent_dist
+        latents.append(found.mode().float().cpu())
+    encoded = rearrange(latents, "n 1 c f h w -> n f c h w").contiguous()
+    scale = 1 / encoded.std()
+    write_tokenizer(checkpoints / "tokenizer")
+    tokenizer = T5Tokenizer.from_pretrained(checkpoints / "tokenizer")
+    tokens = tokenise(tokenizer, list(texts), TEXT_LENGTH)
+    words = encode_tokens(random_text_encoder().eval(), tokens)
+    step = torch.tensor(steps_made(checkpoints / "vae.safetensors"))
+    return Material(encoded * scale, torch.tensor(captions), words, scale, step)
+
+
+def trained_autoencoder(checkpoints: Path) -> AutoencoderKLCogVideoX:
+    """The autoencoder as its stage has left it, float32."""
+    vae = AutoencoderKLCogVideoX(**VAE)
+    vae.load_state_dict(averaged(checkpoints / "vae.safetensors"))
+    return vae.eval()

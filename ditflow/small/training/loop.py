@@ -1,0 +1,127 @@
+"""The loop of every training stage: it can be stopped at any time, and goes on exactly where it was."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ditflow.files import whole_or_absent
+
+logger = logging.getLogger(__name__)
+
+AVERAGE = 0.998  # share of the weights' running average that a step keeps
+WARM_UP = 100  # steps
+COOL_DOWN = 0.5  # share of the steps in which the learning rates fall to nothing
+SAVE_EVERY, LOG_EVERY = 120.0, 20.0  # seconds
+
+Loss = Callable[[torch.Generator], Tensor]  # draws a batch with the generator, on the CPU
+
+
+class Training:
+    """A network on its way. State: its weights and their average, the optimisers, random numbers, time spent.
+
+    All of it is in the checkpoint; what is there is taken up when the object is made.
+    """
+
+    def __init__(
+        self, network: nn.Module, optimisers: Sequence[Optimizer], loss: Loss, checkpoint: Path, seed: int = 0
+    ):
+        self.network, self.optimisers, self.loss, self.checkpoint = network, optimisers, loss, checkpoint
+        self.average = {name: weights.detach().clone() for name, weights in network.named_parameters()}
+        self.generator = torch.Generator().manual_seed(seed)
+        self.step, self.seconds, self.recent = 0, 0.0, float("nan")
+        self.rates = [optimiser.param_groups[0]["lr"] for optimiser in optimisers]
+        if checkpoint.is_file():
+            self._restore()
+
+    def run(self, steps: int, minutes: float) -> None:
+        """Train until `steps` have been made in all, or `minutes` are over in this call."""
+        saved = logged = last = began = time.monotonic()
+        losses = []
+        self.network.train()
+        while self.step < steps and last - began < 60 * minutes:
+            losses.append(self._advance(self.step / steps))
+            now = time.monotonic()
+            self.seconds, last = self.seconds + now - last, now
+            if now - logged > LOG_EVERY:
+                self._log(losses)
+                losses, logged = [], now
+            if now - saved > SAVE_EVERY:
+                self.save()
+                saved = now
+        if losses:
+            self._log(losses)
+        self.save()
+
+    def _advance(self, progress: float) -> Tensor:
+        """One step; `progress` is the share of the steps that are made."""
+        factor = min(1.0, (self.step + 1) / WARM_UP, (1 - progress) / COOL_DOWN)
+        for optimiser, rate in zip(self.optimisers, self.rates, strict=True):
+            optimiser.param_groups[0]["lr"] = rate * factor
+        loss = self.loss(self.generator)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        self.step += 1
+        keep = min(AVERAGE, self.step / (self.step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), list(self.network.parameters()), 1 - keep)
+        return loss.detach()
+
+    def _log(self, losses: list[Tensor]) -> None:
+        self.recent = float(torch.stack(losses).mean())
+        minutes = self.seconds / 60
+        logger.info("%s: step %d, %.1f min, loss %.4f", self.checkpoint.stem, self.step, minutes, self.recent)
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        tensors = {f"network.{name}": weights for name, weights in self.network.named_parameters()}
+        tensors |= {f"average.{name}": weights for name, weights in self.average.items()}
+        for number, optimiser in enumerate(self.optimisers):
+            for index, state in optimiser.state_dict()["state"].items():
+                tensors |= {f"optimiser.{number}.{index}.{key}": value for key, value in state.items()}
+        tensors["generator"] = self.generator.get_state()
+        tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        facts = {"step": self.step, "seconds": self.seconds, "loss": self.recent}
+        with whole_or_absent(self.checkpoint) as unfinished:
+            save_file(tensors, unfinished, {name: str(value) for name, value in facts.items()})
+
+    def _restore(self) -> None:
+        with safe_open(self.checkpoint, "pt") as file, torch.no_grad():
+            facts = file.metadata()
+            for name, weights in self.network.named_parameters():
+                weights.copy_(file.get_tensor(f"network.{name}"))
+                self.average[name].copy_(file.get_tensor(f"average.{name}"))
+            states: list[dict] = [{} for _ in self.optimisers]
+            for name in file.keys():  # noqa: SIM118 - no dictionary
+                if name.startswith("optimiser."):
+                    _, number, index, key = name.split(".")
+                    states[int(number)].setdefault(int(index), {})[key] = file.get_tensor(name)
+            self.generator.set_state(file.get_tensor("generator"))
+        for optimiser, state in zip(self.optimisers, states, strict=True):
+            optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
+        self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
+        self.recent = float(facts["loss"])
+
+
+def averaged(checkpoint: Path) -> dict[str, Tensor]:
+    """The averaged weights of a checkpoint: those to use."""
+    with safe_open(checkpoint, "pt") as file:
+        names = [name for name in file.keys() if name.startswith("average.")]  # noqa: SIM118 - no dictionary
+        return {name.removeprefix("average."): file.get_tensor(name) for name in names}
+
+
+def steps_made(checkpoint: Path) -> int:
+    """How far a checkpoint is."""
+    with safe_open(checkpoint, "pt") as file:
+        return int(file.metadata()["step"])

@@ -1,0 +1,34 @@
+"""What is trained on, and what is kept from training to judge by: fixed before any training."""
+
+from collections.abc import Iterator
+
+from ditflow.small.clips import MadeClip, made_clip
+from ditflow.small.vocabulary import COLOURS, SHAPES, caption
+
+TRAINING_SEEDS = range(10_000, 14_000)
+HELD_OUT_SEEDS = range(1_000)  # clips; training never draws from these
+
+
+def held_out_prompts() -> list[tuple[str, str, str]]:
+    """24 times colour, shape and background; no clip with such a caption is trained on.
+
+    Every shape comes eight times, every colour two or three times on either side.
+    """
+    names = list(COLOURS)
+    prompts = []
+    for index in range(24):
+        row, column = divmod(index, len(names))
+        background = names[(column + 2 + 3 * row) % len(names)]
+        prompts.append((names[column], SHAPES[(column + row) % len(SHAPES)], background))
+    return prompts
+
+
+HELD_OUT_CAPTIONS = frozenset(caption(colour, shape, back) for colour, shape, back in held_out_prompts())
+
+
+def training_clips() -> Iterator[MadeClip]:
+    """The clips to train on, in order."""
+    for seed in TRAINING_SEEDS:
+        clip = made_clip(seed)
+        if clip.caption not in HELD_OUT_CAPTIONS:
+            yield clip

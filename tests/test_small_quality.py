@@ -1,0 +1,147 @@
+"""What the small model's quality is measured with: it must see in made clips what they were made of."""
+
+import re
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+
+from ditflow.backbone.runner import Grid
+from ditflow.small.clips import PATHS, made_clip
+from ditflow.small.quality import __main__ as quality
+from ditflow.small.quality import classifier, motion_reading
+from ditflow.small.quality.motion_reading import read_blocks, true_flow
+from ditflow.small.quality.sight import largest_piece, look
+from ditflow.small.training.split import held_out_prompts
+from ditflow.small.vocabulary import COLOURS, caption
+
+CLIPS = [made_clip(seed) for seed in range(12)]
+GRID = Grid(6, 8, 12)
+
+
+@pytest.mark.parametrize("clip", CLIPS, ids=[clip.caption for clip in CLIPS])
+def test_a_made_clip_is_seen_as_it_is(clip):
+    sight = look(clip.frames)
+    assert (sight.colour, sight.background) == (clip.scene.colour, clip.scene.background)
+    assert sight.coherent
+    assert np.abs(sight.centroids - clip.centroids).max() < 0.4
+    truth = np.linalg.norm(np.diff(clip.centroids, n=2, axis=0), axis=1)
+    assert np.median(np.abs(sight.acceleration - truth)) < 0.25  # a square goes in steps of 1/4 pixel
+
+
+def test_noise_is_seen_through():
+    noise = np.random.default_rng(0).normal(0, 8, CLIPS[0].frames.shape)
+    sight = look((CLIPS[0].frames + noise).clip(0, 255).astype(np.uint8))
+    assert (sight.colour, sight.background) == (CLIPS[0].scene.colour, CLIPS[0].scene.background)
+    assert sight.coherent
+
+
+def test_two_objects_in_one_frame_are_not_coherent():
+    frames = CLIPS[0].frames.copy()
+    frames[7] = np.where(np.arange(96)[:, None] < 48, frames[7], frames[7, :, ::-1])  # mirrored in one half
+    frames[7, 2:14, 2:14] = COLOURS[CLIPS[0].scene.colour]
+    frames[7, -14:-2, -14:-2] = COLOURS[CLIPS[0].scene.colour]
+    sight = look(frames)
+    assert not sight.coherent and sight.colour == CLIPS[0].scene.colour
+
+
+def test_an_empty_video_is_seen_as_empty():
+    sight = look(np.full((4, 64, 96, 3), COLOURS["cyan"], np.uint8))
+    assert sight.background == "cyan" and sight.colour is None
+    assert not sight.coherent and np.isnan(sight.centroids).all()
+
+
+def test_largest_piece():
+    mask = np.array([[1, 1, 0, 1], [0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 1, 1]], bool)
+    assert np.argwhere(largest_piece(mask)).tolist() == [[0, 0], [0, 1], [1, 1]]
+    assert not largest_piece(mask & False).any()
+
+
+@pytest.fixture(scope="module")
+def network():
+    return classifier.train_classifier(map(made_clip, range(10_000, 10_040)))
+
+
+def test_classifier_knows_shapes_it_has_not_seen(network):
+    assert sum(classifier.classify(network, look(clip.frames)) == clip.scene.shape for clip in CLIPS) >= 11
+    assert classifier.classify(network, look(np.full((2, 64, 96, 3), COLOURS["black"], np.uint8))) is None
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_true_flow_leads_along_the_path(path):
+    clip = next(clip for clip in map(made_clip, range(100)) if clip.scene.path == path)
+    flow, inside = true_flow(clip, GRID)
+    centres = clip.centroids.reshape(6, 4, 2).mean(axis=1) / 8  # in patches
+    for query, key in [(0, 5), (3, 2)]:
+        chosen = inside[query]
+        assert 1 <= chosen.sum() <= 20
+        mean = flow[query, key, chosen].mean(axis=0)
+        assert np.abs(mean - (centres[key] - centres[query])).max() < 0.5
+        assert not flow[query, key, ~chosen].any()
+    y, x = np.divmod(np.flatnonzero(inside[0]), 12)
+    pixels = clip.frames[1, 8 * y + 4, 8 * x + 4].astype(float)
+    background = clip.frames[1, 0, 0].astype(float)
+    assert np.mean(np.linalg.norm(pixels - background, axis=1) > 40) > 0.5  # the shape is there
+
+
+def test_blocks_that_see_the_truth_are_told_from_those_that_do_not(monkeypatch):
+    """One block's flow is the truth, another's is noise: the reading must say so."""
+    calls = iter(range(100))
+    generator = np.random.default_rng(0)
+
+    def flow(query, key, grid, temperature, hard):
+        clip, block = divmod(next(calls), 6)
+        truth = true_flow(CLIPS[clip], grid)[0]
+        noise = generator.integers(-3, 4, truth.shape)
+        return torch.from_numpy(truth.round() if block == 4 else noise if block == 1 else 0 * truth)
+
+    monkeypatch.setattr(motion_reading, "motion_flow", flow)
+    with np.errstate(invalid="ignore"):
+        readings = read_blocks(quality.ModelFolder("small", "float32", torch.device("cpu")), CLIPS[:3])
+    assert len(readings) == 6
+    assert readings[4].correlation > 0.95 and readings[4].stray == 0
+    assert abs(readings[1].correlation) < 0.2 and readings[1].stray > 0.9
+
+
+def test_report_counts_what_is_right(network, capsys, monkeypatch):
+    """Made clips in place of the model's videos: some are what the prompts ask for, the rest are not."""
+    captions = [caption(*prompt) for prompt in held_out_prompts()]
+    videos = [clip.frames for clip in CLIPS]
+    for index in (3, 8):
+        seeds = (seed for seed in range(10_000) if made_clip(seed, frames=1).caption == captions[index])
+        videos[index] = made_clip(next(seeds)).frames
+    monkeypatch.setattr(quality, "train_classifier", lambda clips: network)
+    monkeypatch.setattr(quality, "held_out_prompts", lambda: held_out_prompts()[:12])
+    quality.report(videos)
+    colours, coherent, shapes, acceleration = capsys.readouterr().out.splitlines()
+    assert colours == "both colours right   2 of 12"
+    assert coherent == "one coherent object  12 of 12"
+    assert 2 <= int(shapes.split()[2]) < 10
+    assert 0.5 < float(re.search(r"([\d.]+) x", acceleration)[1]) < 2
+
+
+def test_autoencoder_is_measured(capsys, monkeypatch):
+    """One that gives every pixel back 5 too bright."""
+    monkeypatch.setattr(quality, "READ_CLIPS", 3)
+    monkeypatch.setattr(quality, "encode", lambda vae, pixels: pixels)
+    monkeypatch.setattr(quality, "decode", lambda vae, latents, frames: latents[:frames].int() + 5)
+    quality.report_autoencoder(Mock())
+    psnr = 10 * np.log10(255**2 / 5**2)
+    assert f" {psnr:.1f} dB PSNR ({psnr:.1f} to {psnr:.1f})" in capsys.readouterr().out
+
+
+def test_model_is_measured_end_to_end(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(quality, "held_out_prompts", lambda: held_out_prompts()[:1])
+    monkeypatch.setattr(quality, "READ_CLIPS", 2)
+    monkeypatch.setattr(quality, "TEACHING_CLIPS", 3)
+    monkeypatch.setattr(classifier, "STEPS", 10)
+    assert quality.main(["small", "--sheet", str(tmp_path / "sheet.png")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("autoencoder") and lines[1].endswith(" of 1") and len(lines) == 6 + 6
+    assert quality.Image.open(tmp_path / "sheet.png").size == (6 * 96, 64)
+
+
+def test_missing_model_is_explained(capsys):
+    assert quality.main(["./absent"]) == 1
+    assert "absent" in capsys.readouterr().err
