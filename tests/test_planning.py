@@ -82,6 +82,7 @@ def test_tiles_counted_once_are_counted_right(phases, monkeypatch):
 def test_plan_is_what_really_happens(settings, phases, name, resident):
     """Peak, work and copies of one optimisation step of the real model, its weights streamed."""
     from ditflow.backbone.loading import ModelFolder
+    from ditflow.backbone.runner import Until
     from ditflow.guidance.prepare import prepare_guidance
     from ditflow.memory.arrange import around, place, runner_of
     from ditflow.memory.tracker import Tracker
@@ -102,7 +103,7 @@ def test_plan_is_what_really_happens(settings, phases, name, resident):
         runner, settings, backbone.grid(inputs.latents), inputs.latents, inputs.prompt, inputs.embedding
     )
     guidance.steps = 1
-    injected = phases._inject.__func__(type("Given", (), {"inputs": inputs, "settings": settings})(), runner)
+    injected = runner.features(inputs, {}, Until("key_value", settings.injection_blocks))
     guidance.optimise(runner, inputs, injected, 0)
     before = runner.copied_bytes
     held = [torch.empty_like(inputs.latents) for _ in range(2)]

@@ -21,7 +21,6 @@ from ditflow.memory.streamed import Streamed
 from ditflow.memory.tracker import Tracker
 
 CPU = torch.device("cpu")
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ditflow.small.clips import CIRCUMRADIUS, HALF_SIDE
+from ditflow.small.quality.sight import nearest_shade
 from ditflow.small.vocabulary import COLOURS, SHAPES
 
-SHADE = 0.35  # how far towards grey a made backdrop goes
 ROUNDS = 8  # of clustering: two colours settle in fewer
 SMALLEST = 0.01  # of the picture: less of the other colour is no shape
 
@@ -83,15 +83,8 @@ def _two_colours(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _nearest_colour(colour: np.ndarray) -> str:
-    """By distance to each colour's shades: from the colour itself part of the way to grey."""
-
-    def distance(name: str) -> float:
-        pure = np.array(COLOURS[name], np.float64)
-        way = SHADE * (128 - pure)
-        share = np.clip((colour - pure) @ way / (way @ way), 0, 1)
-        return float(np.linalg.norm(colour - pure - share * way))
-
-    return min(COLOURS, key=distance)
+    """By distance to each colour's shades."""
+    return min(COLOURS, key=lambda name: np.linalg.norm(colour - nearest_shade(colour, name)))
 
 
 def _nearest_shape(mask: np.ndarray, x: np.ndarray, y: np.ndarray) -> str:

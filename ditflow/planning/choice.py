@@ -17,6 +17,11 @@ from ditflow.planning.phases import Phases
 from ditflow.planning.plan import Plan, make_plan
 from ditflow.settings import PRESETS, Settings
 
+MIB = 1 << 20
+LESS = 0.9  # of what a plan that failed needed: the next one should not fail too
+
+_phases = lru_cache(maxsize=2)(Phases)
+
 
 def make_plans(
     settings: Settings,
@@ -50,12 +55,6 @@ def phases_of(settings: Settings, device: str) -> Phases:
         ),
         device,
     )
-
-
-MIB = 1 << 20
-LESS = 0.9  # of what a plan that failed needed: the next one should not fail too
-
-_phases = lru_cache(maxsize=2)(Phases)
 
 
 def plan_all(settings: Settings) -> tuple[list[Plan], Plan | None, str]:

@@ -84,11 +84,11 @@ def make_plan(phases: Phases, preset: Preset, budget: int) -> Plan:
 def _model_works(phases: Phases, preset: Preset) -> Iterator[tuple[str, tuple[int, Work]]]:
     """The transformer's phases: name, times in a run, work."""
     settings = phases.settings
-    if phases.settings.optimises:
+    if settings.optimises:
         yield "reference", (1, phases.reference())
     if phases.injects:
         yield "injection", (settings.guided_steps, phases.injection())
-    if phases.settings.optimises:
+    if settings.optimises:
         times = settings.guided_steps * settings.optimisation_steps
         yield "optimise", (times, phases.optimise(preset.checkpoint, preset.boundaries))
     yield "denoise", (settings.steps, phases.denoise())
