@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -70,18 +70,14 @@ def plan_all(settings: Settings) -> tuple[list[Plan], Plan | None, str]:
     plans = make_plans(settings, presets(), "cuda", budget)
     if not here:
         return plans, None, "None is chosen: there is no GPU here. --memory GB tells what would be."
-    fitting = [plan for plan in plans if plan.fits]
-    named = [plan for plan in plans if plan.preset.name == asked_preset(settings)]
-    if named and not named[0].fits or not fitting:
-        below = [plan for plan in fitting if plans.index(plan) < plans.index(named[0])] if named else []
-        return plans, None, misfit(named[0] if named else plans[0], below[-1] if below else None)
-    chosen = named[0] if named else fitting[-1]
-    reason = "as asked for" if named else "the fastest that fits"
-    return (
-        plans,
-        chosen,
-        f"{chosen.preset.name} is chosen: {reason}, with {chosen.budget / GIB:.1f} GiB to use.",
-    )
+    name = asked_preset(settings)
+    try:
+        chosen = _pick(plans, name)
+    except DitflowError as error:
+        return plans, None, str(error)
+    reason = "as asked for" if name else "the fastest that fits"
+    why = f"{chosen.preset.name} is chosen: {reason}, with {chosen.budget / GIB:.1f} GiB to use."
+    return plans, chosen, why
 
 
 def choose_plan(settings: Settings, device: torch.device) -> Plan:
@@ -93,15 +89,22 @@ def choose_plan(settings: Settings, device: torch.device) -> Plan:
     candidates = presets()[: PRESETS.index(name) + 1] if name else presets()
     budget = usable_bytes(settings.memory, device)
     tried = make_plans(settings, candidates[::-1], device.type, budget, until_one_fits=True)
-    last = tried[-1]
-    if not last.fits or (name and len(tried) > 1):
-        raise DitflowError(misfit(tried[0] if name else last, last if last.fits else None))
-    return last
+    return _pick(tried[::-1], name)
 
 
 def asked_preset(settings: Settings) -> str | None:
     """The preset that `preset` names, or `memory`."""
     return next((given for given in (settings.preset, settings.memory) if given in PRESETS), None)
+
+
+def _pick(plans: Sequence[Plan], name: str | None) -> Plan:
+    """Of plans, the smallest preset's first: the one of that name, or the last that fits."""
+    fitting = [plan for plan in plans if plan.fits]
+    named = [plan for plan in plans if plan.preset.name == name]
+    if picked := [plan for plan in named if plan.fits] if name else fitting:
+        return picked[-1]
+    below = [plan for plan in fitting if plans.index(plan) < plans.index(named[0])] if name else []
+    raise DitflowError(misfit(named[0] if name else plans[0], below[-1] if below else None))
 
 
 def smaller_plan(settings: Settings, device: torch.device, failed: Plan, phase: str) -> Plan | None:
