@@ -7,7 +7,6 @@ The product of its feed-forward, its attention, the copy of its weights from hos
 from __future__ import annotations
 
 import argparse
-import subprocess
 import time
 from collections.abc import Callable
 from datetime import date
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import yaml
+
+from bench.revision import commit
 
 ROUNDS = 8
 TOKENS, HEADS, HEAD_DIM = 8326, 48, 64  # 24 frames of 480 x 720, and the text
@@ -78,10 +79,7 @@ def synchronise(device: torch.device) -> None:
 
 def provenance() -> str:
     """When, and with which code."""
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return f"{date.today()}, {found.stdout.strip() or 'no repository'}, torch {torch.__version__}"
+    return f"{date.today()}, {commit()}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Times are medians of CUDA events, warm, over input sets that take turns; calls a
 import gc
 import json
 import re
-import subprocess
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from bench.correctness import WrongResult, check_all
 from bench.guided_step import guided_step, why_not
 from bench.passes import SIZES, Pass, Rival, Size, passes
+from bench.revision import commit
 from bench.tables import pass_tables, step_table
 from bench.timing import GIB, Ceilings, CudaMeter, Deadline, Meter, measure_ceilings
 
@@ -150,17 +150,6 @@ def write(rows: list[Row], ceilings: Ceilings, step: dict | str) -> Path:
     path = RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return path
-
-
-def commit() -> str:
-    """What was measured; `+` where files differ from it."""
-    try:
-        git = ["git", "-C", str(Path(__file__).parent)]
-        head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.strip() + ("+" if changed.strip() else "")
 
 
 if __name__ == "__main__":
