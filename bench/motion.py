@@ -22,11 +22,12 @@ from ditflow import Settings, transfer, video
 from ditflow.cli import quieten_libraries
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.intervals import Interval, interval
-from ditflow.evaluation.made_shapes import find_shape, prompt_match
+from ditflow.evaluation.made_shapes import prompt_match
 from ditflow.progress import Progress
 from ditflow.settings import shipped
 from ditflow.small.build import build_pipeline
 from ditflow.small.clips import FRAME_RATE, MadeClip, made_clip
+from ditflow.small.sight import look
 from ditflow.small.vocabulary import COLOURS, SHAPES, caption
 
 MODES = {  # name: what it changes of the small model's settings
@@ -103,7 +104,7 @@ def measure(pair: Pair, mode: str, settings: Settings, scratch: Path) -> Measure
     run = transfer(settings, clock)
     seconds = time.perf_counter() - start
     frames = FinishedRun.open(run.folder).clip("result").frames
-    found = find_shape(frames).centroids
+    found = look(frames).centroids
     right = prompt_match(frames, pair.prompt)
     return Measured(
         displacement_cosine(found, pair.clip.centroids),

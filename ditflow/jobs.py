@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+import numpy as np
 from einops import rearrange
 from torch import Tensor
 
 from ditflow import video
-from ditflow.backbone.runner import Until
+from ditflow.backbone.runner import Grid, Until
 from ditflow.backbone.text import Texts
 from ditflow.denoising import Denoised, Denoising
 from ditflow.device import computing
@@ -22,6 +23,7 @@ from ditflow.report.clip_flow import draw_flow
 from ditflow.runs import Run
 from ditflow.sampling import Step
 from ditflow.settings import Settings
+from ditflow.small.truth import true_flow_of
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,8 @@ def _denoise(job: Job, texts: Texts, reference: Tensor, progress: Progress) -> D
 def flow(settings: Settings, progress: Progress | None = None) -> Run:
     """Read a clip's motion flow in each guidance block: as tensors, as a sheet and as arrows over the frames.
 
+    A made clip's true motion is drawn beside it.
+
     Raises DitflowError (SettingsError where the settings are to blame) with one line that says what to do.
     """
     job = Job.begin(settings, progress or Progress(), needs=("video",), kind="flow")
@@ -77,12 +81,18 @@ def flow(settings: Settings, progress: Progress | None = None) -> Run:
         "flow.safetensors", {f"block_{block}": found for block, found in read.references.items()}
     )
     for block, found in read.references.items():
-        pairs = rearrange(found.cpu().numpy(), "q k (h w) c -> q k h w c", h=read.grid.height)
-        sheet, arrows = draw_flow(job.clip, pairs)
-        job.run.write_picture(f"flow_block_{block}.png", sheet)
-        job.write(f"arrows_block_{block}", arrows)
+        _draw(job, f"block_{block}", found.cpu().numpy(), read.grid)
+    if (truth := true_flow_of(job.settings, read.grid)) is not None:
+        _draw(job, "true", truth, read.grid)
     job.end()
     return job.run
+
+
+def _draw(job: Job, name: str, flow: np.ndarray, grid: Grid) -> None:
+    """Pictures of a flow [frames (query), frames (key), height * width, 2]."""
+    sheet, arrows = draw_flow(job.clip, rearrange(flow, "q k (h w) c -> q k h w c", h=grid.height))
+    job.run.write_picture(f"flow_{name}.png", sheet)
+    job.write(f"arrows_{name}", arrows)
 
 
 def _read_flow(job: Job, texts: Texts, reference: Tensor) -> FlowLoss:

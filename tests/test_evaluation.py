@@ -15,9 +15,10 @@ from ditflow.evaluation import tracks
 from ditflow.evaluation.clip_scores import ClipModel, prompt_similarity, temporal_consistency
 from ditflow.evaluation.evaluate import as_table
 from ditflow.evaluation.finished import FinishedRun
-from ditflow.evaluation.made_shapes import find_shape, is_caption, prompt_match
+from ditflow.evaluation.made_shapes import is_caption, prompt_match, shape_of
 from ditflow.evaluation.own_flow import read_own_flow
 from ditflow.small.clips import FRAME_RATE, made_clip
+from ditflow.small.sight import look
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -49,7 +50,7 @@ def fewer_points(monkeypatch):
 @pytest.mark.parametrize("seed", range(6))
 def test_shapes_are_found(seed):
     clip = made_clip(seed, frames=12)
-    assert np.abs(find_shape(clip.frames).centroids - clip.centroids).max() < 0.6
+    assert np.abs(look(clip.frames).centroids - clip.centroids).max() < 0.6
     assert prompt_match(clip.frames, clip.caption) == {"colour": True, "shape": True, "background": True}
 
 
@@ -64,8 +65,7 @@ def test_wrong_shapes_are_seen():
 
 
 def test_nothing_is_found_where_nothing_is():
-    found = find_shape(np.full((9, 32, 48, 3), 200, np.uint8))
-    assert np.isnan(found.centroids).all() and found.shape is None
+    assert shape_of(look(np.full((9, 32, 48, 3), 200, np.uint8))) is None
 
 
 def test_clip_sees_what_transformers_sees(clip_folder):

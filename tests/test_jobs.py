@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -23,6 +24,7 @@ from ditflow.cli import main
 from ditflow.errors import DitflowError
 from ditflow.job import Job
 from ditflow.settings import read_settings
+from ditflow.small.clips import main as write_made_clip
 
 FRAMES = 10  # of the settings
 
@@ -256,3 +258,16 @@ def test_flow(settings, tmp_path, capsys):
     for block in (0, 2):
         assert (folder / f"flow_block_{block}.png").stat().st_size > 0
         assert video.read_clip(folder / f"arrows_block_{block}.mp4", frames=4, size=None).frames.std() > 0
+    assert not (folder / "flow_true.png").exists()  # of this clip nothing else is known
+
+
+def test_flow_of_a_made_clip_has_the_truth_beside_it(small_folder, tmp_path, capsys):
+    assert write_made_clip([str(tmp_path / "made.mp4"), "--seed", "5"]) == 0
+    words = ["flow", "--video", str(tmp_path / "made.mp4"), "--model", str(small_folder), "--size", "96x64"]
+    words += ["--dtype", "float32", "--guidance-blocks", "2"]
+    words += ["--output", str(tmp_path / "flow"), "--quiet"]
+    assert main(words) == 0
+    truth, read = (Image.open(tmp_path / "flow" / f"flow_{name}.png") for name in ("true", "block_2"))
+    assert truth.size == read.size and truth.tobytes() != read.tobytes()
+    arrows = video.read_clip(tmp_path / "flow" / "arrows_true.mp4", frames=6, size=None).frames
+    assert (arrows[0] != arrows[5]).any()

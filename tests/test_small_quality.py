@@ -7,17 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from ditflow.backbone.runner import Grid
-from ditflow.small.clips import PATHS, made_clip
+from ditflow.small.clips import made_clip
 from ditflow.small.quality import __main__ as quality
 from ditflow.small.quality import classifier, motion_reading
-from ditflow.small.quality.motion_reading import read_blocks, true_flow
-from ditflow.small.quality.sight import largest_piece, look
+from ditflow.small.quality.motion_reading import read_blocks
+from ditflow.small.sight import largest_piece, look
 from ditflow.small.training.split import held_out_prompts
+from ditflow.small.truth import true_flow
 from ditflow.small.vocabulary import COLOURS, caption
 
 CLIPS = [made_clip(seed) for seed in range(12)]
-GRID = Grid(6, 8, 12)
 
 
 @pytest.mark.parametrize("clip", CLIPS, ids=[clip.caption for clip in CLIPS])
@@ -68,23 +67,6 @@ def test_classifier_knows_shapes_it_has_not_seen(network):
     assert classifier.classify(network, look(np.full((2, 64, 96, 3), COLOURS["black"], np.uint8))) is None
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_true_flow_leads_along_the_path(path):
-    clip = next(clip for clip in map(made_clip, range(100)) if clip.scene.path == path)
-    flow, inside = true_flow(clip, GRID)
-    centres = clip.centroids.reshape(6, 4, 2).mean(axis=1) / 8  # in patches
-    for query, key in [(0, 5), (3, 2)]:
-        chosen = inside[query]
-        assert 1 <= chosen.sum() <= 20
-        mean = flow[query, key, chosen].mean(axis=0)
-        assert np.abs(mean - (centres[key] - centres[query])).max() < 0.5
-        assert not flow[query, key, ~chosen].any()
-    y, x = np.divmod(np.flatnonzero(inside[0]), 12)
-    pixels = clip.frames[1, 8 * y + 4, 8 * x + 4].astype(float)
-    background = clip.frames[1, 0, 0].astype(float)
-    assert np.mean(np.linalg.norm(pixels - background, axis=1) > 40) > 0.5  # the shape is there
-
-
 def test_blocks_that_see_the_truth_are_told_from_those_that_do_not(monkeypatch):
     """One block's flow is the truth, another's is noise: the reading must say so."""
     calls = iter(range(100))
@@ -92,7 +74,8 @@ def test_blocks_that_see_the_truth_are_told_from_those_that_do_not(monkeypatch):
 
     def flow(query, key, grid, temperature, hard):
         clip, block = divmod(next(calls), 6)
-        truth = true_flow(CLIPS[clip], grid)[0]
+        scene = CLIPS[clip].scene
+        truth = true_flow(scene.centroids, scene.radii, 96, grid)[0]
         noise = generator.integers(-3, 4, truth.shape)
         return torch.from_numpy(truth.round() if block == 4 else noise if block == 1 else 0 * truth)
 

@@ -18,6 +18,7 @@ from ditflow.small.vocabulary import COLOURS, SHAPES, caption
 BACKDROPS = ("plain", "graded", "waved")
 PATHS = ("line", "arc", "curve", "bounce", "zoom")
 FRAME_RATE = Fraction(8)
+CLIP_MARK = "made clip of seed "  # in a written clip's metadata, before the seed
 SUPERSAMPLING = 4  # samples a pixel in each direction
 
 # of the square and the triangle with the area of a circle of radius 1
@@ -150,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     clip = made_clip(choice.seed)
     try:
-        write_clip(Clip(clip.frames, FRAME_RATE), choice.output)
+        write_clip(Clip(clip.frames, FRAME_RATE), choice.output, metadata=f"{CLIP_MARK}{choice.seed}")
     except DitflowError as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1

@@ -22,7 +22,7 @@ from ditflow.small.build import COMPRESSION, LATENT_CHANNELS
 from ditflow.small.clips import made_clip
 from ditflow.small.quality.classifier import classify, train_classifier
 from ditflow.small.quality.motion_reading import read_blocks
-from ditflow.small.quality.sight import Sight, look
+from ditflow.small.sight import Sight, look
 from ditflow.small.training.split import HELD_OUT_SEEDS, held_out_prompts, training_clips
 from ditflow.small.vocabulary import caption
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditflow.small.clips import MadeClip
-from ditflow.small.quality.sight import Sight, look
+from ditflow.small.sight import Sight, look
 from ditflow.small.vocabulary import SHAPES
 
 CROP = 24  # pixels

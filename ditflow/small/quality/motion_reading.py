@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from einops import rearrange, reduce
 
 from ditflow.backbone.loading import ModelFolder
-from ditflow.backbone.runner import Grid, Until
+from ditflow.backbone.runner import Until
 from ditflow.backbone.text import encode_tokens, tokenise
 from ditflow.backbone.vae import encode
 from ditflow.guidance.prepare import clip_features
 from ditflow.memory.plain import PlainRunner
 from ditflow.small.clips import MadeClip
+from ditflow.small.truth import true_flow
 from ditflow_kernels import motion_flow
 
 
@@ -24,25 +24,6 @@ class Reading(NamedTuple):
 
     correlation: float  # of both components, in tokens inside the shape
     stray: float  # share of background tokens that seem to move
-
-
-def true_flow(
-    clip: MadeClip, grid: Grid
-) -> tuple[np.ndarray, np.ndarray]:  # [frames, frames, height * width, 2], [frames, height * width]
-    """Where the matter in each token goes, (x, y) in patches, and which tokens are inside the shape.
-
-    A latent frame is the mean of its video frames; outside the shape nothing moves.
-    """
-    patch = clip.frames.shape[2] / grid.width  # pixels
-    centres = reduce((clip.centroids + 0.5) / patch - 0.5, "(f t) c -> f c", "mean", f=grid.frames)
-    radii = reduce(clip.scene.radii / patch, "(f t) -> f", "mean", f=grid.frames)
-    y, x = np.mgrid[: grid.height, : grid.width]
-    offsets = np.stack([x.ravel(), y.ravel()], axis=-1) - centres[:, None]  # [frames, tokens, 2]
-    inside = np.linalg.norm(offsets, axis=-1) < np.maximum(radii, 0.71)[:, None]  # at least one token
-    growth = radii[None, :] / radii[:, None]  # [query frame, key frame]
-    moved = rearrange(centres, "k c -> 1 k 1 c") - rearrange(centres, "q c -> q 1 1 c")
-    flow = moved + (growth[..., None, None] - 1) * offsets[:, None]
-    return flow * inside[:, None, :, None], inside
 
 
 @torch.no_grad()
@@ -59,7 +40,7 @@ def read_blocks(folder: ModelFolder, clips: Iterable[MadeClip]) -> list[Reading]
         words = encode_tokens(encoder, tokenise(tokenizer, [""], config["max_text_seq_length"]))
         features = clip_features(runner, until, latents, words, runner.backbone.embedding(grid))
         found.append([motion_flow(*features[block], grid, 1.0, hard=True).numpy() for block in until.blocks])
-        flow, inside = true_flow(clip, grid)
+        flow, inside = true_flow(clip.centroids, clip.scene.radii, clip.frames.shape[2], grid)
         truths.append(flow)
         insides.append(np.broadcast_to(inside[:, None], flow.shape[:3]))
     different = ~np.eye(grid.frames, dtype=bool)

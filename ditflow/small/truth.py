@@ -1,0 +1,75 @@
+"""The true motion of a made clip, as a motion flow has it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from einops import rearrange
+
+from ditflow.backbone.runner import Grid
+from ditflow.errors import DitflowError
+from ditflow.settings import Settings
+from ditflow.small.clips import CLIP_MARK, made_clip
+from ditflow.video.writing import read_metadata
+
+GROUP = 4  # video frames a latent frame; what is left over falls to the first
+
+
+def true_flow(
+    centroids: np.ndarray,  # [video frames, 2] (x, y) in pixels
+    radii: np.ndarray,  # [video frames] pixels
+    width: int,  # of a frame, pixels
+    grid: Grid,
+) -> tuple[np.ndarray, np.ndarray]:  # [frames, frames, height * width, 2], [frames, height * width]
+    """Where the matter in each token goes, (x, y) in patches, and which tokens are inside the shape.
+
+    A latent frame is the mean of its video frames; outside the shape nothing moves.
+    """
+    patch = width / grid.width  # pixels
+    centres = _latent_means((centroids + 0.5) / patch - 0.5, grid.frames)
+    radii = _latent_means(radii / patch, grid.frames)
+    y, x = np.mgrid[: grid.height, : grid.width]
+    offsets = np.stack([x.ravel(), y.ravel()], axis=-1) - centres[:, None]  # [frames, tokens, 2]
+    inside = np.linalg.norm(offsets, axis=-1) < np.maximum(radii, 0.71)[:, None]  # at least one token
+    growth = radii[None, :] / radii[:, None]  # [query frame, key frame]
+    moved = rearrange(centres, "k c -> 1 k 1 c") - rearrange(centres, "q c -> q 1 1 c")
+    flow = moved + (growth[..., None, None] - 1) * offsets[:, None]
+    return flow * inside[:, None, :, None], inside
+
+
+def _latent_means(values: np.ndarray, count: int) -> np.ndarray:
+    """Means over the video frames of each of `count` latent frames; the last one is repeated if need be."""
+    first = len(values) - GROUP * (count - 1)
+    if first < 1:  # the autoencoder was given the last frame again
+        values = np.concatenate([values, values[-1:].repeat(GROUP, axis=0)])[: GROUP * (count - 1) + 1]
+        first = 1
+    return np.stack([part.mean(axis=0) for part in np.split(values, range(first, len(values), GROUP))])
+
+
+def true_flow_of(settings: Settings, grid: Grid) -> np.ndarray | None:
+    """The true flow of the settings' clip [frames, frames, height * width, 2]; None where it is not known.
+
+    It is known of a video that `python -m ditflow.small.clips` has written and that keeps its proportions.
+    """
+    seed = _seed_of(Path(settings.video))
+    if seed is None:
+        return None
+    clip = made_clip(seed)
+    height, width = clip.frames.shape[1:3]
+    if settings.size.width * height != settings.size.height * width:
+        return None
+    shown = slice(settings.start, settings.start + settings.frames * settings.stride, settings.stride)
+    return true_flow(clip.centroids[shown], clip.scene.radii[shown], width, grid)[0]
+
+
+def _seed_of(video: Path) -> int | None:
+    if not video.is_file():
+        return None
+    try:
+        said = read_metadata(video)
+    except DitflowError:
+        return None
+    found = re.fullmatch(rf"{CLIP_MARK}(\d{{1,18}})", said or "")
+    return int(found[1]) if found else None
