@@ -1,6 +1,8 @@
 """Motion fidelity, from made tracks to the trackers, and the numbers around it."""
 
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,22 +168,60 @@ class FakePredictor(torch.nn.Module):
         return steps.expand(16, grid_size**2, 2)[None], None
 
 
-def test_cotracker_from_the_hub_or_a_file(moving, tmp_path, monkeypatch):
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub with a predictor and a file of weights; what it was asked for, and the predictor."""
     asked, predictor = [], FakePredictor()
 
-    def load(repository, entry, **options):
-        asked.append((repository, entry, options["pretrained"]))
+    def load(repository, entry, pretrained, **_):
+        assert not pretrained  # its own loading would run what a pickle says
+        asked.append((repository, entry))
         return predictor
 
+    def fetch(url, map_location, weights_only):
+        return torch.load(tmp_path / Path(url).name, map_location, weights_only=weights_only)
+
     monkeypatch.setattr(torch.hub, "load", load)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fetch)
+    return asked, predictor
+
+
+def weights_of(value):
+    return {"weight": torch.full((1, 1), value), "bias": torch.zeros(1)}
+
+
+def test_cotracker_from_the_hub_or_a_file(hub, moving, tmp_path):
+    asked, predictor = hub
+    torch.save(weights_of(3.0), tmp_path / "scaled_offline.pth")
     assert bidirectional_fidelity(track(moving, "cotracker"), straight(1, 0, frames=16)).score == 1
-    torch.save({"weight": torch.full((1, 1), 5.0), "bias": torch.zeros(1)}, tmp_path / "own.pth")
+    assert predictor.model.weight.item() == 3.0
+    torch.save(weights_of(5.0), tmp_path / "own.pth")
     tracks = track(moving, "cotracker", tmp_path / "own.pth")
     assert tracks.places.shape == (GRID**2, 16, 2)
     assert predictor.model.weight.item() == 5.0
-    assert asked == [("facebookresearch/co-tracker:main", "cotracker3_offline", own) for own in (True, False)]
+    (repository, entry), again = asked
+    assert re.fullmatch("facebookresearch/co-tracker:[0-9a-f]{40}", repository)  # a revision, not a branch
+    assert entry == "cotracker3_offline" and again == (repository, entry)
     with pytest.raises(DitflowError, match="CoTracker3 cannot be loaded .*--tracker lk"):
         track(moving, "cotracker", tmp_path / "absent.pth")
+
+
+class Hostile:
+    """Pickled, it makes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["scaled_offline.pth", "own.pth"])
+def test_cotracker_weights_are_tensors_and_nothing_else(hub, moving, tmp_path, name):
+    torch.save(weights_of(1.0) | {"bias": Hostile(tmp_path / "made")}, tmp_path / name)
+    with pytest.raises(DitflowError, match="CoTracker3 cannot be loaded"):
+        track(moving, "cotracker", None if name == "scaled_offline.pth" else tmp_path / name)
+    assert not (tmp_path / "made").exists()
 
 
 def test_intervals():

@@ -15,7 +15,10 @@ TRACKERS = ("lk", "cotracker")
 GRID = 55  # points in each direction, as in the released evaluation
 WINDOW = (15, 15)  # pixels that a point is recognised by
 RETURN = 1.0  # pixels: a point followed there and back has to end closer to where it began
-REPOSITORY, ENTRY = "facebookresearch/co-tracker:main", "cotracker3_offline"
+# of 2025-01-21: code from elsewhere does not change under the user
+REPOSITORY = "facebookresearch/co-tracker:82e02e8029753ad4ef13cf06be7f4fc5facdda4d"
+ENTRY = "cotracker3_offline"
+WEIGHTS = "https://huggingface.co/facebook/cotracker3/resolve/main/scaled_offline.pth"
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,14 @@ def _cotracker(frames: np.ndarray, weights: Path | None) -> tuple[np.ndarray, np
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        # with a branch named and nothing to validate, a copy in the hub's cache needs no network
-        predictor = torch.hub.load(
-            REPOSITORY, ENTRY, pretrained=weights is None, skip_validation=True, trust_repo=True
-        )
-        if weights is not None:
-            predictor.model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        # with a revision named and nothing to validate, a copy in the hub's cache needs no network;
+        # its own way to the weights would run what a pickle says
+        predictor = torch.hub.load(REPOSITORY, ENTRY, pretrained=False, skip_validation=True, trust_repo=True)
+        if weights is None:
+            state = torch.hub.load_state_dict_from_url(WEIGHTS, map_location="cpu", weights_only=True)
+        else:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+        predictor.model.load_state_dict(state)
     except Exception as error:  # foreign code from the network: whatever it raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DitflowError(
