@@ -45,8 +45,8 @@ class Request:
         found = re.fullmatch(r"steps=(\d{1,4})", words)
         if not found or not int(found[1]):
             raise SettingsError(
-                f"--profile: {words!r} given; accepted: steps=N with N from 1 to 9999, for N guided and N plain "
-                "steps, such as steps=2"
+                f"--profile: {words!r} given; accepted: steps=N with N from 1 to 9999, for N guided and N "
+                "plain steps, such as steps=2"
             )
         tool = os.environ.get(TOOL, "torch")
         if tool not in ("torch", "nsight"):

@@ -1,12 +1,12 @@
 """Names for what a run does, for a profiler to show beside its kernels.
 
-| range                       | what it spans                                                                 |
-| --------------------------- | ----------------------------------------------------------------------------- |
-| `phase/denoise`             | a phase of a job: text, encode, denoise, decode                               |
-| `step/003/guided`           | a denoising step, from 0; the last word is `guided` or `plain`                |
-| `optimise/003/1`            | an optimisation step, from 0, of that denoising step                          |
-| `block/20`                  | a block of the transformer, once each time a pass goes through it             |
-| `kernel/motion_flow_loss`   | an operator of `ditflow_kernels`, by its name in torch: all that it launches  |
+| range                     | what it spans                                                     |
+| ------------------------- | ----------------------------------------------------------------- |
+| `phase/denoise`           | a phase of a job: text, encode, denoise, decode                   |
+| `step/003/guided`         | a denoising step, from 0; the last word is `guided` or `plain`    |
+| `optimise/003/1`          | an optimisation step, from 0, of that denoising step              |
+| `block/20`                | a block of the transformer, once each time a pass goes through it |
+| `kernel/motion_flow_loss` | an operator of `ditflow_kernels`: all that it launches            |
 
 While nobody looks nothing is paid: loops run over what they were given, and operators call their plain
 functions. While an observer looks, these functions are exchanged for named ones. Ranges open and close
