@@ -165,8 +165,7 @@ class NsightCapture(Capture):
             from nvtx import annotate
         except ImportError:
             raise DitflowError(
-                "--profile under an Nsight tool needs the package nvtx: "
-                'pip install -c constraints.txt "ditflow[profile]"'
+                '--profile under an Nsight tool needs the package nvtx: pip install "ditflow[profile]"'
             ) from None
         self.cuda, self.range = torch.cuda, partial(annotate, domain="ditflow")
 
