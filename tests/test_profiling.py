@@ -1,10 +1,11 @@
-"""Named ranges, and `--profile`: what is named and captured, that it changes nothing, and costs nothing when off."""
+"""Named ranges and `--profile`: what is captured, that it changes nothing, and costs nothing when off."""
 
 import csv
 import json
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +30,7 @@ from ditflow.profiling import NsightCapture, Request, TorchCapture
 from ditflow.runs import Run
 from ditflow.sampling import Scale, Step, denoise
 from ditflow_kernels import motion_flow_loss
+from ditflow_kernels.launchers import LAUNCHERS
 from ditflow_kernels.motion_flow import chunked
 from profiles.explain import explain
 from profiles.trace import read_trace
@@ -104,8 +106,17 @@ def test_steps_blocks_and_kernels_have_names(loop):
     assert not recorder.open
 
 
+def test_every_operator_with_kernels_has_a_name():
+    for operation in ranges.KERNELS:
+        import_module(f"ditflow_kernels.{operation}.operators")
+    there = {operator.name().removeprefix("ditflow::") for operator in LAUNCHERS}
+    named = {operator for functions in ranges.KERNELS.values() for operator in functions.values()}
+    assert named < there
+    assert there - named == {"motion_flow_loss_backward"}  # two gradients times a number
+
+
 def test_off_nothing_is_in_the_way(loop, monkeypatch):
-    """Loops get the very objects they gave, operators call their own functions, and no profiler is touched."""
+    """Loops get the very objects they gave, operators call their own functions, no profiler is touched."""
     indices, plain = range(3), chunked.loss_and_gradients
     with pytest.raises(KeyboardInterrupt), ranges.observed_by(Recorder(), ["chunked"]):
         assert chunked.loss_and_gradients is not plain
