@@ -74,8 +74,10 @@ class Recorder:
     def range(self, name):
         self.open.append(name)
         self.seen.append(tuple(self.open))
-        yield
-        assert self.open.pop() == name
+        try:
+            yield
+        finally:
+            assert self.open.pop() == name
 
     def steps(self, indices, guided):
         return indices
