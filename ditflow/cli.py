@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 from ditflow.errors import DitflowError, SettingsError
+from ditflow.profiling import Request, profiled
 from ditflow.settings import Settings, read_settings
 
 if TYPE_CHECKING:
@@ -80,6 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for command in (transfer, inject):
         _add_settings(command, [item for item in fields(Settings) if item.metadata["flag"]])
+        command.add_argument(
+            "--profile", metavar="steps=N", help="capture N guided and N plain steps (profiles/README.md)"
+        )
     for command in (transfer, flow, plan):
         command.add_argument(
             "--config", type=Path, metavar="FILE", help="settings from a YAML file; flags win"
@@ -123,10 +127,14 @@ def read_options(options: argparse.Namespace) -> Settings:
 
 def run_job(options: argparse.Namespace, settings: Settings) -> None:
     """Run the job of a command and say where its results are."""
+    words = vars(options).get("profile")  # no word of `flow`
+    request = None if words is None else Request.read(words)
     quieten_libraries()
     from ditflow import jobs
 
     job = jobs.flow if options.command == "flow" else jobs.transfer
+    if request:
+        job = profiled(job, request)
     with telling(options.quiet) as progress:
         run = job(settings, progress)
     print(run.folder)

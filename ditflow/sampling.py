@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from ditflow import ranges
 from ditflow.backbone.runner import Injected, Inputs, Runner
 from ditflow.backbone.schedule import Schedule, dynamic_guidance_scale
 from ditflow.backbone.text import Texts
@@ -55,7 +56,7 @@ def denoise(
     carries over from one guided step to the next; after them the model's own is back.
     """
     latents, embedding, steps = last.latents, last.embedding, len(schedule.timesteps)
-    for index in range(last.index + 1, steps):
+    for index in ranges.steps(range(last.index + 1, steps), guided_steps):
         timestep = schedule.on_device[index : index + 1]
         inputs = Inputs(latents, texts.prompt, timestep, embedding if index < guided_steps else own)
         injected, losses = {}, []

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.amp import GradScaler
 
+from ditflow import ranges
 from ditflow.backbone.runner import Injected, Inputs, Loss, Runner, Until, Variable
 
 LOSS_SCALE = 2.0**16
@@ -39,7 +40,7 @@ class Guidance:
         adam = torch.optim.Adam([variable], lr=self.learning_rates[index], fused=True)
         one = torch.ones((), device=variable.device)
         losses = []
-        for _ in range(self.steps):
+        for _ in ranges.optimisation_steps(index, self.steps):
             current = replace(inputs, **{self.variable: variable})
             loss, variable.grad = runner.gradient(
                 self.loss, self.variable, current, injected, self.until, self.scaler.scale(one)

@@ -62,7 +62,7 @@ class BlockwiseRunner(PlainRunner):
             rope = rope.detach().requires_grad_()
         reverse = _Reverse(self, loss, injected, until, scale / len(until.blocks), time, rope)
         leaving = self.boundaries.pop() if until.what == "output" else None
-        for index in self.weights.walk(reversed(range(until.deepest + 1))):
+        for index in self.walk(reversed(range(until.deepest + 1))):
             if leaving is not None:
                 reverse.add_loss_on_output(index, leaving)
             leaving = self.boundaries.pop()
@@ -84,7 +84,7 @@ class BlockwiseRunner(PlainRunner):
         blocks = range(until.deepest + (until.what == "output"))
         self.boundaries.begin(len(blocks) + 1, (stream.video, stream.text))
         self.boundaries.push((stream.video, stream.text))
-        for index in self.weights.walk(blocks):
+        for index in self.walk(blocks):
             attention, attend = self.attention(index, stream, injected), self.backbone.attention
             if self.keep == "attention":
                 kept = KeptAttention(attend)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ditflow import ranges
 from ditflow.progress import Progress
 
 
@@ -34,9 +35,10 @@ class Meter:
         self.progress.phase(name, steps)
         self._reset_peak()
         started = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        with ranges.phase(name):
+            yield
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
         self.phases[name] = {"seconds": round(time.perf_counter() - started, 3), "peak_bytes": self._peak()}
 
     def _reset_peak(self) -> None:

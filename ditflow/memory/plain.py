@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ditflow import ranges
 from ditflow.backbone.cogvideox import AttentionInputs, CogVideoX, Stream, inject
 from ditflow.backbone.runner import Injected, Inputs, KeyValue, Loss, QueryKey, Until, Variable
 from ditflow.memory.weights import Resident, Weights
@@ -34,7 +35,7 @@ class PlainRunner:
     @torch.no_grad()
     def forward(self, several: Sequence[Inputs], injected: Injected) -> list[Tensor]:
         streams = [self.backbone.embed(inputs) for inputs in several]
-        for index in self.weights.walk(range(len(self.backbone.blocks))):
+        for index in self.walk(range(len(self.backbone.blocks))):
             for _ in several:  # each goes through the block and to the end of the queue
                 stream = streams.pop(0)
                 streams.append(self.backbone.finish(index, stream, self.attention(index, stream, injected)))
@@ -65,6 +66,10 @@ class PlainRunner:
             (gradient,) = torch.autograd.grad(value * scale, variable)
         return value.detach(), gradient
 
+    def walk(self, order: Iterable[int]) -> Iterable[int]:
+        """The blocks in this order; the weights of each are on the device until the next one is asked for."""
+        return ranges.blocks(self.weights.walk(order))
+
     def attention(self, index: int, stream: Stream, injected: Injected) -> AttentionInputs:
         """A block's attention as it happens: with the clip's keys and values where they are injected."""
         attention = self.backbone.prepare(index, stream)
@@ -73,7 +78,7 @@ class PlainRunner:
     def read(self, inputs: Inputs, injected: Injected, until: Until) -> dict[int, Any]:
         """What is read in each block, with gradients where they are enabled."""
         features, stream = {}, self.backbone.embed(inputs)
-        for index in self.weights.walk(range(until.deepest + 1)):
+        for index in self.walk(range(until.deepest + 1)):
             if index == until.deepest and until.what == "key_value":
                 features[index] = self.backbone.key_value(index, stream)
                 break

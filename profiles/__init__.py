@@ -1,0 +1,1 @@
+"""Profiles: where the time of a run goes, as words and pictures. Nothing imports them."""

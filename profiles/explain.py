@@ -1,0 +1,171 @@
+"""Where the time of a step goes: `python -m profiles.explain TRACE`, a trace.json.gz of `--profile`.
+
+Guided and plain denoising steps are told apart, and phases shown where no steps were recorded in them. A step
+ends with the last work that it asked the device for, and the next one begins there. Its time is shared out:
+
+kernels   the device computes
+copies    the device copies, and computes nothing
+host      the device has nothing to do, and the host is inside an operator or a call to the driver
+gaps      nothing at all is recorded: Python between operators, or the host waits
+
+Where no device was recorded, all that operators do is the host's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ditflow.errors import DitflowError
+from profiles.trace import Interval, Range, Trace, Work, read_trace
+
+ROWS = 12  # of the table of operators or kernels
+STEP = re.compile(r"step/\d+/(guided|plain)")
+PART = re.compile(r"(optimise|block)/.*|(kernel/.*)")  # ranges inside steps, by what they are called together
+WIDTH = 46  # of names
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is alike: the guided steps, say."""
+
+    name: str
+    spans: list[Interval]
+    asked: list[Range]  # when the host was in them
+
+    @property
+    def microseconds(self) -> float:
+        return sum(end - start for start, end in self.spans)
+
+    def holds(self, moment: float) -> bool:
+        return any(start <= moment < end for _, start, end in self.asked)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("trace", type=Path, metavar="TRACE", help="trace.json.gz of a run with --profile")
+    try:
+        print(explain(read_trace(parser.parse_args().trace)))
+    except DitflowError as error:
+        print(f"explain: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def explain(trace: Trace) -> str:
+    """The answer in words; raises DitflowError where the trace has none of the project's ranges."""
+    found = parts(trace)
+    if not found:
+        raise DitflowError("the trace has no step/... and no phase/... ranges: record it with --profile")
+    return "\n".join(line for part in found for line in _lines(trace, part))
+
+
+def parts(trace: Trace) -> list[Part]:
+    """Steps by kind, and phases in which there are none."""
+    ranges = sorted(trace.ranges, key=lambda found: found.start)
+    steps = [found for found in ranges if STEP.fullmatch(found.name)]
+    spans = list(_spans(steps, trace))
+    result = []
+    for kind in ("guided", "plain"):
+        mine = [index for index, step in enumerate(steps) if step.name.endswith(kind)]
+        if mine:
+            asked = [steps[index] for index in mine]
+            result.append(Part(f"{kind} step", [spans[index] for index in mine], asked))
+    for phase in ranges:
+        apart = not any(phase.start <= step.start < phase.end for step in steps)
+        if phase.name.startswith("phase/") and apart:
+            result.append(Part(phase.name, list(_spans([phase], trace)), [phase]))
+    return result
+
+
+def shares(trace: Trace, part: Part) -> dict[str, float]:
+    """A part's microseconds as kernels, copies, host and gaps: what comes first in this order wins."""
+    layers = {**trace.device, "host": trace.host}
+    result, covered = {}, []
+    for name, intervals in layers.items():
+        before = _overlap(part.spans, covered)
+        covered = _union([*covered, *intervals])
+        result[name] = _overlap(part.spans, covered) - before
+    return result | {"gaps": part.microseconds - sum(result.values())}
+
+
+def totals(work: Iterable[tuple[str, float]]) -> list[tuple[str, float, int]]:
+    """By name: microseconds and how often, the longest first."""
+    found: dict[str, tuple[float, int]] = {}
+    for name, busy in work:
+        time, times = found.get(name, (0.0, 0))
+        found[name] = time + busy, times + 1
+    return sorted(((name, *both) for name, both in found.items()), key=lambda row: -row[1])
+
+
+def _lines(trace: Trace, part: Part) -> Iterator[str]:
+    count, whole = len(part.spans), part.microseconds
+    yield f"{part.name}: {count} recorded, {whole / count / 1000:.1f} ms each"
+    for name, time in shares(trace, part).items():
+        if trace.has_device or name not in trace.device:
+            yield _row(name, time, whole, count, "")
+    mine = [piece for piece in trace.work if part.holds(piece.asked)]
+    busy = "kernels and copies" if trace.has_device else "operators"
+    yield f"  {busy} asked for inside"
+    for name, time, times in _inside(trace, part, mine):
+        yield _row(name, time, whole, count, f"{times / count:g} a step")
+    yield f"  {busy}, by their own time"
+    for name, time, times in totals((piece.name, piece.busy) for piece in mine)[:ROWS]:
+        yield _row(name, time, whole, count, f"{times / count:g} a step")
+    yield ""
+
+
+def _inside(trace: Trace, part: Part, work: list[Work]) -> list[tuple[str, float, int]]:
+    """The ranges inside a part, alike ones together: microseconds of the work asked for in them."""
+    found = []
+    for inner in trace.ranges:
+        match = PART.fullmatch(inner.name)
+        if match and part.holds(inner.start):
+            busy = sum(piece.busy for piece in work if inner.start <= piece.asked < inner.end)
+            found.append((match[1] or match[2], busy))
+    return totals(found)
+
+
+def _row(name: str, time: float, whole: float, count: int, times: str) -> str:
+    shown = name if len(name) <= WIDTH else f"{name[: WIDTH - 3]}..."
+    return f"    {shown:<{WIDTH}} {time / count / 1000:10.2f} ms {time / whole:7.1%}   {times}".rstrip()
+
+
+def _spans(ranges: list[Range], trace: Trace) -> Iterator[Interval]:
+    """From the host's beginning of each range, or the end of the one before, to the end of its last work."""
+    before = 0.0
+    for _, start, end in ranges:
+        last = max((piece.end for piece in trace.work if start <= piece.asked < end), default=end)
+        span = Interval(max(start, before), max(end, last))
+        before = span.end
+        yield span
+
+
+def _union(intervals: Iterable[Interval]) -> list[Interval]:
+    """The same moments as intervals that do not touch, in order."""
+    result: list[Interval] = []
+    for start, end in sorted(intervals):
+        if result and start <= result[-1].end:
+            result[-1] = Interval(result[-1].start, max(end, result[-1].end))
+        else:
+            result.append(Interval(start, end))
+    return result
+
+
+def _overlap(spans: list[Interval], covered: list[Interval]) -> float:
+    """How much of the spans, which do not overlap, is covered."""
+    return sum(
+        max(0.0, min(end, other_end) - max(start, other_start))
+        for start, end in spans
+        for other_start, other_end in covered
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

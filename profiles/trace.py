@@ -1,0 +1,126 @@
+"""A chrome trace of torch.profiler as named ranges, and the work that was asked for inside them.
+
+Times are in microseconds, as in the trace.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ditflow.errors import DitflowError
+
+WORK = {"kernel": "kernels", "gpu_memcpy": "copies", "gpu_memset": "copies"}  # on the device, by category
+CALLS = ("cuda_runtime", "cuda_driver")  # of the host, each with the number of what it asked for
+WAITS = "Synchronize"  # in the names of calls in which the host does nothing
+
+
+class Interval(NamedTuple):
+    start: float
+    end: float
+
+
+class Range(NamedTuple):
+    """A range of `ditflow.ranges`, or of anybody else."""
+
+    name: str
+    start: float
+    end: float
+
+
+class Work(NamedTuple):
+    """One piece of work: a kernel or a copy or, where no device was watched, an operator by itself."""
+
+    name: str
+    kind: str  # kernels, copies or host
+    asked: float  # when the host asked for it
+    end: float
+    busy: float  # how long it took
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What was recorded."""
+
+    has_device: bool
+    ranges: list[Range]
+    work: list[Work]
+    device: dict[str, list[Interval]]  # kernels and copies
+    host: list[Interval]  # operators and calls, waiting left out
+
+
+def read_trace(path: Path) -> Trace:
+    """Raises DitflowError where the file is no chrome trace."""
+    spans = [event for event in _events(path) if event.get("ph") == "X"]
+    operators = [event for event in spans if event.get("cat") == "cpu_op"]
+    calls = [event for event in spans if event.get("cat") in CALLS]
+    on_device = [event for event in spans if event.get("cat") in WORK]
+    working = operators + [event for event in calls if WAITS not in event["name"]]
+    return Trace(
+        has_device=bool(on_device),
+        ranges=[
+            Range(event["name"], *_interval(event))
+            for event in spans
+            if event.get("cat") == "user_annotation"
+        ],
+        work=_device_work(on_device, calls) if on_device else _own_times(operators),
+        device={
+            kind: [_interval(event) for event in on_device if WORK[event["cat"]] == kind]
+            for kind in ("kernels", "copies")
+        },
+        host=[_interval(event) for event in working],
+    )
+
+
+def _events(path: Path) -> list[dict[str, Any]]:
+    try:
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8") as file:
+            return json.load(file)["traceEvents"]
+    except OSError as error:
+        raise DitflowError(f"{path}: {error.strerror or error}; give a trace.json.gz of --profile") from None
+    except (ValueError, KeyError, TypeError, EOFError):
+        raise DitflowError(f"{path} is no chrome trace: give a trace.json.gz of --profile") from None
+
+
+def _interval(event: dict[str, Any]) -> Interval:
+    return Interval(event["ts"], event["ts"] + event["dur"])
+
+
+def _device_work(on_device: list[dict], calls: list[dict]) -> list[Work]:
+    """Kernels and copies, each with the moment of the call that asked for it."""
+    asked = {event["args"]["correlation"]: event["ts"] for event in calls if "correlation" in event["args"]}
+    return [
+        Work(
+            event["name"],
+            WORK[event["cat"]],
+            asked.get(event["args"].get("correlation"), event["ts"]),
+            event["ts"] + event["dur"],
+            event["dur"],
+        )
+        for event in on_device
+    ]
+
+
+def _own_times(operators: list[dict]) -> list[Work]:
+    """Operators, each with its time less that of the operators it calls."""
+    work = []
+    threads = sorted(operators, key=lambda event: (str(event["tid"]), event["ts"], -event["dur"]))
+    for _, events in groupby(threads, key=lambda event: str(event["tid"])):
+        callers: list[list] = []  # [event, time of what it calls], innermost last
+        for event in events:
+            while callers and callers[-1][0]["ts"] + callers[-1][0]["dur"] <= event["ts"]:
+                work.append(_own(*callers.pop()))
+            if callers:
+                callers[-1][1] += event["dur"]
+            callers.append([event, 0.0])
+        work += [_own(*caller) for caller in callers]
+    return work
+
+
+def _own(event: dict, called: float) -> Work:
+    return Work(event["name"], "host", event["ts"], event["ts"] + event["dur"], event["dur"] - called)
