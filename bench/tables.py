@@ -84,3 +84,20 @@ def whole_run_table(sides: dict[str, dict]) -> str:
         ]
         lines.append(f"| {side} | {' | '.join(cells)} | {found['difference']:.0e} |")
     return "\n".join([*lines, ""])
+
+
+def ratio_table(contests: list[dict], bounds: dict) -> str:
+    """A line for each rival of a contest; `ratio` is how many times our time it takes."""
+    lines = [
+        "",
+        "| contest | ours ms | rival | ratio | bounds |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for found in contests:
+        for rival, ratio in found["ratios"].items():
+            bound = bounds.get((found["name"], rival))
+            between = f"{bound.least:.3g} to {bound.most:.3g}" if bound else "none"
+            lines.append(
+                f"| {found['name']} | {1e3 * found['seconds']:.1f} | {rival} | {ratio:.2f} | {between} |"
+            )
+    return "\n".join([*lines, ""])
