@@ -1,8 +1,8 @@
 """This tree's code against a revision's: `python -m bench.compare REVISION [--margin 0.15]`.
 
-The revision gets a git worktree of its own for a while. A process for each side times ours in every contest of
-`bench.timed`, in turns, so that what else the machine does falls on both. Exit status 1 where this tree takes
-longer by more than the margin.
+The revision gets a git worktree of its own for a while. A process for each side times ours in every contest
+of `bench.timed`, in turns, so that what else the machine does falls on both. Exit status 1 where this tree
+takes longer by more than the margin.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Comparing with a revision: what is compared, what is refused, what is left behind. No real benchmark runs."""
+"""Comparing with a revision: what is compared, what is refused, what is left behind."""
 
 import json
 import subprocess
@@ -50,10 +50,14 @@ def repository(tmp_path):
 
 def test_each_side_times_its_own_code(repository):
     """Also what an installation from a checkout would take from elsewhere."""
-    with worktree("old", repository) as old, worktree("slow", repository) as slow:
-        with side_of(old, "old") as base, side_of(slow, "slow") as head:
-            assert base.sizes == {"flow": "small", "decode": "large"}
-            assert list(compared(base, head, 3)) == [("flow", 1.5), ("decode", 1.5)]
+    with (
+        worktree("old", repository) as old,
+        worktree("slow", repository) as slow,
+        side_of(old, "old") as base,
+        side_of(slow, "slow") as head,
+    ):
+        assert base.sizes == {"flow": "small", "decode": "large"}
+        assert list(compared(base, head, 3)) == [("flow", 1.5), ("decode", 1.5)]
 
 
 @pytest.mark.parametrize(
@@ -84,9 +88,9 @@ def test_nothing_is_left_behind(repository):
 def test_a_side_that_dies_says_so(tmp_path):
     (tmp_path / "bench" / "timed").mkdir(parents=True)
     (tmp_path / "bench" / "timed" / "turns.py").write_text("raise SystemExit(3)")
-    with pytest.raises(CannotCompare, match="it: its benchmarks ended with status 3"):
-        with side_of(tmp_path, "it"):
-            pass
+    ended = pytest.raises(CannotCompare, match="it: its benchmarks ended with status 3")
+    with ended, side_of(tmp_path, "it"):
+        pass
 
 
 class Made(Side):
@@ -128,4 +132,4 @@ def test_the_command(repository, monkeypatch, capsys):
 def test_a_side_answers_with_sizes_and_then_with_times():
     asked = iter(["preparation forward\n"])
     sizes, seconds = map(json.loads, answers(asked))
-    assert sizes["whole run"].endswith("from latents to latents") and 0 < seconds
+    assert sizes["whole run"].endswith("from latents to latents") and seconds > 0

@@ -1,17 +1,21 @@
 """The GPU benchmark's own code, on the CPU with tiny sizes: what it prints here are no measurements."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from bench import gpu, guided_step
+from bench import gpu, steps, timing
 from bench.correctness import WrongResult, check_all, compare
+from bench.energy import counter_of, energy_counter
 from bench.gpu import Row, measure_all
 from bench.passes import SIZES, Size, passes
-from bench.tables import kernels_milliseconds, pass_tables, step_table
-from bench.timing import Ceilings, Deadline, measure_ceilings, result_bytes
-from ditflow.settings import shipped
+from bench.steps import STEPS, Models, Variant, measure_steps
+from bench.tables import kernels_milliseconds, pass_tables, step_tables
+from bench.timing import Ceilings, Cost, Deadline, measure_ceilings, result_bytes
+from ditflow.errors import DitflowError
 
 TINY = Size("tiny", (2, 3, 4), 3, 16, text=5)
 TINY_2B = Size("tiny 2B", (2, 3, 4), 2, 16, text=5, dtype=torch.float16, rotary=False)
@@ -38,6 +42,11 @@ class SmokeMeter:
     def free_bytes(self):
         return self.free
 
+    def cost(self, call):
+        call()
+        self.called += 1
+        return Cost(3.0, 5 << 30, 6 << 30, 70.0)
+
 
 def rows_of(meter, seconds=1e9, compiled=False, skip=("triton",)):
     return list(measure_all(meter, Deadline(seconds), CEILINGS, [TINY, TINY_2B], compiled, skip))
@@ -46,7 +55,7 @@ def rows_of(meter, seconds=1e9, compiled=False, skip=("triton",)):
 def test_refuses_without_cuda(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="^bench.gpu: needs a CUDA device, and there is none$"):
-        gpu.main()
+        gpu.main([])
     assert capsys.readouterr().out == ""
 
 
@@ -103,7 +112,7 @@ def test_tables():
         Row("flow forward", "small", "triton", 2.0, 1_000_000, 1.0),
         Row("flow forward", "small", "reference", reason="out of memory"),
     ]
-    lines = pass_tables(rows).strip().splitlines()
+    lines = pass_tables(list(map(asdict, rows))).strip().splitlines()
     assert lines[0] == "| flow forward: small | ms | of the device's best | MB beyond inputs and results |"
     assert lines[2:] == [
         "| triton | 2.000 | 50 % | 1.0 |",
@@ -112,30 +121,200 @@ def test_tables():
     ]
 
 
-def test_share_of_a_guided_step():
+def test_share_of_an_update():
     times = {"preparation forward": 1.0, "preparation backward": 2.0, "loss and gradients": 7.0}
-    rows = [Row(of, "5B, 24 frames", "triton", time, 0, 1.0) for of, time in times.items()]
+    rows = [asdict(Row(of, "5B, 24 frames", "triton", time, 0, 1.0)) for of, time in times.items()]
     assert kernels_milliseconds(rows, "triton") == 7 + 21 * 3
-    assert kernels_milliseconds([replace(row, milliseconds=None) for row in rows], "triton") is None
-    step = {"triton": {"update_ms": 700.0, "denoise_ms": 400.0, "update_peak_bytes": 10**9}}
-    assert "| triton | 700.0 | 10.0 % | 400.0 | 1.0 |" in step_table(step, rows)
-    assert step_table("no diffusers", rows) == "guided step of 5B not measured: no diffusers\n"
+    assert kernels_milliseconds([row | {"milliseconds": None} for row in rows], "triton") is None
+    measured = 700.0, 5 << 30, 6 << 30, 70.0, "24gb", "42 of 42"
+    found = [
+        steps.StepRow(Variant("5b", 24)._asdict(), "update", *measured),
+        steps.StepRow(Variant("5b", 49)._asdict(), "update", *measured),
+        steps.StepRow(Variant("5b", 24, attention="sage")._asdict(), "all", reason="no sage"),
+    ]
+    lines = step_tables(list(map(asdict, found)), rows).splitlines()
+    assert "| plain | update | 700.0 | 5.0 | 6.0 | 70 | 24gb, 42 of 42 | 10.0 % |" in lines
+    assert "| plain | update | 700.0 | 5.0 | 6.0 | 70 | 24gb, 42 of 42 | - |" in lines
+    assert "| sage | all | no sage | - | - | - | - | - |" in lines
 
 
-def test_guided_step(monkeypatch):
-    monkeypatch.setattr(guided_step, "BACKENDS", ("chunked", "reference"))
-    config = shipped("models/5b.yaml")["transformer"] | {
-        "num_attention_heads": 2,
-        "attention_head_dim": 16,
-        "num_layers": 3,
-        "time_embed_dim": 16,
-        "text_embed_dim": 12,
+@pytest.fixture
+def small(small_folder):
+    """A variant on the CPU, and the model it is of."""
+    from diffusers import CogVideoXTransformer3DModel
+
+    config = CogVideoXTransformer3DModel.load_config(small_folder / "transformer")
+    models = Models(torch.device("cpu"), lambda: 1 << 40, lambda model: config)
+    return Variant(str(small_folder), 9, kernels="chunked"), models
+
+
+def steps_of(wanted, models, seconds=1e9, flops=1e12, meter=None):
+    ceilings = Ceilings(copied_bytes=1e9, product_flops=flops)
+    return list(measure_steps(meter or SmokeMeter(), Deadline(seconds), ceilings, wanted, models))
+
+
+def test_steps_of_variants(small, monkeypatch):
+    """A whole model, one that is streamed, and one whose attention has no gradient."""
+    variant, models = small
+    kernel = steps.KERNELS["sdpa"]
+    monkeypatch.setitem(
+        steps.KERNELS, "sage", kernel.__class__(kernel.attend, architecture=None, gradient=False)
+    )
+    streamed = variant._replace(preset="8gb")
+    plan = steps.make_plans
+
+    def nothing_stays(*given, **named):
+        plans = plan(*given, **named)
+        return [
+            each.__class__(**{**vars(each), "resident": 0, "streamed": 6})
+            if each.preset.name == "8gb"
+            else each
+            for each in plans
+        ]
+
+    monkeypatch.setattr(steps, "make_plans", nothing_stays)
+    found = steps_of([variant, streamed, variant._replace(attention="sage")], models)
+    assert [row.step for row in found] == [*STEPS, *STEPS, "denoising step"]
+    assert all(row.reason is None and (row.milliseconds, row.joules) == (3.0, 70.0) for row in found)
+    assert [row.resident for row in found] == ["6 of 6"] * 3 + ["0 of 6"] * 3 + ["6 of 6"]
+    assert [row.preset for row in found] == ["80gb"] * 3 + ["8gb"] * 3 + ["80gb"]
+    assert len(models.made) == 1
+
+
+def test_a_guided_step_is_all_its_updates_and_a_denoising(small, monkeypatch):
+    variant, models = small
+    made = []
+
+    class Counting(steps.CogVideoX):
+        def embed(self, inputs):
+            made.append(inputs)
+            return super().embed(inputs)
+
+    monkeypatch.setattr(steps, "CogVideoX", Counting)
+    counts = {}
+
+    class Counter(SmokeMeter):
+        def cost(self, call):
+            before = len(made)
+            cost = super().cost(call)
+            counts[len(counts)] = len(made) - before
+            return cost
+
+    steps_of([variant], models, meter=Counter())
+    assert list(counts.values()) == [1, 2, 1 + 5 + 2]
+
+
+def test_steps_that_cannot_be_measured_say_why(small, monkeypatch):
+    variant, models = small
+    (late,) = steps_of([variant], models, seconds=-1)
+    assert late.reason.startswith("no time left: about 10 s are needed, 0 are left")
+    (long,) = steps_of([variant], models, seconds=100, flops=1e6)
+    assert long.reason.startswith("no time left: about ")
+    (absent,) = steps_of([variant._replace(attention="flash")], models)
+    assert "flash_attn is not installed" in absent.reason or "needs a CUDA GPU" in absent.reason
+    monkeypatch.setattr(steps, "usable_bytes", lambda memory, device: 1 << 20)
+    (large,) = steps_of([variant._replace(preset="4gb")], models)
+    assert large.reason.startswith("preset 4gb does not fit: ")
+    monkeypatch.undo()
+    monkeypatch.setattr(steps.psutil, "virtual_memory", lambda: SimpleNamespace(available=10))
+    (poor,) = steps_of([variant], models)
+    assert "of host memory" in poor.reason
+
+
+def test_what_others_cannot_do_ends_nothing(small, monkeypatch):
+    variant, models = small
+
+    def fails(error):
+        def cost(self, call):
+            raise error
+
+        return type("Meter", (SmokeMeter,), {"cost": cost})()
+
+    compiled = variant._replace(compiled=True)
+    (row,) = steps_of([compiled], models, meter=fails(DitflowError("no compiler\nat all")))
+    assert row.reason == "fails: no compiler"
+    (row,) = steps_of([variant], models, meter=fails(torch.OutOfMemoryError("planted")))
+    assert row.reason == "out of memory"
+    with pytest.raises(DitflowError):
+        steps_of([variant], models, meter=fails(DitflowError("ours")))
+
+
+def test_variants_cover_what_there_is():
+    plain, changed = steps.variants()
+    assert {(each.model, each.frames) for each in plain} == {
+        (model, frames) for model in ("5b", "2b") for frames in (24, 49)
     }
-    meter = SmokeMeter()
-    found = guided_step.guided_step(meter, config, latents=(1, 2, 16, 8, 12), block=1)
-    assert set(found) == {"chunked", "reference"} and meter.called == 4
-    assert guided_step.why_not(SmokeMeter(free=1 << 30), 1e3).startswith("needs 44 GiB")
-    assert guided_step.why_not(meter, 5.0) == "no time left"
+    assert all(each[2:] == ("auto", "sdpa", False, "triton") for each in plain)
+    assert {each.preset for each in changed} == {"auto", *steps.PRESETS}
+    assert {each.attention for each in changed} == set(steps.KERNELS)
+    assert sum(each.compiled for each in changed) == sum(each.kernels == "chunked" for each in changed) == 4
+
+
+class Driver:
+    """NVML as far as it is asked here: each function gives 0 where it could."""
+
+    def __init__(self, counts=True):
+        self.counts, self.millijoules = counts, 5_000
+
+    def nvmlInit_v2(self):
+        return 0
+
+    def nvmlDeviceGetHandleByUUID(self, uuid, handle):
+        return 0 if uuid == b"GPU-1" else 2
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle, place):
+        if not self.counts:
+            return 3
+        place._obj.value = self.millijoules
+        return 0
+
+
+def test_energy_is_the_drivers_counter(monkeypatch):
+    driver = Driver()
+    joules = counter_of(driver, "GPU-1")
+    assert joules() == 5.0
+    driver.millijoules += 1_500
+    assert joules() == 6.5
+    assert counter_of(driver, "GPU-2")() is None
+    assert counter_of(Driver(counts=False), "GPU-1")() is None
+    monkeypatch.setattr("bench.energy.LIBRARY", "libabsent.so.1")
+    assert energy_counter(torch.device("cuda"))() is None
+
+
+def test_cost_of_a_step(monkeypatch):
+    """The first call is not counted; long calls are made once more, short ones a few times."""
+    peaks = {"synchronize": None, "empty_cache": None, "reset_peak_memory_stats": None}
+    peaks |= {"max_memory_allocated": 7, "max_memory_reserved": 8}
+    for name, value in peaks.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing, "energy_counter", lambda device: lambda: 100 * now[0])
+    meter = timing.CudaMeter(torch.device("cuda"))
+
+    def taking(*seconds):
+        left = list(seconds)
+
+        def call():
+            now[0] += left.pop(0)
+
+        return call, left
+
+    call, left = taking(60.0, 1.0, 3.0, 2.0, 9.0)
+    assert meter.cost(call) == Cost(2000.0, 7, 8, 200.0) and left == [9.0]
+    call, left = taking(60.0, 30.0, 9.0)
+    assert meter.cost(call) == Cost(30_000.0, 7, 8, 3000.0) and left == [9.0]
+
+
+def test_the_results_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU (80 GB)")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    step = steps.StepRow(Variant("5b", 24)._asdict(), "update", reason="no time left")
+    path = gpu.write([Row("flow forward", "small", "triton", 2.0, 1, 1.0)], CEILINGS, [step])
+    assert path == tmp_path / "results" / "a-gpu-80-gb.json"
+    found = json.loads(path.read_text())
+    assert (found["kind"], found["steps"], found["passes"][0]["rival"]) == ("gpu", [asdict(step)], "triton")
 
 
 def test_ceilings_are_rates():
