@@ -37,18 +37,13 @@ def _line(row: dict) -> str:
 
 
 def step_tables(steps: list[dict], passes: list[dict]) -> str:
-    """A table for each model and length: a line for each step of each variant, or why there is none."""
+    """A table for each model and length: a line for each step of each variant, or why there is none.
+
+    `kernels`: what part of an update the passes over motion flow and preparation are, measured apart.
+    """
     tables = []
     for (model, frames), group in groupby(sorted(steps, key=_size), key=_size):
-        columns = [
-            "step",
-            "ms",
-            "GiB allocated",
-            "GiB reserved",
-            "J",
-            "preset, blocks",
-            "preparation and loss",
-        ]
+        columns = ["step", "ms", "GiB allocated", "GiB reserved", "J", "preset, blocks", "kernels"]
         lines = [f"| {model}, {frames} frames | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
         lines += [_step_line(row, passes) for row in group]
         tables.append("\n".join(lines))
