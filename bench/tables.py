@@ -2,7 +2,7 @@
 
 from itertools import groupby
 
-from bench.timing import GIB
+from ditflow.memory.presets import GIB
 
 PREPARED_BLOCKS = 21  # that a guided forward of 5B goes through, the guidance block included
 STEP_SIZE, STEP_VARIANT = "5B, 24 frames", {"model": "5b", "frames": 24}  # the same, for passes and for steps

@@ -1,4 +1,4 @@
-"""Whole steps on the GPU, their code on the CPU with a tiny model: what is measured, and what is said if not."""
+"""Whole steps on the GPU, their code on the CPU with a tiny model: what is measured, and what is said."""
 
 from dataclasses import replace
 from types import SimpleNamespace
