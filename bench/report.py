@@ -1,14 +1,15 @@
 """Makes docs/performance.md and its pictures from what is on file: `python -m bench.report`.
 
 Sources: bench/results/*.json (`bench.gpu`, `make bench-accept-ratios`, `bench.presets`),
-configs/devices/*.yaml (`bench.ceilings`) and bench/published.yaml. No number is typed by hand; what is
-planned, or missing, says so.
+configs/devices/*.yaml (`bench.ceilings`), bench/published.yaml and the presets' table of README.md. No number
+is typed by hand; what is planned, or missing, says so.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def report(root: Path) -> dict[Path, str]:
     pictures: dict[Path, str] = {}
     sections = [
         HEAD,
+        f"{EXPECT}\n\n{preset_table(root / 'README.md')}",
         *planned(results["planned"], pictures),
         *ceilings(devices, results["planned"], pictures),
         measured_on_gpus(results["gpu"]),
@@ -57,12 +59,19 @@ def report(root: Path) -> dict[Path, str]:
     return {PAGE: "\n\n".join(section.strip() for section in sections) + "\n", **pictures}
 
 
+def preset_table(readme: Path) -> str:
+    """The planned presets of the README, which `make test` holds against the plan."""
+    lines = readme.read_text(encoding="utf-8").splitlines()
+    first = next(index for index, line in enumerate(lines) if line.startswith("| preset | cards |"))
+    return "\n".join(takewhile(lambda line: line.startswith("|"), lines[first:]))
+
+
 def planned(plans: Sequence[Mapping[str, Any]], pictures: dict[Path, str]) -> Iterator[str]:
     """What needs no measurement; its pictures are added to `pictures`."""
     if not plans:
-        yield f"{EXPECT}\n\nNothing yet: **no plan is on file.** `python -m bench.presets` writes it."
+        yield "Work and copies by phase: **no plan is on file.** `python -m bench.presets` writes it."
     for plan in plans:
-        yield f"{EXPECT}\n\n{plan['model']}; {PLANNED}"
+        yield f"{WORK}\n\n{plan['model']}. {LEAST}"
         for frames in dict.fromkeys(run["frames"] for run in plan["runs"]):
             yield f"### {frames} frames\n\n{card_table(plan, frames)}"
         drawn = drawn_runs(plan)
@@ -223,11 +232,17 @@ Made by `python -m bench.report`; `make test` fails where it is not what that ma
 by hand. **Planned** means counted, by running the code itself on tensors without values: memory and work are
 exact for it, times are not known. **Measured** names the device, the day and the commit."""
 
-EXPECT = "## What to expect of a card: planned"
+EXPECT = """## What to expect of a card: planned
 
-PLANNED = """planned, nothing has run. A preset is for a card of that size (`--memory`, see the README).
-The least times are the work divided by what a card sustains: find yours between the columns. Copies run
-beside the computation where host memory can be pinned; they count where a card's link is slow."""
+The larger CogVideoX in its own precision and size; nothing of this has run. A preset is for a card of that
+size (`--memory`): GiB at the peak on the card and of host memory, the blocks of the model that stay on the
+card while the others are streamed from host memory, and what a guided step computes a second time.
+`ditflow plan` prints it for other settings."""
+
+WORK = "## Work and copies of a default run: planned"
+
+LEAST = """The least times are the work divided by what a card sustains: find yours between the columns.
+Copies run beside the computation where host memory can be pinned; they count where a card's link is slow."""
 
 PHASES = """## Time by phase, and memory through a run: planned
 

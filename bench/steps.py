@@ -65,12 +65,12 @@ class StepRow:
 
 
 def variants() -> tuple[list[Variant], list[Variant]]:
-    """The plain ones, and those that differ from them in one thing, what matters most first."""
+    """The plain ones, and those that differ from them in one thing, a size after the other."""
     plain = [Variant(model, frames) for model in MODELS for frames in FRAMES]
     changes = [{"compiled": True}, {"kernels": "chunked"}]
     changes += [{"attention": name} for name in KERNELS if name != "sdpa"]
     changes += [{"preset": name} for name in PRESETS]
-    return plain, [each._replace(**change) for change in changes for each in plain]
+    return plain, [each._replace(**change) for each in plain for change in changes]
 
 
 def measure_steps(

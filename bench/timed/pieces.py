@@ -52,7 +52,7 @@ def size_of(case: Case) -> str:
     return f"{case.layers} blocks of 8 heads x 64, float32, {grid} patches"
 
 
-def runners(case: Case) -> dict[str, tuple[Callable[[CogVideoX], Runner], str]]:
+def runners() -> dict[str, tuple[Callable[[CogVideoX], Runner], str]]:
     """Of each side: its Runner, and the kernels' backend while it computes."""
     ways = SIDES | {WITH_OUR_LOSS: (ReleasedWay, "chunked")}
     return {OURS if name == OURS_IS else name: way for name, way in ways.items()}
@@ -69,7 +69,7 @@ def guided_step(case: Case = CASE) -> Mapping[str, Call]:
         injected = runner.features(clip, {}, Until("key_value", settings.injection_blocks))
         return lambda: runner.gradient(loss, "latents", inputs, injected, target, 1.0)
 
-    return {name: prepared(way, case, update) for name, way in runners(case).items()}
+    return {name: prepared(way, case, update) for name, way in runners().items()}
 
 
 def denoising_step(case: Case = CASE) -> Mapping[str, Call]:
@@ -77,7 +77,7 @@ def denoising_step(case: Case = CASE) -> Mapping[str, Call]:
     inputs, other = model_inputs(case)
     found = {
         name: prepared(way, case, lambda runner: partial(runner.forward, [inputs, other], {}))
-        for name, way in runners(case).items()
+        for name, way in runners().items()
         if name in (OURS, RIVAL)
     }
     return found | {"diffusers, both in a batch": in_a_batch(case.backbone(), inputs, other)}
@@ -108,7 +108,7 @@ def whole_run(case: Case = RUN) -> Mapping[str, Call]:
 
     return {
         name: prepared(way, case, run)
-        for name, way in runners(case).items()
+        for name, way in runners().items()
         if name in (OURS, RIVAL, "block by block")
     }
 
