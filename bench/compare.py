@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,9 @@ class Side:
         self.sizes: dict[str, str] = self._answer()  # of its contests
 
     def seconds(self, contest: str) -> float:
-        self.process.stdin.write(f"{contest}\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # the answer will tell
+            self.process.stdin.write(f"{contest}\n")
+            self.process.stdin.flush()
         return self._answer()
 
     def _answer(self) -> Any:
