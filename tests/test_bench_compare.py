@@ -42,7 +42,8 @@ def repository(tmp_path):
         git(tree, "tag", name)
 
     commit("empty", ditflow__pace="SECONDS = 2.0", configs____init__="FACTOR = 1")
-    (tree / "ditflow" / "__init__.py").touch()
+    for package in ("ditflow", "bench", "bench/timed"):
+        (tree / package / "__init__.py").touch()
     commit("old", bench__timed__turns=TURNS)
     commit("slow", ditflow__pace="SECONDS = 3.0")
     return tree

@@ -1,6 +1,7 @@
 """Whole steps on the GPU, their code on the CPU with a tiny model: what is measured, and what is said."""
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -12,13 +13,16 @@ from bench.energy import counter_of, energy_counter
 from bench.steps import STEPS, Models, Variant, measure_steps
 from bench.timing import Ceilings, Cost, Deadline
 from ditflow.errors import DitflowError
+from ditflow.settings import Settings
 
 
 @pytest.fixture
-def small(small_folder):
+def small(small_folder, monkeypatch):
     """A variant on the CPU, and the model it is of."""
     from diffusers import CogVideoXTransformer3DModel
 
+    tiny = {"size": "48x32", "dtype": "float32", "guidance_blocks": [2]}
+    monkeypatch.setattr(steps, "Settings", partial(Settings, **tiny))
     config = CogVideoXTransformer3DModel.load_config(small_folder / "transformer")
     models = Models(torch.device("cpu"), lambda: 1 << 40, lambda model: config)
     return Variant(str(small_folder), 9, kernels="chunked"), models
@@ -83,10 +87,10 @@ def test_steps_that_cannot_be_measured_say_why(small, monkeypatch):
     assert long.reason.startswith("no time left: about ")
     (absent,) = steps_of([variant._replace(attention="flash")], models)
     assert "flash_attn is not installed" in absent.reason or "needs a CUDA GPU" in absent.reason
-    monkeypatch.setattr(steps, "usable_bytes", lambda memory, device: 1 << 20)
-    (large,) = steps_of([variant._replace(preset="4gb")], models)
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "usable_bytes", lambda memory, device: 1 << 20)
+        (large,) = steps_of([variant._replace(preset="4gb")], models)
     assert large.reason.startswith("preset 4gb does not fit: ")
-    monkeypatch.undo()
     monkeypatch.setattr(steps.psutil, "virtual_memory", lambda: SimpleNamespace(available=10))
     (poor,) = steps_of([variant], models)
     assert "of host memory" in poor.reason
