@@ -34,18 +34,18 @@ def repository(tmp_path):
     git(tree, "config", "user.email", "nobody@example.org")
     git(tree, "config", "user.name", "nobody")
 
-    def commit(name, **files):
+    def commit(name, files):
         for path, text in files.items():
-            (tree / path.replace("__", "/")).with_suffix(".py").write_text(text)
+            (tree / path).write_text(text)
         git(tree, "add", "-A")
         git(tree, "commit", "-q", "-m", name)
         git(tree, "tag", name)
 
-    commit("empty", ditflow__pace="SECONDS = 2.0", configs____init__="FACTOR = 1")
+    commit("empty", {"ditflow/pace.py": "SECONDS = 2.0", "configs/__init__.py": "FACTOR = 1"})
     for package in ("ditflow", "bench", "bench/timed"):
         (tree / package / "__init__.py").touch()
-    commit("old", bench__timed__turns=TURNS)
-    commit("slow", ditflow__pace="SECONDS = 3.0")
+    commit("old", {"bench/timed/turns.py": TURNS})
+    commit("slow", {"ditflow/pace.py": "SECONDS = 3.0"})
     return tree
 
 
@@ -88,6 +88,8 @@ def test_nothing_is_left_behind(repository):
 
 def test_a_side_that_dies_says_so(tmp_path):
     (tmp_path / "bench" / "timed").mkdir(parents=True)
+    for package in ("bench", "bench/timed"):
+        (tmp_path / package / "__init__.py").touch()
     (tmp_path / "bench" / "timed" / "turns.py").write_text("raise SystemExit(3)")
     ended = pytest.raises(CannotCompare, match="it: its benchmarks ended with status 3")
     with ended, side_of(tmp_path, "it"):
@@ -120,6 +122,7 @@ def test_only_the_same_work_is_compared():
 
 def test_the_command(repository, monkeypatch, capsys):
     monkeypatch.setattr(compare, "ROOT", repository)
+    (repository / "ditflow" / "configs").symlink_to(repository / "configs")  # as if it were installed
     monkeypatch.setattr(compare.worktree.__wrapped__, "__defaults__", (repository,))
     compare.main(["slow"])
     assert "| flow | 1.00 |" in capsys.readouterr().out
