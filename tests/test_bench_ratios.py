@@ -14,13 +14,17 @@ TIGHT = {("it", "rival"): Bound(2.4, 3.7, ""), ("it", "compiled"): Bound(0.8, 1.
 WIDE = {("it", "rival"): Bound(0.1, 30.0, ""), ("it", "compiled"): Bound(0.1, 30.0, "")}
 
 
+def broken():
+    raise RuntimeError("no such header")
+
+
 @pytest.fixture
 def judge(monkeypatch):
     """One contest: ours takes some seconds, a rival six, a compiled one two."""
     monkeypatch.setattr(command, "can_compile", lambda: True)
     monkeypatch.setattr(command, "commit", lambda: "0123456789")
 
-    def run(expect, bounds, ours=2.0):
+    def run(expect, bounds, ours=2.0, fails=()):
         machine, found = Machine(), []
         machine.extra_info = {}
         monkeypatch.setattr(command, "play", partial(play, clock=machine.clock))
@@ -28,7 +32,7 @@ def judge(monkeypatch):
             "it",
             "small",
             lambda: {OURS: machine.work(OURS, ours), "rival": machine.work("rival", 6.0)},
-            lambda: {"compiled": machine.work("compiled", 2.0)},
+            lambda: {"compiled": machine.work("compiled", 2.0)} | dict.fromkeys(fails, broken),
         )
         request = SimpleNamespace(config=SimpleNamespace(getoption=lambda name: expect))
         command.test_ratio(contest, machine, bounds, found, request)
@@ -63,3 +67,8 @@ def test_the_control_fails_where_nothing_is_noticed(judge):
 
 def test_setting_bounds_asks_for_none(judge):
     assert judge("nothing", {}, ours=50.0)["ratios"]["rival"] == pytest.approx(0.12)
+
+
+def test_what_does_not_compile_is_left_out(judge):
+    with pytest.warns(UserWarning, match="it: other does not compile: no such header"):
+        assert set(judge("nothing", {}, fails=["other"])["ratios"]) == {"rival", "compiled"}
