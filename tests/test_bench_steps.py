@@ -92,7 +92,7 @@ def test_steps_that_cannot_be_measured_say_why(small, monkeypatch):
         (large,) = steps_of([variant._replace(preset="4gb")], models)
     assert large.reason.startswith("preset 4gb does not fit: ")
     monkeypatch.setattr(steps.psutil, "virtual_memory", lambda: SimpleNamespace(available=10))
-    (poor,) = steps_of([variant], models)
+    (poor,) = steps_of([variant._replace(preset="8gb")], models)
     assert "of host memory" in poor.reason
 
 
