@@ -30,3 +30,25 @@ demo: setup
 	$(BIN)/python -m ditflow.small.clips runs/demo-clip.mp4
 	$(BIN)/ditflow transfer --model small --video runs/demo-clip.mp4 --prompt "a red circle on a blue background" \
 		--output runs/demo
+
+.PHONY: bench bench-control bench-accept-ratios bench-compare
+MEASURED := .benchmarks/ratios.json
+
+# ours beside its rivals: fails beyond bench/ratios.csv, and where a planted slowdown would not
+bench: setup
+	mkdir -p $(dir $(MEASURED))
+	$(BIN)/pytest -q bench/timed --benchmark-json=$(MEASURED)
+	$(MAKE) bench-control
+
+# ours does half as much work again: fails where no bound is broken
+bench-control: setup
+	$(BIN)/pytest -q bench/timed --expect slowdown
+
+# measures and sets every bound: on a quiet machine, where it is known why the ratios are others
+bench-accept-ratios: setup
+	mkdir -p $(dir $(MEASURED))
+	$(BIN)/pytest -q bench/timed --expect nothing --benchmark-json=$(MEASURED)
+	$(BIN)/python -m bench.timed.bounds $(MEASURED)
+
+bench-compare: setup
+	$(BIN)/python -m bench.compare $(or $(BASE),$(error nothing to compare with: make bench-compare BASE=REVISION))

@@ -1,31 +1,36 @@
-"""Is every kernel right on this GPU, and how fast is it: `python -m bench.gpu`, in under nine minutes.
+"""Is every kernel right on this GPU, and how fast is it: `python -m bench.gpu [--minutes 9]`.
 
 First every operation is compared with its definition in float64; a wrong result ends the run. Then the
-passes are measured, ours and the rivals', beside what the device copies and multiplies at best, and one
-guided step of CogVideoX-5B with random weights. Prints tables and writes bench/results/<device>.json.
+passes are measured, ours and the rivals', beside what the device copies and multiplies at best, and whole
+steps of CogVideoX 2B and 5B with random weights (`bench.steps`). What there is no time or no memory for is
+named. Prints tables and writes bench/results/<device>.json, which `python -m bench.report` shows.
 
-Times are medians of CUDA events, warm, over input sets that take turns; calls are queued ahead of the device.
+Times of passes are medians of CUDA events, warm, over input sets that take turns; calls are queued ahead of
+the device. Times of steps are on the wall.
 """
 
+import argparse
 import gc
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.correctness import WrongResult, check_all
-from bench.guided_step import guided_step, why_not
 from bench.passes import SIZES, Pass, Rival, Size, passes
 from bench.revision import commit
-from bench.tables import pass_tables, step_table
+from bench.steps import Models, StepRow, first_line, measure_steps, shipped_config, variants
+from bench.tables import pass_tables, step_tables
 from bench.timing import GIB, Ceilings, CudaMeter, Deadline, Meter, measure_ceilings
 
 RESULTS = Path(__file__).with_name("results")
-SECONDS = 460  # one more measurement may be under way when they are over
+MINUTES = 9.0
+LAST = 80  # seconds that one more measurement may take when the time is over
 INPUT_SETS = 3
 OLDEST = {"torch": (2, 11), "triton": (3, 6)}
 
@@ -43,10 +48,14 @@ class Row:
     reason: str | None = None
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="the time there is for all of it")
+    options = parser.parse_args(arguments)
     if (reason := why_it_cannot_run()) is not None:
         raise SystemExit(f"bench.gpu: {reason}")
-    meter, deadline = CudaMeter(torch.device("cuda", torch.cuda.current_device())), Deadline(SECONDS)
+    deadline = Deadline(60 * options.minutes - LAST)
+    meter = CudaMeter(torch.device("cuda", torch.cuda.current_device()))
     torch.cuda.set_device(meter.device)
     try:
         print(f"right: {check_all(meter.device, 'triton')} comparisons with float64")
@@ -55,15 +64,16 @@ def main() -> None:
 
     ceilings = measure_ceilings(meter)
     rows = list(measure_all(meter, deadline, ceilings, SIZES, compiled=False))
-    step = guided_step(meter) if (reason := why_not(meter, deadline.left)) is None else reason
-    gc.collect()
+    models, (plain, changed) = Models(meter.device, meter.free_bytes, shipped_config), variants()
+    steps = list(measure_steps(meter, deadline, ceilings, plain, models))
     rows += measure_all(meter, deadline, ceilings, SIZES, compiled=True)
+    steps += measure_steps(meter, deadline, ceilings, changed, models)
 
     copied, product = ceilings.copied_bytes / 1e12, ceilings.product_flops / 1e12
     print(f"copies {copied:.2f} TB/s, multiplies {product:.0f} TFLOP/s")
-    print(pass_tables(rows))
-    print(step_table(step, rows))
-    print(f"written to {write(rows, ceilings, step)}")
+    print(pass_tables([asdict(row) for row in rows]))
+    print(step_tables([asdict(step) for step in steps], [asdict(row) for row in rows]))
+    print(f"written to {write(rows, ceilings, steps)}")
 
 
 def why_it_cannot_run() -> str | None:
@@ -122,7 +132,7 @@ def measure(
         if not rival.compiles:
             raise
         # what cannot be compiled competes with nobody; the others go on
-        return Row(*names, reason=f"does not compile: {str(error).strip().splitlines()[0][:80]}")
+        return Row(*names, reason=f"does not compile: {first_line(error)}")
     return Row(*names, milliseconds, peak_bytes, least_milliseconds(each, size, ceilings))
 
 
@@ -132,19 +142,21 @@ def least_milliseconds(each: Pass, size: Size, ceilings: Ceilings) -> float:
     return 1e3 * each.bytes(size) / ceilings.copied_bytes
 
 
-def write(rows: list[Row], ceilings: Ceilings, step: dict | str) -> Path:
+def write(rows: list[Row], ceilings: Ceilings, steps: list[StepRow]) -> Path:
     import triton
 
     name = torch.cuda.get_device_name()
     results: dict[str, Any] = {
+        "kind": "gpu",
         "device": name,
+        "date": str(date.today()),
         "capability": list(torch.cuda.get_device_capability()),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "commit": commit(),
         "ceilings": ceilings._asdict(),
         "passes": [asdict(row) for row in rows],
-        "guided_step": step,
+        "steps": [asdict(step) for step in steps],
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"

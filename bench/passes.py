@@ -126,6 +126,22 @@ def heads_maps(size: Size, copies: int) -> int:
     return copies * size.heads * size.video**2 * size.dtype.itemsize
 
 
+def flow_of_rows(query: Tensor, key: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """The soft flow as the library has it: one product, then a pass over its rows. All of it is kept."""
+    frames, height, width = grid
+    heads, head_dim = query.shape[1:]
+    logits = (query.flatten(1) @ key.flatten(1).T).float() * (TEMPERATURE / (heads * head_dim**0.5))
+    weights = logits.view(-1, frames, height * width).softmax(dim=-1)  # [rows, key frames, cells]
+    cells = torch.arange(height * width, device=query.device)
+    cells = torch.stack([cells % width, cells // width], dim=-1).float()
+    flow = (weights @ cells).view(frames, height * width, frames, 2) - cells[:, None]
+    return flow.transpose(1, 2)
+
+
+def rows_map(size: Size, copies: int) -> int:
+    return copies * size.video**2 * 4
+
+
 def flow_rivals() -> list[Rival]:
     def by(function: Callable, **options) -> Callable:
         return torch.no_grad()(
@@ -136,11 +152,16 @@ def flow_rivals() -> list[Rival]:
     def product(query, key, flow, grid):
         return query.flatten(1) @ key.flatten(1).T
 
+    @torch.no_grad()
+    def rows(query, key, flow, grid):
+        return flow_of_rows(query, key, grid)
+
     compiled = torch.compile(chunked_flow.soft_flow, dynamic=False)
     return [
         Rival("triton", by(motion_flow, backend="triton")),
         Rival("chunked", by(motion_flow, backend="chunked")),
         Rival("library product alone", product),
+        Rival("library product and a row pass", rows, needed_bytes=partial(rows_map, copies=3)),
         Rival("reference", by(motion_flow, backend="reference"), needed_bytes=partial(heads_maps, copies=3)),
         Rival("chunked, compiled", by(compiled), compiles=True),
     ]
@@ -160,6 +181,11 @@ def loss_rivals() -> list[Rival]:
         logits = query @ key.T
         return logits @ key, logits.T @ query
 
+    def rows(query, key, flow, grid):
+        moving = flow.norm(dim=-1) > 0
+        loss = (flow_of_rows(query, key, grid) - flow)[moving].square().mean()
+        return loss.detach(), torch.autograd.grad(loss, (query, key))
+
     passes = torch.compile(chunked_flow.loss_and_gradients, dynamic=False)
 
     @torch.no_grad()
@@ -171,6 +197,7 @@ def loss_rivals() -> list[Rival]:
         Rival("triton", by(motion_flow_loss, backend="triton")),
         Rival("chunked", by(motion_flow_loss, backend="chunked")),
         Rival("library products alone", products),
+        Rival("library products and a row pass", rows, needed_bytes=partial(rows_map, copies=6)),
         Rival(
             "reference",
             by(motion_flow_loss, backend="reference"),

@@ -1,8 +1,14 @@
-"""README's table of memory presets, from the plan of CogVideoX-5B: `python -m bench.presets`."""
+"""README's table of memory presets, from the plan of CogVideoX-5B: `python -m bench.presets`.
+
+What is planned for each phase goes to bench/results/planned.json, for docs/performance.md.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 from ditflow.memory.presets import GIB, presets
 from ditflow.planning.choice import make_plans
@@ -10,14 +16,16 @@ from ditflow.planning.plan import Plan
 from ditflow.settings import Settings
 
 FRAMES = (24, 49)
+PLANNED = Path(__file__).parent / "results" / "planned.json"
 CHECKPOINT = {"none": "nothing", "attention": "all but attention", "block": "each block"}
 
 
 def main() -> None:
-    for line in table(
-        [make_plans(Settings(model="5b", frames=frames), presets(), "cuda") for frames in FRAMES]
-    ):
+    plans = [make_plans(Settings(model="5b", frames=frames), presets(), "cuda") for frames in FRAMES]
+    for line in table(plans):
         print(line)
+    PLANNED.parent.mkdir(exist_ok=True)
+    PLANNED.write_text(json.dumps(planned(plans), indent=1) + "\n", encoding="utf-8")
 
 
 def table(plans: Sequence[Sequence[Plan]]) -> Iterator[str]:
@@ -35,6 +43,39 @@ def table(plans: Sequence[Sequence[Plan]]) -> Iterator[str]:
                 f"{plan.resident} of {plan.resident + plan.streamed}" if plan.fits else "-",
             ]
         yield f"| {' | '.join(cells)} |"
+
+
+def planned(plans: Sequence[Sequence[Plan]]) -> dict[str, Any]:
+    """The phases of each plan, to three digits; `plans` as for `table`."""
+    return {
+        "kind": "planned",
+        "model": "CogVideoX-5B in bf16, 480x720",
+        "runs": [
+            {
+                "frames": frames,
+                "preset": plan.preset.name,
+                "gigabytes": plan.preset.gigabytes,
+                "fits": plan.fits,
+                "phases": [
+                    {
+                        "name": phase.name,
+                        "times": phase.times,
+                        "peak_bytes": _digits(phase.peak_bytes),
+                        "flops": _digits(phase.flops),
+                        "attention_flops": _digits(phase.attention_flops),
+                        "copied_bytes": _digits(phase.copied_bytes),
+                    }
+                    for phase in plan.phases
+                ],
+            }
+            for frames, row in zip(FRAMES, plans, strict=True)
+            for plan in row
+        ],
+    }
+
+
+def _digits(number: float) -> float:
+    return float(f"{number:.3g}")
 
 
 if __name__ == "__main__":

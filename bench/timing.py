@@ -8,10 +8,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch.utils._pytree import tree_leaves
 
+from bench.energy import energy_counter
+
 WARM_UP = 3
 ROUNDS = 30  # at most
 MILLISECONDS = 400.0  # that one measurement takes, about
 AHEAD = 10  # calls in a queue at a time
+STEP_ROUNDS, STEP_SECONDS = 3, 10.0  # of a whole step, at most, but once at least
 GIB = 1 << 30
 
 
@@ -20,6 +23,15 @@ class Ceilings(NamedTuple):
 
     copied_bytes: float  # read and written, a second
     product_flops: float  # of bf16, a second
+
+
+class Cost(NamedTuple):
+    """What a whole step takes."""
+
+    milliseconds: float
+    allocated_bytes: int  # at the peak, all that was there before included
+    reserved_bytes: int  # from the driver
+    joules: float | None  # where the driver tells
 
 
 class Meter(Protocol):
@@ -36,12 +48,15 @@ class Meter(Protocol):
     def free_bytes(self) -> int:
         """What could be allocated now."""
 
+    def cost(self, call: Callable[[], Any]) -> Cost:
+        """What a call takes that keeps the device busy for long, the second time and later."""
+
 
 class CudaMeter:
     """Implements `Meter` with CUDA events."""
 
     def __init__(self, device: torch.device):
-        self.device = device
+        self.device, self.energy = device, energy_counter(device)
 
     def milliseconds(self, calls: Sequence[Callable[[], Any]]) -> float:
         for turn in range(max(WARM_UP, len(calls))):
@@ -77,6 +92,25 @@ class CudaMeter:
     def free_bytes(self) -> int:
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(self.device)[0]
+
+    def cost(self, call: Callable[[], Any]) -> Cost:
+        call()
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        times, before = [], self.energy()
+        while not times or (len(times) < STEP_ROUNDS and sum(times) < STEP_SECONDS):
+            start = time.perf_counter()
+            call()
+            torch.cuda.synchronize(self.device)
+            times.append(time.perf_counter() - start)
+        after = self.energy()
+        return Cost(
+            1e3 * statistics.median(times),
+            torch.cuda.max_memory_allocated(self.device),
+            torch.cuda.max_memory_reserved(self.device),
+            None if before is None or after is None else (after - before) / len(times),
+        )
 
 
 class Deadline:

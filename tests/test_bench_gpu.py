@@ -1,17 +1,18 @@
 """The GPU benchmark's own code, on the CPU with tiny sizes: what it prints here are no measurements."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict
 
 import pytest
 import torch
 
-from bench import gpu, guided_step
+from bench import gpu, steps
 from bench.correctness import WrongResult, check_all, compare
 from bench.gpu import Row, measure_all
 from bench.passes import SIZES, Size, passes
-from bench.tables import kernels_milliseconds, pass_tables, step_table
-from bench.timing import Ceilings, Deadline, measure_ceilings, result_bytes
-from ditflow.settings import shipped
+from bench.steps import Variant
+from bench.tables import kernels_milliseconds, pass_tables, step_tables
+from bench.timing import Ceilings, Cost, Deadline, measure_ceilings, result_bytes
 
 TINY = Size("tiny", (2, 3, 4), 3, 16, text=5)
 TINY_2B = Size("tiny 2B", (2, 3, 4), 2, 16, text=5, dtype=torch.float16, rotary=False)
@@ -38,6 +39,11 @@ class SmokeMeter:
     def free_bytes(self):
         return self.free
 
+    def cost(self, call):
+        call()
+        self.called += 1
+        return Cost(3.0, 5 << 30, 6 << 30, 70.0)
+
 
 def rows_of(meter, seconds=1e9, compiled=False, skip=("triton",)):
     return list(measure_all(meter, Deadline(seconds), CEILINGS, [TINY, TINY_2B], compiled, skip))
@@ -46,7 +52,7 @@ def rows_of(meter, seconds=1e9, compiled=False, skip=("triton",)):
 def test_refuses_without_cuda(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="^bench.gpu: needs a CUDA device, and there is none$"):
-        gpu.main()
+        gpu.main([])
     assert capsys.readouterr().out == ""
 
 
@@ -103,7 +109,7 @@ def test_tables():
         Row("flow forward", "small", "triton", 2.0, 1_000_000, 1.0),
         Row("flow forward", "small", "reference", reason="out of memory"),
     ]
-    lines = pass_tables(rows).strip().splitlines()
+    lines = pass_tables(list(map(asdict, rows))).strip().splitlines()
     assert lines[0] == "| flow forward: small | ms | of the device's best | MB beyond inputs and results |"
     assert lines[2:] == [
         "| triton | 2.000 | 50 % | 1.0 |",
@@ -112,30 +118,32 @@ def test_tables():
     ]
 
 
-def test_share_of_a_guided_step():
+def test_share_of_an_update():
     times = {"preparation forward": 1.0, "preparation backward": 2.0, "loss and gradients": 7.0}
-    rows = [Row(of, "5B, 24 frames", "triton", time, 0, 1.0) for of, time in times.items()]
+    rows = [asdict(Row(of, "5B, 24 frames", "triton", time, 0, 1.0)) for of, time in times.items()]
     assert kernels_milliseconds(rows, "triton") == 7 + 21 * 3
-    assert kernels_milliseconds([replace(row, milliseconds=None) for row in rows], "triton") is None
-    step = {"triton": {"update_ms": 700.0, "denoise_ms": 400.0, "update_peak_bytes": 10**9}}
-    assert "| triton | 700.0 | 10.0 % | 400.0 | 1.0 |" in step_table(step, rows)
-    assert step_table("no diffusers", rows) == "guided step of 5B not measured: no diffusers\n"
+    assert kernels_milliseconds([row | {"milliseconds": None} for row in rows], "triton") is None
+    measured = 700.0, 5 << 30, 6 << 30, 70.0, "24gb", "42 of 42"
+    found = [
+        steps.StepRow(Variant("5b", 24)._asdict(), "update", *measured),
+        steps.StepRow(Variant("5b", 49)._asdict(), "update", *measured),
+        steps.StepRow(Variant("5b", 24, attention="sage")._asdict(), "all", reason="no sage"),
+    ]
+    lines = step_tables(list(map(asdict, found)), rows).splitlines()
+    assert "| plain | update | 700.0 | 5.0 | 6.0 | 70 | 24gb, 42 of 42 | 10.0 % |" in lines
+    assert "| plain | update | 700.0 | 5.0 | 6.0 | 70 | 24gb, 42 of 42 | - |" in lines
+    assert "| sage | all | no sage | - | - | - | - | - |" in lines
 
 
-def test_guided_step(monkeypatch):
-    monkeypatch.setattr(guided_step, "BACKENDS", ("chunked", "reference"))
-    config = shipped("models/5b.yaml")["transformer"] | {
-        "num_attention_heads": 2,
-        "attention_head_dim": 16,
-        "num_layers": 3,
-        "time_embed_dim": 16,
-        "text_embed_dim": 12,
-    }
-    meter = SmokeMeter()
-    found = guided_step.guided_step(meter, config, latents=(1, 2, 16, 8, 12), block=1)
-    assert set(found) == {"chunked", "reference"} and meter.called == 4
-    assert guided_step.why_not(SmokeMeter(free=1 << 30), 1e3).startswith("needs 44 GiB")
-    assert guided_step.why_not(meter, 5.0) == "no time left"
+def test_the_results_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU (80 GB)")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    step = steps.StepRow(Variant("5b", 24)._asdict(), "update", reason="no time left")
+    path = gpu.write([Row("flow forward", "small", "triton", 2.0, 1, 1.0)], CEILINGS, [step])
+    assert path == tmp_path / "results" / "a-gpu-80-gb.json"
+    found = json.loads(path.read_text())
+    assert (found["kind"], found["steps"], found["passes"][0]["rival"]) == ("gpu", [asdict(step)], "triton")
 
 
 def test_ceilings_are_rates():

@@ -1,10 +1,11 @@
 """The plan of the real 5B model, 480x720: exact, with no clock and no weights."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from bench.presets import FRAMES, table
+from bench.presets import FRAMES, PLANNED, planned, table
 from ditflow.memory.presets import GIB, presets
 from ditflow.memory.ring import Ring
 from ditflow.planning.choice import make_plans, phases_of
@@ -24,7 +25,7 @@ def plans():
 
 
 def test_plans_of_5b(plans):
-    """Memory, work and the README, in one test: the plans take some seconds."""
+    """Memory, work, the README and what is on file, in one test: the plans take some seconds."""
     smallest = {phase.name: phase.peak_bytes for phase in plans[49]["4gb"].phases}
     assert len(smallest) == 7
     assert all(peak <= 3.4 * GIB for peak in smallest.values()), smallest
@@ -45,8 +46,13 @@ def test_plans_of_5b(plans):
     copies = [sum(phase.times * phase.copied_bytes for phase in plan.phases) for plan in plans[49].values()]
     assert copies[0] > copies[2] > copies[4] > copies[6] == 0
 
+    rows = [list(plans[frames].values()) for frames in FRAMES]
+    if PLANNED.exists():
+        on_file = json.loads(PLANNED.read_text(encoding="utf-8"))
+        assert on_file == planned(rows), f"{PLANNED.name} is out of date: python -m bench.presets"
+
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    for line in table([list(plans[frames].values()) for frames in FRAMES]):
+    for line in table(rows):
         assert line in readme, f"README is out of date, `python -m bench.presets` prints its table: {line}"
 
 

@@ -1,0 +1,181 @@
+"""Whole steps on the GPU, their code on the CPU with a tiny model: what is measured, and what is said."""
+
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_bench_gpu import SmokeMeter
+
+from bench import steps, timing
+from bench.energy import counter_of, energy_counter
+from bench.steps import STEPS, Models, Variant, measure_steps
+from bench.timing import Ceilings, Cost, Deadline
+from ditflow.errors import DitflowError
+from ditflow.settings import Settings
+
+
+@pytest.fixture
+def small(small_folder, monkeypatch):
+    """A variant on the CPU, and the model it is of."""
+    from diffusers import CogVideoXTransformer3DModel
+
+    tiny = {"size": "48x32", "dtype": "float32", "guidance_blocks": [2]}
+    monkeypatch.setattr(steps, "Settings", partial(Settings, **tiny))
+    config = CogVideoXTransformer3DModel.load_config(small_folder / "transformer")
+    models = Models(torch.device("cpu"), lambda: 1 << 40, lambda model: config)
+    return Variant(str(small_folder), 9, kernels="chunked"), models
+
+
+def steps_of(wanted, models, seconds=1e9, flops=1e12, meter=None):
+    ceilings = Ceilings(copied_bytes=1e9, product_flops=flops)
+    return list(measure_steps(meter or SmokeMeter(), Deadline(seconds), ceilings, wanted, models))
+
+
+def test_steps_of_variants(small, monkeypatch):
+    """A whole model, one that is streamed, and one whose attention has no gradient."""
+    variant, models = small
+    no_gradient = replace(steps.KERNELS["sdpa"], gradient=False)
+    monkeypatch.setitem(steps.KERNELS, "sage", no_gradient)
+    streamed = variant._replace(preset="8gb")
+    plan = steps.make_plans
+
+    def nothing_stays(*given, **named):
+        return [
+            replace(each, resident=0, streamed=6) if each.preset.name == "8gb" else each
+            for each in plan(*given, **named)
+        ]
+
+    monkeypatch.setattr(steps, "make_plans", nothing_stays)
+    found = steps_of([variant, streamed, variant._replace(attention="sage")], models)
+    assert [row.step for row in found] == [*STEPS, *STEPS, "denoising step"]
+    assert all(row.reason is None and (row.milliseconds, row.joules) == (3.0, 70.0) for row in found)
+    assert [row.resident for row in found] == ["6 of 6"] * 3 + ["0 of 6"] * 3 + ["6 of 6"]
+    assert [row.preset for row in found] == ["80gb"] * 3 + ["8gb"] * 3 + ["80gb"]
+    assert len(models.made) == 1
+
+
+def test_a_guided_step_is_all_its_updates_and_a_denoising(small, monkeypatch):
+    variant, models = small
+    made = []
+
+    class Counting(steps.CogVideoX):
+        def embed(self, inputs):
+            made.append(inputs)
+            return super().embed(inputs)
+
+    monkeypatch.setattr(steps, "CogVideoX", Counting)
+    counts = {}
+
+    class Counter(SmokeMeter):
+        def cost(self, call):
+            before = len(made)
+            cost = super().cost(call)
+            counts[len(counts)] = len(made) - before
+            return cost
+
+    steps_of([variant], models, meter=Counter())
+    assert list(counts.values()) == [1, 2, 1 + 5 + 2]
+
+
+def test_steps_that_cannot_be_measured_say_why(small, monkeypatch):
+    variant, models = small
+    (late,) = steps_of([variant], models, seconds=-1)
+    assert late.reason.startswith("no time left: about 10 s are needed, 0 are left")
+    (long,) = steps_of([variant], models, seconds=100, flops=1e6)
+    assert long.reason.startswith("no time left: about ")
+    (absent,) = steps_of([variant._replace(attention="flash")], models)
+    assert "flash_attn is not installed" in absent.reason or "needs a CUDA GPU" in absent.reason
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "usable_bytes", lambda memory, device: 1 << 20)
+        (large,) = steps_of([variant._replace(preset="4gb")], models)
+    assert large.reason.startswith("preset 4gb does not fit: ")
+    monkeypatch.setattr(steps.psutil, "virtual_memory", lambda: SimpleNamespace(available=10))
+    (poor,) = steps_of([variant._replace(preset="8gb")], models)
+    assert "of host memory" in poor.reason
+
+
+def test_what_others_cannot_do_ends_nothing(small, monkeypatch):
+    variant, models = small
+
+    def fails(error):
+        def cost(self, call):
+            raise error
+
+        return type("Meter", (SmokeMeter,), {"cost": cost})()
+
+    compiled = variant._replace(compiled=True)
+    (row,) = steps_of([compiled], models, meter=fails(DitflowError("no compiler\nat all")))
+    assert row.reason == "fails: no compiler"
+    (row,) = steps_of([variant], models, meter=fails(torch.OutOfMemoryError("planted")))
+    assert row.reason == "out of memory"
+    with pytest.raises(DitflowError):
+        steps_of([variant], models, meter=fails(DitflowError("ours")))
+
+
+def test_variants_cover_what_there_is():
+    plain, changed = steps.variants()
+    assert {(each.model, each.frames) for each in plain} == {
+        (model, frames) for model in ("5b", "2b") for frames in (24, 49)
+    }
+    assert all(each[2:] == ("auto", "sdpa", False, "triton") for each in plain)
+    assert {each.preset for each in changed} == {"auto", *steps.PRESETS}
+    assert {each.attention for each in changed} == set(steps.KERNELS)
+    assert sum(each.compiled for each in changed) == sum(each.kernels == "chunked" for each in changed) == 4
+
+
+class Driver:
+    """NVML as far as it is asked here: each function gives 0 where it could."""
+
+    def __init__(self, counts=True):
+        self.counts, self.millijoules = counts, 5_000
+
+    def nvmlInit_v2(self):
+        return 0
+
+    def nvmlDeviceGetHandleByUUID(self, uuid, handle):
+        return 0 if uuid == b"GPU-1" else 2
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle, place):
+        if not self.counts:
+            return 3
+        place._obj.value = self.millijoules
+        return 0
+
+
+def test_energy_is_the_drivers_counter(monkeypatch):
+    driver = Driver()
+    joules = counter_of(driver, "GPU-1")
+    assert joules() == 5.0
+    driver.millijoules += 1_500
+    assert joules() == 6.5
+    assert counter_of(driver, "GPU-2")() is None
+    assert counter_of(Driver(counts=False), "GPU-1")() is None
+    monkeypatch.setattr("bench.energy.LIBRARY", "libabsent.so.1")
+    assert energy_counter(torch.device("cuda"))() is None
+
+
+def test_cost_of_a_step(monkeypatch):
+    """The first call is not counted; long calls are made once more, short ones a few times."""
+    peaks = {"synchronize": None, "empty_cache": None, "reset_peak_memory_stats": None}
+    peaks |= {"max_memory_allocated": 7, "max_memory_reserved": 8}
+    for name, value in peaks.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing, "energy_counter", lambda device: lambda: 100 * now[0])
+    meter = timing.CudaMeter(torch.device("cuda"))
+
+    def taking(*seconds):
+        left = list(seconds)
+
+        def call():
+            now[0] += left.pop(0)
+
+        return call, left
+
+    call, left = taking(60.0, 1.0, 3.0, 2.0, 9.0)
+    assert meter.cost(call) == Cost(2000.0, 7, 8, 200.0) and left == [9.0]
+    call, left = taking(60.0, 30.0, 9.0)
+    assert meter.cost(call) == Cost(30_000.0, 7, 8, 3000.0) and left == [9.0]

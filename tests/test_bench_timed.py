@@ -1,0 +1,232 @@
+"""The timed benchmarks' own logic: made times only, no clock decides anything here."""
+
+import json
+import statistics
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bench import whole_run
+from bench.passes import Size
+from bench.sides import Case
+from bench.tables import ratio_table
+from bench.timed import bounds as bounds_file
+from bench.timed import pieces
+from bench.timed.bounds import Bound, accepted, broken, caught, read_bounds, write_bounds
+from bench.timed.contest import CALLS, OURS, ROUNDS, play
+from bench.timed.contests import CONTESTS
+from bench.timed.operations import operations
+from ditflow.backbone.runner import Grid
+
+TINY = Size("tiny", (2, 3, 4), 3, 16, text=5)
+TINY_CASE = Case(layers=2, guidance_block=1, grid=Grid(2, 2, 3), steps=5, optimisation_steps=1)
+
+
+class Machine:
+    """A clock that moves when work is done, and pytest-benchmark's fixture that reads it."""
+
+    def __init__(self, pace=lambda turn: 1.0):
+        self.now, self.turn, self.pace, self.order = 0.0, 0, pace, []
+        self.stats = SimpleNamespace(stats=SimpleNamespace(data=[]))
+
+    def work(self, name, seconds):
+        def call():
+            self.order.append(name)
+            self.now += seconds * self.pace(self.turn)
+
+        return call
+
+    def clock(self):
+        return self.now
+
+    def pedantic(self, target, args, setup, rounds):
+        for self.turn in range(rounds):
+            setup()
+            start = self.now
+            target(*args)
+            self.stats.stats.data.append(self.now - start)
+
+
+def played(machine, planted=False, ours=2.0):
+    sides = {
+        "slow": machine.work("slow", 6.0),
+        OURS: machine.work(OURS, ours),
+        "even": machine.work("even", 2.0),
+    }
+    return play(sides, machine, planted, machine.clock)
+
+
+def test_sides_take_turns_within_a_round():
+    machine = Machine()
+    found = played(machine)
+    assert found.ratios == {"slow": pytest.approx(3), "even": pytest.approx(1)}
+    assert found.seconds == CALLS * 2.0
+    one_round = ["slow"] * CALLS + ["even"] * CALLS + [OURS] * CALLS
+    assert machine.order == ["slow", OURS, "even"] + ROUNDS * one_round
+
+
+def test_what_else_the_machine_does_falls_on_all_sides():
+    """From the fourth round on everything takes ten times as long: no ratio tells."""
+    assert played(Machine(lambda turn: 10.0 if turn > 2 else 1.0)).ratios["slow"] == pytest.approx(3)
+
+
+def test_the_planted_slowdown_is_half_as_much_work_again():
+    assert played(Machine(), planted=True).ratios == {"slow": pytest.approx(2), "even": pytest.approx(2 / 3)}
+
+
+def set_at(ratios):
+    """The bounds that a measurement of these ratios gives."""
+    found = {"name": "it", "ratios": ratios, "load": [0.5, 1.25], "threads": 2, "commit": "0123456789ab"}
+    measured = {
+        "machine_info": {"cpu": {"brand_raw": "A CPU"}},
+        "datetime": "2026-11-26T10:00:00",
+        "benchmarks": [{"extra_info": found}],
+    }
+    return accepted(measured)
+
+
+def test_bounds_are_quiet_and_catch_the_slowdown():
+    ratios = played(Machine()).ratios
+    bounds, _ = set_at(ratios)
+    assert broken("it", ratios, bounds) == [] == caught("it", ratios, bounds)
+    for noise in (0.83, 1.2):
+        assert broken("it", {name: ratio * noise for name, ratio in ratios.items()}, bounds) == []
+    slowed = played(Machine(), planted=True).ratios
+    for noise in (0.83, 1.2):
+        noisy = {name: ratio * noise for name, ratio in slowed.items()}
+        assert caught("it", noisy, bounds) == ["slow", "even"]
+        assert all("ours has become slower" in line for line in broken("it", noisy, bounds))
+    faster = played(Machine(), ours=1.2).ratios
+    assert len(broken("it", faster, bounds)) == 2 and caught("it", faster, bounds) == []
+
+
+def test_a_ratio_without_bounds_fails():
+    (line,) = broken("it", {"new": 1.0}, {})
+    assert line == (
+        "it against new: ratio 1 has no bounds; set them on a quiet machine: make bench-accept-ratios"
+    )
+    assert caught("it", {"new": 1e-9}, {}) == []
+
+
+def test_setting_bounds(tmp_path, monkeypatch, capsys):
+    """What was not measured this time keeps its bounds; each row says how it was set."""
+    table, results, file = tmp_path / "ratios.csv", tmp_path / "results" / "cpu.json", tmp_path / "found.json"
+    monkeypatch.setattr(bounds_file, "TABLE", table)
+    monkeypatch.setattr(bounds_file, "RESULTS", results)
+    monkeypatch.setattr(bounds_file.read_bounds, "__defaults__", (table,))
+    monkeypatch.setattr(bounds_file.write_bounds, "__defaults__", (table,))
+    kept = Bound(1.0, 2.0, "earlier")
+    write_bounds({("other", "rival"): kept, ("it", "slow"): kept}, table)
+    extra = {"name": "it", "ratios": {"slow": 3.0}, "load": [0.5, 1.25], "threads": 2, "commit": "0123456789"}
+    measured = {
+        "machine_info": {"cpu": {"brand_raw": "A CPU"}},
+        "datetime": "2026-11-26T10:00:00",
+        "benchmarks": [{"extra_info": extra}],
+    }
+    file.write_text(json.dumps(measured))
+    monkeypatch.setattr("sys.argv", ["bounds", str(file)])
+    bounds_file.main()
+    found = read_bounds(table)
+    assert found["other", "rival"] == kept
+    assert found["it", "slow"] == Bound(
+        2.45, 3.67, "2026-11-26 at 012345678, A CPU, 2 threads, load 0.5 to 1.2: measured 3"
+    )
+    assert json.loads(results.read_text())["contests"] == [extra]
+    assert "1 bounds written" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["bounds", str(tmp_path / "absent")])
+    with pytest.raises(SystemExit, match="one file from pytest-benchmark"):
+        bounds_file.main()
+
+
+def faults(bounds):
+    """Rows of a contest that is no more, rows that a slowdown does not break, rows nobody measured."""
+    names = {contest.name for contest in CONTESTS}
+    return [
+        row
+        for row, bound in bounds.items()
+        if row[0] not in names
+        or not 1 < bound.most / bound.least <= 1.6
+        or not ("load" in bound.set and "measured" in bound.set)
+    ]
+
+
+def test_the_committed_table_is_of_use():
+    assert faults(read_bounds()) == []
+    known, how = (CONTESTS[0].name, "rival"), "load 0.5 to 0.6: measured 1.2"
+    assert faults({known: Bound(1.0, 1.5, how)}) == []
+    assert faults({("gone", "rival"): Bound(1.0, 1.5, how)}) and faults({known: Bound(1.0, 9.0, how)})
+    assert faults({known: Bound(1.0, 1.5, "a guess")})
+
+
+def test_table():
+    found = [{"name": "it", "seconds": 0.002, "ratios": {"slow": 3.0, "new": 0.5}}]
+    lines = ratio_table(found, {("it", "slow"): Bound(2.449, 3.674, "")}).splitlines()
+    assert lines[3:] == ["| it | 2.0 | slow | 3.00 | 2.45 to 3.67 |", "| it | 2.0 | new | 0.50 | none |"]
+
+
+def test_every_operation_has_its_rivals():
+    names = [contest.name for contest in operations(TINY)]
+    assert names == ["flow forward", "loss and gradients", "preparation forward", "preparation backward"]
+    for contest in operations(TINY):
+        sides = contest.sides()
+        assert OURS in sides and "reference" in sides and "triton" not in sides
+        assert "chunked, compiled" in contest.compiled() and OURS not in contest.compiled()
+        for call in sides.values():
+            call()
+
+
+def same(results, tolerance=1e-4):
+    first, *others = results
+    for other in others:
+        torch.testing.assert_close(other, first, rtol=tolerance, atol=tolerance)
+
+
+def test_rows_of_the_library_are_the_flow():
+    size = TINY._replace(dtype=torch.float32)
+    for contest, rows in zip(operations(size), ("product and", "products and"), strict=False):
+        sides = contest.sides()
+        (theirs,) = (call for name, call in sides.items() if f"library {rows}" in name)
+        same([sides["reference"](), theirs()])
+
+
+def test_all_sides_of_a_guided_step_agree():
+    sides = pieces.guided_step(TINY_CASE)
+    assert list(sides) == ["released way", OURS, "attention kept", "block by block", pieces.WITH_OUR_LOSS]
+    same([call() for call in sides.values()])
+
+
+def test_all_sides_of_a_denoising_step_agree():
+    sides = pieces.denoising_step(TINY_CASE)
+    assert set(sides) == {OURS, "released way", "diffusers, both in a batch"}
+    same([torch.cat(list(call())) for call in sides.values()])
+
+
+def test_all_sides_of_a_whole_run_agree():
+    sides = pieces.whole_run(TINY_CASE)
+    assert len(sides) == 3
+    results = [call() for call in sides.values()]
+    assert all(len(result.losses) == TINY_CASE.settings.guided_steps == 1 for result in results)
+    for result in results:
+        assert whole_run.difference(result.latents.numpy(), results[0].latents.numpy()) < 1e-4
+    again = sides[OURS]()
+    same([again.latents, sides[OURS]().latents], 0)
+
+
+@pytest.mark.parametrize("piece", [pieces.encode, pieces.decode])
+def test_ours_is_diffusers_own_with_the_same_tiles(piece, monkeypatch):
+    monkeypatch.setattr(pieces, "FRAMES", 1)
+    sides = piece()
+    assert list(sides) == [OURS, "diffusers, the same tiles", "diffusers, whole frames"]
+    ours, theirs, whole = (call() for call in sides.values())
+    assert theirs.shape == whole.shape and not torch.equal(theirs, whole)
+    if piece is pieces.encode:
+        same([ours, theirs.transpose(1, 2) * pieces.VAE["scaling_factor"]], 1e-5)
+    else:
+        pixels = ((theirs[0].permute(1, 2, 3, 0)[:1] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        assert torch.equal(ours, pixels)
+
+
+def test_medians_are_of_rounds():
+    machine = Machine(lambda turn: [1.0, 5.0, 1.0, 1.0, 9.0, 1.0, 1.0][turn])
+    assert played(machine).seconds == statistics.median(machine.stats.stats.data) == CALLS * 2.0
