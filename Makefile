@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test test-browser lint demo
+.PHONY: setup test test-browser lint demo bench-accept
 
 setup: $(STAMP)
 
@@ -30,3 +30,7 @@ demo: setup
 	$(BIN)/python -m ditflow.small.clips runs/demo-clip.mp4
 	$(BIN)/ditflow transfer --model small --video runs/demo-clip.mp4 --prompt "a red circle on a blue background" \
 		--output runs/demo
+
+# measures bench/expected.csv anew: make bench-accept REASON="why it changed"
+bench-accept: setup
+	$(BIN)/python -m bench.gates.accept "$$REASON"
