@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-
-from ditflow.memory.tracker import Tracker
 
 
 class SavedBytes(saved_tensors_hooks):
@@ -49,11 +46,3 @@ class _Held:
 
     def __init__(self, tensor: Tensor):
         self.tensor = tensor.detach()  # a result knows its graph, which then would never be gone
-
-
-def work(call: Callable[[], Any], present: Iterable[Tensor]) -> dict[str, int]:
-    """The metrics of a call with gradients; `present` is on the device already and counts in the peak."""
-    present = list(present)
-    with SavedBytes(present) as saved, Tracker(present) as found:
-        call()
-    return {"flops": found.flops, "peak_bytes": found.peak_bytes, "saved_bytes": saved.peak_bytes}
