@@ -26,8 +26,7 @@ def test_gate(name):
 
 def test_every_row_is_answered_for():
     rows = read()
-    answered = [row for name in GATES for row in rows_of(name, rows)]
-    assert sorted(answered, key=rows.index) == rows
+    assert set(rows) == {row for name in GATES for row in rows_of(name, rows)}
 
 
 @pytest.fixture
