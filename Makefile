@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test test-browser lint demo
+.PHONY: setup test test-browser lint demo bench bench-accept bench-accept-ratios bench-compare bench-control
 
 setup: $(STAMP)
 
@@ -31,7 +31,6 @@ demo: setup
 	$(BIN)/ditflow transfer --model small --video runs/demo-clip.mp4 --prompt "a red circle on a blue background" \
 		--output runs/demo
 
-.PHONY: bench bench-control bench-accept-ratios bench-compare
 MEASURED := .benchmarks/ratios.json
 
 # ours beside its rivals: fails beyond bench/ratios.csv, and where a planted slowdown would not
@@ -52,3 +51,7 @@ bench-accept-ratios: setup
 
 bench-compare: setup
 	$(BIN)/python -m bench.compare $(or $(BASE),$(error nothing to compare with: make bench-compare BASE=REVISION))
+
+# measures bench/expected.csv anew: make bench-accept REASON="why it changed"
+bench-accept: setup
+	$(BIN)/python -m bench.gates.accept "$$REASON"

@@ -36,8 +36,6 @@ class Tracker(TorchDispatchMode):
     def __init__(self, present: Iterable[Tensor] = ()):
         """`present` is on the device already: weights, for instance."""
         super().__init__()
-        # torch counts CUDA's attention, and of the CPU's own nothing at all
-        self.formulas = flop_registry | ATTENTION_FORMULAS
         self.sizes: dict[int, int] = {}
         self.live_bytes = self.peak_bytes = self.flops = self.attention_flops = self.copied_bytes = 0
         for tensor in present:
@@ -50,10 +48,12 @@ class Tracker(TorchDispatchMode):
                 result = LAUNCHERS[operation](*args, **kwargs)
         else:
             result = operation(*args, **kwargs)
-        if formula := self.formulas.get(operation.overloadpacket):
+        packet = operation.overloadpacket
+        # torch counts CUDA's attention, and of the CPU's own nothing at all
+        if formula := ATTENTION_FORMULAS.get(packet) or flop_registry.get(packet):
             flops = formula(*args, **kwargs, out_val=result)
             self.flops += flops
-            if operation.overloadpacket in ATTENTION_FORMULAS:
+            if packet in ATTENTION_FORMULAS:
                 self.attention_flops += flops
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):

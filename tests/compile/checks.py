@@ -1,6 +1,6 @@
 """What every compiled kernel has to be."""
 
-from compiling import SHARED_LIMIT, Resources
+from bench.gates.resources import SHARED_LIMIT, Resources
 
 # tl.dot of these; the rest streams through memory or sums up a little
 PRODUCTS = {"motion_flow_forward_kernel", "motion_flow_hard_kernel", "motion_flow_backward_kernel"}

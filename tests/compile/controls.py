@@ -3,8 +3,9 @@
 import torch
 import triton
 import triton.language as tl
-from compiling import Case, Pointer
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+from bench.gates.resources import Case, Pointer
 
 SIZE = 4096
 

@@ -1,13 +1,15 @@
 """Every kernel of the launch table, compiled for every architecture in it; no GPU is needed."""
 
+from dataclasses import replace
+
 import pytest
-import table
-import triton
-from cases import cases
 from checks import check, check_async_copies, check_matrix_unit, check_shared_memory, check_spills
-from compiling import SHARED_LIMIT, resources
 from controls import descriptor_product, pointer_product
 
+from bench.gates import table
+from bench.gates.compiled import compile_all, metrics
+from bench.gates.launches import cases
+from bench.gates.resources import SHARED_LIMIT, resources
 from ditflow_kernels.launch import LAUNCHES
 
 NAMES = [case.name for case in cases()]
@@ -15,7 +17,7 @@ NAMES = [case.name for case in cases()]
 
 @pytest.fixture(scope="session")
 def compiled():
-    return table.compile_all()
+    return compile_all()
 
 
 @pytest.mark.parametrize("architecture", LAUNCHES)
@@ -27,12 +29,22 @@ def test_kernels_are_what_they_have_to_be(name, architecture, compiled):
 
 
 def test_resources_are_those_of_the_table(compiled):
-    """A change here is no mistake in itself: look at it, then refresh (see table.py) and commit both."""
-    known = [row for row in table.committed() if row["triton"] == triton.__version__]
-    if not known:
-        pytest.skip(f"no rows of Triton {triton.__version__}; add them with python tests/compile/table.py")
-    found = [kernel for kernels in compiled.values() for kernel in kernels]
-    assert table.rows(found) == known
+    """A change here is no mistake in itself: look at it, then accept it (see bench/README.md)."""
+    found = metrics(kernel for kernels in compiled.values() for kernel in kernels)
+    report = table.report(table.differences(table.rows_of("compile", table.read()), found))
+    assert not report, report
+
+
+def test_another_use_of_a_kernel_is_seen():
+    """One register more; and a second specialisation, which would hide behind the first."""
+    (kernel,) = resources(pointer_product(64, 128, 32, 3), 80)
+    name = "compile/control/pointer_product_kernel/sm_80"
+    rows = table.refreshed([], metrics([kernel]), "made")
+    found = metrics([replace(kernel, registers=kernel.registers + 1)])
+    (difference,) = table.differences(rows, found)
+    assert str(difference).startswith(f"{name} registers: {kernel.registers} -> {kernel.registers + 1}, ")
+    with pytest.raises(ValueError, match="two specialisations"):
+        metrics([kernel, kernel])
 
 
 def test_every_architecture_has_its_limits():

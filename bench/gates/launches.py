@@ -4,8 +4,8 @@ from functools import partial
 from math import prod
 
 import torch
-from compiling import Case
 
+from bench.gates.resources import Case
 from ditflow_kernels.motion_flow.triton import flow_gradients, hard_flow, loss_and_gradients, soft_flow
 from ditflow_kernels.qk_norm_rope.layout import Wanted
 from ditflow_kernels.qk_norm_rope.triton import qk_norm_rope_backward, qk_norm_rope_forward

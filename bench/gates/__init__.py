@@ -1,0 +1,1 @@
+"""What is measured exactly, with no clock, and the committed table that it has to agree with."""

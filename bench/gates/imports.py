@@ -1,0 +1,28 @@
+"""What the command line imports before it has anything to do: `ditflow --help`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from bench.gates.gate import Gate, Metrics
+
+HELP = """if True:
+    import sys
+    before = set(sys.modules)
+    from ditflow.cli import main
+    try:
+        main(["--help"])
+    except SystemExit:
+        pass
+    print(len(set(sys.modules) - before), file=sys.stderr)"""
+
+
+def gates() -> dict[str, Gate]:
+    return {"imports": measure}
+
+
+def measure(code: str = HELP) -> dict[str, Metrics]:
+    """In a process of its own; modules that Python itself begins with are left out."""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return {"imports/help": {"modules": int(done.stderr)}}

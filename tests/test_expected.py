@@ -1,0 +1,94 @@
+"""What bench/gates measures is what bench/expected.csv says; and faults planted in the code are found."""
+
+import pytest
+import torch
+
+from bench.gates import graphs, imports, steps
+from bench.gates.rooms import gates
+from bench.gates.saved import SavedBytes
+from bench.gates.table import differences, read, report, rows_of
+from ditflow.backbone import cogvideox
+from ditflow.guidance import losses
+from ditflow.planning.phases import Phases
+from ditflow.settings import Settings
+
+MIB = 1 << 20
+GATES = gates()
+HERE = [name for name in GATES if name != "compile"]  # that one is in tests/compile, with what it compiles
+STEP = "steps/2b-24/optimise-none"
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_gate(name):
+    found = report(differences(rows_of(name, read()), GATES[name]()))
+    assert not found, found
+
+
+def test_every_row_is_answered_for():
+    rows = read()
+    assert set(rows) == {row for name in GATES for row in rows_of(name, rows)}
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """What the gate of a guided step finds where something is added to its loss: lines by metric."""
+
+    def measured(extra):
+        real = losses.motion_flow_loss
+        monkeypatch.setattr(
+            losses,
+            "motion_flow_loss",
+            lambda query, key, *given, **options: real(query, key, *given, **options) + extra(query, key),
+        )
+        found = steps.optimise(Phases(Settings(model="2b", frames=24)), "none")
+        rows = [row for row in read() if row.name == STEP]
+        return {each.metric: str(each) for each in differences(rows, {STEP: found})}
+
+    return measured
+
+
+def test_a_planted_map_of_all_pairs_is_found(planted):
+    """[S, S], of no product of matrices, kept for the reverse."""
+    found = planted(lambda query, key: (query.mean((1, 2))[:, None] * key.mean((1, 2))[None]).exp().mean())
+    assert found.keys() == {"peak_bytes", "saved_bytes"}
+    assert all(line.endswith("a regression") for line in found.values())
+
+
+def test_a_planted_product_is_found(planted):
+    found = planted(lambda query, key: (query.flatten(1).T @ key.flatten(1)).mean())
+    assert found["flops"].endswith("a regression")
+
+
+def test_a_planted_graph_break_is_found(monkeypatch):
+    real = cogvideox.qk_norm_rope
+
+    def broken(*given):
+        torch._dynamo.graph_break()
+        return real(*given)
+
+    monkeypatch.setattr(cogvideox, "qk_norm_rope", broken)
+    call, given = graphs.pieces("5b")["prepare"]
+    found = {"graphs/5b/prepare": {"graph_breaks": graphs.breaks(call, *given)}}
+    rows = [row for row in read() if row.name in found]
+    (difference,) = differences(rows, found)
+    assert "graph_breaks: 0 -> " in str(difference)
+    torch._dynamo.reset()
+
+
+def test_a_planted_import_is_found():
+    found = imports.measure(imports.HELP.replace("from ditflow.cli", "import numpy; from ditflow.cli"))
+    (difference,) = differences(rows_of("imports", read()), found)
+    assert str(difference).endswith("a regression")
+
+
+def test_saved_bytes_are_those_that_graphs_hold():
+    """Each storage once, what was there before not at all, and no longer than its graph."""
+    x = torch.ones(MIB // 4, requires_grad=True)
+    with SavedBytes([x]) as saved:
+        y = x.exp()  # kept: its gradient needs it
+        z = (y * y * x).sum()  # y again, y * y
+        assert saved.bytes == saved.peak_bytes == 2 * MIB
+        torch.autograd.grad(z, x)
+        assert saved.bytes == 0
+        x.exp().exp().exp()  # and nobody goes back
+        assert (saved.bytes, saved.peak_bytes) == (0, 3 * MIB)
