@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 from ditflow.errors import DitflowError, SettingsError
-from ditflow.profiling import Request, profiled
 from ditflow.settings import Settings, read_settings
 
 if TYPE_CHECKING:
@@ -128,12 +127,15 @@ def read_options(options: argparse.Namespace) -> Settings:
 def run_job(options: argparse.Namespace, settings: Settings) -> None:
     """Run the job of a command and say where its results are."""
     words = vars(options).get("profile")  # no word of `flow`
-    request = None if words is None else Request.read(words)
+    if words is not None:
+        from ditflow.profiling import Request, profiled
+
+        request = Request.read(words)
     quieten_libraries()
     from ditflow import jobs
 
     job = jobs.flow if options.command == "flow" else jobs.transfer
-    if request:
+    if words is not None:
         job = profiled(job, request)
     with telling(options.quiet) as progress:
         run = job(settings, progress)
