@@ -67,6 +67,10 @@ setup(
     extras_require=EXTRAS,
     packages=[*PACKAGES, *SUBPACKAGES],
     package_dir=PACKAGES | SUBPACKAGES,
-    package_data={"ditflow.configs": ["**/*.yaml"], "ditflow.report": ["*.html", "*.css", "*.js"]},
+    package_data={
+        "ditflow.configs": ["**/*.yaml"],
+        "ditflow.report": ["*.html", "*.css", "*.js"],
+        "ditflow.small": ["models/**/*"],
+    },
     entry_points={"console_scripts": ["ditflow = ditflow.cli:main"]},
 )

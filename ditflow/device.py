@@ -12,6 +12,7 @@ import torch
 
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.settings import Settings
+from ditflow.small import SMALL_MODELS
 
 LARGE = 1e9  # bytes of weights from which a CPU is no sensible device
 
@@ -25,7 +26,7 @@ def choose_device(settings: Settings) -> torch.device:
         return _named(settings.device)
     if torch.cuda.is_available():
         return _indexed(torch.device("cuda"))
-    if settings.model != "small" and _is_large(Path(settings.model)):
+    if settings.model not in SMALL_MODELS and _is_large(Path(settings.model)):
         raise DitflowError(
             f"model {settings.model} needs a CUDA GPU, and there is none here; --model small runs on a CPU, "
             "--device cpu runs this one too, in days"

@@ -16,7 +16,7 @@ import yaml
 from ditflow.errors import SettingsError
 from ditflow.setting_values import Size, plain, read_value
 
-MODELS = ("5b", "2b", "small")
+MODELS = ("5b", "2b", "small", "small-sincos")
 PRESETS = ("4gb", "6gb", "8gb", "12gb", "16gb", "24gb", "48gb", "80gb")
 ATTENTION = ("sdpa", "cudnn", "flash", "xformers", "sage")
 TILES = ("360x240", "288x192", "240x160", "192x128", "144x96")  # those that join to the right size

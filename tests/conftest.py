@@ -1,4 +1,4 @@
-"""What the tests share: tiny random transformers, the small pipeline and made videos, built once."""
+"""What the tests share: tiny random transformers, a small random pipeline and made videos, built once."""
 
 import sys
 from fractions import Fraction
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
+from random_pipeline import build_pipeline
 from video_cases import KINDS, made_video, remuxed
 
 from ditflow import Settings, video
@@ -61,9 +62,7 @@ def backbone(request):
 
 @pytest.fixture(scope="session")
 def small_folder(tmp_path_factory):
-    """The small embedded model, built once."""
-    from ditflow.small.build import build_pipeline
-
+    """A small pipeline with random weights."""
     folder = tmp_path_factory.mktemp("models") / "small"
     build_pipeline(folder)
     return folder

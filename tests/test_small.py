@@ -1,6 +1,5 @@
-"""The small model with random weights, its tokenizer, and the made clips."""
+"""The small models that are shipped, their tokenizer, and the random one that tests measure with."""
 
-import itertools
 import subprocess
 import sys
 from unittest.mock import Mock
@@ -8,14 +7,21 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from clip_cases import first_seed, measured_centroids
 from diffusers import CogVideoXPipeline
+from random_pipeline import build_pipeline
+from safetensors.torch import load_file
 from sentencepiece import SentencePieceProcessor
 from transformers import T5Tokenizer
 
-from ditflow.errors import DitflowError, SettingsError
-from ditflow.small import build, clips, pipeline_folder
+from ditflow.backbone.loading import ModelFolder
+from ditflow.backbone.vae import decode, encode
+from ditflow.errors import DitflowError
+from ditflow.settings import Settings
+from ditflow.small import SMALL_MODELS, pipeline_folder
+from ditflow.small.clips import made_clip
+from ditflow.small.pipeline import random_text_encoder
 from ditflow.small.vocabulary import COLOURS, SHAPES
-from ditflow.video import read_clip
 
 PROMPT = "a red circle on a blue background"
 OTHER_PROMPT = "a blue circle on a red background"
@@ -23,15 +29,8 @@ NOISE = torch.randn(1, 6, 8, 16, 24, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("small") / "model"
-    build.build_pipeline(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pipeline(folder):
-    return load(folder, torch.float32)
+def pipeline(small_folder):
+    return load(small_folder, torch.float32)
 
 
 def load(folder, dtype):
@@ -71,10 +70,10 @@ def test_two_steps_end_to_end(pipeline):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_gives_nearly_the_same(folder, pipeline, dtype):
+def test_half_precision_gives_nearly_the_same(small_folder, pipeline, dtype):
     size = {"height": 32, "width": 32, "num_frames": 8}  # CPUs are slow at convolutions in float16
     expected = sample(pipeline, **size)
-    difference = (sample(load(folder, dtype), **size) - expected).square().mean().sqrt()
+    difference = (sample(load(small_folder, dtype), **size) - expected).square().mean().sqrt()
     assert difference < 0.25 * expected.std()
 
 
@@ -105,7 +104,7 @@ def test_every_block_passes_a_gradient_to_the_latents(pipeline):
 
 
 def test_vae_keeps_the_place_of_a_shape(pipeline):
-    clip = clips.made_clip(first_seed(path="line"))
+    clip = made_clip(first_seed(path="line"))
     pixels = torch.from_numpy(clip.frames).permute(3, 0, 1, 2)[None] / 127.5 - 1
     with torch.no_grad():
         latents = pipeline.vae.encode(pixels).latent_dist.mode() * pipeline.vae.config.scaling_factor
@@ -118,39 +117,75 @@ def test_vae_keeps_the_place_of_a_shape(pipeline):
     assert (end - start) @ moved / np.linalg.norm(moved) ** 2 > 0.6
 
 
-def test_same_seed_same_bytes(folder, tmp_path):
+def test_same_seed_same_bytes(small_folder, tmp_path):
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    build.build_pipeline(tmp_path / "again")
+    build_pipeline(tmp_path / "again")
     assert torch.equal(torch.rand(4), expected)  # the caller's random state is as it was
-    build.build_pipeline(tmp_path / "other", seed=1)
-    assert contents(tmp_path / "again") == contents(folder)
+    build_pipeline(tmp_path / "other", seed=1)
+    assert contents(tmp_path / "again") == contents(small_folder)
     other = contents(tmp_path / "other")
-    changed = {path.parts[0] for path, data in contents(folder).items() if other[path] != data}
-    assert changed == {"transformer", "vae", "text_encoder"}
+    changed = {path.parts[0] for path, data in contents(small_folder).items() if other[path] != data}
+    assert changed == {"transformer", "vae"}
 
 
-def test_folder_is_small_and_without_pickles(folder):
-    files = contents(folder)
-    assert sum(map(len, files.values())) < 16 * 2**20
-    assert {path.suffix for path in files} == {".json", ".safetensors", ".model"}
-    assert "tokenizer.json" not in {path.name for path in files}  # it would override spiece.model
+@pytest.fixture(params=SMALL_MODELS)
+def shipped(request):
+    return request.param, pipeline_folder(request.param)
 
 
-def test_sincos_has_a_positional_embedding(folder, tmp_path):
-    build.build_pipeline(tmp_path / "sincos", positional="sincos")
-    transformer = load(tmp_path / "sincos", torch.float32).transformer
-    assert not transformer.config.use_rotary_positional_embeddings
+def test_shipped_folders_are_small_and_without_pickles():
+    found = [contents(pipeline_folder(name)) for name in SMALL_MODELS]
+    assert sum(len(data) for files in found for data in files.values()) < 16 * 2**20
+    for files in found:
+        assert {path.suffix for path in files} == {".json", ".safetensors", ".model"}
+        assert "tokenizer.json" not in {path.name for path in files}  # it would override spiece.model
+
+
+def test_shipped_weights_are_float16_and_finite(shipped):
+    _, folder = shipped
+    weights = [load_file(path) for path in folder.rglob("*.safetensors")]
+    assert len(weights) == 3
+    for tensor in (tensor for part in weights for tensor in part.values()):
+        assert tensor.dtype == torch.float16 and tensor.isfinite().all()
+
+
+def test_shipped_models_differ_in_their_transformers_alone():
+    rope, sincos = (contents(pipeline_folder(name)) for name in SMALL_MODELS)
+    assert {path.parts[0] for path, data in rope.items() if sincos.get(path) != data} == {"transformer"}
+    assert rope.keys() == sincos.keys()
+
+
+def test_shipped_model_loads_by_its_name(shipped):
+    name, path = shipped
+    folder = ModelFolder(name, "float32", torch.device("cpu"))
+    assert folder.path == path
+    backbone = folder.backbone()
+    assert backbone.rotary == (SMALL_MODELS[name] == "rope")
+    assert max(Settings(model=name).guidance_blocks) < len(backbone.blocks)
+    encoder = folder.text_encoder().state_dict()
+    assert all(torch.equal(encoder[key], value) for key, value in random_text_encoder().state_dict().items())
+
+
+def test_shipped_autoencoder_knows_held_out_clips():
+    folder = ModelFolder("small", "float32", torch.device("cpu"))
+    vae, clip = folder.vae(), made_clip(3).frames
+    again = decode(vae, encode(vae, torch.from_numpy(clip)), len(clip)).numpy()
+    assert 10 * np.log10(255**2 / np.square(again - clip.astype(float)).mean()) > 22
+
+
+def test_sincos_has_a_positional_embedding():
+    transformer = load(pipeline_folder("small-sincos"), torch.float32).transformer
     embedding = transformer.patch_embed.pos_embedding[0]
     assert embedding.shape == (16 + 576, 128)
     assert embedding[:16].abs().max() == 0
     assert len(embedding[16:].unique(dim=0)) == 576  # each place its own
-    assert not hasattr(load(folder, torch.float32).transformer.patch_embed, "pos_embedding")
+    assert not hasattr(load(pipeline_folder("small"), torch.float32).transformer.patch_embed, "pos_embedding")
 
 
-def test_colours_and_shapes_are_single_tokens(folder):
-    tokenizer = T5Tokenizer.from_pretrained(folder / "tokenizer")
+def test_colours_and_shapes_are_single_tokens():
+    tokenizer = T5Tokenizer.from_pretrained(pipeline_folder("small") / "tokenizer")
     ids = [tokenizer(word).input_ids for word in (*COLOURS, *SHAPES)]
     assert all(len(pair) == 2 and tokenizer.unk_token_id not in pair for pair in ids)  # the word and the end
     assert len({word for word, _ in ids}) == 12
@@ -158,7 +193,8 @@ def test_colours_and_shapes_are_single_tokens(folder):
 
 
 @pytest.mark.parametrize("text", ["A Zebra, reduced!", "the dog's  42 balls", "", "blue"])
-def test_tokenizer_reads_any_text_as_sentencepiece_does(folder, text):
+def test_tokenizer_reads_any_text_as_sentencepiece_does(text):
+    folder = pipeline_folder("small")
     tokenizer = T5Tokenizer.from_pretrained(folder / "tokenizer")
     ids = tokenizer(text).input_ids
     assert ids[:-1] == SentencePieceProcessor(model_file=str(folder / "tokenizer/spiece.model")).encode(text)
@@ -166,133 +202,21 @@ def test_tokenizer_reads_any_text_as_sentencepiece_does(folder, text):
     assert tokenizer.decode(ids, skip_special_tokens=True).split() == text.lower().split()
 
 
-def test_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
+def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(CogVideoXPipeline, "save_config", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        build.build_pipeline(tmp_path / "model")
+        build_pipeline(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_built_is_refused(tmp_path):
-    with pytest.raises(SettingsError, match="learned.*rope or sincos"):
-        build.build_pipeline(tmp_path / "model", positional="learned")
+def test_a_folder_with_something_in_it_is_refused(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("mine")
     with pytest.raises(DitflowError, match="not an empty folder"):
-        build.build_pipeline(tmp_path / "model")
+        build_pipeline(tmp_path / "model")
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "mine.txt"]
-
-
-def test_cache_is_built_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = pipeline_folder()
-    assert folder.parent == tmp_path / "ditflow" and (folder / "model_index.json").is_file()
-    monkeypatch.setattr(build, "build_pipeline", None)
-    assert pipeline_folder() == folder
-
-
-def test_two_processes_build_at_once(tmp_path, monkeypatch):
-    """While one build is under way, another one finishes: the first gives way and leaves it alone."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    save_config = CogVideoXPipeline.save_config
-
-    def overtaken(pipeline, unfinished):
-        monkeypatch.setattr(CogVideoXPipeline, "save_config", save_config)
-        (pipeline_folder() / "theirs").touch()
-        save_config(pipeline, unfinished)
-
-    monkeypatch.setattr(CogVideoXPipeline, "save_config", overtaken)
-    folder = pipeline_folder()
-    assert (folder / "theirs").exists()
-    assert list(folder.parent.iterdir()) == [folder]
-
-
-def test_unwritable_cache_is_explained(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(DitflowError, match="XDG_CACHE_HOME"):
-        pipeline_folder()
 
 
 def test_package_imports_without_torch():
     code = "import sys, ditflow.small; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def first_seed(**wanted):
-    """The lowest seed whose scene is plain and as wanted."""
-    for seed in itertools.count():
-        scene = clips.made_clip(seed, frames=2).scene
-        if scene.backdrop == "plain" and all(getattr(scene, name) == it for name, it in wanted.items()):
-            return seed
-
-
-def measured_centroids(weights):
-    """(x, y) of the centre of mass of each frame, [frames, 2], from weights [frames, height, width]."""
-    height, width = weights.shape[1:]
-    masses = weights.sum(axis=(1, 2))
-    x, y = weights.sum(axis=1) @ np.arange(width), weights.sum(axis=2) @ np.arange(height)
-    return np.stack([x / masses, y / masses], axis=1)
-
-
-def shape_coverage(clip):
-    """How much of each pixel the shape covers, [frames, height, width], from the pixels and the caption."""
-    article, colour, shape, on, another, background, word = clip.caption.split()
-    front, back = (np.array(COLOURS[name], dtype=float) for name in (colour, background))
-    return (clip.frames - back) @ (front - back) / ((front - back) @ (front - back))
-
-
-@pytest.mark.parametrize("path", clips.PATHS)
-@pytest.mark.parametrize(("shape", "share"), [("circle", np.pi / 4), ("square", 1.0), ("triangle", 0.5)])
-def test_centroid_and_caption_agree_with_the_pixels(shape, share, path):
-    clip = clips.made_clip(first_seed(shape=shape, path=path))
-    coverage = shape_coverage(clip)
-    assert coverage.min() > -0.02 and coverage.max() < 1.02  # a mixture of the two colours, nothing else
-    assert len(np.unique(coverage.round(2))) > 4  # antialiased
-    assert np.abs(measured_centroids(coverage) - clip.centroids).max() < 0.2  # samples are 1/4 apart
-    assert coverage.sum(axis=(1, 2)) == pytest.approx(np.pi * clip.scene.radii**2, rel=0.05)  # none cut off
-    box = np.ptp(np.argwhere(coverage[0] > 0.5), axis=0) + 1
-    assert coverage[0].sum() / box.prod() == pytest.approx(share, abs=0.1)
-
-
-def test_clips_vary_and_move():
-    made = [clips.made_clip(seed, frames=8) for seed in range(80)]
-    choices = {"shape": SHAPES, "colour": COLOURS, "backdrop": clips.BACKDROPS, "path": clips.PATHS}
-    for name, names in choices.items():
-        assert {getattr(clip.scene, name) for clip in made} == set(names)
-    for clip in made:
-        assert clip.scene.colour != clip.scene.background and "a orange" not in clip.caption
-        travel = np.linalg.norm(np.diff(clip.centroids, axis=0), axis=1).sum()
-        growth = clip.scene.radii[-1] / clip.scene.radii[0]
-        assert travel > 10 if clip.scene.path != "zoom" else not 0.7 < growth < 1.4
-        assert (clip.frames[0, 0] != clip.frames[0, -1]).any() or clip.scene.backdrop == "plain"
-
-
-def test_a_seed_is_a_clip():
-    frames = clips.made_clip(5).frames
-    assert np.array_equal(frames, clips.made_clip(5).frames)
-    assert not np.array_equal(frames, clips.made_clip(6).frames)
-
-
-def test_clip_of_another_size():
-    clip = clips.made_clip(first_seed(path="bounce"), frames=5, width=40, height=120)
-    assert clip.frames.shape == (5, 120, 40, 3)
-    assert np.abs(measured_centroids(shape_coverage(clip)) - clip.centroids).max() < 0.2
-
-
-def test_program_writes_a_clip(tmp_path, capsys):
-    target = tmp_path / "clip.mp4"
-    assert clips.main([str(target), "--seed", "3"]) == 0
-    made = clips.made_clip(3)
-    assert capsys.readouterr().out.splitlines() == [str(target), made.caption]
-    written = read_clip(target, frames=24, size=None)
-    assert written.frame_rate == 8
-    assert np.abs(written.frames.astype(int) - made.frames).mean() < 8
-
-
-def test_program_explains_what_it_cannot_do(tmp_path, capsys):
-    assert clips.main([str(tmp_path / "clip.xyz")]) == 2
-    assert ".xyz" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as stopped:
-        clips.main([str(tmp_path / "clip.mp4"), "--seed", "-1"])
-    assert stopped.value.code == 2

@@ -11,12 +11,12 @@ from torch import nn
 
 from ditflow.backbone.loading import ModelFolder
 from ditflow.errors import DitflowError
-from ditflow.small import train
+from ditflow.small import SMALL_MODELS, train
 from ditflow.small.clips import made_clip
-from ditflow.small.training import autoencoder, latents, split
+from ditflow.small.training import autoencoder, latents, shipped, split
 from ditflow.small.training import transformer as transformers
 from ditflow.small.training.export import export
-from ditflow.small.training.loop import Training, averaged
+from ditflow.small.training.loop import Training, averaged, progress_of
 from ditflow.small.vocabulary import COLOURS, SHAPES
 
 CPU = torch.device("cpu")
@@ -88,9 +88,12 @@ def checkpoints(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(autoencoder, "BATCHES", ((1, 8, 32, 32),))
         patch.setattr(autoencoder, "TRAINING_SEEDS", range(10_000, 10_001))
+        patch.setattr(autoencoder, "made_clip", lambda seed, painted: tiny_clip(seed))
+        for name, size in {"FRAMES": 8, "HEIGHT": 32, "WIDTH": 32}.items():
+            patch.setattr(autoencoder, name, size)
         patch.setattr(latents, "training_clips", lambda: map(tiny_clip, range(10_000, 10_002)))
         patch.setattr(torch, "compile", lambda network: network)
-        patch.setattr(train, "STAGES", {"vae": 20, "rope": 60, "sincos": 1})
+        patch.setattr(train, "STAGES", {"vae": 20, "decoder": 5, "rope": 60, "sincos": 1})
         exported = ["--export", str(folder / "models")]
         assert train.main(["--checkpoints", str(folder), *exported]) == 0
     return folder
@@ -111,12 +114,54 @@ def test_stopped_autoencoder_goes_on_exactly_there(tmp_path, monkeypatch):
 
 
 def test_autoencoder_learns_a_clip(checkpoints):
-    vae = latents.trained_autoencoder(checkpoints)
-    torch.manual_seed(0)
-    pixels = autoencoder.to_pixels(tiny_clip(10_000))
+    vae = autoencoder.trained_autoencoder(checkpoints)
+    pixels = autoencoder.to_pixels(tiny_clip(10_000).frames)
     with torch.no_grad():
         decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
     assert (decoded - pixels).square().mean() < 0.3 * pixels.var()
+
+
+def test_pieces_are_of_the_clip_and_around_its_shape(monkeypatch):
+    monkeypatch.setattr(autoencoder, "BATCHES", ((6, 8, 48, 48),))
+    monkeypatch.setattr(autoencoder, "TRAINING_SEEDS", range(10_000, 10_001))
+    whole = autoencoder.to_pixels(made_clip(10_000).frames)
+    pieces = autoencoder._draw_clips(torch.Generator().manual_seed(0))
+    assert pieces.shape == (6, 3, 8, 48, 48)
+    windows = whole.unfold(2, 8, 1).unfold(3, 48, 1).unfold(4, 48, 1)  # [1, 3, t, y, x, 8, 48, 48]
+    for piece in pieces:
+        same = (windows[0] == piece[:, None, None, None]).all(dim=-1).all(dim=-1).all(dim=-1).all(dim=0)
+        assert same.any()
+        moving = piece.amax(dim=1) - piece.amin(dim=1) > autoencoder.MOVES
+        assert moving.any()
+
+
+def test_errors_count_more_where_something_moves():
+    """A pixel blinks; the same error in it and in one that stands still."""
+    pixels = torch.zeros(1, 3, 4, 8, 8)
+    pixels[..., 2, 3, 3] = 1.0
+    there, elsewhere = (torch.zeros_like(pixels) for _ in range(2))
+    there[..., 3, 3], elsewhere[..., 6, 6] = 0.5, 0.5
+    ratio = autoencoder._difference(pixels + there, pixels) / autoencoder._difference(
+        pixels + elsewhere, pixels
+    )
+    assert ratio == pytest.approx(1 + autoencoder.MOVING_WEIGHT)
+
+
+def test_the_decoder_goes_on_alone(checkpoints):
+    """What was encoded before stays valid."""
+    before, after = averaged(checkpoints / "vae.safetensors"), autoencoder.trained_autoencoder(checkpoints)
+    for name, weights in after.state_dict().items():
+        assert torch.equal(weights, before[name]) == name.startswith("encoder."), name
+
+
+def test_sincos_starts_from_rope(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    for name in ("vae", "latents", "rope"):
+        shutil.copy(checkpoints / f"{name}.safetensors", tmp_path)
+    started = transformers.transformer_training("sincos", tmp_path, CPU)
+    assert started.step == 0 and not started.network.config.use_rotary_positional_embeddings
+    wanted = averaged(checkpoints / "rope.safetensors")
+    assert all(torch.equal(started.network.state_dict()[name], weights) for name, weights in wanted.items())
 
 
 def test_latents_have_unit_variance_and_their_captions(checkpoints):
@@ -162,11 +207,10 @@ def test_export_is_what_was_trained(checkpoints, style):
     wanted = averaged(checkpoints / f"{style}.safetensors")
     exported = folder.backbone().transformer.state_dict()
     assert all(torch.equal(exported[name], weights.half()) for name, weights in wanted.items())
-    wanted = averaged(checkpoints / "vae.safetensors")
-    vae = folder.vae()
-    assert torch.equal(vae.decoder.conv_in.conv.weight, wanted["decoder.conv_in.conv.weight"].half())
+    wanted, vae = autoencoder.trained_autoencoder(checkpoints).state_dict(), folder.vae().state_dict()
+    assert all(torch.equal(vae[name], weights.half()) for name, weights in wanted.items())
     scale = float(latents.material(checkpoints, CPU).scale)
-    assert vae.config.scaling_factor == pytest.approx(scale, abs=1e-4)
+    assert folder.config("vae")["scaling_factor"] == pytest.approx(scale, abs=1e-4)
 
 
 def test_latents_of_an_earlier_autoencoder_are_refused(checkpoints, tmp_path):
@@ -181,6 +225,26 @@ def test_latents_of_an_earlier_autoencoder_are_refused(checkpoints, tmp_path):
         latents.material(tmp_path, CPU)
 
 
+def test_the_shipped_models_can_be_trained_further(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "pipeline_folder", lambda name: checkpoints / "models" / SMALL_MODELS[name])
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    shutil.copy(checkpoints / "sincos.safetensors", tmp_path)  # is not touched
+    before = (tmp_path / "sincos.safetensors").read_bytes()
+    shipped.adopt_shipped(tmp_path)
+    assert (tmp_path / "sincos.safetensors").read_bytes() == before
+    for stage in ("vae", "decoder", "rope"):
+        ours, theirs = (averaged(folder / f"{stage}.safetensors") for folder in (tmp_path, checkpoints))
+        if stage == "vae":  # its decoder has gone on
+            theirs = autoencoder.trained_autoencoder(checkpoints).state_dict()
+        assert all(torch.equal(ours[name], weights.half().float()) for name, weights in theirs.items())
+        made = [progress_of(folder / f"{stage}.safetensors") for folder in (tmp_path, checkpoints)]
+        assert made[0] == made[1]
+    training = autoencoder.decoder_training(tmp_path, CPU)
+    assert training.step == 5
+    training.run(steps=6, minutes=LONG)
+    assert training.step == 6
+
+
 def test_export_needs_a_checkpoint(tmp_path):
     with pytest.raises(DitflowError, match="train it with"):
         export("sincos", tmp_path, tmp_path / "model")
@@ -190,4 +254,4 @@ def test_unknown_stage_is_explained(capsys):
     with pytest.raises(SystemExit) as stopped:
         train.main(["text"])
     assert stopped.value.code == 2
-    assert "choose of vae, rope, sincos" in capsys.readouterr().err
+    assert "choose of vae, decoder, rope, sincos" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from ditflow.backbone.runner import Grid, Inputs, Runner, Until
 from ditflow.backbone.text import Texts
 from ditflow.denoising import Denoising
 from ditflow.guidance.losses import FlowLoss
-from ditflow.small.build import VAE
+from ditflow.small.pipeline import VAE
 from ditflow_kernels.backends import FASTEST
 
 CASE = Case(layers=6, guidance_block=3, grid=Grid(3, 8, 12), steps=5, optimisation_steps=2)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import T5Config, T5EncoderModel
 
 from ditflow.backbone.cogvideox import CogVideoX
@@ -93,6 +93,5 @@ def _config(settings: Settings, part: str) -> dict[str, Any]:
     known = shipped(f"models/{settings.model}.yaml") if settings.model in MODELS else {}
     if part in known:
         return known[part]
-    with unset_fake_temporarily():  # the small model may have to be built
-        folder = find_folder(settings.model, download=False)
-        return ModelFolder(str(folder), settings.dtype, torch.device("cpu")).config(part)
+    folder = find_folder(settings.model, download=False)
+    return ModelFolder(str(folder), settings.dtype, torch.device("cpu")).config(part)

@@ -17,6 +17,7 @@ from ditflow.backbone.lora import add_lora
 from ditflow.backbone.storage import store_weights
 from ditflow.errors import DitflowError
 from ditflow.settings import MODELS, shipped
+from ditflow.small import SMALL_MODELS, pipeline_folder
 
 logger = logging.getLogger(__name__)
 
@@ -95,10 +96,8 @@ def find_folder(model: str, download: bool = True) -> Path:
 
     Downloads what the hub's cache lacks, if it may. Raises DitflowError where there is no such model.
     """
-    if model == "small":
-        from ditflow.small import pipeline_folder
-
-        return pipeline_folder()
+    if model in SMALL_MODELS:
+        return pipeline_folder(model)
     if (path := Path(model).expanduser()).is_dir():
         if not (path / "model_index.json").is_file():
             raise DitflowError(

@@ -43,20 +43,26 @@ class Scene:
 class MadeClip:
     """A clip and the truth about it. The centre of the top left pixel is (0, 0)."""
 
-    frames: np.ndarray  # [frames, height, width, 3] uint8
+    frames: np.ndarray  # [painted frames, height, width, 3] uint8
     caption: str  # "a red circle on a blue background"
     centroids: np.ndarray  # [frames, 2] float64, (x, y) in pixels
     scene: Scene
 
 
-def made_clip(seed: int, *, frames: int = 24, width: int = 96, height: int = 64) -> MadeClip:
-    """The clip of a seed (0 or more). The shape stays inside the picture from the first frame to the last."""
+def made_clip(
+    seed: int, *, frames: int = 24, width: int = 96, height: int = 64, painted: slice = slice(None)
+) -> MadeClip:
+    """The clip of a seed (0 or more), or only the frames of it that are to be painted.
+
+    The shape stays inside the picture from the first frame to the last.
+    """
     generator = np.random.default_rng(seed)
     scene = _draw_scene(generator, frames, width, height)
     backdrop = _paint_backdrop(generator, scene, width, height)
     colour = np.array(COLOURS[scene.colour], dtype=np.float64)
-    pictures = np.empty((frames, height, width, 3), dtype=np.uint8)
-    for picture, centroid, radius in zip(pictures, scene.centroids, scene.radii, strict=True):
+    centroids, radii = scene.centroids[painted], scene.radii[painted]
+    pictures = np.empty((len(radii), height, width, 3), dtype=np.uint8)
+    for picture, centroid, radius in zip(pictures, centroids, radii, strict=True):
         coverage = _coverage(scene.shape, centroid, radius, width, height)[..., None]
         picture[:] = np.rint(backdrop + coverage * (colour - backdrop))
     return MadeClip(pictures, caption(scene.colour, scene.shape, scene.background), scene.centroids, scene)

@@ -15,7 +15,7 @@ from ditflow.files import cache_folder
 if TYPE_CHECKING:
     from ditflow.small.training.loop import Training
 
-STAGES = {"vae": 2500, "rope": 12_000, "sincos": 5_000}  # steps
+STAGES = {"vae": 6_500, "decoder": 12_000, "rope": 12_000, "sincos": 6_000}  # steps
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--export", type=Path, metavar="FOLDER", help="then write the transformers' stages to FOLDER/STAGE"
     )
+    parser.add_argument(
+        "--from-shipped", action="store_true", help="go on from the shipped models where no checkpoint is"
+    )
     choice = parser.parse_args(arguments)
     unknown = set(choice.stages) - set(STAGES)
     if unknown:
@@ -44,12 +47,17 @@ def main(arguments: list[str] | None = None) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
+        if choice.from_shipped:
+            from ditflow.small.training.shipped import adopt_shipped
+
+            adopt_shipped(choice.checkpoints)
         for name in choice.stages or STAGES:
             _training(name, choice.checkpoints).run(STAGES[name], choice.minutes)
-            if choice.export and name != "vae":
-                from ditflow.small.training.export import export
+            if choice.export and name in ("rope", "sincos"):
+                from ditflow.small.training.export import export, write_record
 
                 export(name, choice.checkpoints, choice.export / name)
+                write_record(choice.checkpoints, STAGES, choice.export)
     except DitflowError as error:
         print(error, file=sys.stderr)
         return 1
@@ -60,10 +68,10 @@ def _training(stage: str, checkpoints: Path) -> Training:
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if stage == "vae":
-        from ditflow.small.training.autoencoder import autoencoder_training
+    if stage in ("vae", "decoder"):
+        from ditflow.small.training.autoencoder import autoencoder_training, decoder_training
 
-        return autoencoder_training(checkpoints, device)
+        return (autoencoder_training if stage == "vae" else decoder_training)(checkpoints, device)
 
     from ditflow.small.training.transformer import transformer_training
 

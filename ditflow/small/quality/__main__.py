@@ -18,8 +18,8 @@ from ditflow.denoising import Denoising
 from ditflow.errors import DitflowError
 from ditflow.memory.plain import PlainRunner
 from ditflow.settings import Settings
-from ditflow.small.build import COMPRESSION, LATENT_CHANNELS
 from ditflow.small.clips import made_clip
+from ditflow.small.pipeline import COMPRESSION, LATENT_CHANNELS
 from ditflow.small.quality.classifier import classify, train_classifier
 from ditflow.small.quality.motion_reading import read_blocks
 from ditflow.small.sight import Sight, look

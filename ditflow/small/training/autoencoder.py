@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKLCogVideoX
 from einops import rearrange
 from torch import Tensor, nn
 
-from ditflow.small.build import LATENT_CHANNELS, VAE
-from ditflow.small.clips import MadeClip, made_clip
-from ditflow.small.training.loop import Training
+from ditflow.small.clips import made_clip
+from ditflow.small.pipeline import FRAMES, HEIGHT, LATENT_CHANNELS, VAE, WIDTH
+from ditflow.small.training.loop import Training, averaged
 from ditflow.small.training.split import TRAINING_SEEDS
 
 RATE = 1e-3
-# what a step takes, one of these at random: many small clips for all the colours, one as large as in use,
-# of 16 frames because the autoencoder works in groups of eight
+# what a step takes, one of these at random: pieces around the shape, where all is that is hard, and whole
+# pictures; up to 16 frames because the autoencoder works in groups of eight
 BATCHES = (  # clips, frames, width, height
-    (8, 8, 48, 32),
+    (5, 8, 48, 48),
+    (2, 16, 48, 48),
     (1, 16, 96, 64),
 )
+ASIDE = 8  # pixels that the shape may be off the middle of a piece
+MOVES = 0.2  # of -1 ... 1: a pixel that changes more is where the shape goes
+LATENT_NOISE = 0.03  # that the decoder alone is trained with: generated latents are not exact
+MOVING_WEIGHT = 4.0  # of such a pixel's error, beyond the 1 of all: they are few, and all that matters
 LOG_VARIANCE = -4.0  # of the latents' noise, to begin with
 DIVERGENCE_WEIGHT, SQUARE_WEIGHT, EDGE_WEIGHT = 2e-3, 2.0, 0.5
 
@@ -40,38 +46,73 @@ def autoencoder_training(checkpoints: Path, device: torch.device) -> Training:
             found = vae.encode(pixels).latent_dist
             noise = torch.randn(found.mean.shape, generator=generator).to(device)
             decoded = vae.decode(found.mean + found.std * noise).sample.float()
-        error = decoded - pixels
-        edges = sum(error.diff(dim=axis).abs().mean() for axis in (2, 3, 4))
         divergence = (found.mean.float().square() + found.var.float() - 1 - found.logvar.float()).mean() / 2
-        return (
-            error.abs().mean()
-            + SQUARE_WEIGHT * error.square().mean()
-            + EDGE_WEIGHT * edges
-            + DIVERGENCE_WEIGHT * divergence
-        )
+        return _difference(decoded, pixels) + DIVERGENCE_WEIGHT * divergence
 
-    optimiser = torch.optim.AdamW(vae.parameters(), RATE, betas=(0.9, 0.99), weight_decay=0.0)
-    return Training(vae, [optimiser], loss, checkpoints / "vae.safetensors")
+    return Training(vae, [_optimiser(vae)], loss, checkpoints / "vae.safetensors")
+
+
+def decoder_training(checkpoints: Path, device: torch.device) -> Training:
+    """A training of the decoder alone: latents, and what is trained on them, stay as they are."""
+    vae = AutoencoderKLCogVideoX(**VAE)
+    vae.load_state_dict(averaged(checkpoints / "vae.safetensors"))
+    convolve_fast(vae.to(device))
+
+    def loss(generator: torch.Generator) -> Tensor:
+        pixels = _draw_clips(generator).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            with torch.no_grad():
+                latents = vae.encode(pixels).latent_dist.mode()
+            noise = LATENT_NOISE * torch.randn(latents.shape, generator=generator).to(device)
+            decoded = vae.decode(latents + noise).sample.float()
+        return _difference(decoded, pixels)
+
+    return Training(vae.decoder, [_optimiser(vae.decoder)], loss, checkpoints / "decoder.safetensors")
+
+
+def trained_autoencoder(checkpoints: Path) -> AutoencoderKLCogVideoX:
+    """The autoencoder as its stages have left it, float32."""
+    vae = AutoencoderKLCogVideoX(**VAE)
+    vae.load_state_dict(averaged(checkpoints / "vae.safetensors"))
+    if (alone := checkpoints / "decoder.safetensors").is_file():
+        vae.decoder.load_state_dict(averaged(alone))
+    return vae.eval()
+
+
+def _optimiser(network: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(network.parameters(), RATE, betas=(0.9, 0.99), weight_decay=0.0)
+
+
+def _difference(decoded: Tensor, pixels: Tensor) -> Tensor:
+    """How unlike each other two batches of videos are, above all where the second one moves."""
+    moving = (pixels.amax(dim=2) - pixels.amin(dim=2)).amax(dim=1) > MOVES  # [clips, height, width]
+    error = (decoded - pixels) * (1 + MOVING_WEIGHT * moving[:, None, None])
+    edges = sum(error.diff(dim=axis).abs().mean() for axis in (2, 3, 4))
+    square = (error * (decoded - pixels)).mean()
+    return error.abs().mean() + SQUARE_WEIGHT * square + EDGE_WEIGHT * edges
 
 
 def _draw_clips(generator: torch.Generator) -> Tensor:
-    """A batch of windows of training clips, as `to_pixels` gives them."""
+    """A batch of pieces of training clips, as `to_pixels` gives them."""
 
     def draw(count: int) -> int:
         return int(torch.randint(count, (), generator=generator))
 
     clips, frames, width, height = BATCHES[draw(len(BATCHES))]
-    windows = []
+    pieces = []
     for _ in range(clips):
-        pixels = to_pixels(made_clip(TRAINING_SEEDS[draw(len(TRAINING_SEEDS))], width=width, height=height))
-        start = draw(pixels.shape[2] - frames + 1)
-        windows.append(pixels[:, :, start : start + frames])
-    return torch.cat(windows)
+        start = draw(FRAMES - frames + 1)
+        clip = made_clip(TRAINING_SEEDS[draw(len(TRAINING_SEEDS))], painted=slice(start, start + frames))
+        x, y = clip.centroids[start : start + frames].mean(axis=0)
+        left = int(np.clip(x - width // 2 + draw(2 * ASIDE + 1) - ASIDE, 0, WIDTH - width))
+        top = int(np.clip(y - height // 2 + draw(2 * ASIDE + 1) - ASIDE, 0, HEIGHT - height))
+        pieces.append(to_pixels(clip.frames[:, top : top + height, left : left + width]))
+    return torch.cat(pieces)
 
 
-def to_pixels(clip: MadeClip) -> Tensor:
-    """A clip as the autoencoder reads it: [1, 3, frames, height, width] float32, -1 ... 1."""
-    return rearrange(torch.from_numpy(clip.frames) / 127.5 - 1, "f h w c -> 1 c f h w")
+def to_pixels(frames: np.ndarray) -> Tensor:
+    """Frames [frames, height, width, 3] uint8 to [1, 3, frames, height, width] float32, -1 ... 1."""
+    return rearrange(torch.from_numpy(frames) / 127.5 - 1, "f h w c -> 1 c f h w")
 
 
 def convolve_fast(vae: nn.Module) -> None:

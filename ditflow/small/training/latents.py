@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from diffusers import AutoencoderKLCogVideoX
 from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,9 +15,9 @@ from transformers import T5Tokenizer
 from ditflow.backbone.text import encode_tokens, tokenise
 from ditflow.errors import DitflowError
 from ditflow.files import whole_or_absent
-from ditflow.small.build import TEXT_LENGTH, VAE, random_text_encoder, write_tokenizer
-from ditflow.small.training.autoencoder import convolve_fast, to_pixels
-from ditflow.small.training.loop import averaged, steps_made
+from ditflow.small.pipeline import TEXT_LENGTH, random_text_encoder, write_tokenizer
+from ditflow.small.training.autoencoder import convolve_fast, to_pixels, trained_autoencoder
+from ditflow.small.training.loop import progress_of
 from ditflow.small.training.split import training_clips
 
 logger = logging.getLogger(__name__)
@@ -46,10 +45,10 @@ def material(checkpoints: Path, device: torch.device) -> Material:
         with whole_or_absent(path) as unfinished:
             save_file(_encode_clips(checkpoints, device)._asdict(), unfinished)
     found = Material(**load_file(path, str(device)))
-    if int(found.step) != steps_made(trained):
+    if int(found.step) != (now := progress_of(trained)["step"]):
         raise DitflowError(
             f"{path.name} was made at step {int(found.step)} of the autoencoder, which is now at "
-            f"{steps_made(trained)}: remove all but vae.safetensors from {checkpoints} to train on"
+            f"{now}: remove all but vae.safetensors from {checkpoints} to train on"
         )
     return found
 
@@ -62,7 +61,7 @@ def _encode_clips(checkpoints: Path, device: torch.device) -> Material:
     for clip in training_clips():
         captions.append(texts.setdefault(clip.caption, len(texts)))
         with torch.autocast(device.type, torch.bfloat16):
-            found = vae.encode(to_pixels(clip).to(device)).latent_dist
+            found = vae.encode(to_pixels(clip.frames).to(device)).latent_dist
         latents.append(found.mode().float().cpu())
     encoded = rearrange(latents, "n 1 c f h w -> n f c h w").contiguous()
     scale = 1 / encoded.std()
@@ -70,12 +69,5 @@ def _encode_clips(checkpoints: Path, device: torch.device) -> Material:
     tokenizer = T5Tokenizer.from_pretrained(checkpoints / "tokenizer")
     tokens = tokenise(tokenizer, list(texts), TEXT_LENGTH)
     words = encode_tokens(random_text_encoder().eval(), tokens)
-    step = torch.tensor(steps_made(checkpoints / "vae.safetensors"))
+    step = torch.tensor(progress_of(checkpoints / "vae.safetensors")["step"])
     return Material(encoded * scale, torch.tensor(captions), words, scale, step)
-
-
-def trained_autoencoder(checkpoints: Path) -> AutoencoderKLCogVideoX:
-    """The autoencoder as its stage has left it, float32."""
-    vae = AutoencoderKLCogVideoX(**VAE)
-    vae.load_state_dict(averaged(checkpoints / "vae.safetensors"))
-    return vae.eval()

@@ -107,7 +107,10 @@ class Training:
                 if name.startswith("optimiser."):
                     _, number, index, key = name.split(".")
                     states[int(number)].setdefault(int(index), {})[key] = file.get_tensor(name)
-            self.generator.set_state(file.get_tensor("generator"))
+            if "generator" in file.keys():  # noqa: SIM118 - no dictionary
+                self.generator.set_state(file.get_tensor("generator"))
+            else:  # weights alone, of a training elsewhere
+                self.generator.manual_seed(int(facts["step"]))
         for optimiser, state in zip(self.optimisers, states, strict=True):
             optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
         self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
@@ -121,7 +124,12 @@ def averaged(checkpoint: Path) -> dict[str, Tensor]:
         return {name.removeprefix("average."): file.get_tensor(name) for name in names}
 
 
-def steps_made(checkpoint: Path) -> int:
-    """How far a checkpoint is."""
+def progress_of(checkpoint: Path) -> dict[str, float]:
+    """How far a checkpoint is: `step`, `seconds` spent, and the `loss` of the last while."""
     with safe_open(checkpoint, "pt") as file:
-        return int(file.metadata()["step"])
+        facts = file.metadata()
+    return {
+        "step": int(facts["step"]),
+        "seconds": round(float(facts["seconds"])),
+        "loss": float(facts["loss"]),
+    }

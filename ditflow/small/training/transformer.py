@@ -13,19 +13,27 @@ from torch import Tensor, nn
 
 from ditflow.backbone.embedding import positional_embedding
 from ditflow.backbone.runner import Grid
-from ditflow.small.build import SCHEDULER, TRANSFORMER
+from ditflow.small.pipeline import SCHEDULER, TRANSFORMER
 from ditflow.small.training.latents import material
-from ditflow.small.training.loop import Training
+from ditflow.small.training.loop import Training, averaged
 
 BATCH = 8
 MATRIX_RATE, OTHER_RATE = 3e-3, 1.5e-3
+OTHER = {"rope": "sincos", "sincos": "rope"}
 WITHOUT_WORDS = 0.1  # share of clips whose caption is left out
 MIDDLE = (380, 920)  # timesteps in which a clip takes its form: half of all are drawn there
 
 
 def transformer_training(style: str, checkpoints: Path, device: torch.device) -> Training:
-    """A training of the transformer that places tokens by "rope" or "sincos", on the encoded clips."""
-    transformer = new_transformer(style).to(device)
+    """A training of the transformer that places tokens by "rope" or "sincos", on the encoded clips.
+
+    Where the other style's is trained already it starts from there: all but the places is learned.
+    """
+    transformer = new_transformer(style)
+    other = checkpoints / f"{OTHER[style]}.safetensors"
+    if other.is_file():
+        transformer.load_state_dict(averaged(other))
+    transformer.to(device)
     latents, captions, texts, *_ = material(checkpoints, device)
     scheduler = CogVideoXDDIMScheduler(**SCHEDULER)
     rope = _rope(transformer, latents)

@@ -1,0 +1,42 @@
+"""Going on from the models that come with the project, where there are no checkpoints of their training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from ditflow.files import whole_or_absent
+from ditflow.small import SMALL_MODELS, pipeline_folder
+from ditflow.small.training.export import RECORD
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def adopt_shipped(checkpoints: Path) -> None:
+    """Write checkpoints of the shipped models, of each stage that has none.
+
+    They hold weights and how many steps were made; optimisers begin anew.
+    """
+    stages = json.loads((pipeline_folder("small").parent / RECORD).read_text(encoding="utf-8"))["stages"]
+    folders = {style: pipeline_folder(name) for name, style in SMALL_MODELS.items()}
+    vae = load_file(folders["rope"] / "vae" / WEIGHTS)
+    decoder = "decoder."
+    networks = {
+        "vae": vae,
+        "decoder": {name.removeprefix(decoder): it for name, it in vae.items() if name.startswith(decoder)},
+    }
+    networks |= {style: load_file(folder / "transformer" / WEIGHTS) for style, folder in folders.items()}
+    for stage, weights in networks.items():
+        path = checkpoints / f"{stage}.safetensors"
+        if path.exists():
+            continue
+        tensors = {
+            f"{kind}.{name}": tensor.float()
+            for kind in ("network", "average")
+            for name, tensor in weights.items()
+        }
+        facts = {name: str(stages[stage][name]) for name in ("step", "seconds", "loss")}
+        with whole_or_absent(path) as unfinished:
+            save_file(tensors, unfinished, facts)

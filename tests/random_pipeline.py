@@ -1,0 +1,64 @@
+"""A small pipeline with random weights, for tests: an instrument whose every weight matters.
+
+Gates are open, so a gradient reaches the latents from every block; attention is neither uniform nor a copy of
+one token; two prompts give velocities that differ by some per cent; norms and biases are not the identity, so
+a forward that forgets one is found out; convolutions are in part a blur, so a shape leaves a trace there.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+from torch import nn
+
+from ditflow.small.pipeline import TRANSFORMER, VAE, random_text_encoder, write_pipeline
+
+# set by trial, so that a random network is an instrument: gates are open, attention picks out a few tokens
+# (the text's among them, so that prompts matter), a clip's latents vary about as much as noise
+GAINS = {
+    "norm1.linear.weight": 2.0,
+    "norm2.linear.weight": 2.0,
+    "norm_q.weight": 1.7,
+    "norm_k.weight": 1.7,
+    "encoder.conv_out.conv.weight": 2.0,
+}
+SEED = 4  # one whose autoencoder leaves a moving shape where it is
+BLUR_SHARE = 0.6  # of a 3 x 3 (x 3) convolution, so that a shape keeps its place; the rest is white
+
+
+def build_pipeline(folder: Path, *, seed: int = SEED, positional: str = "rope") -> None:
+    """Write one to `folder` (absent or empty); `positional` is "rope" as in 5B or "sincos" as in 2B."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = CogVideoXTransformer3DModel(
+            use_rotary_positional_embeddings=positional == "rope", **TRANSFORMER
+        )
+        vae = AutoencoderKLCogVideoX(**VAE)
+        _randomise(transformer)
+        _randomise(vae)
+    write_pipeline(folder, random_text_encoder(), transformer, vae)
+
+
+@torch.no_grad()
+def _randomise(network: nn.Module) -> None:
+    """Normal weights that keep a signal's variance, biases of 0.1, norms near but not at the identity."""
+    for name, weights in network.named_parameters():
+        if weights.ndim == 1:
+            nn.init.normal_(weights, mean=1.0 if name.endswith("weight") else 0.0, std=0.1)
+        else:
+            nn.init.normal_(weights, std=1 / math.sqrt(weights[0].numel()))
+        if weights.ndim > 2 and set(weights.shape[2:]) == {3}:
+            weights.mul_(1 - BLUR_SHARE).add_(_random_blur(weights.shape), alpha=BLUR_SHARE)
+        for ending, gain in GAINS.items():
+            if name.endswith(ending):
+                weights.mul_(gain)
+
+
+def _random_blur(shape: torch.Size) -> torch.Tensor:
+    """Convolution weights [out, in, (3,) 3, 3]: channels mixed at random, each smoothed in space."""
+    line = torch.tensor([0.25, 0.5, 0.25])
+    kernel = line[:, None] * line
+    if len(shape) == 5:  # time is causal: the last tap is the frame itself
+        kernel = torch.stack([torch.zeros(3, 3), torch.zeros(3, 3), kernel])
+    return torch.randn(shape[:2] + (1,) * kernel.ndim) / math.sqrt(shape[1]) * kernel
