@@ -1,9 +1,9 @@
 """Does the motion transfer? Made clips whose motion is known, through the small model in every mode.
 
-`python -m bench.motion [--pairs N] [--seed S] [--modes ...] [--model-style rope|sincos] [--json]`. A pair is
-a made clip and a prompt in the small model's words, both drawn from the seed. All modes of a pair start from
-the same noise. The result's shape is found by its colour, and its path compared with the clip's true one.
-"zero-shot" uses the embedding that was optimised for another prompt; that other run's time is not counted.
+A pair is a made clip and a prompt in the small model's words, both drawn from the seed. All modes of a pair
+start from the same noise. The result's shape is found by its colour, and its path compared with the clip's
+true one. "zero-shot" uses the embedding that was optimised for another prompt; that other run's time is not
+counted.
 """
 
 from __future__ import annotations
@@ -14,25 +14,29 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ditflow import Settings, transfer, video
+from bench.revision import commit
+from ditflow import transfer, video
 from ditflow.cli import quieten_libraries
+from ditflow.errors import SettingsError
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.intervals import Interval, interval
 from ditflow.evaluation.made_shapes import prompt_match
 from ditflow.progress import Progress
-from ditflow.settings import shipped
-from ditflow.small.build import build_pipeline
+from ditflow.settings import Settings, read_settings
+from ditflow.small import SMALL_MODELS
 from ditflow.small.clips import FRAME_RATE, MadeClip, made_clip
 from ditflow.small.sight import look
 from ditflow.small.vocabulary import COLOURS, SHAPES, caption
 
 MODES = {  # name: what it changes of the small model's settings
     "backbone": {"guidance": False, "injection": False},
-    "injection": {"guidance": False},
+    "injection": {"guidance": False, "injection": True},
     "flow": {},
     "flow-embedding": {"optimise": "embedding"},
     "moft": {"loss": "moft"},
@@ -134,14 +138,6 @@ def trajectory_correlation(found: np.ndarray, true: np.ndarray) -> float:
     return float((found * true).sum() / norms) if norms else 0.0
 
 
-def settings_for(style: str, folder: Path) -> Settings:
-    """The small model's own, for the embedded model (rope) or one of 2B's style (sincos) made in `folder`."""
-    if style == "rope":
-        return Settings(model="small")
-    build_pipeline(folder, positional=style)
-    return Settings(**shipped("models/small.yaml")["settings"] | {"model": str(folder)})
-
-
 def run_all(pairs: Sequence[Pair], modes: Sequence[str], settings: Settings) -> dict[str, list[Measured]]:
     """Every mode of every pair, a pair after the other."""
     found = {mode: [] for mode in modes}
@@ -160,6 +156,24 @@ def summaries(found: dict[str, list[Measured]]) -> dict[str, dict[str, Interval]
     }
 
 
+def as_mapping(found: dict[str, dict[str, Interval]]) -> dict[str, list[dict[str, Any]]]:
+    """What JSON may hold of `summaries`."""
+    return {
+        "modes": [
+            {"mode": mode} | {name: asdict(value) for name, value in row.items()}
+            for mode, row in found.items()
+        ]
+    }
+
+
+def as_table(found: dict[str, dict[str, Interval]]) -> str:
+    names = list(next(iter(found.values())))
+    lines = [f"| mode | {' | '.join(name.replace('_', ' ') for name in names)} |"]
+    lines.append("| --- " * (len(names) + 1) + "|")
+    lines += [f"| {mode} | {' | '.join(map(str, row.values()))} |" for mode, row in found.items()]
+    return "\n".join(lines)
+
+
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=10, metavar="N", help="clips, each with a prompt")
@@ -169,28 +183,33 @@ def main(words: Sequence[str] | None = None) -> None:
         "--model-style", choices=("rope", "sincos"), default="rope", help="as in 5B or as in 2B"
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting that all modes have, to see what it does to motion",
+    )
     options = parser.parse_args(words)
     modes = options.modes.split(",")
     if options.pairs < 1 or not set(modes) <= MODES.keys():
         parser.error(f"--pairs from 1, --modes of {','.join(MODES)}")
 
+    (model,) = (name for name, style in SMALL_MODELS.items() if style == options.model_style)
+    try:
+        settings = read_settings(model=model, **dict(change.partition("=")[::2] for change in options.set))
+    except SettingsError as error:
+        parser.error(str(error))
+
     quieten_libraries()
     pairs = [Pair.draw(options.seed, index) for index in range(options.pairs)]
-    with tempfile.TemporaryDirectory() as folder:
-        found = summaries(run_all(pairs, modes, settings_for(options.model_style, Path(folder) / "model")))
+    found = summaries(run_all(pairs, modes, settings))
     if options.json:
-        rows = [
-            {"mode": mode} | {name: asdict(value) for name, value in row.items()}
-            for mode, row in found.items()
-        ]
-        head = {"model_style": options.model_style, "pairs": options.pairs, "seed": options.seed}
-        print(json.dumps(head | {"modes": rows}, indent=2))
-        return
-    names = list(next(iter(found.values())))
-    print(f"| mode | {' | '.join(name.replace('_', ' ') for name in names)} |")
-    print("| --- " * (len(names) + 1) + "|")
-    for mode, row in found.items():
-        print(f"| {mode} | {' | '.join(str(value) for value in row.values())} |")
+        asked = {name: getattr(options, name) for name in ("model_style", "pairs", "seed", "set")}
+        head = {"kind": "motion", "date": str(date.today()), "commit": commit()} | asked
+        print(json.dumps(head | as_mapping(found), indent=2))
+    else:
+        print(as_table(found))
 
 
 if __name__ == "__main__":

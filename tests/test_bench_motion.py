@@ -76,14 +76,26 @@ def test_the_command(style, monkeypatch, capsys):
         return motion.Measured(0.5 + len(asked), 0.25, 1.0, 2.0, 1.0)
 
     monkeypatch.setattr(motion, "measure", measured)
-    motion.main(["--pairs", "2", "--modes", "flow,backbone", "--model-style", style, "--json"])
+    words = ["--pairs", "2", "--modes", "flow,backbone", "--model-style", style, "--json"]
+    motion.main([*words, "--set", "dtype=bfloat16", "--set", "steps=30"])
     found = json.loads(capsys.readouterr().out)
     assert [mode for mode, *_ in asked] == ["flow", "backbone"] * 2
     assert asked[0][1] == asked[1][1] != asked[2][1]
-    assert {"size": asked[0][2].size, "steps": asked[0][2].steps} == {"size": (96, 64), "steps": 25}
+    settings = asked[0][2]
+    assert settings.model == {"rope": "small", "sincos": "small-sincos"}[style]
+    assert (settings.size, settings.steps, settings.dtype) == ((96, 64), 30, "bfloat16")
+    assert found["set"] == ["dtype=bfloat16", "steps=30"] and found["date"] and found["commit"]
     flow, backbone = found["modes"]
     assert flow["mode"] == "flow" and flow["motion_fidelity"]["mean"] == 2.5
     assert flow["motion_fidelity"]["half_width"] == pytest.approx(12.706)
     assert backbone["seconds_guided"] == {"mean": 1.0, "half_width": 0.0, "count": 2}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--modes", "flow,floww"], "--modes of backbone"), (["--set", "stepps=3"], "'steps'")],
+)
+def test_bad_words_are_explained(words, said, capsys):
     with pytest.raises(SystemExit):
-        motion.main(["--modes", "flow,floww"])
+        motion.main(words)
+    assert said in capsys.readouterr().err
