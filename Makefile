@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test test-browser lint demo bench bench-accept bench-accept-ratios bench-compare bench-control
+.PHONY: setup test test-browser lint demo motion picture bench bench-accept bench-accept-ratios bench-compare bench-control
 
 setup: $(STAMP)
 
@@ -27,9 +27,20 @@ test-browser: setup
 
 demo: setup
 	mkdir -p runs
-	$(BIN)/python -m ditflow.small.clips runs/demo-clip.mp4
-	$(BIN)/ditflow transfer --model small --video runs/demo-clip.mp4 --prompt "a red circle on a blue background" \
+	$(BIN)/python -m ditflow.small.clips runs/demo-clip.mp4 --seed 9
+	$(BIN)/ditflow transfer --model small --video runs/demo-clip.mp4 --prompt "a blue square on a white background" \
 		--output runs/demo
+
+# every mode of both small models on clips whose motion is known: about half an hour on two cores
+motion: setup
+	for style in rope sincos; do \
+		$(BIN)/python -m bench.motion --pairs 12 --model-style $$style --json >bench/results/motion-$$style.json.new \
+			&& mv bench/results/motion-$$style.json.new bench/results/motion-$$style.json || exit 1; \
+	done
+
+# the README's
+picture: setup
+	$(BIN)/python -m ditflow.small.showcase docs/guided.gif
 
 MEASURED := .benchmarks/ratios.json
 
