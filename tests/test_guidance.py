@@ -187,5 +187,5 @@ def test_blocks_outside_the_model_are_refused():
     with pytest.raises(DitflowError, match=r"block 7 given, this model has blocks 0 to 5"):
         check_blocks(settings(guidance_blocks=[7]), 6)
     with pytest.raises(DitflowError, match="injection_blocks"):
-        check_blocks(settings(injection_blocks=[6]), 6)
+        check_blocks(settings(injection=True, injection_blocks=[6]), 6)
     check_blocks(settings(guidance=False, guidance_blocks=[7]), 6)

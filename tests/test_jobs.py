@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -199,7 +200,8 @@ def test_ctrl_c_leaves_only_whole_files(settings, tmp_path):
     config = tmp_path / "settings.yaml"
     config.write_text(replace(settings, steps=1000, guided=0).to_yaml())
     words = [sys.executable, "-m", "ditflow.cli", "transfer", "--quiet", "--config", str(config)]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     reference = Path(settings.output) / "reference.mp4"
     deadline = time.monotonic() + 60
     while not reference.exists() and time.monotonic() < deadline:

@@ -79,8 +79,8 @@ def picture(vae):
 def test_tiles_show_the_same_picture(vae, picture, tile):
     """But for the norms' statistics, which a network with random weights feels most."""
     latents, whole = picture
-    difference = (decode(vae, latents, 1, tile).float() - whole).abs().median()
-    another = (whole.flip(2) - whole).abs().median()
+    difference = (decode(vae, latents, 1, tile).float() - whole).abs().mean()
+    another = (whole.flip(2) - whole).abs().mean()
     assert 0 < difference < another / 4
 
 

@@ -64,15 +64,20 @@ def reference_flow(shape: Shape, device: str = "cpu", seed: int = 1) -> Tensor:
 
 
 def assert_within_budget(
-    actual: list[Tensor], plain: list[Tensor], exact: list[Tensor], precision: torch.dtype
+    actual: list[Tensor],
+    plain: list[Tensor],
+    exact: list[Tensor],
+    precision: torch.dtype,
+    sharpness: float = 1.0,
 ) -> None:
     """Each tensor is finite and at most twice as far from the exact one as plain PyTorch is, plus an epsilon.
 
-    The epsilon is that of the precision, relative to the largest exact value.
+    The epsilon is that of the precision, relative to the largest exact value, times the sharpness: how much
+    more than usual a softmax makes of the rounding of its logits, which differs from processor to processor.
     """
     for index, (ours, theirs, truth) in enumerate(zip(actual, plain, exact, strict=True)):
         assert ours.shape == truth.shape and ours.dtype == theirs.dtype
         assert ours.isfinite().all(), f"tensor {index} is not finite"
         error, plain_error = ((tensor.double() - truth).abs().max() for tensor in (ours, theirs))
-        budget = 2 * plain_error + EPSILON[precision] * truth.abs().max()
+        budget = 2 * plain_error + sharpness * EPSILON[precision] * truth.abs().max()
         assert error <= budget, f"tensor {index}: error {error:.2e}, budget {budget:.2e}"

@@ -65,7 +65,9 @@ def test_one_row_counts():
     query, key = video_tokens(shape)
     off = motion_flow(query, key, shape.grid, 2.0, backend="reference")[2, 0, 31] - reference[2, 0, 31]
     loss = motion_flow_loss(query.float(), key.float(), reference, shape.grid, 2.0)
-    torch.testing.assert_close(loss.double(), off.square().mean())
+    torch.testing.assert_close(
+        loss.double(), off.square().mean(), rtol=2e-6, atol=0
+    )  # some float32 roundings
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
