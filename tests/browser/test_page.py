@@ -114,7 +114,7 @@ def test_sliders_change_the_pictures(browser):
 def test_colours_are_those_of_the_chosen_pair(browser, page):
     """Each pair's picture is cut out of the sheet at its own place."""
     script = """const image = new Image(), {width, height, frames, blocks} = data.flow;
-        image.src = blocks[4].reference.sheet;
+        image.src = Object.values(blocks)[0].reference.sheet;
         await image.decode();
         const own = document.getElementById('wheel-reference');
         const cut = new OffscreenCanvas(width, height);
