@@ -31,7 +31,7 @@ demo: setup
 	$(BIN)/ditflow transfer --model small --video runs/demo-clip.mp4 --prompt "a blue square on a white background" \
 		--output runs/demo
 
-# every mode of both small models on clips whose motion is known: about half an hour on two cores
+# every mode of both small models on clips whose motion is known
 motion: setup
 	for style in rope sincos; do \
 		$(BIN)/python -m bench.motion --pairs 12 --model-style $$style --json >bench/results/motion-$$style.json.new \

@@ -30,7 +30,7 @@ BLUR_SHARE = 0.6  # of a 3 x 3 (x 3) convolution, so that a shape keeps its plac
 def build_pipeline(folder: Path, *, seed: int = SEED, positional: str = "rope") -> None:
     """Write one to `folder` (absent or empty); `positional` is "rope" as in 5B or "sincos" as in 2B."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
         transformer = CogVideoXTransformer3DModel(
             use_rotary_positional_embeddings=positional == "rope", **TRANSFORMER
         )

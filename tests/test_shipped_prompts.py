@@ -1,6 +1,7 @@
 """The shipped models paint what their prompt says: both colours, in prompts that were kept from training."""
 
 import pytest
+import torch
 
 from ditflow.evaluation.made_shapes import prompt_match
 from ditflow.small import SMALL_MODELS
@@ -13,6 +14,6 @@ from ditflow.small.vocabulary import caption
 def test_colours_follow_the_prompt(model, monkeypatch):
     prompts = held_out_prompts()[:4]
     monkeypatch.setattr(quality, "held_out_prompts", lambda: prompts)
-    videos = quality.sample(quality.ModelFolder(model, "float32", quality.torch.device("cpu")))
+    videos = quality.sample(quality.ModelFolder(model, "float32", torch.device("cpu")))
     found = [prompt_match(video, caption(*prompt)) for video, prompt in zip(videos, prompts, strict=True)]
     assert sum(each["colour"] + each["background"] for each in found) >= 6  # of 8; by chance 1

@@ -32,7 +32,7 @@ INK, PAPER = (20, 20, 20), (240, 240, 240)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Make the runs (about half a minute a row on two cores) and write their videos as one."""
+    """Make the runs and write their videos as one."""
     parser = argparse.ArgumentParser(prog="python -m ditflow.small.showcase", description=main.__doc__)
     parser.add_argument("output", type=Path, help="the picture to write, .gif or .mp4")
     choice = parser.parse_args(arguments)

@@ -9,6 +9,7 @@ import numpy as np
 from einops import rearrange
 
 from ditflow.backbone.runner import Grid
+from ditflow.backbone.vae import encoded_length
 from ditflow.errors import DitflowError
 from ditflow.settings import Settings
 from ditflow.small.clips import CLIP_MARK, made_clip
@@ -40,11 +41,10 @@ def true_flow(
 
 
 def _latent_means(values: np.ndarray, count: int) -> np.ndarray:
-    """Means over the video frames of each of `count` latent frames; the last one is repeated if need be."""
+    """Means over the video frames of each of `count` latent frames, as many as the autoencoder is given."""
+    again = encoded_length(len(values)) - len(values)  # times that the last one is repeated
+    values = np.concatenate([values, values[-1:].repeat(again, axis=0)])
     first = len(values) - GROUP * (count - 1)
-    if first < 1:  # the autoencoder was given the last frame again
-        values = np.concatenate([values, values[-1:].repeat(GROUP, axis=0)])[: GROUP * (count - 1) + 1]
-        first = 1
     return np.stack([part.mean(axis=0) for part in np.split(values, range(first, len(values), GROUP))])
 
 
