@@ -31,6 +31,7 @@ from ditflow.progress import Progress
 from ditflow.settings import Settings, read_settings
 from ditflow.small import SMALL_MODELS
 from ditflow.small.clips import FRAME_RATE, MadeClip, made_clip
+from ditflow.small.pipeline import COMPRESSION
 from ditflow.small.sight import look
 from ditflow.small.vocabulary import COLOURS, SHAPES, caption
 
@@ -43,6 +44,9 @@ MODES = {  # name: what it changes of the small model's settings
     "smm": {"loss": "smm"},
     "zero-shot": {"optimise": "embedding"},  # for another prompt, and then injected
 }
+
+
+SPAN = COMPRESSION  # frames: guidance moves latent frames, the autoencoder alone what is inside one
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Pair:
 class Measured:
     """What one mode made of one pair."""
 
-    motion_fidelity: float  # mean cosine of the shape's displacements and the clip's true ones
+    motion_fidelity: float  # mean cosine of the shape's displacements in SPAN frames and the clip's true ones
     trajectory_correlation: float  # of the places, about their means
     prompt_match: float  # share of colours (shape's, background's) that are the prompt's
     seconds: float
@@ -120,8 +124,8 @@ def measure(pair: Pair, mode: str, settings: Settings, scratch: Path) -> Measure
 
 
 def displacement_cosine(found: np.ndarray, true: np.ndarray) -> float:
-    """Mean over the steps of [frames, 2] places; a step of which nothing is seen counts 0."""
-    found, true = np.diff(found, axis=0), np.diff(true, axis=0)
+    """Mean over displacements in SPAN frames of [frames, 2] places; one of which nothing is seen counts 0."""
+    found, true = found[SPAN:] - found[:-SPAN], true[SPAN:] - true[:-SPAN]
     lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(true, axis=1)
     known = lengths > 0  # and not NaN
     cosines = (found[known] * true[known]).sum(axis=1) / lengths[known]

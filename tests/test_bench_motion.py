@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from bench import motion
-from bench.motion import MODES, Pair, displacement_cosine, measure, trajectory_correlation
+from bench.motion import MODES, SPAN, Pair, displacement_cosine, measure, trajectory_correlation
 from ditflow import Settings
 from ditflow.small.clips import made_clip
 
@@ -39,7 +39,7 @@ def test_numbers_of_a_path(true):
 def test_what_is_not_seen_counts_nothing(true):
     hidden = true.copy()
     hidden[len(true) // 2 :] = np.nan
-    assert displacement_cosine(hidden, true) == pytest.approx((len(true) // 2 - 1) / (len(true) - 1))
+    assert displacement_cosine(hidden, true) == pytest.approx((len(true) // 2 - SPAN) / (len(true) - SPAN))
     assert trajectory_correlation(hidden, true) == pytest.approx(1)
 
 

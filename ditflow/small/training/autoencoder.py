@@ -26,7 +26,7 @@ BATCHES = (  # clips, frames, width, height
 ASIDE = 8  # pixels that the shape may be off the middle of a piece
 MOVES = 0.2  # of -1 ... 1: a pixel that changes more is where the shape goes
 MOVING_WEIGHT = 4.0  # of such a pixel's error, beyond the 1 of all: they are few, and all that matters
-LATENT_NOISE = 0.03  # that the decoder alone is trained with: generated latents are not exact
+LATENT_NOISE = 0.15  # that the decoder alone is trained with, of about 1: generated latents are not exact
 LOG_VARIANCE = -4.0  # of the latents' noise, to begin with
 DIVERGENCE_WEIGHT, SQUARE_WEIGHT, EDGE_WEIGHT = 2e-3, 2.0, 0.5
 
