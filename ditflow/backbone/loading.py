@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def find_folder(model: str, download: bool = True) -> Path:
     """
     if model in SMALL_MODELS:
         return pipeline_folder(model)
-    if (path := Path(model).expanduser()).is_dir():
+    if (path := Path(os.path.expanduser(model))).is_dir():
         if not (path / "model_index.json").is_file():
             raise DitflowError(
                 f"{model} is a folder without model_index.json: give a CogVideoX pipeline folder"
