@@ -68,6 +68,7 @@ class Job:
             fit=settings.fit,
         )
         folder = ModelFolder(settings.model, settings.dtype, device)
+        folder.check()
         check_blocks(settings, folder.config("transformer")["num_layers"])
         if settings.saved_embedding:
             check_embedding(settings, folder)

@@ -181,7 +181,7 @@ def model_family(model: str) -> str:
     if config.is_file():
         try:
             rotary = dict(json.loads(config.read_text(encoding="utf-8")))["use_rotary_positional_embeddings"]
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             raise SettingsError(
                 f"model {model}: {config} is damaged; give a complete pipeline folder"
             ) from None

@@ -50,8 +50,8 @@ def read_clip(
         width, height = size or image.size
         if 3 * width * height * frames > CLIP_BYTES:
             raise DitflowError(
-                f"{source}: {frames} frames of {width}x{height} are more than the {CLIP_BYTES >> 30} GiB that "
-                "a clip may have; give fewer frames or a smaller size"
+                f"{source}: {frames} frames of {width}x{height} are more than the {CLIP_BYTES >> 30} GiB "
+                "that a clip may have; give fewer frames or a smaller size"
             )
         return fitted(image, size, fit)
 
