@@ -47,10 +47,10 @@ def read_value(item: Field, kind: Any, given: Any) -> Any:
     return value
 
 
-def shown(given: Any) -> str:
-    """A value in a message: its beginning, where it is long."""
+def shown(given: Any, most: int = SHOWN) -> str:
+    """A value in a message: its beginning, where it has more than `most` characters."""
     text = repr(given)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def plain(value: Any) -> Any:

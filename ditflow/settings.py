@@ -89,14 +89,14 @@ class Settings:
     learning_rate: tuple[float, float] = option(
         "motion", "learning rate, from HIGH to LOW", least=0, most=100
     )
-    guidance_blocks: tuple[int, ...] = option("motion", "blocks whose motion is matched", least=0)
+    guidance_blocks: tuple[int, ...] = option("motion", "blocks whose motion is matched", least=0, most=999)
     temperature: float = option("motion", "sharpness of the motion flow's softmax", least=1e-3, most=1e4)
     rows: str = option("motion", "patches that count in the flow loss", choices=("moving", "all"))
     reference: str = option("motion", "motion flow of the clip", choices=("hard", "soft"))
     moft_channels: float = option("motion", "share of channels that MOFT compares", least=0, most=1)
     saved_embedding: str = option("motion", "embedding file used in place of optimisation", flag=False)
     injection: bool = option("motion", "inject the clip's keys and values in the guided steps")
-    injection_blocks: tuple[int, ...] = option("motion", "blocks that get them", least=0)
+    injection_blocks: tuple[int, ...] = option("motion", "blocks that get them", least=0, most=999)
 
     steps: int = option("sampling", "denoising steps", least=1, most=1000)
     guidance_scale: float = option(

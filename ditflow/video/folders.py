@@ -1,16 +1,19 @@
 """Folders of images as video sources."""
 
+import logging
 import re
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ditflow.errors import DitflowError
-from ditflow.limits import SOURCE_FRAMES
-from ditflow.video.timeline import check_pixels
+from ditflow.limits import PICTURE_PIXELS, SOURCE_FRAMES
+
+logger = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # what the file is, whatever it is called
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -30,13 +33,26 @@ def image_paths(folder: Path) -> list[Path]:
     return sorted(images, key=_natural)
 
 
+def warn_of_gaps(paths: list[Path]) -> None:
+    """A warning where the numbers in the names leave one out: the motion will jump there."""
+    numbers = [re.findall(r"\d+", path.stem)[-1:] for path in paths]
+    if not all(numbers):
+        return
+    steps = [int(after) - int(before) for (before,), (after,) in pairwise(numbers)]
+    for place, step in enumerate(steps):
+        if step > min(steps) > 0:
+            before, after = paths[place].name, paths[place + 1].name
+            logger.warning("%s is followed by %s: images seem to be missing between them", before, after)
+            return
+
+
 def read_images(paths: list[Path], place: Callable[[Image.Image], np.ndarray]) -> list[np.ndarray]:
     """Each image upright, through `place`. Raises DitflowError for an unreadable one or a second size."""
     frames: list[np.ndarray] = []
     for path in paths:
         try:
             with _opened(path) as image:
-                check_pixels(path, *image.size)
+                _check_pixels(path, *image.size)
                 frame = place(ImageOps.exif_transpose(image))
         except DitflowError:
             raise
@@ -51,10 +67,17 @@ def read_images(paths: list[Path], place: Callable[[Image.Image], np.ndarray]) -
 
 
 def _opened(path: Path) -> Image.Image:
-    """An image, of which no more than the header is read; its own limit gives way to ours."""
+    """An image, of which no more than the header is read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(path, formats=FORMATS)
+
+
+def _check_pixels(path: Path, width: int, height: int) -> None:
+    if width * height > PICTURE_PIXELS:
+        raise DitflowError(
+            f"{path} is {width}x{height}, and no more than {PICTURE_PIXELS} pixels are read: scale it down"
+        )
 
 
 def _natural(path: Path) -> tuple[list[str | int], str]:

@@ -7,13 +7,14 @@ import numpy as np
 from PIL import Image
 
 from ditflow.errors import DitflowError, SettingsError
-from ditflow.limits import CLIP_BYTES, SOURCE_FRAMES
+from ditflow.limits import CLIP_BYTES, PICTURE_PIXELS, SOURCE_FRAMES
 from ditflow.video.clip import Clip
 from ditflow.video.decoding import Place, read_video
 from ditflow.video.fitting import FITS, fitted
-from ditflow.video.folders import image_paths, read_images
+from ditflow.video.folders import image_paths, read_images, warn_of_gaps
 from ditflow.video.timeline import DEFAULT_RATE
 
+FEWEST = 9  # frames of a run
 SLOWEST, FASTEST = Fraction(1, 100), Fraction(1000)  # frames a second that every format can say
 
 
@@ -73,13 +74,18 @@ def _read_folder(source: Path, wanted: range, place: Place) -> tuple[list[np.nda
     paths = image_paths(source)
     if len(paths) <= wanted[-1]:
         return [], len(paths), DEFAULT_RATE
-    return read_images([paths[index] for index in wanted], place), len(paths), DEFAULT_RATE
+    used = [paths[index] for index in wanted]
+    warn_of_gaps(used)
+    return read_images(used, place), len(paths), DEFAULT_RATE
 
 
 def _too_short(available: int, wanted: range) -> str:
     """What to change, where no more than the first `available` frames can be read."""
     if available == 0:
-        return "no frame of it can be read: it is damaged, or far too large; give another video"
+        reason = f"it is damaged, or has more than {PICTURE_PIXELS} pixels"
+        return f"no frame of it can be read: {reason}; give another video"
+    if available < FEWEST:
+        return f"only {available} frames can be read, and a run has {FEWEST} at least: give a longer video"
     start, stride, frames = wanted.start, wanted.step, len(wanted)
     room = available - 1 - start  # frames after the first one
     remedies = []

@@ -61,17 +61,8 @@ def open_video(source: Path) -> Iterator[tuple[av.container.InputContainer, av.V
             raise DitflowError(f"{source} has no video stream, only {_kinds(container)}: give a video")
         if stream.codec_context is None:
             raise DitflowError(f"{source} is of a codec that cannot be decoded here: convert it to H.264")
-        check_pixels(source, stream.codec_context.width, stream.codec_context.height)
         stream.codec_context.options = MOST_PIXELS  # frames may be larger than the first one
         yield container, stream
-
-
-def check_pixels(source: Path, width: int, height: int) -> None:
-    """Raises DitflowError for a picture that is too large to be decoded."""
-    if width * height > PICTURE_PIXELS:
-        raise DitflowError(
-            f"{source} is {width}x{height} pixels, and no more than {PICTURE_PIXELS} are read: scale it down"
-        )
 
 
 def read_timeline(source: Path, last: int) -> Timeline:
