@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from ditflow.errors import DitflowError
 from ditflow.files import PICKLE_SUFFIXES, refuse_pickle
-from ditflow.limits import SETTINGS_BYTES
+from ditflow.limits import MODEL_LAYERS, SETTINGS_BYTES
 
 CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}  # else config.json
 CLASSES = {"transformer": "CogVideoXTransformer3DModel", "vae": "AutoencoderKLCogVideoX"}
@@ -62,6 +62,11 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
     wanted = CLASSES.get(path.parent.name)
     if wanted and config.get("_class_name", wanted) != wanted:
         raise DitflowError(f"{path} is of a {config['_class_name']!r}, not {wanted}: give a CogVideoX model")
+    for name, value in config.items():
+        if "layers" in name and value is not None and (not isinstance(value, int) or value > MODEL_LAYERS):
+            raise DitflowError(
+                f"{path} says {name} {value!r}, at most {MODEL_LAYERS} accepted: it is damaged"
+            )
 
 
 def _check_weights(folder: Path) -> None:

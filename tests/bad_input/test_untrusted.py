@@ -126,6 +126,7 @@ def huge_config(model: Path) -> None:
             changed("transformer", _class_name="Own"),
             ["of a 'Own', not CogVideoX"],
         ),
+        case("a model of 10^9 layers", changed("transformer", num_layers=10**9), ["at most 1000 accepted"]),
         case("a model's settings of megabytes", huge_config, ["config.json is larger than"]),
     ],
 )
