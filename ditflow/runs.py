@@ -54,10 +54,10 @@ class Run:
 
 def read_tensors(path: Path, missing: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A safetensors file's tensors and metadata. Raises DitflowError where it is absent or damaged."""
-    refuse_pickle(path)
     if not path.is_file():
         raise DitflowError(f"{path.parent} has no {path.name}: {missing}")
     try:
+        refuse_pickle(path)
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
