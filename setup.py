@@ -35,6 +35,7 @@ EXTRAS = {
         "pytest>=8",
         "pytest-xdist>=3.6",
         "pytest-benchmark>=5",
+        "hypothesis>=6.100",
         "peft>=0.17",
         "bitsandbytes>=0.46",
         "gguf>=0.10",

@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, get_origin, get_type_hints
 
 from ditflow.errors import DitflowError, SettingsError
+from ditflow.files import inside
 from ditflow.settings import Settings, read_settings
+from ditflow.settings_file import check_output
 
 if TYPE_CHECKING:
     from ditflow.progress import Progress
@@ -43,16 +47,35 @@ def main(words: Sequence[str] | None = None) -> int:
         else:
             run_job(options, settings)
     except DitflowError as error:
-        print(f"ditflow: {error}", file=sys.stderr)
+        say(error, str(error), options.debug)
         return USAGE if isinstance(error, SettingsError) else FAILED
     except KeyboardInterrupt:
         print("ditflow: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        what = f"unexpected {type(error).__name__}: {error}"
+        say(error, what if options.debug else f"{what}; run again with --debug and report it", options.debug)
+        return FAILED
     return DONE
 
 
+def say(error: Exception, message: str, debug: bool) -> None:
+    """One line on standard error, whatever is in the message; before it, with `debug`, the traceback."""
+    if debug:
+        traceback.print_exception(error)
+    line = " ".join(message.split())
+    print("ditflow:", "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse with one line for a wrong word in the place of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"ditflow: {' '.join(message.split())}; `{self.prog} --help` shows what there is\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="ditflow", description="Transfer the motion of a video to a new one, with CogVideoX."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -94,6 +117,8 @@ def build_parser() -> argparse.ArgumentParser:
     ]
     _add_settings(flow, [item for item in shown if item.name != "keep_precision"])
     _add_settings(plan, [item for item in fields(Settings) if item.name in PLAN_OPTIONS])
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", help="show where in the program an error arose")
     return parser
 
 
@@ -114,14 +139,16 @@ def read_options(options: argparse.Namespace) -> Settings:
     if "memory" in given:  # and so is what an earlier run made of another
         given = {"preset": "auto", "decode_tile": "auto"} | given
     if options.command != "inject":
-        return read_settings(options.config, **given)
-    origin = options.origin / "settings.yaml"
+        settings = read_settings(options.config, **given)
+        if options.config and not given.get("output"):
+            check_output(options.config, settings.output)
+        return settings
+    origin = inside(options.origin, "settings.yaml")
     if not origin.is_file():
         raise SettingsError(f"--from {options.origin} is no run folder: it has no settings.yaml")
     given.setdefault("output", "")
-    return read_settings(
-        origin, **given, saved_embedding=str((options.origin / "embedding.safetensors").resolve())
-    )
+    embedding = inside(options.origin, "embedding.safetensors")
+    return read_settings(origin, **given, saved_embedding=os.path.realpath(embedding))
 
 
 def run_job(options: argparse.Namespace, settings: Settings) -> None:
@@ -148,6 +175,7 @@ def telling(quiet: bool) -> Iterator[Progress]:
     from ditflow.progress import Progress, ScreenProgress
 
     logger, handler = logging.getLogger("ditflow"), logging.StreamHandler()
+    level = logger.level
     handler.setFormatter(logging.Formatter("ditflow: warning: %(message)s"))
     if quiet:
         progress = Progress()
@@ -161,6 +189,7 @@ def telling(quiet: bool) -> Iterator[Progress]:
             yield progress
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def print_evaluation(options: argparse.Namespace) -> None:

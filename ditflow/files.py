@@ -7,10 +7,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ditflow.errors import DitflowError
+
+PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))  # torch's zip, bare
+
 
 def cache_folder() -> Path:
     """This program's folder in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditflow"
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file or folder of a run folder, which may be from somebody else, and may not exist.
+
+    Raises DitflowError where it, or what it holds, is a link that leads out of the run folder.
+    """
+    path, whole = folder / name, os.path.realpath(folder)
+    for found in (path, *(path.iterdir() if path.is_dir() else ())):
+        if not Path(os.path.realpath(found)).is_relative_to(whole):
+            raise DitflowError(f"{found} is a link out of the run folder: put the file itself there")
+    return path
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raises DitflowError for weights in a pickle, by whatever name; what else it is, is not looked at."""
+    start = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(9)
+    is_safetensors = start.endswith(b"{")  # after 8 bytes that say its header's length
+    if path.suffix.lower() in PICKLE_SUFFIXES or (start.startswith(PICKLE_STARTS) and not is_safetensors):
+        raise DitflowError(f"{path} is a pickle, and reading one can run code: give safetensors")
 
 
 @contextmanager

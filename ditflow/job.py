@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from ditflow.backbone.text import Texts
 from ditflow.device import choose_device
 from ditflow.embeddings import fingerprint, read_embeddings
 from ditflow.errors import SettingsError
+from ditflow.files import inside
 from ditflow.guidance.prepare import check_blocks
 from ditflow.memory.arrange import arrange, place
 from ditflow.memory.meter import Meter
@@ -51,7 +53,7 @@ class Job:
     def begin(cls, settings: Settings, progress: Progress, needs: tuple[str, ...], kind: str = "") -> Job:
         """Check and read what can be before any work; a run folder is made once all of that is well."""
         for name in needs:
-            if not getattr(settings, name):
+            if not getattr(settings, name).strip():
                 raise SettingsError(f"{name}: nothing given; use --{name}")
         settings = _from_anywhere(settings)
         device = choose_device(settings)
@@ -66,6 +68,7 @@ class Job:
             fit=settings.fit,
         )
         folder = ModelFolder(settings.model, settings.dtype, device)
+        folder.check()
         check_blocks(settings, folder.config("transformer")["num_layers"])
         if settings.saved_embedding:
             check_embedding(settings, folder)
@@ -135,7 +138,7 @@ class Job:
 
     def write(self, name: str, clip: video.Clip) -> None:
         """A clip into the run folder, in the format asked for, with the settings inside."""
-        path = self.run.folder / f"{name}{SUFFIXES[self.settings.format]}"
+        path = inside(self.run.folder, f"{name}{SUFFIXES[self.settings.format]}")
         video.write_clip(clip, path, metadata=self.settings.to_yaml())
 
     def write_settings(self) -> None:
@@ -175,7 +178,7 @@ def _from_anywhere(settings: Settings) -> Settings:
     """The settings with whole paths, so that a run can be repeated from another folder."""
 
     def whole(name: str) -> str:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         return str(path.resolve()) if path.exists() else name
 
     loras = []
@@ -184,7 +187,7 @@ def _from_anywhere(settings: Settings) -> Settings:
         loras.append(f"{whole(source)}:{scale}")
     return replace(
         settings,
-        video=str(Path(settings.video).expanduser().resolve()),
+        video=os.path.realpath(os.path.expanduser(settings.video)),
         model=settings.model if settings.model in MODELS else whole(settings.model),
         weights=whole(settings.weights) if settings.weights.endswith(".gguf") else settings.weights,
         lora=tuple(loras),

@@ -19,8 +19,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ditflow.errors import DitflowError
-from ditflow.files import whole_or_absent
+from ditflow.files import inside, refuse_pickle, whole_or_absent
 from ditflow.settings import Settings
+
+LONGEST_NAME = 60  # characters of a folder's: up to 240 bytes, of the 255 that file systems have
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Run:
         self._write(name, lambda path: Image.fromarray(pixels).save(path, format="PNG"))
 
     def _write(self, name: str, write: Callable[[Path], Any]) -> None:
-        with whole_or_absent(self.folder / name) as unfinished:
+        with whole_or_absent(inside(self.folder, name)) as unfinished:
             write(unfinished)
 
 
@@ -55,6 +57,7 @@ def read_tensors(path: Path, missing: str) -> tuple[dict[str, Tensor], dict[str,
     if not path.is_file():
         raise DitflowError(f"{path.parent} has no {path.name}: {missing}")
     try:
+        refuse_pickle(path)
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
@@ -79,7 +82,7 @@ def create_run(settings: Settings, kind: str = "") -> Run:
 
 def _name(settings: Settings, kind: str) -> str:
     words = [kind] if kind else re.findall(r"\w+", settings.prompt.lower())[:6]
-    return "-".join([Path(settings.video).stem, *words])
+    return "-".join([Path(settings.video).stem, *words])[:LONGEST_NAME]
 
 
 def versions() -> dict[str, str]:

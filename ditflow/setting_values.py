@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import unicodedata
 from dataclasses import Field
 from typing import Any, NamedTuple, get_args, get_origin
 
 from ditflow.errors import SettingsError
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+LONGEST_NAME = 255  # bytes of a file's or a folder's name
+SHOWN = 60  # characters of a value in a message
 
 
 class Size(NamedTuple):
@@ -26,16 +30,16 @@ def read_value(item: Field, kind: Any, given: Any) -> Any:
     """`given` as `kind`, checked against the field's choices and bounds; raises SettingsError."""
     try:
         value = _convert(kind, given)
-    except (TypeError, ValueError):
-        raise SettingsError(f"{item.name}: {given!r} given, {_expected(kind)} accepted") from None
-    limits = item.metadata
-    if limits["choices"] and value not in limits["choices"]:
-        raise SettingsError(f"{item.name}: {given!r} given, accepted: {', '.join(limits['choices'])}")
-    for number in value if isinstance(value, tuple) else (value,):
-        if limits["least"] is not None and number < limits["least"]:
-            raise SettingsError(f"{item.name}: {given!r} given, at least {limits['least']} accepted")
-        if limits["most"] is not None and number > limits["most"]:
-            raise SettingsError(f"{item.name}: {given!r} given, at most {limits['most']} accepted")
+    except (TypeError, ValueError, OverflowError):
+        raise SettingsError(f"{item.name}: {shown(given)} given, {_expected(kind)} accepted") from None
+    choices = item.metadata["choices"]
+    if choices and value not in choices:
+        raise SettingsError(f"{item.name}: {shown(given)} given, accepted: {', '.join(choices)}")
+    for part in value if isinstance(value, tuple) else (value,):
+        if isinstance(part, str):
+            _check_text(item, part)
+        else:
+            _check_bounds(item, given, part)
     if kind is Size and (min(value) < 16 or value.width % 16 or value.height % 16):
         raise SettingsError(
             f"{item.name}: {value} given, multiples of 16 accepted; nearest: {_nearest(value)}"
@@ -43,11 +47,37 @@ def read_value(item: Field, kind: Any, given: Any) -> Any:
     return value
 
 
+def shown(given: Any, most: int = SHOWN) -> str:
+    """A value in a message: its beginning, where it has more than `most` characters."""
+    text = repr(given)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def plain(value: Any) -> Any:
     """A value as YAML writes it."""
     if isinstance(value, Size):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def _check_bounds(item: Field, given: Any, number: float) -> None:
+    least, most = item.metadata["least"], item.metadata["most"]
+    if least is not None and number < least:
+        raise SettingsError(f"{item.name}: {shown(given)} given, at least {least} accepted")
+    if most is not None and number > most:
+        raise SettingsError(f"{item.name}: {shown(given)} given, at most {most} accepted")
+
+
+def _check_text(item: Field, text: str) -> None:
+    prose, most = item.metadata["group"] == "text", item.metadata["most"]
+    for character in text:
+        # a control character, or a byte that is not UTF-8
+        if unicodedata.category(character) in ("Cc", "Cs") and not (prose and character in "\t\n\r"):
+            raise SettingsError(f"{item.name}: {character!r} in {shown(text)} is no character; leave it out")
+    if most is not None and len(text) > most:
+        raise SettingsError(f"{item.name}: {len(text)} characters given, at most {most} accepted")
+    if not prose and any(len(os.fsencode(part)) > LONGEST_NAME for part in text.split("/")):
+        raise SettingsError(f"{item.name}: {shown(text)} is longer than the name of any file; shorten it")
 
 
 def _convert(kind: Any, given: Any) -> Any:
@@ -68,7 +98,7 @@ def _convert(kind: Any, given: Any) -> Any:
     if kind is int and isinstance(given, float) and not given.is_integer():
         raise ValueError
     value = kind(given)
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError
     return value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -14,7 +15,9 @@ from typing import Any, get_type_hints
 import yaml
 
 from ditflow.errors import SettingsError
+from ditflow.limits import PROMPT_CHARACTERS, SIDE, SOURCE_FRAMES
 from ditflow.setting_values import Size, plain, read_value
+from ditflow.settings_file import read_mapping
 
 MODELS = ("5b", "2b", "small", "small-sincos")
 PRESETS = ("4gb", "6gb", "8gb", "12gb", "16gb", "24gb", "48gb", "80gb")
@@ -31,7 +34,10 @@ def option(
     most: float | None = None,
     flag: bool = True,
 ) -> Any:
-    """A field of `Settings`: unset (None) until `configs/` or the caller says otherwise."""
+    """A field of `Settings`: unset (None) until `configs/` or the caller says otherwise.
+
+    `least` and `most` are of a number, of each number of several, or, of a text, its characters.
+    """
     metadata = {"group": group, "text": text, "choices": choices, "least": least, "most": most, "flag": flag}
     return field(default=None, metadata=metadata)
 
@@ -44,10 +50,10 @@ class Settings:
     """
 
     video: str = option("video", "reference clip: a video file or a folder of images")
-    frames: int = option("video", "frames to transfer", least=9)
-    start: int = option("video", "first frame of the clip that is used", least=0)
-    stride: int = option("video", "use every n-th frame of the clip", least=1)
-    size: Size = option("video", "size of the new video in pixels, multiples of 16")
+    frames: int = option("video", "frames to transfer", least=9, most=SOURCE_FRAMES)
+    start: int = option("video", "first frame of the clip that is used", least=0, most=SOURCE_FRAMES)
+    stride: int = option("video", "use every n-th frame of the clip", least=1, most=SOURCE_FRAMES)
+    size: Size = option("video", "size of the new video in pixels, multiples of 16", most=SIDE)
     fit: str = option("video", "how the clip gets that size", choices=("crop", "pad", "stretch"))
 
     model: str = option("model", f"{', '.join(MODELS)}, a hub id or a local folder")
@@ -69,27 +75,33 @@ class Settings:
     compile: str = option("speed", "compile the blocks: auto does on a GPU", choices=("auto", "on", "off"))
     engine: str = option("speed", "what runs forwards that need no gradient", choices=("torch", "tensorrt"))
 
-    prompt: str = option("text", "what the new video shows")
-    negative_prompt: str = option("text", "what it should not show")
-    source_prompt: str = option("text", "what the clip shows, used while its motion is read")
+    prompt: str = option("text", "what the new video shows", most=PROMPT_CHARACTERS)
+    negative_prompt: str = option("text", "what it should not show", most=PROMPT_CHARACTERS)
+    source_prompt: str = option(
+        "text", "what the clip shows, used while its motion is read", most=PROMPT_CHARACTERS
+    )
 
     guidance: bool = option("motion", "optimise towards the clip's motion")
     loss: str = option("motion", "motion feature", choices=("flow", "moft", "smm", "smm-release"))
     optimise: str = option("motion", "what is optimised", choices=("latent", "embedding"))
     guided: float = option("motion", "guided share of the denoising steps", least=0, most=1)
-    optimisation_steps: int = option("motion", "optimisation steps in each guided step", least=1)
-    learning_rate: tuple[float, float] = option("motion", "learning rate, from HIGH to LOW", least=0)
-    guidance_blocks: tuple[int, ...] = option("motion", "blocks whose motion is matched", least=0)
-    temperature: float = option("motion", "sharpness of the motion flow's softmax", least=1e-3)
+    optimisation_steps: int = option("motion", "optimisation steps in each guided step", least=1, most=1000)
+    learning_rate: tuple[float, float] = option(
+        "motion", "learning rate, from HIGH to LOW", least=0, most=100
+    )
+    guidance_blocks: tuple[int, ...] = option("motion", "blocks whose motion is matched", least=0, most=999)
+    temperature: float = option("motion", "sharpness of the motion flow's softmax", least=1e-3, most=1e4)
     rows: str = option("motion", "patches that count in the flow loss", choices=("moving", "all"))
     reference: str = option("motion", "motion flow of the clip", choices=("hard", "soft"))
     moft_channels: float = option("motion", "share of channels that MOFT compares", least=0, most=1)
     saved_embedding: str = option("motion", "embedding file used in place of optimisation", flag=False)
     injection: bool = option("motion", "inject the clip's keys and values in the guided steps")
-    injection_blocks: tuple[int, ...] = option("motion", "blocks that get them", least=0)
+    injection_blocks: tuple[int, ...] = option("motion", "blocks that get them", least=0, most=999)
 
     steps: int = option("sampling", "denoising steps", least=1, most=1000)
-    guidance_scale: float = option("sampling", "classifier-free guidance scale; 1 turns it off", least=1)
+    guidance_scale: float = option(
+        "sampling", "classifier-free guidance scale; 1 turns it off", least=1, most=100
+    )
     dynamic_scale: bool = option("sampling", "let the guidance scale rise over the steps, as 5B was made for")
     scheduler: str = option("sampling", "sampler", choices=("ddim", "dpm"))
     seed: int = option("sampling", "seed of all noise", least=0, most=2**63 - 1)
@@ -141,7 +153,7 @@ def read_settings(path: Path | None = None, **given: Any) -> Settings:
 
     Raises SettingsError if the file cannot be read, is no mapping or has a key that is no setting.
     """
-    values = _read_mapping(path) if path else {}
+    values = read_mapping(Path(path)) if path else {}
     values |= {name: value for name, value in given.items() if value is not None}
     known = [item.name for item in fields(Settings)]
     for name in values:
@@ -150,19 +162,6 @@ def read_settings(path: Path | None = None, **given: Any) -> Settings:
             hint = f"did you mean {near[0]!r}?" if near else "`ditflow transfer --print-config` shows all"
             raise SettingsError(f"unknown setting {name!r}: {hint}")
     return Settings(**values)
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"settings file {path}: {error.strerror}; give a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise SettingsError(f"settings file {path} is not YAML: {reason}") from None
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise SettingsError(f"settings file {path}: expected lines of `setting: value`")
-    return values
 
 
 def model_settings(model: str) -> dict[str, Any]:
@@ -178,11 +177,11 @@ def model_family(model: str) -> str:
     """The shipped model whose settings a name, a hub id or a folder starts from."""
     if model in MODELS:
         return model
-    config = Path(model).expanduser() / "transformer" / "config.json"
+    config = Path(os.path.expanduser(model)) / "transformer" / "config.json"
     if config.is_file():
         try:
             rotary = dict(json.loads(config.read_text(encoding="utf-8")))["use_rotary_positional_embeddings"]
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             raise SettingsError(
                 f"model {model}: {config} is damaged; give a complete pipeline folder"
             ) from None

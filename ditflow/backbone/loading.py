@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from ditflow.backbone.cogvideox import CogVideoX
 from ditflow.backbone.gguf_file import load_gguf
 from ditflow.backbone.lora import add_lora
 from ditflow.backbone.storage import store_weights
+from ditflow.backbone.trust import CONFIGS, check_part, read_json
 from ditflow.errors import DitflowError
 from ditflow.settings import MODELS, shipped
 from ditflow.small import SMALL_MODELS, pipeline_folder
 
 logger = logging.getLogger(__name__)
 
+ATTENTION = "sdpa"  # T5's: its config could name one to be fetched and run
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 WANTED = [
     "model_index.json",
@@ -43,18 +45,22 @@ class ModelFolder:
 
     def config(self, part: str) -> dict[str, Any]:
         """The configuration of a part, without its weights."""
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
         try:
-            return json.loads((self.path / part / name).read_text(encoding="utf-8"))
+            return read_json(self.path / part / CONFIGS.get(part, "config.json"))
         except (OSError, ValueError) as error:
             raise self._damaged(part, error) from None
+
+    def check(self) -> None:
+        """Raises DitflowError for what is missing or not to be trusted, as far as can be told at once."""
+        for part in PARTS:
+            self._check(part)
 
     def tokenizer(self) -> T5Tokenizer:
         return self._load("tokenizer", T5Tokenizer)
 
     def text_encoder(self) -> T5EncoderModel:
         """The T5 encoder, on the host."""
-        return self._load("text_encoder", T5EncoderModel, dtype=self.dtype)
+        return self._load("text_encoder", T5EncoderModel, dtype=self.dtype, attn_implementation=ATTENTION)
 
     def vae(self) -> AutoencoderKLCogVideoX:
         """The autoencoder, on the device."""
@@ -78,12 +84,21 @@ class ModelFolder:
             store_weights(transformer, weights, self.device)
         return CogVideoX(transformer, attention, compiled)
 
+    def _check(self, part: str) -> None:
+        try:
+            check_part(self.path / part)
+        except (OSError, ValueError) as error:
+            raise self._damaged(part, error) from None
+
     def _load(self, part: str, kind: type, **options: Any) -> Any:
+        self._check(part)
         if part != "tokenizer":
             options["use_safetensors"] = True
         try:
             return kind.from_pretrained(self.path / part, local_files_only=True, **options)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # shapes and names are the files': the libraries raise many kinds
             raise self._damaged(part, error) from None
 
     def _damaged(self, part: str, error: Exception) -> DitflowError:
@@ -98,7 +113,7 @@ def find_folder(model: str, download: bool = True) -> Path:
     """
     if model in SMALL_MODELS:
         return pipeline_folder(model)
-    if (path := Path(model).expanduser()).is_dir():
+    if (path := Path(os.path.expanduser(model))).is_dir():
         if not (path / "model_index.json").is_file():
             raise DitflowError(
                 f"{model} is a folder without model_index.json: give a CogVideoX pipeline folder"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from diffusers import CogVideoXTransformer3DModel
 from diffusers.loaders import CogVideoXLoraLoaderMixin
 
+from ditflow.backbone.trust import check_safetensors
 from ditflow.errors import DitflowError
+from ditflow.files import PICKLE_SUFFIXES, refuse_pickle
+
+FILE = "pytorch_lora_weights.safetensors"  # in a folder
 
 
 def add_lora(transformer: CogVideoXTransformer3DModel, given: str) -> None:
@@ -24,8 +29,9 @@ def add_lora(transformer: CogVideoXTransformer3DModel, given: str) -> None:
         )
         before = set(getattr(transformer, "peft_config", {}))
         transformer.load_lora_adapter(weights, prefix="transformer")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise DitflowError(f"--lora {source}: {str(error).strip().splitlines()[0]}") from None
+    except Exception as error:  # names and shapes are the file's: the libraries raise many kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DitflowError(f"--lora {source} does not fit this model: {reason}") from None
     if set(getattr(transformer, "peft_config", {})) == before:
         raise DitflowError(f"--lora {source}: holds no weights for this transformer's layers")
     transformer.fuse_lora(lora_scale=scale)
@@ -40,11 +46,13 @@ def check_lora(given: str) -> tuple[str, float]:
         raise DitflowError("--lora needs peft: pip install 'ditflow[lora]'") from None
     source, scale = split_scale(given)
     path = Path(source)
-    if path.suffix and path.suffix != ".safetensors":
-        raise DitflowError(f"--lora {source}: only .safetensors files are read; pickled weights can run code")
-    if path.suffix and not path.is_file():
-        raise DitflowError(f"--lora {source}: no such file")
-    if not source or (not path.suffix and not path.is_dir() and source.count("/") != 1):
+    if not math.isfinite(scale):
+        raise DitflowError(f"--lora {given}: {scale} is no scale; give a number, such as 0.8")
+    if source and path.is_dir():
+        _check_file(_in_folder(path))
+    elif path.suffix:
+        _check_file(path)
+    elif source.count("/") != 1:
         raise DitflowError(f"--lora {source!r}: give a .safetensors file, a folder or OWNER/NAME")
     return source, scale
 
@@ -58,3 +66,23 @@ def split_scale(given: str) -> tuple[str, float]:
         except ValueError:
             pass
     return given, 1.0
+
+
+def _in_folder(folder: Path) -> Path:
+    """A folder's LoRA file, or the pickle that is there in its place."""
+    if (folder / FILE).exists():
+        return folder / FILE
+    return next((path for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES), folder / FILE)
+
+
+def _check_file(path: Path) -> None:
+    if path.suffix in PICKLE_SUFFIXES:
+        refuse_pickle(path)
+    if path.suffix != ".safetensors":
+        raise DitflowError(f"--lora {path}: only .safetensors files are read")
+    if not path.is_file():
+        raise DitflowError(f"--lora {path}: no such file")
+    try:
+        check_safetensors(path)
+    except (OSError, ValueError) as error:
+        raise DitflowError(f"--lora {path} is damaged ({error}): fetch it again") from None

@@ -12,10 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import T5EncoderModel, T5Tokenizer
 
+from ditflow.setting_values import shown
+
 if TYPE_CHECKING:
     from ditflow.memory.weights import Weights
 
 logger = logging.getLogger(__name__)
+
+LOST = 300  # characters of what is left out that a warning quotes
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,9 @@ def tokenise(tokenizer: T5Tokenizer, prompts: Sequence[str], length: int) -> Ten
         whole = tokenizer(prompt).input_ids
         if len(whole) > length:
             lost = tokenizer.decode(whole[length - 1 : -1])
-            logger.warning("a prompt is longer than the model's %d tokens; left out: %r", length, lost)
+            logger.warning(
+                "a prompt is longer than the model's %d tokens; left out: %s", length, shown(lost, LOST)
+            )
     options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
     return tokenizer(list(prompts), **options).input_ids
 

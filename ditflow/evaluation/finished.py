@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,10 +11,13 @@ from torch import Tensor
 
 from ditflow import video
 from ditflow.errors import DitflowError
+from ditflow.files import inside
 from ditflow.job import SUFFIXES
+from ditflow.limits import RECORD_BYTES, SOURCE_FRAMES
 from ditflow.runs import read_tensors
 from ditflow.settings import Settings, read_settings
 from ditflow.video.folders import image_paths
+from ditflow.video.reading import check_source
 from ditflow.video.timeline import read_timeline
 
 
@@ -30,33 +32,59 @@ class FinishedRun:
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Raises DitflowError where the folder is no finished transfer."""
-        settings, record = folder / "settings.yaml", folder / "run.json"
+        settings, record = inside(folder, "settings.yaml"), inside(folder, "run.json")
         if not settings.is_file() or not record.is_file():
             raise DitflowError(f"{folder} is no finished run: give a folder with settings.yaml and run.json")
-        try:
-            run = cls(folder, read_settings(settings), json.loads(record.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise DitflowError(f"{record} is damaged ({error}): make the run again") from None
+        run = cls(folder, read_settings(settings), _read_record(record))
         if not run.video("result").exists():
             raise DitflowError(f"{folder} has no {run.video('result').name}: give the folder of a transfer")
         return run
 
     def video(self, name: str) -> Path:
         """Where its "result", "reference" or "comparison" is."""
-        return self.folder / f"{name}{SUFFIXES[self.settings.format]}"
+        return inside(self.folder, f"{name}{SUFFIXES[self.settings.format]}")
 
     def clip(self, name: str) -> video.Clip:
         return video.read_clip(self.video(name), frames=self.settings.frames, size=None)
 
     def latents(self) -> tuple[Tensor, Tensor]:
         """The reference's and the result's, [1, frames, channels, height, width]."""
-        tensors, _ = read_tensors(self.folder / "latents.safetensors", "every transfer writes it")
-        return tensors["reference"], tensors["latents"]
+        path = inside(self.folder, "latents.safetensors")
+        tensors, _ = read_tensors(path, "every transfer writes it")
+        reference, result = tensors.get("reference"), tensors.get("latents")
+        if reference is None or result is None or reference.ndim != 5 or reference.shape != result.shape:
+            raise DitflowError(f"{path} is damaged: it has no `reference` and `latents` of one shape")
+        return reference, result
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """run.json, which has what `Job.end` was given."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(RECORD_BYTES + 1)
+        if len(content) > RECORD_BYTES:
+            raise ValueError(f"more than {RECORD_BYTES} bytes")
+        record = json.loads(content)
+        if not _is_record(record):
+            raise ValueError("not what a run writes")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DitflowError(f"{path} is damaged ({error}): make the run again") from None
+    return record
+
+
+def _is_record(record: Any) -> bool:
+    try:
+        phases, losses = record["phases"].values(), record.get("losses", [])
+        numbers = [phase["seconds"] for phase in phases] + [value for step in losses for value in step]
+        numbers += [phase["peak_bytes"] for phase in phases if phase["peak_bytes"] is not None]
+        named = isinstance(record["versions"], dict) and isinstance(record["device"], str)
+    except (AttributeError, KeyError, TypeError):
+        return False
+    return named and all(isinstance(number, int | float) for number in numbers)
 
 
 def whole_clip(source: Path) -> video.Clip:
     """All frames of a video or an image folder. Raises DitflowError where it cannot be read."""
-    if not source.exists():
-        raise DitflowError(f"{source} does not exist: give a video file or a folder of images")
-    count = len(image_paths(source)) if source.is_dir() else read_timeline(source, sys.maxsize).count
+    check_source(source)
+    count = len(image_paths(source)) if source.is_dir() else read_timeline(source, SOURCE_FRAMES).count
     return video.read_clip(source, frames=max(1, count), size=None)

@@ -77,14 +77,13 @@ def _cotracker(frames: np.ndarray, weights: Path | None) -> tuple[np.ndarray, np
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    state = None if weights is None else _read_weights(weights)
     try:
         # with a revision named and nothing to validate, a copy in the hub's cache needs no network;
         # its own way to the weights would run what a pickle says
         predictor = torch.hub.load(REPOSITORY, ENTRY, pretrained=False, skip_validation=True, trust_repo=True)
-        if weights is None:
+        if state is None:
             state = torch.hub.load_state_dict_from_url(WEIGHTS, map_location="cpu", weights_only=True)
-        else:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
         predictor.model.load_state_dict(state)
     except Exception as error:  # foreign code from the network: whatever it raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -97,3 +96,16 @@ def _cotracker(frames: np.ndarray, weights: Path | None) -> tuple[np.ndarray, np
         places, _ = predictor.to(device)(video.to(device), grid_size=GRID)  # [1, frames, points, 2]
     found = places[0].transpose(0, 1).cpu().numpy()
     return found, np.ones(len(found), bool)
+
+
+def _read_weights(path: Path) -> dict:
+    """Its weights, which come as a pickle alone: of that, tensors and nothing that acts."""
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the file's content decides which
+        reason = error.strerror if isinstance(error, OSError) else "it holds more than tensors, or is damaged"
+        raise DitflowError(
+            f"CoTracker3 cannot be loaded from {path} ({reason}): give its own file, or use --tracker lk"
+        ) from None

@@ -9,6 +9,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from ditflow.errors import DitflowError
 from ditflow.video.timeline import Timeline, open_video, read_timeline
 
 Place = Callable[[Image.Image], np.ndarray]
@@ -41,6 +42,8 @@ def read_video(source: Path, wanted: range, place: Place) -> tuple[list[np.ndarr
             if index not in found:
                 return [], index, timeline.frame_rate
         frames = [found[index] for index in wanted]
+    if len({frame.shape for frame in frames}) > 1:
+        raise DitflowError(f"{source} changes its size on the way: give a size")
     return frames, timeline.count, timeline.frame_rate
 
 

@@ -1,28 +1,49 @@
 """Folders of images as video sources."""
 
+import logging
 import re
+import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ditflow.errors import DitflowError
+from ditflow.limits import PICTURE_PIXELS, SOURCE_FRAMES
 
+logger = logging.getLogger(__name__)
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # what the file is, whatever it is called
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def image_paths(folder: Path) -> list[Path]:
     """The folder's images in natural order, frame2 before frame10. Raises DitflowError if there are none."""
     # macOS keeps "._frame1.png" beside frame1.png on foreign disks
-    images = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    ]
+    images = []
+    for path in folder.iterdir():
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
+            images.append(path)
+        if len(images) > SOURCE_FRAMES:
+            raise DitflowError(f"{folder} has more than {SOURCE_FRAMES} images in it: give a part of it")
     if not images:
         raise DitflowError(f"{folder} has no images in it: give a video or a folder of {', '.join(SUFFIXES)}")
     return sorted(images, key=_natural)
+
+
+def warn_of_gaps(paths: list[Path]) -> None:
+    """A warning where the numbers in the names leave one out: the motion will jump there."""
+    numbers = [re.findall(r"\d+", path.stem)[-1:] for path in paths]
+    if not all(numbers):
+        return
+    steps = [int(after) - int(before) for (before,), (after,) in pairwise(numbers)]
+    for place, step in enumerate(steps):
+        if step > min(steps) > 0:
+            before, after = paths[place].name, paths[place + 1].name
+            logger.warning("%s is followed by %s: images seem to be missing between them", before, after)
+            return
 
 
 def read_images(paths: list[Path], place: Callable[[Image.Image], np.ndarray]) -> list[np.ndarray]:
@@ -30,9 +51,12 @@ def read_images(paths: list[Path], place: Callable[[Image.Image], np.ndarray]) -
     frames: list[np.ndarray] = []
     for path in paths:
         try:
-            with Image.open(path) as image:
+            with _opened(path) as image:
+                _check_pixels(path, *image.size)
                 frame = place(ImageOps.exif_transpose(image))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except DitflowError:
+            raise
+        except Exception as error:  # Pillow raises many kinds
             raise DitflowError(f"{path} is not an image that can be read ({error}): replace it") from error
         if frames and frame.shape != frames[0].shape:
             raise DitflowError(
@@ -40,6 +64,20 @@ def read_images(paths: list[Path], place: Callable[[Image.Image], np.ndarray]) -
             )
         frames.append(frame)
     return frames
+
+
+def _opened(path: Path) -> Image.Image:
+    """An image, of which no more than the header is read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path, formats=FORMATS)
+
+
+def _check_pixels(path: Path, width: int, height: int) -> None:
+    if width * height > PICTURE_PIXELS:
+        raise DitflowError(
+            f"{path} is {width}x{height}, and no more than {PICTURE_PIXELS} pixels are read: scale it down"
+        )
 
 
 def _natural(path: Path) -> tuple[list[str | int], str]:

@@ -1,17 +1,21 @@
 """A stretch of a video or of an image folder, as a clip of the size that is asked for."""
 
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ditflow.errors import DitflowError, SettingsError
+from ditflow.limits import CLIP_BYTES, PICTURE_PIXELS, SOURCE_FRAMES
 from ditflow.video.clip import Clip
 from ditflow.video.decoding import Place, read_video
 from ditflow.video.fitting import FITS, fitted
-from ditflow.video.folders import image_paths, read_images
+from ditflow.video.folders import image_paths, read_images, warn_of_gaps
 from ditflow.video.timeline import DEFAULT_RATE
+
+FEWEST = 9  # frames of a run
+SLOWEST, FASTEST = Fraction(1, 100), Fraction(1000)  # frames a second that every format can say
 
 
 def read_clip(
@@ -35,27 +39,53 @@ def read_clip(
         )
     if fit not in FITS:
         raise SettingsError(f"fit {fit!r}: give one of {', '.join(FITS)}")
-    if not source.exists():
-        raise DitflowError(f"{source} does not exist: give a video file or a folder of images")
+    check_source(source)
     wanted = range(start, start + frames * stride, stride)
+    if wanted[-1] >= SOURCE_FRAMES:
+        raise SettingsError(
+            f"frames {frames}, start {start}, stride {stride} reach frame {wanted[-1]}: cut the source, "
+            f"no more than {SOURCE_FRAMES} frames of one are read"
+        )
+
+    def place(image: Image.Image) -> np.ndarray:
+        width, height = size or image.size
+        if 3 * width * height * frames > CLIP_BYTES:
+            raise DitflowError(
+                f"{source}: {frames} frames of {width}x{height} are more than the {CLIP_BYTES >> 30} GiB "
+                "that a clip may have; give fewer frames or a smaller size"
+            )
+        return fitted(image, size, fit)
+
     read = _read_folder if source.is_dir() else read_video
-    pictures, available, frame_rate = read(source, wanted, partial(fitted, size=size, fit=fit))
+    pictures, available, frame_rate = read(source, wanted, place)
     if not pictures:
         raise DitflowError(f"{source}: {_too_short(available, wanted)}")
-    return Clip(np.stack(pictures), frame_rate / stride)
+    return Clip(np.stack(pictures), min(max(frame_rate / stride, SLOWEST), FASTEST))
+
+
+def check_source(source: Path) -> None:
+    """Raises DitflowError for what is no file and no folder: a device or a pipe may have no end."""
+    if not source.is_file() and not source.is_dir():
+        what = "is no file" if source.exists() else "does not exist"
+        raise DitflowError(f"{source} {what}: give a video file or a folder of images")
 
 
 def _read_folder(source: Path, wanted: range, place: Place) -> tuple[list[np.ndarray], int, Fraction]:
     paths = image_paths(source)
     if len(paths) <= wanted[-1]:
         return [], len(paths), DEFAULT_RATE
-    return read_images([paths[index] for index in wanted], place), len(paths), DEFAULT_RATE
+    used = [paths[index] for index in wanted]
+    warn_of_gaps(used)
+    return read_images(used, place), len(paths), DEFAULT_RATE
 
 
 def _too_short(available: int, wanted: range) -> str:
     """What to change, where no more than the first `available` frames can be read."""
     if available == 0:
-        return "no frame of it can be read: give another video"
+        reason = f"it is damaged, or has more than {PICTURE_PIXELS} pixels"
+        return f"no frame of it can be read: {reason}; give another video"
+    if available < FEWEST:
+        return f"only {available} frames can be read, and a run has {FEWEST} at least: give a longer video"
     start, stride, frames = wanted.start, wanted.step, len(wanted)
     room = available - 1 - start  # frames after the first one
     remedies = []

@@ -11,10 +11,14 @@ from typing import NamedTuple
 import av
 
 from ditflow.errors import DitflowError
+from ditflow.limits import PICTURE_PIXELS
 
 DEFAULT_RATE = Fraction(8)  # CogVideoX's own, where a source does not say its rate
 VP8_SHOWN = 0x10  # in a frame's first byte
 RATE_TOLERANCE = 0.2  # between the declared frame rate and the stamps of a short stretch
+MOST_PIXELS = {"max_pixels": str(PICTURE_PIXELS)}
+# formats that hold their own frames: a playlist would have other files and addresses opened
+ALONE = {"format_whitelist": "mov,mp4,matroska,webm,avi,gif", "protocol_whitelist": "file"}
 REORDERED = 32  # packets read beyond the last wanted frame; codecs show a frame at most 16 packets late
 
 
@@ -45,7 +49,7 @@ class Timeline:
 def open_video(source: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """The file and its main video stream. Raises DitflowError where that is nothing to read."""
     try:
-        container = av.open(str(source), metadata_errors="replace")
+        container = av.open(str(source), metadata_errors="replace", options=ALONE | MOST_PIXELS)
     except (av.FFmpegError, OSError) as error:
         raise DitflowError(
             f"{source} is no video that can be read ({error.strerror}): give mp4, mov, mkv, webm, avi, gif"
@@ -57,6 +61,7 @@ def open_video(source: Path) -> Iterator[tuple[av.container.InputContainer, av.V
             raise DitflowError(f"{source} has no video stream, only {_kinds(container)}: give a video")
         if stream.codec_context is None:
             raise DitflowError(f"{source} is of a codec that cannot be decoded here: convert it to H.264")
+        stream.codec_context.options = MOST_PIXELS  # frames may be larger than the first one
         yield container, stream
 
 
@@ -107,7 +112,7 @@ def _frame_rate(
     # browsers record files that declare 1000 frames a second
     if declared and abs(declared / measured - 1) < RATE_TOLERANCE:
         return declared
-    return measured.limit_denominator(1001)
+    return measured.limit_denominator(1001) or measured
 
 
 def _kinds(container: av.container.InputContainer) -> str:

@@ -1,0 +1,78 @@
+"""The command line in this process, and what it has to say of bad input: one line."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ditflow import video
+from ditflow.cli import main
+from ditflow.job import Job
+from ditflow.progress import Progress
+from ditflow.runs import Run
+from ditflow.settings import Settings
+
+FRAMES = 9
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    output: str
+    error: str
+
+
+def case(what: str, *values: object):
+    """Parameters of a test, and the row of docs/reliability.md that it is."""
+    return pytest.param(*values, id=what, marks=pytest.mark.fault(what))
+
+
+def begun(settings: Settings, progress: Progress) -> Run:
+    """A transfer as far as all is checked, the clip read and its folder made."""
+    return Job.begin(settings, progress, needs=("video", "prompt")).run
+
+
+def begun_and_read(settings: Settings, progress: Progress) -> Run:
+    """And its prompts encoded."""
+    job = Job.begin(settings, progress, needs=("video", "prompt"))
+    job.texts()
+    return job.run
+
+
+def transfer_words(model: Path, source: object, prompt: str = "a red circle") -> list[str]:
+    """A transfer with the random pipeline, of a size that costs nothing."""
+    words = ["transfer", "--model", str(model), "--video", str(source), "--prompt", prompt]
+    words += ["--frames", str(FRAMES), "--size", "48x32", "--guidance-blocks", "2"]
+    return [*words, "--negative-prompt", "", "--device", "cpu", "--dtype", "float32"]
+
+
+def answer(capfd, words: list[str]) -> Answer:
+    """What a command says. Nothing may get past `main` but argparse's way out."""
+    capfd.readouterr()
+    try:
+        code = main(words)
+    except SystemExit as gone:
+        code = gone.code
+    output, error = capfd.readouterr()
+    return Answer(code, output, error)
+
+
+def assert_refused(capfd, words: list[str], code: int, *parts: str) -> None:
+    """One line that says all the `parts`, the exit code, and no new file in the current folder."""
+    before = sorted(Path().rglob("*"))
+    found = answer(capfd, words)
+    assert found.error.startswith("ditflow: ") and found.error.count("\n") == 1, found.error
+    assert all(part in found.error for part in parts), found.error
+    assert (found.code, found.output) == (code, "")
+    assert len(found.error) < 1000 and found.error.strip().isprintable()
+    assert sorted(Path().rglob("*")) == before
+
+
+def assert_begins(capfd, words: list[str], warning: str = "") -> video.Clip:
+    """The run begins, with this warning or none; what it has read of the clip."""
+    found = answer(capfd, [*words, "--quiet"])
+    assert found.code == 0, found.error
+    assert warning in found.error and found.error.count("\n") == bool(warning), found.error
+    clip = video.read_clip(Path(found.output.strip()) / "reference.mp4", frames=FRAMES, size=None)
+    assert clip.frames.shape == (FRAMES, 32, 48, 3)
+    return clip

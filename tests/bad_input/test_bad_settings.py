@@ -1,0 +1,221 @@
+"""Numbers, prompts, settings files and words: refused in one line, or taken, through the command line."""
+
+from dataclasses import fields
+
+import pytest
+import yaml
+from command_line import answer, assert_begins, assert_refused, begun_and_read, case, transfer_words
+
+from ditflow import jobs
+from ditflow.limits import SETTINGS_BYTES
+from ditflow.settings import Settings
+
+CONFIG = ["transfer", "--model", "small", "--print-config"]
+NUMBERS = {item.name: item.metadata for item in fields(Settings) if item.metadata["least"] is not None}
+LISTS = {"learning_rate": ["0.1"], "guidance_blocks": [], "injection_blocks": []}  # what goes with a number
+NO_NUMBERS = ("", "ten", "nan", "inf", "1e999", "9" * 5000)
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(monkeypatch, tmp_path):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def settings_with(name: str, value: object) -> list[str]:
+    """Words that give a setting this value, and print what is made of it."""
+    # so that no block is both guided and injected
+    apart = ["--set", "injection=off" if name == "guidance_blocks" else "guidance=off"]
+    values = [str(value), *LISTS.get(name, [])]
+    return [*CONFIG, *apart, "--set", f"{name}={','.join(values)}"]
+
+
+def test_every_number_has_two_ends():
+    assert all(metadata["most"] is not None for metadata in NUMBERS.values())
+    assert len(NUMBERS) == 13
+
+
+@pytest.mark.parametrize(
+    "name", [case(f"--{name.replace('_', '-')} at its ends and beyond", name) for name in NUMBERS]
+)
+def test_numbers(name, capfd):
+    least, most = NUMBERS[name]["least"], NUMBERS[name]["most"]
+    for end in (least, most):
+        given = yaml.safe_load(answer(capfd, settings_with(name, end)).output)[name]
+        assert (given[0] if isinstance(given, list) else given) == end
+    assert_refused(capfd, settings_with(name, least - 1), 2, f"{name}: ", "given, at least", str(least))
+    assert_refused(capfd, settings_with(name, most + 1), 2, f"{name}: ", "given, at most", str(most))
+    for value in NO_NUMBERS:
+        if value or name not in ("guidance_blocks", "injection_blocks"):  # which may be none
+            assert_refused(capfd, settings_with(name, value), 2, f"{name}: ", "number", "accepted")
+
+
+@pytest.mark.parametrize(
+    ("size", "parts"),
+    [
+        case("a size that is not in sixteens", "720x479", ["multiples of 16 accepted; nearest: 720x480"]),
+        case("a size of nothing", "0x0", ["nearest: 16x16"]),
+        case("a size of one number, or of three", "720x480x3", ["WIDTHxHEIGHT accepted"]),
+        case("a size that no memory holds", "8208x16", ["at most 8192 accepted"]),
+    ],
+)
+def test_sizes(size, parts, capfd):
+    assert_refused(capfd, [*CONFIG, "--size", size], 2, "size: ", *parts)
+
+
+@pytest.mark.fault("a size at its ends")
+def test_sizes_at_their_ends(capfd):
+    for size in ("16x16", "8192x8192"):
+        assert yaml.safe_load(answer(capfd, [*CONFIG, "--size", size]).output)["size"] == size
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parts"),
+    [
+        case("an empty prompt", "", ["prompt: nothing given; use --prompt"]),
+        case("a prompt of spaces", " \t ", ["prompt: nothing given; use --prompt"]),
+        case(
+            "a prompt of 10,001 characters", "x" * 10_001, ["10001 characters given, at most 10000 accepted"]
+        ),
+        case(
+            "a prompt with control characters",
+            "a \x1b[31mred\x07 dog",
+            [r"'\x1b' in 'a \x1b", "leave it out"],
+        ),
+        case("a prompt that is not UTF-8", "na\udcefve", [r"'\udcef' in", "leave it out"]),
+    ],
+)
+def test_prompts_refused(prompt, parts, small_folder, clip, capfd):
+    assert_refused(capfd, transfer_words(small_folder, clip, prompt), 2, "prompt", *parts)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "warning"),
+    [
+        case(
+            "a prompt of 10,000 characters",
+            "a red circle " * 769 + "end",
+            "the model's 16 tokens; left out: ",
+        ),
+        case("a prompt of one word of 10,000 letters", "ñ" * 10_000, ""),
+        case("a prompt of emoji", "🐻‍❄️🏔️", ""),
+        case("a prompt of several lines", "a red\r\n\tcircle\n", ""),
+        case("a prompt like a path", "../etc", ""),
+    ],
+)
+def test_prompts_taken(prompt, warning, small_folder, clip, capfd, monkeypatch, tmp_path):
+    monkeypatch.setattr(jobs, "transfer", begun_and_read)
+    assert_begins(capfd, transfer_words(small_folder, clip, prompt), warning)
+    (run,) = (tmp_path / "here" / "runs").iterdir()
+    assert yaml.safe_load((run / "settings.yaml").read_text())["prompt"] == prompt
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{after}: &{after} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, after in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        case("YAML with an anchor bomb", f"{BOMB}prompt: *i\n", ["line 2: *a is an alias; write out"]),
+        case("YAML that holds itself", "lora: &a [*a]\n", ["line 1: *a is an alias; write out"]),
+        case(
+            "YAML with a tag", "prompt: !!python/object/apply:os.getcwd []\n", ["os.getcwd is a tag; leave"]
+        ),
+        case("YAML with an unknown key", "stepz: 4\n", ["unknown setting 'stepz': did you mean 'steps'?"]),
+        case(
+            "YAML with a key twice", "seed: 1\nsteps: 4\nseed: 2\n", ["'seed' is given 2 times; give it once"]
+        ),
+        case(
+            "YAML with a list for a text", "prompt: [a, b]\n", ["prompt: ['a', 'b'] given, a text accepted"]
+        ),
+        case("YAML with names for a number", "steps: {a: 1}\n", ["steps: {'a': 1} given, a whole number"]),
+        case(
+            "YAML with a date that is none", "prompt: 2026-13-45\n", ["is not YAML: month must be in 1..12"]
+        ),
+        case("YAML of a list", "- a\n- b\n", ["expected lines of `setting: value`"]),
+        case("an empty settings file", "", ["expected lines of `setting: value`"]),
+        case("YAML nested five thousand times", "lora: " + "[" * 5_000, ["nested too deep"]),
+        case("a settings file of megabytes", "# long\n" * 500_000, [f"larger than {SETTINGS_BYTES} bytes"]),
+        case("a settings file that is not UTF-8", b"prompt: na\xefve\n", ["is not YAML: 'utf-8' codec"]),
+        case("a settings file of zero bytes", bytes(64), ["is not YAML: unacceptable character"]),
+        case("a video in the place of settings", b"\0\0\0\x20ftypisom" + bytes(range(256)), ["is not YAML"]),
+    ],
+)
+def test_settings_files(content, parts, tmp_path, capfd):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    assert_refused(capfd, ["transfer", "--config", str(path)], 2, *parts)
+
+
+@pytest.mark.fault("a device without end, or a folder, in the place of settings")
+def test_settings_that_are_no_file(tmp_path, capfd):
+    assert_refused(capfd, ["transfer", "--config", "/dev/zero"], 2, f"larger than {SETTINGS_BYTES} bytes")
+    assert_refused(capfd, ["transfer", "--config", str(tmp_path)], 2, "Is a directory; give a YAML file")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "parts"),
+    [
+        case("an unknown option", "transfer --stepz 4", 2, ["unrecognized arguments: --stepz 4", "--help"]),
+        case("an option without its value", "transfer --steps", 2, ["--steps: expected one argument"]),
+        case("an unknown command", "transform", 2, ["invalid choice: 'transform'", "transfer"]),
+        case(
+            "a memory that is no size", "transfer --memory lots", 2, ["memory: 'lots' given; accepted: auto"]
+        ),
+        case(
+            "a device that is none", "transfer --video {clip} --prompt x --device toaster", 2, ["auto, cpu"]
+        ),
+        case(
+            "a home folder of nobody", "transfer --video ~nobody-here/a.mp4 --prompt x", 1, ["does not exist"]
+        ),
+        case(
+            "a name of 300 letters",
+            f"transfer --prompt x --video {'a' * 300}.mp4",
+            2,
+            ["of any file; shorten"],
+        ),
+        case(
+            "a block that the model has not",
+            "transfer --video {clip} --prompt x --guidance-blocks 7",
+            1,
+            ["0 to 5"],
+        ),
+        case(
+            "a LoRA with a scale of nan",
+            "transfer --video {clip} --prompt x --lora {clip}:nan",
+            1,
+            ["nan is no scale"],
+        ),
+    ],
+)
+def test_words(words, code, parts, clip, small_folder, capfd):
+    given = [word.format(clip=clip) for word in words.split()]
+    model = (
+        ["--model", str(small_folder), "--frames", "9", "--size", "48x32"] if given[0] == "transfer" else []
+    )
+    assert_refused(capfd, given[:1] + model + given[1:], code, *parts)
+
+
+@pytest.mark.fault("an error that nobody foresaw")
+def test_unforeseen(capfd, monkeypatch):
+    def broken(*_):
+        raise LookupError("first line\nsecond \x1b[31mline")
+
+    monkeypatch.setattr(jobs, "transfer", broken)
+    told = r"unexpected LookupError: first line second \x1b[31mline; run again with --debug and report it"
+    assert_refused(capfd, ["transfer", "--quiet"], 1, told)
+    found = answer(capfd, ["transfer", "--quiet", "--debug"])
+    assert found.code == 1 and "Traceback" in found.error and "in broken" in found.error
+    assert "report it" not in found.error
+
+
+@pytest.mark.parametrize("command", ["transfer", "inject", "flow", "plan", "evaluate", "report"])
+def test_debug_shows_where_a_refusal_arose(command, capfd, monkeypatch):
+    words = {"inject": ["--from", "absent"], "evaluate": ["absent"], "report": ["absent"]}
+    found = answer(capfd, [command, *words.get(command, ["--set", "steps=0"]), "--debug"])
+    last = found.error.splitlines()[-1]
+    assert "Traceback" in found.error and last.startswith("ditflow: ")
+    assert found.code == (1 if command in ("evaluate", "report") else 2)

@@ -1,0 +1,101 @@
+"""Videos and image folders: refused in one line, or read, through the command line."""
+
+import numpy as np
+import pytest
+import sources
+from command_line import assert_begins, assert_refused, begun, case, transfer_words
+from sources import content, cut, folder, frames_of, gif, of_kind, png
+
+from ditflow import jobs
+from ditflow.video import folders, reading
+
+KINDS = "give mp4, mov, mkv, webm, avi, gif or a folder of images"
+UNREADABLE = ("is no video that can be read", KINDS)
+NO_FRAME = ("no frame of it can be read", "it is damaged, or has more than 67108864 pixels; give another")
+PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nhttp://127.0.0.1:9/x.mp4\n#EXT-X-ENDLIST\n"
+LIST = b"ffconcat version 1.0\nfile b.mp4\n"
+
+
+@pytest.fixture(autouse=True)
+def beginning_alone(monkeypatch, tmp_path):
+    """In an empty folder of its own, beside the sources."""
+    monkeypatch.setattr(jobs, "transfer", begun)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "parts"),
+    [
+        case("a video cut short after a few frames", "a.mp4", sources.few_frames, ["a run has 9 at least"]),
+        case("a video cut short before its index", "a.mp4", cut(0.6, of_kind()), UNREADABLE),
+        case("an empty file", "a.mp4", content(b""), UNREADABLE),
+        case("a text under a video's name", "a.mp4", content(b"hello\n"), UNREADABLE),
+        case("a picture under a video's name", "a.mp4", sources.picture, UNREADABLE),
+        case("a file of sound alone", "a.mp4", sources.sound, ["no video stream, only audio: give a video"]),
+        case("a video of one frame", "a.mkv", frames_of(1), ["only 1 frames", "give a longer video"]),
+        case("a video of one frame too few", "a.mkv", frames_of(8), ["only 8 frames", "give a longer video"]),
+        case("a video whose frames are noise", "a.mp4", sources.garbled, NO_FRAME),
+        case("a video that says 30000x30000", "a.mkv", sources.huge_in_matroska, NO_FRAME),
+        case("a GIF of 65535x65535 in a few bytes", "a.gif", gif(65535), NO_FRAME),
+        case("a GIF of 16000x16000 in a few bytes", "a.gif", gif(16000), NO_FRAME),
+        case("a video that says ten million frames", "a.mp4", sources.ten_million_frames, NO_FRAME),
+        case("a playlist under a video's name", "a.mp4", content(PLAYLIST), UNREADABLE),
+        case("a list of files under a video's name", "a.mp4", content(LIST), UNREADABLE),
+        case("a pipe in the place of a video", "a.mp4", sources.pipe, ["is no file: give a video file or"]),
+        case(
+            "a picture that says 10000x10000",
+            "a",
+            folder(png(10_000)),
+            ["is 10000x10000, and", "scale it down"],
+        ),
+        case("a picture that says 30000x30000", "a", folder(png(30_000)), ["900000000 pixels", "replace it"]),
+        case(
+            "PostScript as PNG", "a", folder(sources.postscript), ["frame03.png is not an image", "replace"]
+        ),
+        case("half a picture", "a", folder(sources.half), ["frame03.png is not an image", "replace it"]),
+    ],
+)
+def test_refused(name, make, parts, small_folder, tmp_path, capfd):
+    make(tmp_path / name)
+    assert_refused(capfd, transfer_words(small_folder, tmp_path / name), 1, name, *parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "warning"),
+    [
+        case("a variable frame rate", "a.mp4", sources.uneven, ""),
+        case("a video to be shown turned", "a.mp4", sources.turned, ""),
+        case("a video of odd width and height", "a.mkv", of_kind("ffv1", "yuv444p", 63, 47), ""),
+        case("a video twenty times as wide as high", "a.mkv", of_kind("ffv1", "yuv444p", 320, 16), ""),
+        case("a video of 10 bits", "a.mp4", of_kind("libx264", "yuv420p10le"), ""),
+        case("a video with transparency", "a.mov", of_kind("qtrle", "argb"), ""),
+        case("an MP4 under an AVI's name", "a.avi", sources.mp4_renamed, ""),
+        case("a name in capitals with emoji and spaces", "🐻 Bär.MP4", sources.mp4_renamed, ""),
+        case("a container that lies of 30000x30000", "a.mp4", sources.huge_in_mp4, ""),
+        case("images of several sizes", "a", folder(sources.second_size), ""),
+        case(
+            "a gap in the numbers of images",
+            "a",
+            folder(sources.gap),
+            "frame03.png is followed by frame05.png",
+        ),
+    ],
+)
+def test_read(name, make, warning, small_folder, tmp_path, capfd):
+    make(tmp_path / name)
+    clip = assert_begins(capfd, [*transfer_words(small_folder, tmp_path / name), "--fit", "pad"], warning)
+    assert len({frame.tobytes() for frame in clip.frames}) > 1 and np.ptp(clip.frames[0]) > 50
+
+
+@pytest.mark.fault("more frames, pixels or images than are read")
+def test_limits(small_folder, tmp_path, capfd, monkeypatch):
+    words = transfer_words(small_folder, sources.front(tmp_path / "a.mp4"))
+    far = ["frame 400016: cut the source", "no more than 200000 frames"]
+    assert_refused(capfd, [*words, "--start", "200000", "--stride", "25002"], 2, *far)
+    monkeypatch.setattr(reading, "CLIP_BYTES", 9 * 48 * 32 * 3 - 1)
+    assert_refused(capfd, words, 1, "9 frames of 48x32 are more than", "fewer frames or a smaller size")
+    folder()(tmp_path / "images")
+    monkeypatch.setattr(folders, "SOURCE_FRAMES", 11)
+    more = "images has more than 11 images in it: give a part of it"
+    assert_refused(capfd, transfer_words(small_folder, tmp_path / "images"), 1, more)

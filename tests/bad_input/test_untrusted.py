@@ -1,0 +1,245 @@
+"""Files from somebody else: nothing in them runs, nothing is read or written elsewhere because of them."""
+
+import json
+import os
+import pickle
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import answer, assert_refused, begun, case, transfer_words
+
+from ditflow import jobs
+from ditflow.backbone.loading import ModelFolder
+from ditflow.errors import DitflowError
+from ditflow.evaluation.finished import FinishedRun
+from ditflow.files import inside
+from ditflow.report import page
+from ditflow.runs import Run
+
+PICKLE = ["is a pickle, and reading one can run code: give safetensors"]
+RECORD = {"versions": {}, "device": "cpu", "phases": {}}
+
+
+class Hostile:
+    """Unpickled, it leaves a file in the current folder."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("ran"),)
+
+
+def torch_pickle(path: Path) -> None:
+    torch.save({"weight": Hostile()}, path)
+
+
+def bare_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps(Hostile()))
+
+
+def header_bomb(path: Path) -> None:
+    path.write_bytes(struct.pack("<Q", 1 << 60) + b"{")
+
+
+def folder_with_pickle(path: Path) -> None:
+    path.mkdir()
+    torch_pickle(path / "pytorch_lora_weights.bin")
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch, tmp_path):
+    """An empty folder of its own; the transfer begins and no more."""
+    monkeypatch.setattr(jobs, "transfer", begun)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "make", "parts"),
+    [
+        case("a pickle as LoRA", "--lora={}", "a.pt", torch_pickle, PICKLE),
+        case("a pickle as LoRA, called safetensors", "--lora={}", "a.safetensors", torch_pickle, PICKLE),
+        case("a bare pickle as LoRA, called safetensors", "--lora={}", "a.safetensors", bare_pickle, PICKLE),
+        case("a LoRA folder with a pickle alone", "--lora={}", "lora", folder_with_pickle, PICKLE),
+        case("a LoRA with a header of 2^60 bytes", "--lora={}", "a.safetensors", header_bomb, ["is damaged"]),
+        case("a pickle as embedding", "--set=saved_embedding={}", "a.pt", torch_pickle, PICKLE),
+        case("a pickle called safetensors", "--set=saved_embedding={}", "a.safetensors", bare_pickle, PICKLE),
+        case(
+            "an embedding's header of 2^60 bytes",
+            "--set=saved_embedding={}",
+            "a.st",
+            header_bomb,
+            ["damaged"],
+        ),
+        case("a pickle called GGUF", "--weights={}", "a.gguf", torch_pickle, ["not a complete GGUF file"]),
+    ],
+)
+def test_weights(option, name, make, parts, small_folder, clip, tmp_path, capfd):
+    make(tmp_path / name)
+    words = [*transfer_words(small_folder, clip), option.format(tmp_path / name), "--quiet"]
+    assert_refused(capfd, words, 1, name, *parts)
+
+
+def in_pickles(model: Path) -> None:
+    (model / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    torch_pickle(model / "vae" / "diffusion_pytorch_model.bin")
+
+
+def renamed_pickle(model: Path) -> None:
+    torch_pickle(model / "text_encoder" / "model.safetensors")
+
+
+def index_elsewhere(model: Path) -> None:
+    torch_pickle(model.parent / "elsewhere.bin")
+    weights = {"weight_map": {"patch_embed.proj.weight": "../../elsewhere.bin"}}
+    index = model / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps(weights))
+
+
+def changed(part: str, **values: object):
+    def change(model: Path) -> None:
+        config = model / part / ("tokenizer_config.json" if part == "tokenizer" else "config.json")
+        config.write_text(json.dumps(json.loads(config.read_text()) | values))
+        (model / part / "own.py").write_text("open('ran', 'w')\nclass Own: pass\n")
+
+    return change
+
+
+def huge_config(model: Path) -> None:
+    (model / "vae" / "config.json").write_text("[" * (1 << 19))
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        case("a model with pickles alone", in_pickles, PICKLE),
+        case("a model with a pickle called safetensors", renamed_pickle, PICKLE),
+        case("a model whose index names a file elsewhere", index_elsewhere, ["'../../elsewhere.bin'"]),
+        case("a model with code", changed("text_encoder", auto_map={"AutoModel": "own.Own"}), ["auto_map"]),
+        case(
+            "a tokenizer with code", changed("tokenizer", auto_map={"AutoTokenizer": "own.Own"}), ["auto_map"]
+        ),
+        case(
+            "a model of another class",
+            changed("transformer", _class_name="Own"),
+            ["of a 'Own', not CogVideoX"],
+        ),
+        case("a model of 10^9 layers", changed("transformer", num_layers=10**9), ["at most 1000 accepted"]),
+        case("a model's settings of megabytes", huge_config, ["config.json is larger than"]),
+    ],
+)
+def test_models(change, parts, small_folder, clip, tmp_path, capfd):
+    model = shutil.copytree(small_folder, tmp_path / "model")
+    change(model)
+    assert_refused(capfd, transfer_words(model, clip), 1, str(model), *parts)
+
+
+@pytest.mark.fault("a text encoder that names an attention kernel to be fetched")
+def test_no_kernel_is_fetched(small_folder, tmp_path):
+    model = shutil.copytree(small_folder, tmp_path / "model")
+    changed("text_encoder", attn_implementation="somebody/kernel")(model)
+    encoder = ModelFolder(str(model), "float32", torch.device("cpu")).text_encoder()
+    assert encoder.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        case("settings with an output elsewhere", "{}/home"),
+        case("settings with an output above", "../../above"),
+    ],
+)
+def test_output_of_a_settings_file(output, tmp_path, capfd):
+    config = tmp_path / "downloads" / "settings.yaml"
+    config.parent.mkdir()
+    config.write_text(f"model: small\noutput: {output.format(tmp_path)}\n")
+    words = ["transfer", "--config", str(config), "--print-config"]
+    told = ["its output", "is neither in its own folder nor in this one; say --output"]
+    assert_refused(capfd, words, 2, str(config), *told)
+    assert "output: mine" in answer(capfd, [*words, "--output", "mine"]).output
+    config.write_text(f"model: small\noutput: {config.parent}\n")  # as a run's own settings say
+    assert answer(capfd, words).code == 0
+
+
+@pytest.fixture
+def finished(tmp_path, clip) -> Path:
+    """A run folder as a transfer leaves it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "settings.yaml").write_text("model: small\nprompt: x\nframes: 9\noutput: /elsewhere\n")
+    (folder / "run.json").write_text(json.dumps(RECORD))
+    for name in ("result.mp4", "reference.mp4", "latents.safetensors", "embedding.safetensors"):
+        shutil.copy(clip, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        case("a run whose result is a link out", "result.mp4", "evaluate"),
+        case("a run whose record is a link out", "run.json", "report"),
+        case("a run whose settings are a link out", "settings.yaml", "inject --from"),
+        case("a run whose embedding is a link out", "embedding.safetensors", "inject --from"),
+    ],
+)
+def test_links_out_of_a_run(name, command, finished, tmp_path, capfd):
+    (finished / name).rename(tmp_path / "private")
+    (finished / name).symlink_to(tmp_path / "private")
+    told = f"{name} is a link out of the run folder: put the file itself there"
+    assert_refused(capfd, [*command.split(), str(finished)], 1, told)
+    (tmp_path / "private").rename(finished / "kept")  # one that stays inside is none of that
+    (finished / name).unlink()
+    (finished / name).symlink_to("kept")
+    assert inside(finished, name).exists()
+
+
+@pytest.mark.fault("a run whose frames are links out, or lead to themselves")
+def test_links_out_of_frames(finished, tmp_path):
+    (finished / "settings.yaml").write_text("model: small\nformat: frames\n")
+    (finished / "result").mkdir()
+    (finished / "result" / "00000.png").symlink_to(tmp_path / "private.png")
+    with pytest.raises(DitflowError, match=r"00000.png is a link out of the run folder"):
+        FinishedRun.open(finished)
+    (finished / "result" / "00000.png").unlink()
+    (finished / "result" / "00000.png").symlink_to(finished / "result" / "00000.png")
+    assert FinishedRun.open(finished).video("result").is_dir()
+    with pytest.raises(DitflowError, match="has no images"):
+        FinishedRun.open(finished).clip("result")
+
+
+@pytest.mark.fault("a run folder with a link out where something is written")
+def test_nothing_is_written_through_a_link(finished, tmp_path):
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "notes").write_text("mine")
+    (finished / "notes").symlink_to(tmp_path / "private" / "notes")
+    (finished / "profile").symlink_to(tmp_path / "private")
+    for name in ("notes", "profile/notes"):
+        with pytest.raises(DitflowError, match="is a link out of the run folder"):
+            Run(finished).write_text(name, "theirs")
+    assert (tmp_path / "private" / "notes").read_text() == "mine"
+    assert os.listdir(tmp_path / "private") == ["notes"]
+
+
+@pytest.mark.fault("a run's output elsewhere, in the settings that inject starts from")
+def test_inject_writes_here(finished, capfd):
+    found = answer(capfd, ["inject", "--from", str(finished), "--print-config"])
+    assert found.code == 0 and "output: ''" in found.output
+
+
+@pytest.mark.fault("a run whose record and prompt are made to act on a page")
+def test_report_of_a_hostile_run(finished, monkeypatch, capfd):
+    (finished / "settings.yaml").write_text(
+        "model: small\nframes: 9\nprompt: </title><script>alert(1)</script>\n"
+    )
+    (finished / "run.json").write_text(json.dumps(RECORD | {"device": "<img src=x onerror=alert(1)>"}))
+    monkeypatch.setattr(page, "read_own_flow", lambda run: (_ for _ in ()).throw(DitflowError("<b>no model")))
+    assert answer(capfd, ["report", str(finished)]).code == 0
+    html = Path("report.html").read_text()
+    assert (
+        "alert(1)" in html
+        and "<script>alert" not in html
+        and "<img src=x" not in html
+        and "<b>no" not in html
+    )
