@@ -88,8 +88,8 @@ class Outcomes:
 def page(rows: list[Row], titles: dict[str, str]) -> str:
     ends = Counter(row.outcome for row in rows)
     cases = sum(row.cases for row in rows)
-    text = HEAD + f"{len(rows)} faults in {cases} cases: {ends[SURVIVED]} survived, {ends[LOST]} lost"
-    text += f", {ends[UNTRIED]} not tried where this page was made.\n" if ends[UNTRIED] else ".\n"
+    text = HEAD + f"Faults: {len(rows)}, in {cases} cases. Survived: {ends[SURVIVED]}, lost: {ends[LOST]}"
+    text += f", {UNTRIED}: {ends[UNTRIED]}.\n" if ends[UNTRIED] else ".\n"
     file = None
     for row in sorted(rows):
         if row.file != file:
