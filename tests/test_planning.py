@@ -254,4 +254,4 @@ def test_a_plan_makes_each_model_once(settings, monkeypatch):
     phases = Phases(settings)
     first = phases.encode(), phases.decode("none"), phases.decode("144x96")
     assert (phases.encode(), phases.decode("none"), phases.decode("144x96")) == first
-    assert first[1].peak_bytes > first[2].peak_bytes and len(made) == 1
+    assert len(made) == 1
