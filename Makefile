@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test test-browser lint demo motion picture bench bench-accept bench-accept-ratios bench-compare bench-control
+.PHONY: setup test test-browser reliability soak lint demo motion picture bench bench-accept bench-accept-ratios bench-compare bench-control
 
 setup: $(STAMP)
 
@@ -16,10 +16,20 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# one part after the other, and at the end how long each took
 test: lint
-	$(BIN)/pytest -q -n auto
-	TRITON_INTERPRET=1 $(BIN)/pytest -q -n auto --confcutdir tests/interpreter tests/interpreter
-	$(BIN)/pytest -q -n auto --confcutdir tests/compile tests/compile
+	$(BIN)/python tests/parts.py \
+		"tests: $(BIN)/pytest -q -n auto" \
+		"Triton's interpreter: TRITON_INTERPRET=1 $(BIN)/pytest -q -n auto --confcutdir tests/interpreter tests/interpreter" \
+		"Triton's compiler: $(BIN)/pytest -q -n auto --confcutdir tests/compile tests/compile"
+
+# what the faults do that the tests bring about, written to docs/reliability.md
+reliability: setup
+	$(BIN)/pytest -q -n auto -m fault --reliability docs/reliability.md tests
+
+# 200 transfers in one process: its memory has to stay as it is
+soak: setup
+	$(BIN)/python tests/soak.py
 
 # needs chromium and chromedriver, and fails without them
 test-browser: setup

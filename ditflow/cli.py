@@ -35,8 +35,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0 done, 1 failed, 2 usage, 130 interrupted."""
     options = build_parser().parse_args(words)
     try:
-        if options.command in ("evaluate", "report"):
-            {"evaluate": print_evaluation, "report": write_page}[options.command](options)
+        without_settings = {"evaluate": print_evaluation, "report": write_page, "doctor": print_doctor}
+        if options.command in without_settings:
+            without_settings[options.command](options)
             return DONE
         settings = read_options(options)
         if options.print_config:
@@ -101,6 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the page (default: report.html)",
     )
+    doctor = commands.add_parser("doctor", help="what this machine has, to paste into a bug report")
+    doctor.add_argument("--json", action="store_true", help="print the same as JSON")
     for command in (transfer, inject):
         _add_settings(command, [item for item in fields(Settings) if item.metadata["flag"]])
         command.add_argument(
@@ -220,6 +223,13 @@ def write_page(options: argparse.Namespace) -> None:
     with telling(quiet=True):
         write_report(options.runs, options.output)
     print(options.output)
+
+
+def print_doctor(options: argparse.Namespace) -> None:
+    """Print what this machine has and what a run would use."""
+    from ditflow.doctor import print_facts
+
+    print_facts(options.json)
 
 
 def print_plan(options: argparse.Namespace, settings: Settings) -> None:

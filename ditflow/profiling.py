@@ -60,13 +60,8 @@ def profiled(job: Callable, request: Request) -> Callable:
     """The same job, with what was asked for captured; raises DitflowError where the tool cannot be used."""
 
     def capturing(settings: Any, progress: Any) -> Any:
-        import torch
-
-        from ditflow_kernels.backends import FASTEST
-
-        kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
         capture = (NsightCapture if request.tool == "nsight" else TorchCapture)(request.steps)
-        with ranges.observed_by(capture, {FASTEST[kind] for kind in kinds}):
+        with ranges.observed_by(capture):
             run = job(settings, progress)
         capture.write(run.folder)
         return run

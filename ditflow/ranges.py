@@ -8,32 +8,15 @@
 | `block/20`                | a block of the transformer, once each time a pass goes through it |
 | `kernel/motion_flow_loss` | an operator of `ditflow_kernels`: all that it launches            |
 
-While nobody looks nothing is paid: loops run over what they were given, and operators call their plain
-functions. While an observer looks, these functions are exchanged for named ones. Ranges open and close
-outside of what `torch.compile` sees.
+While nobody looks nothing is paid: loops run over what they were given, and an operator looks at one name.
+Ranges open and close outside of what `torch.compile` sees.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import wraps
-from importlib import import_module
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
-
-# the functions of a backend of `ditflow_kernels`, and the operators that call them
-KERNELS = {
-    "motion_flow": {
-        "soft_flow": "motion_flow",
-        "flow_gradients": "motion_flow_backward",
-        "hard_flow": "motion_flow_hard",
-        "loss_and_gradients": "motion_flow_loss",
-    },
-    "qk_norm_rope": {
-        "qk_norm_rope_forward": "qk_norm_rope",
-        "qk_norm_rope_backward": "qk_norm_rope_backward",
-    },
-}
 
 
 class Observer(Protocol):
@@ -50,17 +33,12 @@ _observer: Observer | None = None
 
 
 @contextmanager
-def observed_by(observer: Observer, backends: Iterable[str]) -> Iterator[None]:
-    """Tell an observer of everything in this process; `backends` are those of `ditflow_kernels` in use."""
+def observed_by(observer: Observer) -> Iterator[None]:
+    """Tell an observer of everything in this process."""
     global _observer
-    with ExitStack() as undo:
-        for backend in backends:
-            for operation, functions in KERNELS.items():
-                passes = import_module(f"ditflow_kernels.{operation}.{backend}")
-                for name, operator in functions.items():
-                    plain = getattr(passes, name)
-                    setattr(passes, name, _named_function(observer, f"kernel/{operator}", plain))
-                    undo.callback(setattr, passes, name, plain)
+    from ditflow_kernels import observed  # brings torch
+
+    with observed.observed_by(lambda operator: observer.range(f"kernel/{operator}")):
         _observer = observer
         try:
             yield
@@ -97,12 +75,3 @@ def _named(observer: Observer, indices: Iterable[int], name: Callable[[int], str
     for index in indices:
         with observer.range(name(index)):
             yield index
-
-
-def _named_function(observer: Observer, name: str, function: Callable) -> Callable:
-    @wraps(function)
-    def named(*arguments, **keywords):
-        with observer.range(name):
-            return function(*arguments, **keywords)
-
-    return named

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
 from random_pipeline import build_pipeline
+from reliability import pytest_addoption, pytest_configure, pytest_itemcollected  # noqa: F401  its hooks
 from video_cases import KINDS, made_video, remuxed
 
 from ditflow import Settings, video

@@ -22,8 +22,10 @@ from safetensors.torch import load_file
 
 from ditflow import Settings, transfer, video
 from ditflow.cli import main
+from ditflow.denoising import Denoising
 from ditflow.errors import DitflowError
 from ditflow.job import Job
+from ditflow.progress import Progress
 from ditflow.settings import read_settings
 from ditflow.small.clips import main as write_made_clip
 
@@ -72,6 +74,7 @@ def test_same_settings_same_bytes(settings):
 
 
 def test_every_mode_makes_another_video(settings):
+    """Its latents: all but the denoising is the same job's."""
     modes = {
         "flow": {},
         "soft": {"reference": "soft"},
@@ -86,7 +89,15 @@ def test_every_mode_makes_another_video(settings):
         "two-blocks": {"guidance_blocks": [1, 3]},
         "ddim": {"scheduler": "ddim"},
     }
-    results = {name: latents(transfer(replace(settings, **change))) for name, change in modes.items()}
+    job = Job.begin(settings, Progress(), needs=())
+    texts, reference, runner = job.texts(), job.encode(), job.runner()
+    scheduler = job.folder.config("scheduler")
+    results = {
+        name: Denoising(replace(job.settings, **change), scheduler, texts, reference, lambda step: None)
+        .run(runner)
+        .latents
+        for name, change in modes.items()
+    }
     names = list(results)
     for index, name in enumerate(names):
         assert results[name].isfinite().all()

@@ -10,6 +10,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
+from ditflow.backbone.hub_cache import missing_files
 from ditflow.backbone.loading import ModelFolder, find_folder
 from ditflow.backbone.lora import add_lora, split_scale
 from ditflow.device import choose_device
@@ -184,3 +185,53 @@ def test_lora_scale(given, expected):
 
 def test_model_index_is_the_pipelines_own(small_folder):
     assert json.loads((small_folder / "model_index.json").read_text())["_class_name"] == "CogVideoXPipeline"
+
+
+@pytest.mark.parametrize(
+    "break_it, missing",
+    [
+        (lambda folder: (folder / "model_index.json").unlink(), ["model_index.json"]),
+        (lambda folder: shutil.rmtree(folder / "scheduler"), ["scheduler/"]),
+        (lambda folder: next(folder.glob("vae/*.safetensors")).unlink(), ["vae/*.safetensors"]),
+        (lambda folder: in_shards(folder / "transformer"), []),
+        (
+            lambda folder: in_shards(folder / "transformer", left_out=1),
+            ["transformer/model-00002-of-00003.safetensors"],
+        ),
+        (
+            lambda folder: in_shards(folder / "transformer").unlink(),
+            ["transformer/*.safetensors"],
+        ),
+        (
+            lambda folder: in_shards(folder / "transformer").write_text('{"weight_'),
+            ["transformer/model.safetensors.index.json"],
+        ),
+    ],
+    ids=["index", "part", "weights", "whole-shards", "shard", "shards-without-index", "cut-index"],
+)
+def test_a_download_cut_short_is_found_out(no_network, small_folder, tmp_path, break_it, missing):
+    """And taken up again: here the hub cannot be reached, which is then the error."""
+    cache = tmp_path / "cache" / "models--THUDM--CogVideoX-5b"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("a" * 40)
+    folder = cache / "snapshots" / ("a" * 40)
+    shutil.copytree(small_folder, folder)
+    break_it(folder)
+    assert missing_files(folder) == missing
+    if missing:
+        with pytest.raises(DitflowError, match="the download failed"):
+            find_folder("5b")
+    else:
+        assert find_folder("5b") == folder
+
+
+def in_shards(part, left_out=None):
+    """Weights as larger models come: in three files and an index, which is returned."""
+    next(part.glob("*.safetensors")).unlink()
+    names = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    for number, name in enumerate(names):
+        if number != left_out:
+            (part / name).write_bytes(b"")
+    index = part / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {f"layer.{i}": name for i, name in enumerate(names * 2)}}))
+    return index

@@ -12,6 +12,7 @@ from ditflow.errors import DitflowError
 from ditflow.memory.presets import GIB, budget, presets
 from ditflow.memory.ring import Ring
 from ditflow.planning import choice
+from ditflow.planning import phases as planning_phases
 from ditflow.planning.phases import Phases
 from ditflow.planning.plan import Phase, Plan, make_plan
 from ditflow.settings import PRESETS, Settings
@@ -240,3 +241,17 @@ def test_every_kind_of_run_can_be_planned(settings, change, weights):
 def test_a_plan_checks_what_a_run_checks(settings, words, says, capsys):
     assert main(["plan", "--model", settings.model, *words]) in (1, 2)
     assert re.search(says, capsys.readouterr().err)
+
+
+def test_a_plan_makes_each_model_once(settings, monkeypatch):
+    made, real = [], planning_phases.fake_vae
+
+    def counted(settings):
+        made.append(settings)
+        return real(settings)
+
+    monkeypatch.setattr(planning_phases, "fake_vae", counted)
+    phases = Phases(settings)
+    first = phases.encode(), phases.decode("none"), phases.decode("144x96")
+    assert (phases.encode(), phases.decode("none"), phases.decode("144x96")) == first
+    assert len(made) == 1

@@ -5,7 +5,6 @@ import json
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,9 +28,8 @@ from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.profiling import NsightCapture, Request, TorchCapture
 from ditflow.runs import Run
 from ditflow.sampling import Scale, Step, denoise
-from ditflow_kernels import motion_flow_loss
+from ditflow_kernels import motion_flow, motion_flow_loss, qk_norm_rope
 from ditflow_kernels.launchers import LAUNCHERS
-from ditflow_kernels.motion_flow import chunked
 from profiles.explain import explain
 from profiles.trace import read_trace
 
@@ -88,7 +86,7 @@ class Recorder:
 
 def test_steps_blocks_and_kernels_have_names(loop):
     recorder = Recorder()
-    with ranges.observed_by(recorder, ["chunked"]):
+    with ranges.observed_by(recorder):
         loop()
     steps = ["step/000/guided", "step/001/guided", "step/002/plain", "step/003/plain"]
     assert [names[0] for names in recorder.seen if len(names) == 1] == steps
@@ -102,28 +100,35 @@ def test_steps_blocks_and_kernels_have_names(loop):
     assert recorder.inside(steps[1], "optimise/001/1") == [
         ("block/00",), ("block/00", KERNEL),  # down to what enters block 1
         ("block/01",), ("block/01", KERNEL), ("block/01", "kernel/motion_flow_loss"),
-        ("block/01", f"{KERNEL}_backward"),
+        ("block/01", "kernel/motion_flow_loss_backward"), ("block/01", f"{KERNEL}_backward"),
         ("block/00",), ("block/00", KERNEL), ("block/00", f"{KERNEL}_backward"),
     ]  # fmt: skip
     assert not recorder.open
 
 
-def test_every_operator_with_kernels_has_a_name():
-    for operation in ranges.KERNELS:
-        import_module(f"ditflow_kernels.{operation}.operators")
-    there = {operator.name().removeprefix("ditflow::") for operator in LAUNCHERS}
-    named = {operator for functions in ranges.KERNELS.values() for operator in functions.values()}
-    assert named < there
-    assert there - named == {"motion_flow_loss_backward"}  # two gradients times a number
+def test_every_operator_has_a_name():
+    """And nobody who looked before is told any more."""
+    query, key = torch.randn(2, 8, 2, 4, requires_grad=True).unbind()
+    norm, grid = (torch.ones(4), torch.zeros(4), 1e-6), (2, 2, 2)
+    recorder = Recorder()
+    with ranges.observed_by(recorder):
+        query, key = qk_norm_rope(query[None], key[None], norm, norm, None, 0)
+        motion_flow(query[0], key[0], grid, 2.0, hard=True)
+        flow = motion_flow(query[0], key[0], grid, 2.0)
+        (flow.sum() + motion_flow_loss(query[0], key[0], flow.detach(), grid, 2.0)).backward()
+    names = {f"kernel/{operator.name().removeprefix('ditflow::')}" for operator in LAUNCHERS}
+    assert {name for (name,) in recorder.seen} == names
+    seen = len(recorder.seen)
+    motion_flow(query[0], key[0], grid, 2.0, hard=True)
+    assert not recorder.open and len(recorder.seen) == seen
 
 
 def test_off_nothing_is_in_the_way(loop, monkeypatch):
-    """Loops get the very objects they gave, operators call their own functions, no profiler is touched."""
-    indices, plain = range(3), chunked.loss_and_gradients
-    with pytest.raises(KeyboardInterrupt), ranges.observed_by(Recorder(), ["chunked"]):
-        assert chunked.loss_and_gradients is not plain
+    """Loops get the very objects they gave, operators have nobody to tell, no profiler is touched."""
+    indices, recorder = range(3), Recorder()
+    with pytest.raises(KeyboardInterrupt), ranges.observed_by(recorder):
+        assert ranges.blocks(indices) is not indices
         raise KeyboardInterrupt
-    assert chunked.loss_and_gradients is plain
     assert ranges.steps(indices, 2) is indices
     assert ranges.blocks(indices) is indices
     assert ranges.optimisation_steps(0, 3) == indices
@@ -132,11 +137,12 @@ def test_off_nothing_is_in_the_way(loop, monkeypatch):
     monkeypatch.setattr(torch.profiler, "record_function", None)
     monkeypatch.setattr(torch.profiler, "profile", None)
     loop()
+    assert not recorder.seen
 
 
 def test_a_walk_that_ends_early_closes_its_range():
     recorder = Recorder()
-    with ranges.observed_by(recorder, []):
+    with ranges.observed_by(recorder):
         for _ in ranges.blocks(range(3)):
             break
         assert not recorder.open
@@ -150,7 +156,7 @@ def test_compiled_pieces_stay_whole_graphs(loop):
         *(compile_piece(piece, "eager") for piece in Pieces())
     )  # fullgraph: breaks raise
     recorder = Recorder()
-    with ranges.observed_by(recorder, ["chunked"]):
+    with ranges.observed_by(recorder):
         BlockwiseRunner(backbone).forward([inputs], {})
     assert recorder.seen.count(("block/01", KERNEL)) == 1
     backbone.pieces = Pieces()
@@ -159,7 +165,7 @@ def test_compiled_pieces_stay_whole_graphs(loop):
 
 def test_torch_profiler_captures_the_steps_around_the_last_guided_one(loop, tmp_path):
     expected, capture = loop(), TorchCapture(1)
-    with ranges.observed_by(capture, ["chunked"]):
+    with ranges.observed_by(capture):
         assert torch.equal(loop(), expected)
     capture.write(tmp_path)
     folder = tmp_path / "profile"
@@ -210,7 +216,7 @@ def nsight(monkeypatch):
 def test_nsight_is_told_where_the_steps_begin_and_end(loop, nsight, monkeypatch):
     capture = NsightCapture(1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with ranges.observed_by(capture, ["chunked"]):
+    with ranges.observed_by(capture):
         loop()
     begin, end = nsight.index("start"), nsight.index("stop")
     assert nsight[begin - 1] == nsight[end - 1] == "synchronize"

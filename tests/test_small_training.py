@@ -93,7 +93,7 @@ def checkpoints(tmp_path_factory):
             patch.setattr(autoencoder, name, size)
         patch.setattr(latents, "training_clips", lambda: map(tiny_clip, range(10_000, 10_002)))
         patch.setattr(torch, "compile", lambda network: network)
-        patch.setattr(train, "STAGES", {"vae": 20, "decoder": 5, "rope": 60, "sincos": 1})
+        patch.setattr(train, "STAGES", {"vae": 20, "decoder": 5, "rope": 30, "sincos": 1})
         exported = ["--export", str(folder / "models")]
         assert train.main(["--checkpoints", str(folder), *exported]) == 0
     return folder
@@ -190,7 +190,7 @@ def test_plain_attention_is_attention(style):
 def test_transformer_learns(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda network: network)
     trained = transformers.transformer_training("rope", checkpoints, CPU)
-    assert trained.step == 60
+    assert trained.step == 30
     for name in ("vae", "latents"):
         shutil.copy(checkpoints / f"{name}.safetensors", tmp_path)
     fresh = transformers.transformer_training("rope", tmp_path, CPU)

@@ -6,13 +6,17 @@ torch.compile hands its graphs to `torch_tensorrt`, which runs what TensorRT doe
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKLCogVideoX
 
-from ditflow.backbone.cogvideox import CogVideoX, Pieces
 from ditflow.backbone.compiling import compile_piece
 from ditflow.errors import DitflowError, SettingsError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLCogVideoX
+
+    from ditflow.backbone.cogvideox import CogVideoX
 
 BACKEND = "torch_tensorrt"  # the package, and what it calls itself in torch.compile
 
@@ -48,6 +52,8 @@ def check_engine(engine: str, needs_gradient: bool, device: torch.device, stream
 
 def denoise_with_tensorrt(backbone: CogVideoX) -> None:
     """Let TensorRT compute all of a block but its attention; forwards without gradient only."""
+    from ditflow.backbone.cogvideox import Pieces
+
     _load()
     backbone.pieces = Pieces(*(compile_piece(piece, BACKEND) for piece in Pieces()))
 

@@ -13,6 +13,7 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from ditflow.backbone.cogvideox import CogVideoX
 from ditflow.backbone.gguf_file import load_gguf
+from ditflow.backbone.hub_cache import PARTS, WANTED, cached_folder, missing_files
 from ditflow.backbone.lora import add_lora
 from ditflow.backbone.storage import store_weights
 from ditflow.backbone.trust import CONFIGS, check_part, read_json
@@ -23,11 +24,6 @@ from ditflow.small import SMALL_MODELS, pipeline_folder
 logger = logging.getLogger(__name__)
 
 ATTENTION = "sdpa"  # T5's: its config could name one to be fetched and run
-PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-WANTED = [
-    "model_index.json",
-    *(f"{part}/*{end}" for part in PARTS for end in (".json", ".safetensors", ".model")),
-]
 
 
 class ModelFolder:
@@ -131,12 +127,8 @@ def _from_hub(model: str, download: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     known = shipped(f"models/{model}.yaml")["weights"] if model in MODELS else {"id": model}
-    try:
-        folder = Path(snapshot_download(known["id"], allow_patterns=WANTED, local_files_only=True))
-        if all((folder / part).is_dir() for part in PARTS):
-            return folder
-    except (OSError, ValueError):
-        pass
+    if (folder := cached_folder(known["id"])) and not missing_files(folder):
+        return folder
     if not download:
         raise DitflowError(
             f"model {model!r}: nothing is known of its shape; looked in configs/models/ "
@@ -147,7 +139,10 @@ def _from_hub(model: str, download: bool) -> Path:
         what += f" ({known['download']}, {known['licence']})"
     logger.warning("downloading %s", what)
     try:
-        return Path(snapshot_download(known["id"], allow_patterns=WANTED))
+        folder = Path(snapshot_download(known["id"], allow_patterns=WANTED))
+        if missing := missing_files(folder):  # without a network, what there is counts as downloaded
+            raise OSError(f"{missing[0]} is missing")
+        return folder
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DitflowError(

@@ -122,6 +122,10 @@ class Phases:
         return backbone
 
     @cached_property
+    def vae(self) -> AutoencoderKLCogVideoX:
+        return fake_vae(self.settings)
+
+    @cached_property
     def inputs(self) -> Inputs:
         return fake_inputs(self.settings, self.backbone)
 
@@ -135,14 +139,14 @@ class Phases:
 
     @among_fakes
     def encode(self) -> Work:
-        vae, pixels = fake_vae(self.settings), fake_pixels(self.settings)
+        vae, pixels = self.vae, fake_pixels(self.settings)
         return self._measure(
             "encode", lambda _: autoencoder.encode(vae, pixels), None, vae.parameters(), tiled=vae
         )
 
     @among_fakes
     def decode(self, tile: str) -> Work:
-        vae, latents = fake_vae(self.settings), self.inputs.latents
+        vae, latents = self.vae, self.inputs.latents
         return self._measure(
             ("decode", tile),
             lambda _: autoencoder.decode(vae, latents, self.settings.frames, tile),

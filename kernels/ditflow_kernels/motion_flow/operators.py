@@ -10,6 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ditflow_kernels.launchers import launcher_of
 from ditflow_kernels.motion_flow.scaling import scale_into
+from ditflow_kernels.observed import operator
 
 
 def motion_flow(
@@ -50,7 +51,7 @@ def motion_flow_loss(
     return squares.where(counts, 0).sum() / (2 * counts.sum().clamp(min=1))
 
 
-@torch.library.custom_op("ditflow::motion_flow", mutates_args=())
+@operator("motion_flow")
 def soft_flow(
     query: Tensor,
     key: Tensor,
@@ -67,7 +68,7 @@ def _(query, key, grid, temperature, backend, workspace_bytes):
     return _passes(backend).soft_flow(query, key, grid, temperature, workspace_bytes, launch=False)
 
 
-@torch.library.custom_op("ditflow::motion_flow_hard", mutates_args=())
+@operator("motion_flow_hard")
 def hard_flow(
     query: Tensor,
     key: Tensor,
@@ -83,7 +84,7 @@ def _(query, key, grid, backend, workspace_bytes):
     return _passes(backend).hard_flow(query, key, grid, workspace_bytes, launch=False)
 
 
-@torch.library.custom_op("ditflow::motion_flow_backward", mutates_args=())
+@operator("motion_flow_backward")
 def flow_gradients(
     grad: Tensor,
     query: Tensor,
@@ -105,7 +106,7 @@ def _(grad, query, key, flow, logsumexp, grid, temperature, backend, workspace_b
     return _passes(backend).flow_gradients(grad, query, key, flow, logsumexp, *settings, launch=False)
 
 
-@torch.library.custom_op("ditflow::motion_flow_loss", mutates_args=())
+@operator("motion_flow_loss")
 def loss_and_gradients(
     query: Tensor,
     key: Tensor,
@@ -126,7 +127,7 @@ def _(query, key, reference, grid, temperature, rows, backend, workspace_bytes):
     return _passes(backend).loss_and_gradients(query, key, reference, *settings, launch=False)
 
 
-@torch.library.custom_op("ditflow::motion_flow_loss_backward", mutates_args=())
+@operator("motion_flow_loss_backward")
 def scaled_gradients(
     grad: Tensor,  # [] of the loss
     grad_query: Tensor,  # but for the factor, of any shape

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ditflow_kernels.launchers import launcher_of
+from ditflow_kernels.observed import operator
 from ditflow_kernels.qk_norm_rope.layout import Norm, Wanted
 
 
@@ -31,7 +32,7 @@ def qk_norm_rope(
     )
 
 
-@torch.library.custom_op("ditflow::qk_norm_rope", mutates_args=())
+@operator("qk_norm_rope")
 def prepare(
     query: Tensor,
     key: Tensor,
@@ -57,7 +58,7 @@ def _(
     return _passes(backend).qk_norm_rope_forward(query, key, *norms, rope, text_length, launch=False)
 
 
-@torch.library.custom_op("ditflow::qk_norm_rope_backward", mutates_args=())
+@operator("qk_norm_rope_backward")
 def prepare_backward(
     grad_query: Tensor,
     grad_key: Tensor,

@@ -1,0 +1,110 @@
+"""A plugin of pytest that keeps `docs/reliability.md`: what tests marked `fault(what)` try, and how it ends.
+
+`make reliability` runs them and writes the page; `test_reliability.py` compares it with the tests there are.
+"""
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TABLE = ROOT / "docs" / "reliability.md"
+SURVIVED, LOST, UNTRIED = "survived", "lost", "not tried here"
+FAULTS = pytest.StashKey[dict[str, Counter]]()
+HEAD = """# What a run survives
+
+Every fault that the tests bring about, and how it ended. `make reliability` runs those tests and writes this
+page; `make test` fails where it is not of the tests there are, or where anything is lost. A fault counts as
+survived where every case of it passed: the work could go on, or was refused in a line that says why, no file
+was left half written under its own name, and nothing of the user's was touched. What exactly is asked of a
+row is in the file named above it.
+
+"""
+
+
+@dataclass(frozen=True, order=True)
+class Row:
+    """One fault; all of its cases have to end well."""
+
+    file: str  # of the tests, from the root of the repository
+    fault: str
+    cases: int
+    outcome: str
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--reliability", type=Path, metavar="FILE", help="write how the faults tried ended")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[FAULTS] = defaultdict(Counter)
+    path = config.getoption("--reliability")
+    if path and not hasattr(config, "workerinput"):  # one of several processes
+        config.pluginmanager.register(Outcomes(path))
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Whether or not it is run: what it would try, by file."""
+    file = item.path.relative_to(item.config.rootpath).as_posix()
+    found = item.config.stash[FAULTS][file]
+    if marker := item.get_closest_marker("fault"):
+        (what,) = marker.args
+        title = (item.module.__doc__ or file).strip().splitlines()[0].rstrip(".")
+        found[what] += 1
+        item.user_properties.append(("fault", (file, title, what)))
+
+
+class Outcomes:
+    """Gathers how each case ended, and writes the page when all have."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.titles: dict[str, str] = {}
+        self.found: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # by case, the worst so far
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Of a case's preparation, the case itself, and what comes after."""
+        for file, title, what in (value for name, value in report.user_properties if name == "fault"):
+            self.titles[file] = title
+            cases = self.found[file, what]
+            if report.failed or hasattr(report, "wasxfail"):
+                cases[report.nodeid] = LOST
+            elif report.skipped:
+                cases[report.nodeid] = UNTRIED
+            else:
+                cases.setdefault(report.nodeid, SURVIVED)
+
+    def pytest_sessionfinish(self) -> None:
+        rows = []
+        for (file, what), cases in self.found.items():
+            worst = next(end for end in (LOST, UNTRIED, SURVIVED) if end in cases.values())
+            rows.append(Row(file, what, len(cases), worst))
+        self.path.write_text(page(rows, self.titles), encoding="utf-8")
+
+
+def page(rows: list[Row], titles: dict[str, str]) -> str:
+    ends = Counter(row.outcome for row in rows)
+    cases = sum(row.cases for row in rows)
+    text = HEAD + f"Faults: {len(rows)}, in {cases} cases. Survived: {ends[SURVIVED]}, lost: {ends[LOST]}"
+    text += f", {UNTRIED}: {ends[UNTRIED]}.\n" if ends[UNTRIED] else ".\n"
+    file = None
+    for row in sorted(rows):
+        if row.file != file:
+            file = row.file
+            text += f"\n## {titles[file]}\n\n`{file}`\n\n| fault | cases | |\n| --- | --- | --- |\n"
+        fault = row.fault.replace("|", r"\|")
+        text += f"| {fault} | {row.cases} | {row.outcome} |\n"
+    return text
+
+
+def read_page(text: str) -> list[Row]:
+    rows, file = [], ""
+    for line in text.splitlines():
+        if found := re.fullmatch(r"`(\S+)`", line):
+            file = found[1]
+        elif found := re.fullmatch(r"\| (.+) \| (\d+) \| (.+) \|", line):
+            rows.append(Row(file, found[1].replace(r"\|", "|"), int(found[2]), found[3]))
+    return rows

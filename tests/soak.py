@@ -1,0 +1,118 @@
+"""Many small transfers in one process, whose memory has to stay as it is: `make soak`, or with --transfers N.
+
+Prints what the process holds as it goes on, and fails where it has grown.
+"""
+
+import argparse
+import gc
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import torch
+from random_pipeline import build_pipeline
+
+from ditflow import Settings, transfer
+from ditflow.cli import quieten_libraries
+from ditflow.small.clips import main as write_made_clip
+
+TRANSFERS, WARM = 200, 20  # what libraries keep for good, they have by the WARM-th
+GROWTH = 1.02  # at most, from the WARM-th on
+LINES = 20
+PLAIN = ("builtins", "importlib")
+PROMPTS = ("a red circle on a blue background", "a green square on a white background")
+
+
+def transfers(settings: Settings, count: int) -> Iterator[int]:
+    """Run so many, each with another seed and the prompts in turn; the number of each when it is done."""
+    for number in range(1, count + 1):
+        run = transfer(replace(settings, seed=number, prompt=PROMPTS[number % len(PROMPTS)]))
+        shutil.rmtree(run.folder)
+        del run
+        yield number
+
+
+def living() -> dict[str, int]:
+    """What Python and the system say that this process holds.
+
+    Objects of classes only: plain lists, functions and the like also belong to caches of Python's own, as of
+    each state of a folder that packages may be in.
+    """
+    gc.collect()
+    kinds = [type(each) for each in gc.get_objects()]
+    return {
+        "objects": sum(str(kind.__module__).partition(".")[0] not in PLAIN for kind in kinds),
+        "tensors": sum(issubclass(kind, torch.Tensor) for kind in kinds),
+        "threads": threading.active_count(),
+        "open files": psutil.Process().num_fds(),
+    }
+
+
+def memory() -> dict[str, int]:
+    """Bytes resident on the host and, where there is a GPU, reserved on it."""
+    gc.collect()
+    found = {"host bytes": psutil.Process().memory_info().rss}
+    if torch.cuda.is_available():
+        found["GPU bytes"] = torch.cuda.memory_reserved()
+    return found
+
+
+def little_settings(folder: Path) -> Settings:
+    """A transfer with a random model: two steps, one of them guided."""
+    build_pipeline(folder / "model")
+    write_made_clip([str(folder / "clip.mp4"), "--seed", "5"])
+    return Settings(
+        video=str(folder / "clip.mp4"),
+        model=str(folder / "model"),
+        negative_prompt="",
+        size="48x32",
+        frames=9,
+        steps=2,
+        guided=0.5,
+        optimisation_steps=1,
+        guidance_blocks=[2],
+        dtype="float32",
+        output=str(folder / "run"),
+    )
+
+
+def grown(readings: dict[int, dict[str, int]]) -> list[str]:
+    """What has become more than it may since the WARM-th transfer, a line each."""
+    warm, later = readings[WARM], [found for number, found in readings.items() if number > WARM]
+    most = {name: max(found[name] for found in later) for name in warm}
+    return [
+        f"{name} has grown: from {warm[name]:,} after transfer {WARM} to {most[name]:,}"
+        for name in warm
+        if most[name] > GROWTH * warm[name]
+    ]
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--transfers", type=int, default=TRANSFERS, help=f"how many (default: {TRANSFERS})")
+    count = parser.parse_args(words).transfers
+    if count <= WARM:
+        parser.error(f"--transfers: {count} given, more than {WARM} accepted: growth counts from there on")
+    quieten_libraries()
+    readings = {}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        for number in transfers(little_settings(Path(folder)), count):
+            readings[number] = found = memory() | living()
+            if number == 1:
+                print("".join(f"{name:>20}" for name in ("transfer", *found)))
+            if number in (1, WARM, count) or number % max(1, count // LINES) == 0:
+                print("".join(f"{value:>20,}" for value in (number, *found.values())), flush=True)
+    found = grown(readings)
+    print("\n".join(found) or f"flat within {GROWTH - 1:.0%} from transfer {WARM} to {count}")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""Long runs do not grow: what one process holds after some transfers, and after more."""
+
+import threading
+
+import pytest
+import soak
+import torch
+
+
+@pytest.mark.fault("transfer after transfer in one process: no object, tensor, thread or open file more")
+def test_transfers_leave_nothing_behind(tmp_path):
+    found = [soak.living() for _ in soak.transfers(soak.little_settings(tmp_path), 6)]
+    assert found[5] == found[2], found
+
+
+def test_what_is_left_behind_is_seen(tmp_path):
+    before, leave = soak.living(), threading.Event()
+    kept = [torch.ones(1), soak.Settings(model="small")]
+    one_more = threading.Thread(target=leave.wait)
+    one_more.start()
+    with (tmp_path / "file").open("w"):
+        after = soak.living()
+    leave.set()
+    one_more.join()
+    assert after["tensors"] == before["tensors"] + 1 and after["objects"] >= before["objects"] + 2
+    assert after["threads"] == before["threads"] + 1 and after["open files"] == before["open files"] + 1
+    assert kept
+
+
+def test_growth_counts_once_it_is_warm():
+    def readings(*host):
+        return {number: {"host bytes": host[number >= soak.WARM], "tensors": 5} for number in range(1, 41)}
+
+    assert soak.grown(readings(100, 1000)) == []
+    found = readings(1000, 1000)
+    found[30]["host bytes"] = 1020
+    assert soak.grown(found) == []
+    found[30]["host bytes"], found[40]["tensors"] = 1021, 6
+    assert soak.grown(found) == [
+        "host bytes has grown: from 1,000 after transfer 20 to 1,021",
+        "tensors has grown: from 5 after transfer 20 to 6",
+    ]
