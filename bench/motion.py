@@ -48,6 +48,8 @@ MODES = {  # name: what it changes of the small model's settings
 
 SPAN = COMPRESSION  # frames: guidance moves latent frames, the autoencoder alone what is inside one
 
+FAR = 24  # pixels, three tokens: a clip whose shape goes less far, left or right or up or down, is not drawn
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -66,8 +68,11 @@ class Pair:
             colour, background = generator.choice(list(COLOURS), size=2, replace=False)
             return caption(str(colour), str(generator.choice(SHAPES)), str(background))
 
-        clip_seed, noise = (int(number) for number in generator.integers(2**31, size=2))
-        return cls(made_clip(clip_seed, frames=frames), prompt(), prompt(), noise)
+        while True:
+            clip_seed, noise = (int(number) for number in generator.integers(2**31, size=2))
+            clip = made_clip(clip_seed, frames=frames)
+            if np.ptp(clip.centroids, axis=0).max() >= FAR:
+                return cls(clip, prompt(), prompt(), noise)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from bench import motion
-from bench.motion import MODES, SPAN, Pair, displacement_cosine, measure, trajectory_correlation
+from bench.motion import FAR, MODES, SPAN, Pair, displacement_cosine, measure, trajectory_correlation
 from ditflow import Settings
 from ditflow.small.clips import made_clip
 
@@ -49,6 +49,11 @@ def test_pairs_come_from_the_seed():
     assert (first.prompt, first.other_prompt, first.noise) == (again.prompt, again.other_prompt, again.noise)
     assert (first.clip.caption, first.prompt, first.noise) != (other.clip.caption, other.prompt, other.noise)
     assert first.prompt != first.other_prompt
+
+
+def test_every_clip_has_motion_to_follow():
+    for index in range(20):
+        assert np.ptp(Pair.draw(1, index).clip.centroids, axis=0).max() >= FAR
 
 
 def test_modes_differ_from_the_same_noise(small_folder, tmp_path):
