@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 from ditflow.errors import DitflowError, SettingsError
+from ditflow.interrupts import Terminated, terminable
 from ditflow.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from ditflow.progress import Progress
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 GROUPS = ("video", "model", "memory", "speed", "text", "motion", "sampling", "output")
 FLOW_OPTIONS = ("source_prompt", "guidance_blocks", "temperature", "reference")
 PLAN_OPTIONS = (
@@ -28,26 +29,34 @@ PLAN_OPTIONS = (
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code: 0 done, 1 failed, 2 usage, 130 interrupted."""
+    """Run a command; returns its exit code: 0 done, 1 failed, 2 usage, 130 interrupted, 143 terminated."""
     options = build_parser().parse_args(words)
     try:
-        if options.command in ("evaluate", "report"):
-            {"evaluate": print_evaluation, "report": write_page}[options.command](options)
-            return DONE
-        settings = read_options(options)
-        if options.print_config:
-            print(settings.to_yaml(), end="")
-            return DONE
-        if options.command == "plan":
-            print_plan(options, settings)
-        else:
-            run_job(options, settings)
+        with terminable():
+            return run(options)
     except DitflowError as error:
-        print(f"ditflow: {error}", file=sys.stderr)
+        print(f"ditflow: {with_notes(error, str(error))}", file=sys.stderr)
         return USAGE if isinstance(error, SettingsError) else FAILED
-    except KeyboardInterrupt:
-        print("ditflow: interrupted", file=sys.stderr)
+    except Terminated as request:
+        print(f"ditflow: {with_notes(request, 'terminated')}", file=sys.stderr)
+        return TERMINATED
+    except KeyboardInterrupt as request:
+        print(f"ditflow: {with_notes(request, 'interrupted')}", file=sys.stderr)
         return INTERRUPTED
+
+
+def run(options: argparse.Namespace) -> int:
+    """What `main` does, without its care for errors."""
+    if options.command in COMMANDS:
+        COMMANDS[options.command](options)
+        return DONE
+    settings = read_options(options)
+    if options.print_config:
+        print(settings.to_yaml(), end="")
+    elif options.command == "plan":
+        print_plan(options, settings)
+    else:
+        run_job(options, settings)
     return DONE
 
 
@@ -62,6 +71,12 @@ def build_parser() -> argparse.ArgumentParser:
     inject.add_argument(
         "--from", dest="origin", required=True, metavar="RUN", type=Path, help="run folder with an embedding"
     )
+    resume = commands.add_parser("resume", help="go on with a run that was interrupted, from its last step")
+    decode = commands.add_parser("decode", help="make a run's videos from its latents")
+    for command in (resume, decode):
+        command.add_argument("run", type=Path, metavar="RUN", help="folder of a transfer")
+        command.add_argument("--memory", help="GPU memory to use, in place of what the run had")
+        command.add_argument("--quiet", action="store_true", help="print only warnings and the run folder")
     flow = commands.add_parser("flow", help="the motion flow of a video, as pictures and as a file")
     plan = commands.add_parser("plan", help="memory and work of a run with each preset, before it runs")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
@@ -142,6 +157,16 @@ def run_job(options: argparse.Namespace, settings: Settings) -> None:
     print(run.folder)
 
 
+def go_on(options: argparse.Namespace) -> None:
+    """Resume or decode a run and say where its results are."""
+    quieten_libraries()
+    from ditflow import jobs
+
+    job = jobs.resume if options.command == "resume" else jobs.decode
+    with telling(options.quiet) as progress:
+        print(job(options.run, progress, options.memory).folder)
+
+
 @contextmanager
 def telling(quiet: bool) -> Iterator[Progress]:
     """Progress, news and warnings on standard error while a command works; `quiet`: only warnings."""
@@ -208,6 +233,11 @@ def print_plan(options: argparse.Namespace, settings: Settings) -> None:
         words.print_plans(plans, chosen, why, ceilings)
 
 
+def with_notes(error: BaseException, words: str) -> str:
+    """What happened, in words, and what was noted on the error's way."""
+    return "; ".join([words, *getattr(error, "__notes__", [])])
+
+
 def quieten_libraries() -> None:
     """Leave the screen to this program: what the libraries beneath report only matters as an error."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks when diffusers imports it
@@ -217,6 +247,10 @@ def quieten_libraries() -> None:
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
+
+
+# those that take no settings
+COMMANDS = {"evaluate": print_evaluation, "report": write_page, "resume": go_on, "decode": go_on}
 
 
 def _add_evaluate(commands: Any) -> None:

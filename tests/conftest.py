@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
+from nursery import Nursery
 from random_pipeline import build_pipeline
 from video_cases import KINDS, made_video, remuxed
 
@@ -107,6 +108,32 @@ def clip(tmp_path_factory):
     path = tmp_path_factory.mktemp("clips") / "square.mp4"
     video.write_clip(video.Clip(frames, Fraction(10)), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def nursery(clip, small_folder, tmp_path_factory):
+    """Runs commands in forks of a warm process, and knows what a run leaves that nothing has disturbed."""
+    settings = Settings(
+        video=str(clip),
+        prompt="a red circle on a blue background",
+        negative_prompt="",
+        model=str(small_folder),
+        dtype="float32",
+        device="cpu",
+        size="32x32",
+        frames=9,
+        steps=3,
+        guided=0.67,
+        optimise="embedding",
+        optimisation_steps=1,
+        learning_rate=[0.05, 0.02],
+        guidance_blocks=[2],
+        guidance_scale=2,
+        scheduler="dpm",
+        output="run",
+    )
+    with Nursery(settings, tmp_path_factory.mktemp("nursery")) as nursery:
+        yield nursery
 
 
 @pytest.fixture
