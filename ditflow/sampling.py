@@ -77,7 +77,7 @@ def denoise(
         weight = scale.at(steps, schedule.timesteps[index])
         prediction = predict(runner, inputs, texts.negative_prompt, injected, weight)
         latents = schedule.step(prediction, index, latents)
-        check_latents(index, {"prediction": prediction, "latents": latents})
+        check_latents(index, {"model's prediction": prediction, "step's result": latents})
         on_step(Step(index, latents, inputs.embedding, losses))
     return latents
 

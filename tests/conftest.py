@@ -1,5 +1,7 @@
 """What the tests share: tiny random transformers, a small random pipeline and made videos, built once."""
 
+import shutil
+import signal
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -134,6 +136,22 @@ def nursery(clip, small_folder, tmp_path_factory):
     )
     with Nursery(settings, tmp_path_factory.mktemp("nursery")) as nursery:
         yield nursery
+
+
+@pytest.fixture(scope="session")
+def killed(nursery, tmp_path_factory):
+    """The folder of a run that was killed late in denoising."""
+    folder = tmp_path_factory.mktemp("killed")
+    trap = {"stage": "denoise", "at": int(0.9 * nursery.calls["denoise"]), "signal": signal.SIGKILL}
+    assert nursery.transfer(folder, trap=trap) == -signal.SIGKILL
+    assert (folder / "run" / "state" / "step.safetensors").exists()
+    return folder / "run"
+
+
+@pytest.fixture
+def stopped(killed, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(killed, tmp_path / "run")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import resource
 import select
 import subprocess
 import sys
+import traceback
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,8 +56,8 @@ class Nursery:
         self.process.stdin.flush()
         return self._answer()
 
-    def transfer(self, folder: Path, **faults: Any) -> int:
-        return self.run(folder, "transfer", "--config", str(self.config), "--quiet", **faults)
+    def transfer(self, folder: Path, *words: str, **faults: Any) -> int:
+        return self.run(folder, "transfer", "--config", str(self.config), "--quiet", *words, **faults)
 
     def resume(self, folder: Path, *words: str) -> int:
         return self.run(folder, "resume", "run", "--quiet", *words)
@@ -75,7 +76,12 @@ class Nursery:
 def contents(folder: Path) -> dict[str, bytes]:
     """All files of a run, hidden ones included, but those that never repeat."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in UNCOMPARED]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+    if data := found.get("embedding.safetensors"):  # its metadata are in another order each time
+        start = 8 + int.from_bytes(data[:8], "little")
+        header = json.dumps(json.loads(data[8:start]), sort_keys=True)
+        found["embedding.safetensors"] = header.encode() + data[start:]
+    return found
 
 
 def serve(config: str) -> None:
@@ -83,12 +89,16 @@ def serve(config: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     words = ["transfer", "--config", config, "--quiet"]
     os.dup2(2, 1)  # what libraries print is no answer
+    import torch
+
     from ditflow import cli
+    from ditflow.planning.choice import choose_plan
+    from ditflow.settings import read_settings
 
     assert cli.main(words) == 0
-    forked(
-        lambda: child({"folder": ".", "words": [*words, "--set", "output=counted"], "count": "calls.json"})
-    )
+    choose_plan(read_settings(Path("run/settings.yaml")), torch.device("cpu"))  # as resuming does; it is kept
+    counted = [*words, "--set", "output=counted"]
+    assert forked({"folder": ".", "words": counted, "count": "calls.json"}) == 0
     answers.write(Path("calls.json").read_text() + "\n")
     answers.flush()
     for line in sys.stdin:
@@ -102,6 +112,8 @@ def forked(case: dict[str, Any]) -> int:
         code = 70  # for what no case expects
         try:
             code = child(case)
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -147,14 +159,19 @@ class Trap:
 
         @contextmanager
         def noticed(meter, name, steps=0):
-            self.now = name
+            self._enter(name)
             with phase(meter, name, steps):
                 yield
             if name == "decode":
-                self.now = "write"
+                self._enter("write")
 
         Meter.phase = noticed
-        sys.setprofile(self.watch)
+        self._enter("begin")
+
+    def _enter(self, stage: str) -> None:
+        self.now = stage
+        watches = not self.stage or self.stage.endswith(stage)
+        sys.setprofile(self.watch if watches else None)  # it slows down what it watches
 
     def watch(self, frame, event, _) -> None:
         if event not in ("call", "c_call"):

@@ -8,6 +8,7 @@ import numpy as np
 
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.video.clip import Clip
+from ditflow.video.deadline import in_time
 from ditflow.video.decoding import Place, read_video
 from ditflow.video.fitting import FITS, fitted
 from ditflow.video.folders import image_paths, read_images
@@ -39,7 +40,8 @@ def read_clip(
         raise DitflowError(f"{source} does not exist: give a video file or a folder of images")
     wanted = range(start, start + frames * stride, stride)
     read = _read_folder if source.is_dir() else read_video
-    pictures, available, frame_rate = read(source, wanted, partial(fitted, size=size, fit=fit))
+    place = partial(fitted, size=size, fit=fit)
+    pictures, available, frame_rate = in_time(partial(read, source, wanted, place), source)
     if not pictures:
         raise DitflowError(f"{source}: {_too_short(available, wanted)}")
     return Clip(np.stack(pictures), frame_rate / stride)
