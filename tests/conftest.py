@@ -122,7 +122,7 @@ def nursery(clip, small_folder, tmp_path_factory):
         model=str(small_folder),
         dtype="float32",
         device="cpu",
-        size="32x32",
+        size="32x16",
         frames=9,
         steps=3,
         guided=0.67,
@@ -142,7 +142,7 @@ def nursery(clip, small_folder, tmp_path_factory):
 def killed(nursery, tmp_path_factory):
     """The folder of a run that was killed late in denoising."""
     folder = tmp_path_factory.mktemp("killed")
-    trap = {"stage": "denoise", "at": int(0.9 * nursery.calls["denoise"]), "signal": signal.SIGKILL}
+    trap = {"stage": "denoise", "at": int(0.9 * nursery.calls["denoise"]), "signum": signal.SIGKILL}
     assert nursery.transfer(folder, trap=trap) == -signal.SIGKILL
     assert (folder / "run" / "state" / "step.safetensors").exists()
     return folder / "run"

@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import select
+import signal
 import subprocess
 import sys
 import traceback
@@ -125,6 +126,7 @@ def child(case: dict[str, Any]) -> int:
     from ditflow import cli
 
     os.chdir(case["folder"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     if case.get("no_cache"):
@@ -148,8 +150,8 @@ class Trap:
     Counted are the calls in each stage, and those of a layer's `forward` ("layers of decode") on their own.
     """
 
-    def __init__(self, stage: str = "", at: int = 0, signal: int = 0, again: bool = False):
-        self.stage, self.at, self.signal, self.again = stage, at, signal, again
+    def __init__(self, stage: str = "", at: int = 0, signum: int = 0, again: bool = False):
+        self.stage, self.at, self.signum, self.again = stage, at, signum, again
         self.now, self.calls = "begin", Counter()
 
     def set(self) -> None:
@@ -188,8 +190,8 @@ class Trap:
             self.calls[stage] -= 1
         elif self.calls[stage] > self.at:
             return
-        if self.signal:
-            os.kill(os.getpid(), self.signal)
+        if self.signum:
+            os.kill(os.getpid(), self.signum)
         else:
             import torch
 

@@ -12,11 +12,11 @@ from ditflow.cli import main
 
 FULL = [
     pytest.param(seed, marks=pytest.mark.fault("disk full at a random moment"), id=str(seed))
-    for seed in range(1, 5)
+    for seed in range(1, 4)
 ]
 LIMITS = [
     pytest.param(seed, marks=pytest.mark.fault("file-size limit of a random size"), id=str(seed))
-    for seed in range(1, 4)
+    for seed in range(1, 3)
 ]
 
 

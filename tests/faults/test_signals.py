@@ -25,7 +25,7 @@ CASES = [
 @pytest.mark.parametrize("name, stage", CASES)
 def test_ended_at_a_random_moment(nursery, tmp_path, name, stage):
     moment = random.Random(f"{name} {stage}").uniform(0, 0.95)
-    trap = {"stage": stage, "at": 1 + int(moment * nursery.calls[stage]), "signal": getattr(signal, name)}
+    trap = {"stage": stage, "at": 1 + int(moment * nursery.calls[stage]), "signum": getattr(signal, name)}
     assert nursery.transfer(tmp_path, trap=trap, no_cache=stage == "text") == SIGNALS[name]
 
     left = contents(tmp_path / "run")
