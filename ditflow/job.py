@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -41,7 +40,7 @@ from ditflow.planning.room import Room, reading_only
 from ditflow.progress import Progress
 from ditflow.runs import Run, create_run, versions
 from ditflow.settings import MODELS, Settings
-from ditflow.state import StateFolder
+from ditflow.state import StateFolder, keep_clip, kept_clip
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +86,7 @@ class Job:
         with locked(run.folder), computing(settings), room:
             kept = None if kind else StateFolder(run, identity(room.resolved, folder))
             if kept:
-                rate = clip.frame_rate.as_integer_ratio()
-                kept.write("clip", {"frames": torch.from_numpy(clip.frames)}, frame_rate=rate)
+                keep_clip(kept, clip)
             job = cls(room, folder, clip, run, Meter(device, progress), kept)
             logger.info("run folder: %s, memory preset %s", run.folder, room.plan.preset.name)
             room.on_change = job.write_settings
@@ -115,18 +113,13 @@ class Job:
             device = choose_device(settings)
             check_choices(settings, device, settings.optimises)
             folder = ModelFolder(settings.model, settings.dtype, device)
-            if whole:
-                kept, clip = (
-                    None,
-                    video.read_clip(
-                        run.folder / video_name("reference", settings), frames=settings.frames, size=None
-                    ),
-                )
-            else:
-                kept = StateFolder(run, identity(settings, folder))
+            kept = None if whole else StateFolder(run, identity(settings, folder))
+            if kept:
                 kept.check()  # all of it, before any work
-                tensors, facts = kept.read("clip")
-                clip = video.Clip(tensors["frames"].numpy(), Fraction(*facts["frame_rate"]))
+                clip = kept_clip(kept)
+            else:
+                reference = run.folder / video_name("reference", settings)
+                clip = video.read_clip(reference, frames=settings.frames, size=None)
             folder, room = _equip(settings, device)
             with computing(settings), room, _saying_how_to_resume(run) if kept else nullcontext():
                 job = cls(room, folder, clip, run, Meter(device, progress), kept, resumed=True)
@@ -246,7 +239,7 @@ def _saying_how_to_resume(run: Run) -> Iterator[None]:
     except NotFinite:
         raise
     except (DitflowError, KeyboardInterrupt) as error:
-        error.add_note(f"`ditflow resume {run.folder}` goes on from there")
+        error.add_note(f"`ditflow resume {run.quoted}` goes on from there")
         raise
 
 

@@ -66,7 +66,9 @@ def decode(folder: Path, progress: Progress | None = None, memory: str | None = 
     """
     progress, run = progress or Progress(), Run.open(folder)
     if not (folder / LATENTS).is_file():
-        raise DitflowError(f"{folder} has no {LATENTS}: `ditflow resume {folder}` goes on with its denoising")
+        raise DitflowError(
+            f"{folder} has no {LATENTS}: `ditflow resume {run.quoted}` goes on with its denoising"
+        )
     if not run.finished:
         return resume(folder, progress, memory)
     with Job.reopen(run, progress, memory, whole=True) as job:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -40,6 +41,11 @@ class Run:
     def finished(self) -> bool:
         """Whether all of it is there."""
         return (self.folder / "run.json").is_file()
+
+    @property
+    def quoted(self) -> str:
+        """The folder as a word of a command."""
+        return shlex.quote(str(self.folder))
 
     def settings(self) -> Settings:
         return read_settings(self.folder / "settings.yaml")

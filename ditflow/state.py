@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from ditflow.files import clear_unfinished
 from ditflow.identity import check_identity
 from ditflow.lock import locked
 from ditflow.runs import Run, read_tensors
+from ditflow.video import Clip
 
 FOLDER = "state"
 
@@ -89,6 +91,17 @@ class StateFolder:
 
     def remove(self) -> None:
         shutil.rmtree(self.folder)
+
+
+def keep_clip(files: StateFolder, clip: Clip) -> None:
+    rate = clip.frame_rate.as_integer_ratio()
+    files.write("clip", {"frames": torch.from_numpy(clip.frames)}, frame_rate=rate)
+
+
+def kept_clip(files: StateFolder) -> Clip:
+    """The clip, to the last bit. Raises DitflowError as `StateFolder` does."""
+    tensors, facts = files.read("clip")
+    return Clip(tensors["frames"].numpy(), Fraction(*facts["frame_rate"]))
 
 
 def read_state(files: StateFolder) -> State | None:
