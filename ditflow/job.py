@@ -92,7 +92,6 @@ class Job:
             room.on_change = job.write_settings
             job.write_settings()  # from now on it can be opened again
             with _saying_how_to_resume(run) if kept else nullcontext():
-                job.write("reference", clip)
                 yield job
 
     @classmethod
@@ -202,6 +201,11 @@ class Job:
         settings = self.settings
         path = self.run.folder / video_name(name, settings)
         video.write_clip(clip, path, metadata=settings.to_yaml())
+
+    def write_reference(self) -> None:
+        """What the model sees of the clip, unless it is there already."""
+        if not (self.run.folder / video_name("reference", self.settings)).exists():
+            self.write("reference", self.clip)
 
     def write_settings(self) -> None:
         self.run.write_text("settings.yaml", self.settings.to_yaml())

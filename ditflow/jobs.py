@@ -81,6 +81,7 @@ def decode(folder: Path, progress: Progress | None = None, memory: str | None = 
 
 
 def _transfer(job: Job, progress: Progress) -> Run:
+    job.write_reference()
     texts, reference = job.texts(), job.encode()
     denoised = _denoise(job, texts, reference, progress)
     job.run.write_tensors(LATENTS, {"latents": denoised.latents, "reference": reference})
@@ -128,6 +129,7 @@ def flow(settings: Settings, progress: Progress | None = None) -> Run:
     Raises DitflowError (SettingsError where the settings are to blame) with one line that says what to do.
     """
     with Job.begin(settings, progress or Progress(), needs=("video",), kind="flow") as job:
+        job.write_reference()
         texts, reference = job.texts(), job.encode()
         with job.meter.phase("flow"):
             read = job.room.run("flow", lambda: _read_flow(job, texts, reference))
