@@ -173,6 +173,7 @@ def telling(quiet: bool) -> Iterator[Progress]:
     from ditflow.progress import Progress, ScreenProgress
 
     logger, handler = logging.getLogger("ditflow"), logging.StreamHandler()
+    level = logger.level
     handler.setFormatter(logging.Formatter("ditflow: warning: %(message)s"))
     if quiet:
         progress = Progress()
@@ -186,6 +187,7 @@ def telling(quiet: bool) -> Iterator[Progress]:
             yield progress
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def print_evaluation(options: argparse.Namespace) -> None:

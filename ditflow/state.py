@@ -79,9 +79,10 @@ class StateFolder:
         return tensors, {key: json.loads(word) for key, word in words.items() if key not in self.identity}
 
     def check(self) -> None:
-        """Raises DitflowError where any of the files cannot be gone on from."""
+        """Raises DitflowError where any of the files cannot be gone on from, or one is missing."""
         for path in sorted(self.folder.glob("*.safetensors")):
             self.read(path.stem)
+        read_state(self)
 
     def has(self, name: str) -> bool:
         return self.path(name).exists()

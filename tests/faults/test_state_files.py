@@ -28,7 +28,7 @@ def refusal(folder, capsys):
     error = capsys.readouterr().err
     assert error.startswith("ditflow: ") and error.count("\n") == 1
     after = contents(folder)
-    for hidden in {name for name in before.keys() - after if name.startswith(".")}:
+    for hidden in {name for name in before.keys() - after.keys() if "/." in f"/{name}"}:
         del before[hidden]  # what the killed process had left
     assert after == before
     return error
