@@ -60,8 +60,8 @@ class Nursery:
     def transfer(self, folder: Path, *words: str, **faults: Any) -> int:
         return self.run(folder, "transfer", "--config", str(self.config), "--quiet", *words, **faults)
 
-    def resume(self, folder: Path, *words: str) -> int:
-        return self.run(folder, "resume", "run", "--quiet", *words)
+    def resume(self, folder: Path, *words: str, **faults: Any) -> int:
+        return self.run(folder, "resume", "run", "--quiet", *words, **faults)
 
     def error(self, folder: Path) -> str:
         """What the last command in a folder wrote to standard error."""
