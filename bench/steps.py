@@ -178,7 +178,7 @@ def calls_of(
 
     def guided_step() -> torch.Tensor:
         injected = read()
-        optimised, _ = guidance.optimise(runner, inputs, injected, 0)
+        optimised, *_ = guidance.optimise(runner, inputs, injected, 0)
         return predict(runner, optimised, negative, injected, weight)
 
     injected = read()

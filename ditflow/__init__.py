@@ -9,12 +9,12 @@ from typing import Any
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.settings import Settings
 
-__all__ = ["DitflowError", "Settings", "SettingsError", "flow", "transfer"]
+__all__ = ["DitflowError", "Settings", "SettingsError", "decode", "flow", "resume", "transfer"]
 
 
 def __getattr__(name: str) -> Any:
     """Jobs are imported when first used: they bring torch, and `ditflow --help` does without."""
-    if name in ("flow", "transfer"):
+    if name in ("decode", "flow", "resume", "transfer"):
         from ditflow import jobs
 
         return getattr(jobs, name)

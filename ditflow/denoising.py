@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from ditflow.guidance.optimise import Guidance
 from ditflow.guidance.prepare import prepare_guidance
 from ditflow.sampling import Scale, Step, denoise
 from ditflow.settings import Settings
+from ditflow.state import State
 
 logger = logging.getLogger(__name__)
 
@@ -30,14 +31,14 @@ class Denoised:
     latents: Tensor  # [1, frames, channels, height, width]
     losses: list[list[float]]  # [guided steps][optimisation steps]
     skipped: int  # optimisation steps left out because float16 overflowed
-    embeddings: list[Tensor] = field(default_factory=list)  # one a guided step, where they were optimised
-    facts: dict[str, str] = field(default_factory=dict)  # what a run that uses the embeddings must share
+    embeddings: list[Tensor]  # one a guided step, where they were optimised
+    facts: dict[str, str]  # what a run that uses the embeddings must share; empty where there are none
 
 
 class Denoising:
     """From seed to clean latents with the clip's motion. Where a step fails it can go on with another Runner.
 
-    State: the last step that was finished, and what has been gathered until then.
+    State: how far it has come; with another one put in its place it goes on from there.
     """
 
     def __init__(
@@ -52,26 +53,40 @@ class Denoising:
         generator = torch.Generator("cpu").manual_seed(settings.seed)
         self.schedule = Schedule(settings.scheduler, scheduler, settings.steps, reference.device, generator)
         self.noise = self.schedule.initial_noise(reference.shape)
-        self.moment = self.schedule.moment()
-        self.last: Step | None = None
+        self.state = State(-1, self.noise, None, self.schedule.moment(), [], 0, [])
         self.guidance: Guidance | None = None
-        self.result = Denoised(self.noise, [], 0)
+
+    @property
+    def steps_done(self) -> int:
+        return self.state.index + 1
+
+    @property
+    def result(self) -> Denoised:
+        """What the steps done so far leave."""
+        state, facts = self.state, {}
+        if state.embeddings:
+            rotary = state.embeddings[0].ndim == 4  # see `Inputs.embedding`
+            facts = fingerprint(self.settings, self.schedule.timesteps, rotary)
+        return Denoised(state.latents, state.losses, state.skipped, state.embeddings, facts)
 
     def run(self, runner: Runner) -> Denoised:
         """All steps that are not done yet."""
-        settings, result = self.settings, self.result
+        settings, state, device = self.settings, self.state, self.reference.device
         own = runner.backbone.embedding(runner.backbone.grid(self.reference))
-        result.facts = fingerprint(settings, self.schedule.timesteps, runner.backbone.rotary)
         saved = None
         if settings.saved_embedding:
-            saved = load_embeddings(Path(settings.saved_embedding), result.facts, settings.guided_steps, own)
-        elif settings.guidance and settings.guided_steps and self.guidance is None:
-            self._prepare(runner, own)
-        self.schedule.back_to(self.moment)
-        result.latents = denoise(
+            facts = fingerprint(settings, self.schedule.timesteps, runner.backbone.rotary)
+            saved = load_embeddings(Path(settings.saved_embedding), facts, settings.guided_steps, own)
+        elif settings.guidance and self.steps_done < settings.guided_steps:
+            if self.guidance is None:
+                self._prepare(runner, own)
+            self.guidance.back_to(state.skipped)
+        self.schedule.back_to(state.moment)
+        embedding = own if state.embedding is None else state.embedding.to(own)
+        denoise(
             runner,
             self.schedule,
-            self.last or Step(-1, self.noise, own, []),
+            Step(state.index, state.latents.to(device), embedding, []),
             own,
             self.texts,
             Scale(settings.guidance_scale, settings.dynamic_scale),
@@ -83,10 +98,9 @@ class Denoising:
             saved,
             self._on_step,
         )
-        if self.guidance and self.guidance.skipped:
-            result.skipped = self.guidance.skipped
-            logger.warning("%d optimisation steps overflowed in float16 and were left out", result.skipped)
-        return result
+        if skipped := self.state.skipped:
+            logger.warning("%d optimisation steps overflowed in float16 and were left out", skipped)
+        return self.result
 
     def _prepare(self, runner: Runner, own: Tensor) -> None:
         settings, grid = self.settings, runner.backbone.grid(self.reference)
@@ -104,9 +118,16 @@ class Denoising:
         return self.guidance is not None and self.guidance.variable == "embedding"
 
     def _on_step(self, step: Step) -> None:
-        self.last, self.moment = step, self.schedule.moment()
-        if step.losses:
-            self.result.losses.append(step.losses)
-        if self._keeps and step.index < self.settings.guided_steps:
-            self.result.embeddings.append(step.embedding.to("cpu", saved_dtype(self.settings)))
+        before, guided = self.state, step.index < self.settings.guided_steps
+        keeps = guided and self._keeps
+        kept = [step.embedding.to("cpu", saved_dtype(self.settings))] if keeps else []
+        self.state = State(
+            step.index,
+            step.latents,
+            step.embedding if keeps and step.index + 1 < self.settings.guided_steps else None,
+            self.schedule.moment(),
+            [*before.losses, step.losses] if step.losses else before.losses,
+            self.guidance.skipped if guided and self.guidance else before.skipped,
+            [*before.embeddings, *kept],
+        )
         self.watch(step)

@@ -1,9 +1,14 @@
-"""What every job begins with and ends with: checked settings, a model's folder, the clip, a run folder."""
+"""What every job begins with and ends with: checked settings, a model's folder, the clip, a run folder.
+
+What a transfer computes on its way is kept in its folder until it ends, so that it can be opened again.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,17 +27,21 @@ from ditflow.backbone.runner import Runner
 from ditflow.backbone.schedule import Schedule
 from ditflow.backbone.storage import check_weights
 from ditflow.backbone.text import Texts
-from ditflow.device import choose_device
+from ditflow.device import choose_device, computing
 from ditflow.embeddings import fingerprint, read_embeddings
-from ditflow.errors import SettingsError
-from ditflow.files import inside
+from ditflow.errors import DitflowError, SettingsError
+from ditflow.files import clear_unfinished, inside
+from ditflow.finite import NotFinite, check_finite
 from ditflow.guidance.prepare import check_blocks
+from ditflow.identity import identity
+from ditflow.lock import locked
 from ditflow.memory.arrange import arrange, place
 from ditflow.memory.meter import Meter
 from ditflow.planning.room import Room, reading_only
 from ditflow.progress import Progress
 from ditflow.runs import Run, create_run, versions
 from ditflow.settings import MODELS, Settings
+from ditflow.state import StateFolder, keep_clip, kept_clip
 
 logger = logging.getLogger(__name__)
 
@@ -41,24 +50,28 @@ SUFFIXES = {"mp4": ".mp4", "gif": ".gif", "frames": ""}
 
 @dataclass(frozen=True)
 class Job:
-    """A job that may begin: all that could be checked has been."""
+    """A job that may begin, or go on: all that could be checked has been, and the run folder is its own."""
 
     room: Room
     folder: ModelFolder
     clip: video.Clip
     run: Run
     meter: Meter
+    kept: StateFolder | None  # what has been computed so far; a transfer has it until it ends
+    resumed: bool = False
 
     @classmethod
-    def begin(cls, settings: Settings, progress: Progress, needs: tuple[str, ...], kind: str = "") -> Job:
+    @contextmanager
+    def begin(
+        cls, settings: Settings, progress: Progress, needs: tuple[str, ...], kind: str = ""
+    ) -> Iterator[Job]:
         """Check and read what can be before any work; a run folder is made once all of that is well."""
         for name in needs:
             if not getattr(settings, name).strip():
                 raise SettingsError(f"{name}: nothing given; use --{name}")
         settings = _from_anywhere(settings)
         device = choose_device(settings)
-        optimises = settings.optimises and kind != "flow"
-        check_choices(settings, device, optimises)
+        check_choices(settings, device, settings.optimises and kind != "flow")
         clip = video.read_clip(
             settings.video,
             frames=settings.frames,
@@ -67,23 +80,53 @@ class Job:
             size=settings.size,
             fit=settings.fit,
         )
-        folder = ModelFolder(settings.model, settings.dtype, device)
-        folder.check()
-        check_blocks(settings, folder.config("transformer")["num_layers"])
+        folder, room = _equip(settings, device, kind)
         if settings.saved_embedding:
             check_embedding(settings, folder)
-        settings = replace(settings, compile="on" if compiles(settings.compile, device) else "off")
-        whole = replace(settings, model=str(folder.path))  # whatever name found it
-        planned = reading_only(settings, folder.path) if kind == "flow" else whole
-        room = Room(settings, device, planned)
-        check_engine(settings.engine, optimises, device, room.plan.streamed > 0)
+        run = create_run(settings, kind)
+        with locked(run.folder), computing(settings), room:
+            kept = None if kind else StateFolder(run, identity(room.resolved, folder))
+            if kept:
+                keep_clip(kept, clip)
+            job = cls(room, folder, clip, run, Meter(device, progress), kept)
+            logger.info("run folder: %s, memory preset %s", run.folder, room.plan.preset.name)
+            room.on_change = job.write_settings
+            job.write_settings()  # from now on it can be opened again
+            with _saying_how_to_resume(run) if kept else nullcontext():
+                yield job
 
-        job = cls(room, folder, clip, create_run(settings, kind), Meter(device, progress))
-        logger.info("run folder: %s, memory preset %s", job.run.folder, room.plan.preset.name)
-        room.on_change = job.write_settings
-        job.write_settings()
-        job.write("reference", clip)
-        return job
+    @classmethod
+    @contextmanager
+    def reopen(
+        cls,
+        run: Run,
+        progress: Progress,
+        memory: str | None = None,  # in place of what the run had
+        whole: bool = False,  # the run has ended before: only its results are there
+    ) -> Iterator[Job]:
+        """A transfer's folder again. Raises DitflowError where it is not as the run left it, or in use."""
+        with locked(run.folder):
+            clear_unfinished(run.folder)
+            settings = run.settings()
+            if memory:
+                settings = replace(settings, memory=memory, preset="auto", decode_tile="auto")
+            device = choose_device(settings)
+            check_choices(settings, device, settings.optimises)
+            folder = ModelFolder(settings.model, settings.dtype, device)
+            kept = None if whole else StateFolder(run, identity(settings, folder))
+            if kept:
+                kept.check()  # all of it, before any work
+                clip = kept_clip(kept)
+            else:
+                reference = run.folder / video_name("reference", settings)
+                clip = video.read_clip(reference, frames=settings.frames, size=None)
+            folder, room = _equip(settings, device)
+            with computing(settings), room, _saying_how_to_resume(run) if kept else nullcontext():
+                job = cls(room, folder, clip, run, Meter(device, progress), kept, resumed=True)
+                logger.info("going on with %s, memory preset %s", run.folder, room.plan.preset.name)
+                room.on_change = job.write_settings
+                job.write_settings()
+                yield job
 
     @property
     def settings(self) -> Settings:
@@ -105,14 +148,32 @@ class Job:
             weights = place(encoder, blocks, folder.device, resident, host="pageable")
             return text.encode_tokens(encoder, tokens, weights)
 
-        with self.meter.phase("text"):
-            return self.room.run("text", lambda: prompts.texts(folder, tokens, encode))
+        def work() -> dict[str, Tensor]:
+            return vars(prompts.texts(folder, tokens, encode))
+
+        return Texts(**self._once("texts", "text", work))
 
     def encode(self) -> Tensor:
         """The clip as latents [1, frames, channels, height, width]."""
         pixels = torch.from_numpy(self.clip.frames)
-        with self.meter.phase("encode"):
-            return self.room.run("encode", lambda: autoencoder.encode(self.folder.vae(), pixels))
+
+        def work() -> dict[str, Tensor]:
+            return {"reference": autoencoder.encode(self.folder.vae(), pixels)}
+
+        return self._once("reference", "encode", work)["reference"]
+
+    def _once(self, name: str, phase: str, work: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """What a phase computes, or has computed before the run was opened again."""
+        if self.kept and self.kept.has(name):
+            tensors, _ = self.kept.read(name)
+            return {key: tensor.to(self.folder.device) for key, tensor in tensors.items()}
+        with self.meter.phase(phase):
+            found = self.room.run(phase, work)
+        for key, tensor in found.items():
+            check_finite(tensor, key)
+        if self.kept:
+            self.kept.write(name, found)
+        return found
 
     def runner(self) -> Runner:
         """The model, its weights where the preset wants them."""
@@ -138,16 +199,54 @@ class Job:
 
     def write(self, name: str, clip: video.Clip) -> None:
         """A clip into the run folder, in the format asked for, with the settings inside."""
-        path = inside(self.run.folder, f"{name}{SUFFIXES[self.settings.format]}")
-        video.write_clip(clip, path, metadata=self.settings.to_yaml())
+        settings = self.settings
+        path = inside(self.run.folder, video_name(name, settings))
+        video.write_clip(clip, path, metadata=settings.to_yaml())
+
+    def write_reference(self) -> None:
+        """What the model sees of the clip, unless it is there already."""
+        if not (self.run.folder / video_name("reference", self.settings)).exists():
+            self.write("reference", self.clip)
 
     def write_settings(self) -> None:
         self.run.write_text("settings.yaml", self.settings.to_yaml())
 
     def end(self, **results: object) -> None:
-        """Write what was measured."""
+        """Write what was measured (since it was resumed, where it was): the run is whole with it."""
         record = {"versions": versions(), "device": self.meter.device_name, "phases": self.meter.phases}
-        self.run.write_json("run.json", record | results)
+        self.run.write_json("run.json", record | {"resumed": self.resumed} | results)
+        if self.kept:
+            self.kept.remove()
+
+
+def video_name(name: str, settings: Settings) -> str:
+    """What the "result", "reference" or "comparison" of a run is called in its folder."""
+    return f"{name}{SUFFIXES[settings.format]}"
+
+
+def _equip(settings: Settings, device: torch.device, kind: str = "") -> tuple[ModelFolder, Room]:
+    """The model and the memory of a job. Raises DitflowError where they do not do for it."""
+    folder = ModelFolder(settings.model, settings.dtype, device)
+    folder.check()
+    check_blocks(settings, folder.config("transformer")["num_layers"])
+    settings = replace(settings, compile="on" if compiles(settings.compile, device) else "off")
+    whole = replace(settings, model=str(folder.path))  # whatever name found it
+    planned = reading_only(settings, folder.path) if kind == "flow" else whole
+    room = Room(settings, device, planned)
+    check_engine(settings.engine, settings.optimises and kind != "flow", device, room.plan.streamed > 0)
+    return folder, room
+
+
+@contextmanager
+def _saying_how_to_resume(run: Run) -> Iterator[None]:
+    """Errors and interrupts leave with the advice; but not those that would come again."""
+    try:
+        yield
+    except NotFinite:
+        raise
+    except (DitflowError, KeyboardInterrupt) as error:
+        error.add_note(f"`ditflow resume {run.quoted}` goes on from there")
+        raise
 
 
 def check_choices(settings: Settings, device: torch.device, optimises: bool) -> None:

@@ -1,9 +1,13 @@
-"""The jobs: transfer (also with a saved embedding) and flow. Each phase frees what it loads."""
+"""The jobs: transfer (also with a saved embedding), what goes on with one, and flow.
+
+Each phase frees what it loads.
+"""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from einops import rearrange
@@ -13,19 +17,22 @@ from ditflow import video
 from ditflow.backbone.runner import Grid, Until
 from ditflow.backbone.text import Texts
 from ditflow.denoising import Denoised, Denoising
-from ditflow.device import computing
 from ditflow.embeddings import save_embeddings
+from ditflow.errors import DitflowError
 from ditflow.guidance.losses import FlowLoss
 from ditflow.guidance.prepare import clip_features
-from ditflow.job import SUFFIXES, Job
+from ditflow.job import Job, video_name
 from ditflow.progress import Progress
 from ditflow.report.clip_flow import draw_flow
-from ditflow.runs import Run
+from ditflow.runs import Run, read_tensors
 from ditflow.sampling import Step
 from ditflow.settings import Settings
 from ditflow.small.truth import true_flow_of
+from ditflow.state import StateWriter, clear_leftovers, read_state
 
 logger = logging.getLogger(__name__)
+
+LATENTS = "latents.safetensors"
 
 
 def transfer(settings: Settings, progress: Progress | None = None) -> Run:
@@ -34,21 +41,62 @@ def transfer(settings: Settings, progress: Progress | None = None) -> Run:
     Raises DitflowError (SettingsError where the settings are to blame) with one line that says what to do.
     """
     progress = progress or Progress()
-    job = Job.begin(settings, progress, needs=("video", "prompt"))
-    with computing(job.settings), job.room:
-        texts, reference = job.texts(), job.encode()
-        denoised = _denoise(job, texts, reference, progress)
-        job.run.write_tensors("latents.safetensors", {"latents": denoised.latents, "reference": reference})
-        if denoised.embeddings:
-            save_embeddings(job.run, denoised.embeddings, denoised.facts)
-        result = job.decode(denoised.latents)
+    with Job.begin(settings, progress, needs=("video", "prompt")) as job:
+        return _transfer(job, progress)
 
+
+def resume(folder: Path, progress: Progress | None = None, memory: str | None = None) -> Run:
+    """Go on with a transfer that was interrupted, to the result that it would have had.
+
+    Raises DitflowError where its settings or weights have changed, its state is damaged or it is in use.
+    """
+    progress, run = progress or Progress(), Run.open(folder)
+    if run.finished:
+        logger.info("%s is finished: there is nothing to go on with", folder)
+        clear_leftovers(run)
+        return run
+    with Job.reopen(run, progress, memory) as job:
+        return _transfer(job, progress)
+
+
+def decode(folder: Path, progress: Progress | None = None, memory: str | None = None) -> Run:
+    """Make the videos of a transfer from its latents.
+
+    Raises DitflowError where it has none, or has the videos already.
+    """
+    progress, run = progress or Progress(), Run.open(folder)
+    if not (folder / LATENTS).is_file():
+        raise DitflowError(
+            f"{folder} has no {LATENTS}: `ditflow resume {run.quoted}` goes on with its denoising"
+        )
+    if not run.finished:
+        return resume(folder, progress, memory)
+    with Job.reopen(run, progress, memory, whole=True) as job:
+        result = folder / video_name("result", job.settings)
+        if result.exists():
+            raise DitflowError(f"{result} is there already: move it away to have it made again")
+        latents, _ = read_tensors(folder / LATENTS, "every transfer writes it")
+        _write_results(job, job.decode(latents["latents"]))
+    return run
+
+
+def _transfer(job: Job, progress: Progress) -> Run:
+    job.write_reference()
+    texts, reference = job.texts(), job.encode()
+    denoised = _denoise(job, texts, reference, progress)
+    job.run.write_tensors(LATENTS, {"latents": denoised.latents, "reference": reference})
+    if denoised.embeddings:
+        save_embeddings(job.run, denoised.embeddings, denoised.facts)
+    _write_results(job, job.decode(denoised.latents))
+    job.end(losses=denoised.losses, skipped_optimisation_steps=denoised.skipped)
+    return job.run
+
+
+def _write_results(job: Job, result: video.Clip) -> None:
     job.write("result", result)
     job.write("comparison", video.side_by_side(job.clip, result))
-    job.end(losses=denoised.losses, skipped_optimisation_steps=denoised.skipped)
-    suffix = SUFFIXES[job.settings.format]
-    logger.info("result: %s, beside the clip: comparison%s", job.run.folder / f"result{suffix}", suffix)
-    return job.run
+    result, comparison = (video_name(name, job.settings) for name in ("result", "comparison"))
+    logger.info("result: %s, beside the clip: %s", job.run.folder / result, comparison)
 
 
 def _denoise(job: Job, texts: Texts, reference: Tensor, progress: Progress) -> Denoised:
@@ -59,9 +107,17 @@ def _denoise(job: Job, texts: Texts, reference: Tensor, progress: Progress) -> D
 
     def tell(step: Step) -> None:
         progress.step(f"loss {step.losses[-1]:.4f}" if step.losses else "")
+        states.put(denoising.state)
 
     denoising = Denoising(settings, job.folder.config("scheduler"), texts, reference, tell)
-    with job.meter.phase("denoise", settings.steps):
+    denoising.state = read_state(job.kept) or denoising.state
+    left = settings.steps - denoising.steps_done
+    if not left:
+        return denoising.result
+    with (
+        StateWriter(job.kept, len(denoising.state.embeddings)) as states,
+        job.meter.phase("denoise", left),
+    ):
         return job.room.run("denoise", lambda: denoising.run(job.runner()))
 
 
@@ -72,20 +128,19 @@ def flow(settings: Settings, progress: Progress | None = None) -> Run:
 
     Raises DitflowError (SettingsError where the settings are to blame) with one line that says what to do.
     """
-    job = Job.begin(settings, progress or Progress(), needs=("video",), kind="flow")
-    with computing(job.settings), job.room:
+    with Job.begin(settings, progress or Progress(), needs=("video",), kind="flow") as job:
+        job.write_reference()
         texts, reference = job.texts(), job.encode()
         with job.meter.phase("flow"):
             read = job.room.run("flow", lambda: _read_flow(job, texts, reference))
-    job.run.write_tensors(
-        "flow.safetensors", {f"block_{block}": found for block, found in read.references.items()}
-    )
-    for block, found in read.references.items():
-        _draw(job, f"block_{block}", found.cpu().numpy(), read.grid)
-    if (truth := true_flow_of(job.settings, read.grid)) is not None:
-        _draw(job, "true", truth, read.grid)
-    job.end()
-    return job.run
+        tensors = {f"block_{block}": found for block, found in read.references.items()}
+        job.run.write_tensors("flow.safetensors", tensors)
+        for block, found in read.references.items():
+            _draw(job, f"block_{block}", found.cpu().numpy(), read.grid)
+        if (truth := true_flow_of(job.settings, read.grid)) is not None:
+            _draw(job, "true", truth, read.grid)
+        job.end()
+        return job.run
 
 
 def _draw(job: Job, name: str, flow: np.ndarray, grid: Grid) -> None:

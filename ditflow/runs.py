@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ditflow.errors import DitflowError
 from ditflow.files import inside, refuse_pickle, whole_or_absent
-from ditflow.settings import Settings
+from ditflow.settings import Settings, read_settings
 
 LONGEST_NAME = 60  # characters of a folder's: up to 240 bytes, of the 255 that file systems have
 
@@ -30,6 +31,26 @@ class Run:
     """A run folder that exists. Every file appears whole: it is written under another name and renamed."""
 
     folder: Path
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """A transfer's, finished or not. Raises DitflowError for a folder that is none."""
+        if not inside(folder, "settings.yaml").is_file():
+            raise DitflowError(f"{folder} is no run folder: it has no settings.yaml; give a transfer's")
+        return cls(folder)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of it is there."""
+        return (self.folder / "run.json").is_file()
+
+    @property
+    def quoted(self) -> str:
+        """The folder as a word of a command."""
+        return shlex.quote(str(self.folder))
+
+    def settings(self) -> Settings:
+        return read_settings(inside(self.folder, "settings.yaml"))
 
     def write_text(self, name: str, text: str) -> None:
         self._write(name, lambda path: path.write_text(text, encoding="utf-8"))
@@ -48,8 +69,14 @@ class Run:
         self._write(name, lambda path: Image.fromarray(pixels).save(path, format="PNG"))
 
     def _write(self, name: str, write: Callable[[Path], Any]) -> None:
-        with whole_or_absent(inside(self.folder, name)) as unfinished:
-            write(unfinished)
+        try:
+            with whole_or_absent(inside(self.folder, name)) as unfinished:
+                write(unfinished)
+        except OSError as error:
+            raise DitflowError(
+                f"{self.folder / name} cannot be written ({error.strerror or error}): make room or give "
+                "another place"
+            ) from error
 
 
 def read_tensors(path: Path, missing: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -11,6 +11,7 @@ from ditflow import ranges
 from ditflow.backbone.runner import Injected, Inputs, Runner
 from ditflow.backbone.schedule import Schedule, dynamic_guidance_scale
 from ditflow.backbone.text import Texts
+from ditflow.finite import check_latents, check_optimisation
 from ditflow.guidance.injection import Injection
 from ditflow.guidance.optimise import Guidance
 
@@ -54,6 +55,8 @@ def denoise(
     In those steps the clip's keys and values are injected, and the latents or the embedding are optimised or,
     given `saved_embeddings` (one a guided step), the embedding is taken from there. An optimised embedding
     carries over from one guided step to the next; after them the model's own is back.
+
+    Raises NotFinite in the step where NaN or infinity first appears; `on_step` does not hear of that one.
     """
     latents, embedding, steps = last.latents, last.embedding, len(schedule.timesteps)
     for index in ranges.steps(range(last.index + 1, steps), guided_steps):
@@ -66,13 +69,15 @@ def denoise(
             if saved_embeddings:
                 inputs = replace(inputs, embedding=saved_embeddings[index].to(own))
             elif guidance:
-                inputs, found = guidance.optimise(runner, inputs, injected, index)
-                losses = found.tolist()
+                inputs, *found = guidance.optimise(runner, inputs, injected, index)
+                losses, gradients = (each.tolist() for each in found)
+                check_optimisation(index, losses, gradients, guidance.may_overflow)
             latents, embedding = inputs.latents, inputs.embedding
 
         weight = scale.at(steps, schedule.timesteps[index])
         prediction = predict(runner, inputs, texts.negative_prompt, injected, weight)
         latents = schedule.step(prediction, index, latents)
+        check_latents(index, {"model's prediction": prediction, "step's result": latents})
         on_step(Step(index, latents, inputs.embedding, losses))
     return latents
 

@@ -1,5 +1,7 @@
 """What the tests share: tiny random transformers, a small random pipeline and made videos, built once."""
 
+import shutil
+import signal
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
+from nursery import Nursery
 from random_pipeline import build_pipeline
 from reliability import pytest_addoption, pytest_configure, pytest_itemcollected  # noqa: F401  its hooks
 from video_cases import KINDS, made_video, remuxed
@@ -108,6 +111,48 @@ def clip(tmp_path_factory):
     path = tmp_path_factory.mktemp("clips") / "square.mp4"
     video.write_clip(video.Clip(frames, Fraction(10)), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def nursery(clip, small_folder, tmp_path_factory):
+    """Runs commands in forks of a warm process, and knows what a run leaves that nothing has disturbed."""
+    settings = Settings(
+        video=str(clip),
+        prompt="a red circle on a blue background",
+        negative_prompt="",
+        model=str(small_folder),
+        dtype="float32",
+        device="cpu",
+        size="32x16",
+        frames=9,
+        steps=3,
+        guided=0.67,
+        optimise="embedding",
+        optimisation_steps=1,
+        learning_rate=[0.05, 0.02],
+        guidance_blocks=[2],
+        guidance_scale=2,
+        scheduler="dpm",
+        output="run",
+    )
+    with Nursery(settings, tmp_path_factory.mktemp("nursery")) as nursery:
+        yield nursery
+
+
+@pytest.fixture(scope="session")
+def killed(nursery, tmp_path_factory):
+    """The folder of a run that was killed late in denoising."""
+    folder = tmp_path_factory.mktemp("killed")
+    trap = {"stage": "denoise", "at": int(0.9 * nursery.calls["denoise"]), "signum": signal.SIGKILL}
+    assert nursery.transfer(folder, trap=trap) == -signal.SIGKILL
+    assert (folder / "run" / "state" / "step.safetensors").exists()
+    return folder / "run"
+
+
+@pytest.fixture
+def stopped(killed, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(killed, tmp_path / "run")
 
 
 @pytest.fixture

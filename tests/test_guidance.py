@@ -97,11 +97,12 @@ def guidance(
 def test_optimisation_is_plain_adam(backbone, variable):
     """The same updates as torch's Adam over plain autograd, and the losses before each of them."""
     runner, inputs = PlainRunner(backbone), random_inputs(backbone, 3, 8, 12)
-    found, losses = guidance(lambda _, read: read.square().mean(), variable).optimise(runner, inputs, {}, 0)
+    loop = guidance(lambda _, read: read.square().mean(), variable)
+    found, losses, gradients = loop.optimise(runner, inputs, {}, 0)
 
     expected = getattr(inputs, variable).clone().requires_grad_()
     adam = torch.optim.Adam([expected], lr=0.1)
-    for loss in losses:
+    for loss, total in zip(losses, gradients, strict=True):
         given = {"latents": inputs.latents, "embedding": inputs.embedding, variable: expected}
         stream = backbone.embed(SimpleNamespace(prompt=inputs.prompt, timestep=inputs.timestep, **given))
         for index in range(2):
@@ -110,6 +111,7 @@ def test_optimisation_is_plain_adam(backbone, variable):
         torch.testing.assert_close(loss, value.detach())
         adam.zero_grad()
         value.backward()
+        torch.testing.assert_close(total, expected.grad.sum(), rtol=1e-4, atol=1e-4)
         adam.step()
     torch.testing.assert_close(getattr(found, variable), expected.detach())
     other = "embedding" if variable == "latents" else "latents"
@@ -162,7 +164,7 @@ def test_overflowing_step_is_skipped_and_counted():
     backbone = CogVideoX(tiny_transformer().half())
     runner, inputs = PlainRunner(backbone), random_inputs(backbone, 3, 8, 12)
     loss = guidance(lambda _, read: read.float().square().sum() / 4, steps=8, dtype=torch.float16)
-    found, losses = loss.optimise(runner, inputs, {}, 0)
+    found, losses, _ = loss.optimise(runner, inputs, {}, 0)
     assert 0 < loss.skipped < 8
     assert loss.scaler.get_scale() == LOSS_SCALE / 2**loss.skipped
     assert len(losses) == 8

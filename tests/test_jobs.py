@@ -202,7 +202,7 @@ def test_interrupted_run_leaves_only_whole_files(settings, monkeypatch, capsys):
     with pytest.raises(KeyboardInterrupt):
         transfer(settings)
     names = {path.name for path in Path(settings.output).iterdir()}
-    assert names == {"settings.yaml", "reference.mp4", "latents.safetensors"}
+    assert names == {"settings.yaml", "reference.mp4", "latents.safetensors", "state"}
     assert latents(type("Run", (), {"folder": Path(settings.output)})).isfinite().all()
 
 
@@ -220,8 +220,9 @@ def test_ctrl_c_leaves_only_whole_files(settings, tmp_path):
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
-    assert (process.returncode, error) == (130, "ditflow: interrupted\n")
-    assert {path.name for path in reference.parent.iterdir()} == {"settings.yaml", "reference.mp4"}
+    advice = f"`ditflow resume {reference.parent}` goes on from there"
+    assert (process.returncode, error) == (130, f"ditflow: interrupted; {advice}\n")
+    assert {path.name for path in reference.parent.iterdir()} == {"settings.yaml", "reference.mp4", "state"}
     assert video.read_clip(reference, frames=FRAMES, size=None).frames.any()
 
 

@@ -64,7 +64,8 @@ class Schedule:
 
     def back_to(self, moment: Moment) -> None:
         """As it was then, so that a step that failed can be made again."""
-        self.clean_estimate = moment.clean_estimate
+        estimate = moment.clean_estimate
+        self.clean_estimate = None if estimate is None else estimate.to(self.device)
         self.generator.set_state(moment.generator)
 
 

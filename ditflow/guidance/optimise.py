@@ -31,24 +31,37 @@ class Guidance:
 
     def optimise(
         self, runner: Runner, inputs: Inputs, injected: Injected, index: int
-    ) -> tuple[Inputs, Tensor]:
-        """The inputs of guided step `index` with the variable optimised, and the loss before each update.
+    ) -> tuple[Inputs, Tensor, Tensor]:
+        """The inputs of guided step `index` with the variable optimised; for each update the loss before it,
+        and the sum of its gradient, which is finite where the gradient is.
 
-        A new Adam each guided step, as in the released code. Losses are float32 [steps], on the device.
+        A new Adam each guided step, as in the released code. Both are float32 [steps], on the device.
         """
         variable = getattr(inputs, self.variable).clone()
         adam = torch.optim.Adam([variable], lr=self.learning_rates[index], fused=True)
         one = torch.ones((), device=variable.device)
-        losses = []
+        losses, gradients = [], []
         for _ in ranges.optimisation_steps(index, self.steps):
             current = replace(inputs, **{self.variable: variable})
             loss, variable.grad = runner.gradient(
                 self.loss, self.variable, current, injected, self.until, self.scaler.scale(one)
             )
             losses.append(loss)
+            gradients.append(variable.grad.sum())
             self.scaler.step(adam)
             self.scaler.update()
-        return replace(inputs, **{self.variable: variable.detach()}), torch.stack(losses)
+        optimised = replace(inputs, **{self.variable: variable.detach()})
+        return optimised, torch.stack(losses), torch.stack(gradients)
+
+    @property
+    def may_overflow(self) -> bool:
+        """Whether a gradient that is not finite is the loss scale's doing, so that its update is left out."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
+
+    def back_to(self, skipped: int) -> None:
+        """As it was when so many updates had been left out."""
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": LOSS_SCALE / 2**skipped})
 
     @property
     def skipped(self) -> int:

@@ -1,6 +1,7 @@
 """A stretch of a video or of an image folder, as a clip of the size that is asked for."""
 
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.limits import CLIP_BYTES, PICTURE_PIXELS, SOURCE_FRAMES
 from ditflow.video.clip import Clip
+from ditflow.video.deadline import in_time
 from ditflow.video.decoding import Place, read_video
 from ditflow.video.fitting import FITS, fitted
 from ditflow.video.folders import image_paths, read_images, warn_of_gaps
@@ -57,7 +59,7 @@ def read_clip(
         return fitted(image, size, fit)
 
     read = _read_folder if source.is_dir() else read_video
-    pictures, available, frame_rate = read(source, wanted, place)
+    pictures, available, frame_rate = in_time(partial(read, source, wanted, place), source)
     if not pictures:
         raise DitflowError(f"{source}: {_too_short(available, wanted)}")
     return Clip(np.stack(pictures), min(max(frame_rate / stride, SLOWEST), FASTEST))

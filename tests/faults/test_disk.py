@@ -1,0 +1,74 @@
+"""A disk that is full at a random moment, a file that may not grow, folders that cannot be written in."""
+
+import errno
+import os
+import random
+
+import pytest
+from nursery import contents
+
+from ditflow import lock
+from ditflow.cli import main
+
+FULL = [
+    pytest.param(seed, marks=pytest.mark.fault("disk full at a random moment"), id=str(seed))
+    for seed in range(1, 4)
+]
+LIMITS = [
+    pytest.param(seed, marks=pytest.mark.fault("file-size limit of a random size"), id=str(seed))
+    for seed in range(1, 3)
+]
+
+
+def check_stopped_in_order(nursery, folder):
+    """One line, whole files under final names, and a way on once there is room."""
+    error = nursery.error(folder)
+    assert error.startswith("ditflow: ") and "cannot be written" in error and error.count("\n") == 1, error
+    left = contents(folder / "run")
+    assert not [name for name in left if name.endswith(".unfinished")]
+    for name, data in left.items():
+        if "/" not in name:
+            assert data == nursery.whole[name], name
+    resumable = "settings.yaml" in left
+    assert ("`ditflow resume run` goes on" in error) == resumable
+    assert nursery.resume(folder) == (0 if resumable else 1)
+    if resumable:
+        assert contents(folder / "run") == nursery.whole
+
+
+@pytest.mark.parametrize("seed", FULL)
+def test_disk_full(nursery, tmp_path, seed):
+    after = random.Random(seed).randrange(len(nursery.whole) + 8)  # its own files, and those of its state
+    assert nursery.transfer(tmp_path, full_after=after) == 1
+    check_stopped_in_order(nursery, tmp_path)
+
+
+@pytest.mark.parametrize("seed", LIMITS)
+def test_file_size_limit(nursery, tmp_path, seed):
+    largest = max(map(len, nursery.whole.values()))
+    assert nursery.transfer(tmp_path, largest_file=random.Random(seed).randrange(500, largest)) == 1
+    check_stopped_in_order(nursery, tmp_path)
+
+
+@pytest.mark.fault("output in a place where no folder can be made")
+def test_no_folder_can_be_made(nursery, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert nursery.transfer(tmp_path, "--output", "file/run") == 1
+    assert "cannot make the run folder file/run" in nursery.error(tmp_path)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.fault("resume in a read-only folder")
+def test_read_only_folder(stopped, monkeypatch, capsys):
+    """Root may write anywhere: so the system's answer is put in its place."""
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    before = contents(stopped)
+    monkeypatch.setattr(lock.os, "open", refuse)
+    code = main(["resume", str(stopped), "--quiet"])
+    monkeypatch.undo()
+    assert code == 1
+    assert "cannot be locked (Read-only file system)" in capsys.readouterr().err
+    assert contents(stopped) == before

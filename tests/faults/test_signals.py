@@ -1,0 +1,40 @@
+"""A run that is ended at a random moment of every phase in turn, resumed each time: nothing is lost."""
+
+import random
+import shutil
+import signal
+
+import pytest
+from nursery import STAGES, contents
+
+SIGNALS = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 143, "SIGINT": 130}  # and the exit codes
+SAYS = {"SIGKILL": "", "SIGTERM": "ditflow: terminated", "SIGINT": "ditflow: interrupted"}
+CASES = [
+    pytest.param(
+        name, id=name, marks=pytest.mark.fault(f"{name} in each phase in turn, and in its resumption")
+    )
+    for name in SIGNALS
+]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ended_at_a_random_moment_of_every_phase(nursery, tmp_path, name):
+    run, draw = tmp_path / "run", random.Random(name)
+    for stage in STAGES:
+        at = 1 + int(draw.uniform(0, 0.95) * nursery.calls[stage])
+        trap = {"stage": stage, "at": at, "signum": getattr(signal, name)}
+        go_on = nursery.resume if run.exists() else nursery.transfer
+        assert go_on(tmp_path, trap=trap, no_cache=stage == "text") == SIGNALS[name], stage
+
+        for file, data in contents(run).items():
+            if "/" not in file and not file.startswith("."):
+                assert data == nursery.whole[file], (stage, file)
+        error = nursery.error(tmp_path)
+        assert error.startswith(SAYS[name]) and error.count("\n") == bool(SAYS[name]), (stage, error)
+        if run.exists() and not (run / "settings.yaml").exists():  # nothing was computed yet
+            assert stage == "begin"
+            assert nursery.resume(tmp_path) == 1
+            assert "is no run folder" in nursery.error(tmp_path)
+            shutil.rmtree(run)
+    assert nursery.resume(tmp_path) == 0, nursery.error(tmp_path)
+    assert contents(run) == nursery.whole

@@ -1,0 +1,113 @@
+"""NaN and infinity stop a run in the step where they appear, and the step before it stays."""
+
+import pytest
+import torch
+from conftest import tiny_transformer
+from test_backbone import random_inputs
+from test_golden import SCHEDULER
+
+from ditflow.backbone.cogvideox import CogVideoX
+from ditflow.backbone.text import Texts
+from ditflow.denoising import Denoising
+from ditflow.finite import NotFinite, check_finite, check_optimisation
+from ditflow.guidance.optimise import LOSS_SCALE, loss_scaler
+from ditflow.memory.plain import PlainRunner
+from ditflow.settings import Settings
+
+
+class Poisoned(PlainRunner):
+    """What it computes n-th of a kind holds a number that is none."""
+
+    def __init__(self, backbone, what, nth, poison):
+        super().__init__(backbone)
+        self.what, self.left, self.poison = what, nth, poison
+
+    def _poisoned(self, what, tensor):
+        if what == self.what:
+            self.left -= 1
+            if not self.left:
+                tensor = tensor.clone()
+                tensor.view(-1)[-1] = self.poison
+        return tensor
+
+    def forward(self, *given):
+        return [self._poisoned("prediction", each) for each in super().forward(*given)]
+
+    def gradient(self, *given):
+        loss, gradient = super().gradient(*given)
+        return self._poisoned("loss", loss), self._poisoned("gradient", gradient)
+
+
+def denoising(backbone, inputs, **changes):
+    settings = Settings(
+        model="small", steps=4, guided=0.5, optimisation_steps=3, guidance_blocks=[2], guidance_scale=1,
+        **changes,
+    )  # fmt: skip
+    return Denoising(settings, SCHEDULER, Texts(*[inputs.prompt] * 3), inputs.latents, lambda _: None)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")], ids=str)
+@pytest.mark.parametrize(
+    "what, nth, message, last",
+    [
+        pytest.param(
+            *("loss", 1, "the loss is NaN or infinite in optimisation step 1 of denoising step 1", -1),
+            marks=pytest.mark.fault("NaN or infinity in the loss"),
+        ),
+        pytest.param(
+            *("gradient", 5, "the gradient is NaN or infinite in optimisation step 2 of denoising step 2", 0),
+            marks=pytest.mark.fault("NaN or infinity in the gradient"),
+        ),
+        pytest.param(
+            *("prediction", 3, "the model's prediction holds NaN or infinity in denoising step 3", 1),
+            marks=pytest.mark.fault("NaN or infinity in the latents"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("optimise", ["latent", "embedding"])
+def test_names_the_first_place_and_keeps_the_step_before(what, nth, message, last, poison, optimise):
+    backbone = CogVideoX(tiny_transformer())
+    inputs = random_inputs(backbone, 3, 8, 12)
+    poisoned = denoising(backbone, inputs, optimise=optimise)
+    with pytest.raises(NotFinite, match=message):
+        poisoned.run(Poisoned(backbone, what, nth, poison))
+    assert poisoned.state.index == last
+    assert poisoned.state.latents.isfinite().all()
+    # a sound runner goes on from there to what would have been
+    expected = denoising(backbone, inputs, optimise=optimise).run(PlainRunner(backbone))
+    assert torch.equal(poisoned.run(PlainRunner(backbone)).latents, expected.latents)
+
+
+def test_float16s_skipped_updates_are_no_fault_but_their_losses_are():
+    check_optimisation(0, [1.0, 2.0], [float("inf"), float("nan")], may_overflow=True)
+    with pytest.raises(NotFinite, match="the gradient .* optimisation step 2"):
+        check_optimisation(0, [1.0, 2.0], [0.0, float("inf")], may_overflow=False)
+    with pytest.raises(NotFinite, match="the loss .* optimisation step 1"):
+        check_optimisation(0, [float("nan"), 2.0], [float("nan"), 0.0], may_overflow=True)
+
+
+def test_encoded():
+    check_finite(torch.ones(3), "reference")
+    with pytest.raises(NotFinite, match="the negative prompt holds NaN"):
+        check_finite(torch.tensor([1.0, float("inf")]), "negative_prompt")
+
+
+@pytest.mark.fault("a learning rate that makes the optimisation run away")
+def test_run_away(nursery, tmp_path):
+    words = ["--set", "learning_rate=[1e38, 1e38]", "--set", "optimisation_steps=3"]
+    assert nursery.transfer(tmp_path, *words) == 1
+    error = nursery.error(tmp_path)
+    assert "of denoising step 1: with a smaller --learning-rate" in error
+    assert "resume" not in error  # it would come to the same
+
+
+def test_the_loss_scale_goes_back_with_the_state():
+    from test_guidance import guidance
+
+    loop = guidance(None, dtype=torch.float16)
+    loop.back_to(3)
+    assert loop.skipped == 3 and loop.scaler.get_scale() == LOSS_SCALE / 8
+    assert loop.may_overflow
+    loop.back_to(17)
+    assert not loop.may_overflow  # at half of its own size a gradient still overflows
+    assert not loss_scaler(torch.float32, torch.device("cpu")).is_enabled()

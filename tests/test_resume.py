@@ -1,0 +1,68 @@
+"""What can be done with a run's folder: go on with it, decode it, or be told why not."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from nursery import contents
+from safetensors.torch import load_file
+
+from ditflow.cli import main
+from ditflow.state import FOLDER
+
+
+@pytest.mark.fault("the input video is removed in the middle of a run")
+def test_the_video_is_not_needed_again(nursery, stopped, clip):
+    away = clip.with_suffix(".away")
+    clip.rename(away)
+    try:
+        assert nursery.resume(stopped.parent) == 0, nursery.error(stopped.parent)
+    finally:
+        away.rename(clip)
+    assert contents(stopped) == nursery.whole
+    record = json.loads((stopped / "run.json").read_text())
+    assert record["resumed"] and [len(losses) for losses in record["losses"]] == [1, 1]
+
+
+def test_resume_with_less_memory(nursery, stopped):
+    assert nursery.resume(stopped.parent, "--memory", "4gb") == 0, nursery.error(stopped.parent)
+    found, expected = (load_file(run / "latents.safetensors") for run in (stopped, nursery.folder / "run"))
+    torch.testing.assert_close(found["latents"], expected["latents"], rtol=1e-5, atol=1e-5)
+    assert "preset: 4gb" in (stopped / "settings.yaml").read_text()
+
+
+def test_finished(nursery, tmp_path, capsys):
+    run = shutil.copytree(nursery.folder / "run", tmp_path / "run")
+    (run / FOLDER).mkdir()  # a process that was killed at the very end leaves it
+    assert main(["resume", str(run)]) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{run}\n"
+    assert f"{run} is finished: there is nothing to go on with" in told.err
+    assert contents(run) == nursery.whole and not (run / FOLDER).exists()
+
+
+def test_decode_makes_the_videos_of_a_finished_run_again(nursery, tmp_path):
+    run = shutil.copytree(nursery.folder / "run", tmp_path / "run")
+    assert nursery.run(tmp_path, "decode", "run", "--quiet") == 1
+    assert "run/result.mp4 is there already: move it away" in nursery.error(tmp_path)
+    (run / "result.mp4").unlink()
+    before = contents(run)
+    assert nursery.run(tmp_path, "decode", "run", "--quiet") == 0, nursery.error(tmp_path)
+    found = contents(run)
+    assert found.pop("result.mp4") == nursery.whole["result.mp4"]
+    assert found.keys() == before.keys()
+    assert {name for name in found if found[name] != before[name]} <= {"comparison.mp4"}  # from reference.mp4
+
+
+@pytest.mark.parametrize("command", ["resume", "decode"])
+def test_other_folders(tmp_path, capsys, command):
+    assert main([command, str(tmp_path)]) == 1
+    assert capsys.readouterr().err == (
+        f"ditflow: {tmp_path} is no run folder: it has no settings.yaml; give a transfer's\n"
+    )
+
+
+def test_not_denoised_yet(stopped, capsys):
+    assert main(["decode", str(stopped)]) == 1
+    assert f"has no latents.safetensors: `ditflow resume {stopped}`" in capsys.readouterr().err

@@ -1,0 +1,100 @@
+"""A run's state: on disk and back it is the same, and a denoising that goes on from it is, too."""
+
+import threading
+
+import pytest
+import torch
+from conftest import tiny_transformer
+from test_backbone import random_inputs
+from test_golden import SCHEDULER
+
+from ditflow.backbone.cogvideox import CogVideoX
+from ditflow.backbone.schedule import Moment
+from ditflow.backbone.text import Texts
+from ditflow.denoising import Denoising
+from ditflow.errors import DitflowError
+from ditflow.memory.plain import PlainRunner
+from ditflow.runs import Run
+from ditflow.settings import Settings
+from ditflow.state import State, StateFolder, StateWriter, read_state
+
+IDENTITY = {"format": "1", "settings": "{}", "weights": "{}"}
+STEPS = 4
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
+@pytest.mark.parametrize("optimise", ["latent", "embedding"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_goes_on_bit_for_bit_from_every_state(tmp_path, optimise, scheduler, dtype):
+    backbone = CogVideoX(tiny_transformer().to(dtype))
+    inputs = random_inputs(backbone, 3, 8, 12)
+    settings = Settings(
+        model="small", dtype=str(dtype)[6:], steps=STEPS, guided=0.75, optimisation_steps=2,
+        guidance_blocks=[2], optimise=optimise, scheduler=scheduler, guidance_scale=2,
+    )  # fmt: skip
+
+    def denoising():
+        texts, states = Texts(*[inputs.prompt] * 3), []
+        made = Denoising(settings, SCHEDULER, texts, inputs.latents, lambda _: states.append(made.state))
+        return made, states
+
+    whole, states = denoising()
+    expected = whole.run(PlainRunner(backbone))
+    assert [state.index for state in states] == list(range(STEPS))
+    for state in states:
+        files = StateFolder(Run(tmp_path / str(state.index)), IDENTITY)
+        with StateWriter(files, 0) as writer:
+            writer.put(state)
+        again, _ = denoising()
+        again.state = read_state(files)
+        found = again.run(PlainRunner(backbone))
+        assert torch.equal(found.latents, expected.latents)
+        assert (found.losses, found.skipped, found.facts) == (
+            expected.losses,
+            expected.skipped,
+            expected.facts,
+        )
+        assert len(found.embeddings) == len(expected.embeddings)
+        assert all(map(torch.equal, found.embeddings, expected.embeddings))
+
+
+def state(index):
+    tensors = [torch.full((1, 2), float(index + each)) for each in range(index + 2)]
+    moment = Moment(None, torch.arange(3, dtype=torch.uint8))
+    return State(index, tensors[0], None, moment, [[0.5]] * index, 0, tensors[1:])
+
+
+class Slow:
+    """Files that are written once they may be."""
+
+    def __init__(self):
+        self.may, self.began, self.written = threading.Event(), threading.Event(), []
+
+    def write(self, name, tensors, **facts):
+        self.began.set()
+        self.may.wait()
+        self.written.append(f"{name} {facts['index']}" if "index" in facts else name)
+
+
+def test_the_newest_state_takes_the_place_of_one_that_waits():
+    """And every embedding is written, once."""
+    files = Slow()
+    with StateWriter(files, 0) as writer:
+        writer.put(state(0))
+        files.began.wait()
+        for index in (1, 2, 3):
+            writer.put(state(index))
+        files.may.set()
+    assert files.written == ["embedding_000", "step 0", *(f"embedding_00{i}" for i in (1, 2, 3)), "step 3"]
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_state_that_cannot_be_written_stops_the_run(tmp_path, more):
+    (tmp_path / "state").write_text("in the way")
+    writer = StateWriter(StateFolder(Run(tmp_path), IDENTITY), 0)
+    with pytest.raises(DitflowError, match="cannot be written"), writer:
+        writer.put(state(0))
+        for _ in range(more):
+            writer.thread.submit(lambda: None).result()  # the one before it has failed by then
+            writer.put(state(1))
+            pytest.fail("it went on")
