@@ -89,15 +89,15 @@ def test_every_mode_makes_another_video(settings):
         "two-blocks": {"guidance_blocks": [1, 3]},
         "ddim": {"scheduler": "ddim"},
     }
-    job = Job.begin(settings, Progress(), needs=())
-    texts, reference, runner = job.texts(), job.encode(), job.runner()
-    scheduler = job.folder.config("scheduler")
-    results = {
-        name: Denoising(replace(job.settings, **change), scheduler, texts, reference, lambda step: None)
-        .run(runner)
-        .latents
-        for name, change in modes.items()
-    }
+    with Job.begin(settings, Progress(), needs=()) as job:
+        texts, reference, runner = job.texts(), job.encode(), job.runner()
+        scheduler = job.folder.config("scheduler")
+        results = {
+            name: Denoising(replace(job.settings, **change), scheduler, texts, reference, lambda step: None)
+            .run(runner)
+            .latents
+            for name, change in modes.items()
+        }
     names = list(results)
     for index, name in enumerate(names):
         assert results[name].isfinite().all()

@@ -29,14 +29,17 @@ def case(what: str, *values: object):
 
 def begun(settings: Settings, progress: Progress) -> Run:
     """A transfer as far as all is checked, the clip read and its folder made."""
-    return Job.begin(settings, progress, needs=("video", "prompt")).run
+    with Job.begin(settings, progress, needs=("video", "prompt")) as job:
+        job.write_reference()
+        return job.run
 
 
 def begun_and_read(settings: Settings, progress: Progress) -> Run:
     """And its prompts encoded."""
-    job = Job.begin(settings, progress, needs=("video", "prompt"))
-    job.texts()
-    return job.run
+    with Job.begin(settings, progress, needs=("video", "prompt")) as job:
+        job.write_reference()
+        job.texts()
+        return job.run
 
 
 def transfer_words(model: Path, source: object, prompt: str = "a red circle") -> list[str]:
