@@ -87,7 +87,7 @@ class Settings:
     guided: float = option("motion", "guided share of the denoising steps", least=0, most=1)
     optimisation_steps: int = option("motion", "optimisation steps in each guided step", least=1, most=1000)
     learning_rate: tuple[float, float] = option(
-        "motion", "learning rate, from HIGH to LOW", least=0, most=100
+        "motion", "learning rate, from HIGH to LOW", least=0, most=1e30
     )
     guidance_blocks: tuple[int, ...] = option("motion", "blocks whose motion is matched", least=0, most=999)
     temperature: float = option("motion", "sharpness of the motion flow's softmax", least=1e-3, most=1e4)

@@ -94,7 +94,7 @@ def test_encoded():
 
 @pytest.mark.fault("a learning rate that makes the optimisation run away")
 def test_run_away(nursery, tmp_path):
-    words = ["--set", "learning_rate=[1e38, 1e38]", "--set", "optimisation_steps=3"]
+    words = ["--set", "learning_rate=[1e30, 1e30]", "--set", "optimisation_steps=3"]
     assert nursery.transfer(tmp_path, *words) == 1
     error = nursery.error(tmp_path)
     assert "of denoising step 1: with a smaller --learning-rate" in error

@@ -39,7 +39,7 @@ def read_own_flow(run: FinishedRun) -> dict[int, OwnFlow]:
     device = choose_device(settings)
     folder = ModelFolder(settings.model, settings.dtype, device)
     room = Room(settings, device, reading_only(settings, folder.path))
-    job = Job(room, folder, run.clip("reference"), Run(run.folder), Meter(device, Progress()))
+    job = Job(room, folder, run.clip("reference"), Run(run.folder), Meter(device, Progress()), kept=None)
     with computing(settings), room:
         prompt = job.texts().source_prompt
         return room.run("flow", lambda: _read(job, prompt, *run.latents()))
