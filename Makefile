@@ -43,6 +43,7 @@ demo: setup
 
 # every mode of both small models on clips whose motion is known
 motion: setup
+	mkdir -p bench/results
 	for style in rope sincos; do \
 		$(BIN)/python -m bench.motion --pairs 12 --model-style $$style --json >bench/results/motion-$$style.json.new \
 			&& mv bench/results/motion-$$style.json.new bench/results/motion-$$style.json || exit 1; \

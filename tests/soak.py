@@ -7,6 +7,7 @@ import argparse
 import gc
 import os
 import shutil
+import statistics
 import sys
 import tempfile
 import threading
@@ -23,6 +24,7 @@ from ditflow.cli import quieten_libraries
 from ditflow.small.clips import main as write_made_clip
 
 TRANSFERS, WARM = 200, 20  # what libraries keep for good, they have by the WARM-th
+WINDOW = 10  # transfers
 GROWTH = 1.02  # at most, from the WARM-th on
 LINES = 20
 PLAIN = ("builtins", "importlib")
@@ -83,22 +85,30 @@ def little_settings(folder: Path) -> Settings:
 
 
 def grown(readings: dict[int, dict[str, int]]) -> list[str]:
-    """What has become more than it may since the WARM-th transfer, a line each."""
-    warm, later = readings[WARM], [found for number, found in readings.items() if number > WARM]
-    most = {name: max(found[name] for found in later) for name in warm}
-    return [
-        f"{name} has grown: from {warm[name]:,} after transfer {WARM} to {most[name]:,}"
-        for name in warm
-        if most[name] > GROWTH * warm[name]
-    ]
+    """What has become more than it may since the WARM-th transfer, a line each.
+
+    Medians of WINDOW transfers: what one of them takes and gives back is no growth.
+    """
+    before = [readings[number] for number in range(WARM, WARM + WINDOW)]
+    after = [readings[number] for number in sorted(readings)[-WINDOW:]]
+    lines = []
+    for name in before[0]:
+        warm, last = (statistics.median(found[name] for found in window) for window in (before, after))
+        if last > GROWTH * warm:
+            lines.append(
+                f"{name} has grown: from {warm:,.0f} before transfer {WARM} to {last:,.0f} at the end"
+            )
+    return lines
 
 
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--transfers", type=int, default=TRANSFERS, help=f"how many (default: {TRANSFERS})")
     count = parser.parse_args(words).transfers
-    if count <= WARM:
-        parser.error(f"--transfers: {count} given, more than {WARM} accepted: growth counts from there on")
+    if count < WARM + WINDOW:
+        parser.error(
+            f"--transfers: {count} given, {WARM + WINDOW} or more accepted: growth counts from {WARM}"
+        )
     quieten_libraries()
     readings = {}
     with tempfile.TemporaryDirectory() as folder:

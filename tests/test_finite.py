@@ -41,7 +41,7 @@ class Poisoned(PlainRunner):
 def denoising(backbone, inputs, **changes):
     settings = Settings(
         model="small", steps=4, guided=0.5, optimisation_steps=3, guidance_blocks=[2], guidance_scale=1,
-        **changes,
+        dynamic_scale=False, **changes,
     )  # fmt: skip
     return Denoising(settings, SCHEDULER, Texts(*[inputs.prompt] * 3), inputs.latents, lambda _: None)
 

@@ -33,10 +33,14 @@ def test_growth_counts_once_it_is_warm():
 
     assert soak.grown(readings(100, 1000)) == []
     found = readings(1000, 1000)
-    found[30]["host bytes"] = 1020
+    found[40]["host bytes"] = 2000  # for a moment
     assert soak.grown(found) == []
-    found[30]["host bytes"], found[40]["tensors"] = 1021, 6
+    for number in range(31, 41):
+        found[number] = {"host bytes": 1020, "tensors": 5}
+    assert soak.grown(found) == []
+    for number in range(31, 41):
+        found[number] = {"host bytes": 1021, "tensors": 6}
     assert soak.grown(found) == [
-        "host bytes has grown: from 1,000 after transfer 20 to 1,021",
-        "tensors has grown: from 5 after transfer 20 to 6",
+        "host bytes has grown: from 1,000 at transfer 20 to 1,021 at the end",
+        "tensors has grown: from 5 at transfer 20 to 6 at the end",
     ]
