@@ -95,9 +95,7 @@ def grown(readings: dict[int, dict[str, int]]) -> list[str]:
     for name in before[0]:
         warm, last = (statistics.median(found[name] for found in window) for window in (before, after))
         if last > GROWTH * warm:
-            lines.append(
-                f"{name} has grown: from {warm:,.0f} before transfer {WARM} to {last:,.0f} at the end"
-            )
+            lines.append(f"{name} has grown: from {warm:,.0f} at transfer {WARM} to {last:,.0f} at the end")
     return lines
 
 
