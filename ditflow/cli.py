@@ -29,13 +29,13 @@ def main(words: Sequence[str] | None = None) -> int:
         with terminable():
             return run(options)
     except DitflowError as error:
-        say(error, with_notes(error, str(error)), options.debug)
+        say(error, str(error), options.debug)
         return USAGE if isinstance(error, SettingsError) else FAILED
     except Terminated as request:
-        print(f"ditflow: {with_notes(request, 'terminated')}", file=sys.stderr)
+        say(request, "terminated")
         return TERMINATED
     except KeyboardInterrupt as request:
-        print(f"ditflow: {with_notes(request, 'interrupted')}", file=sys.stderr)
+        say(request, "interrupted")
         return INTERRUPTED
     except Exception as error:
         what = f"unexpected {type(error).__name__}: {error}"
@@ -58,11 +58,14 @@ def run(options: argparse.Namespace) -> int:
     return DONE
 
 
-def say(error: Exception, message: str, debug: bool) -> None:
-    """One line on standard error, whatever is in the message; before it, with `debug`, the traceback."""
+def say(error: BaseException, message: str, debug: bool = False) -> None:
+    """One line on standard error, whatever is in the message, with what was noted on the error's way.
+
+    Before it, with `debug`, the traceback.
+    """
     if debug:
         traceback.print_exception(error)
-    line = " ".join(message.split())
+    line = " ".join("; ".join([message, *getattr(error, "__notes__", [])]).split())
     print("ditflow:", "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr)
 
 
@@ -167,11 +170,6 @@ def print_plan(options: argparse.Namespace, settings: Settings) -> None:
         print(json.dumps(words.as_mapping(plans, chosen, why, ceilings), indent=2))
     else:
         words.print_plans(plans, chosen, why, ceilings)
-
-
-def with_notes(error: BaseException, words: str) -> str:
-    """What happened, in words, and what was noted on the error's way."""
-    return "; ".join([words, *getattr(error, "__notes__", [])])
 
 
 def quieten_libraries() -> None:

@@ -118,7 +118,7 @@ class Job:
                 kept.check()  # all of it, before any work
                 clip = kept_clip(kept)
             else:
-                reference = run.folder / video_name("reference", settings)
+                reference = inside(run.folder, video_name("reference", settings))
                 clip = video.read_clip(reference, frames=settings.frames, size=None)
             folder, room = _equip(settings, device)
             with computing(settings), room, _saying_how_to_resume(run) if kept else nullcontext():

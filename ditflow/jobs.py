@@ -24,15 +24,13 @@ from ditflow.guidance.prepare import clip_features
 from ditflow.job import Job, video_name
 from ditflow.progress import Progress
 from ditflow.report.clip_flow import draw_flow
-from ditflow.runs import Run, read_tensors
+from ditflow.runs import LATENTS, Run, read_latents
 from ditflow.sampling import Step
 from ditflow.settings import Settings
 from ditflow.small.truth import true_flow_of
 from ditflow.state import StateWriter, clear_leftovers, read_state
 
 logger = logging.getLogger(__name__)
-
-LATENTS = "latents.safetensors"
 
 
 def transfer(settings: Settings, progress: Progress | None = None) -> Run:
@@ -75,8 +73,8 @@ def decode(folder: Path, progress: Progress | None = None, memory: str | None = 
         result = folder / video_name("result", job.settings)
         if result.exists():
             raise DitflowError(f"{result} is there already: move it away to have it made again")
-        latents, _ = read_tensors(folder / LATENTS, "every transfer writes it")
-        _write_results(job, job.decode(latents["latents"]))
+        _, latents = read_latents(folder)
+        _write_results(job, job.decode(latents))
     return run
 
 

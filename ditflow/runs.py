@@ -23,6 +23,7 @@ from ditflow.errors import DitflowError
 from ditflow.files import inside, refuse_pickle, whole_or_absent
 from ditflow.settings import Settings, read_settings
 
+LATENTS = "latents.safetensors"
 LONGEST_NAME = 60  # characters of a folder's: up to 240 bytes, of the 255 that file systems have
 
 
@@ -89,6 +90,19 @@ def read_tensors(path: Path, missing: str) -> tuple[dict[str, Tensor], dict[str,
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise DitflowError(f"{path} is damaged ({error}): make the run again") from None
+
+
+def read_latents(folder: Path) -> tuple[Tensor, Tensor]:
+    """A run's reference's and its result's, [1, frames, channels, height, width].
+
+    Raises DitflowError where the file is absent, damaged or no transfer's.
+    """
+    path = inside(folder, LATENTS)
+    tensors, _ = read_tensors(path, "every transfer writes it")
+    reference, result = tensors.get("reference"), tensors.get("latents")
+    if reference is None or result is None or reference.ndim != 5 or reference.shape != result.shape:
+        raise DitflowError(f"{path} is damaged: it has no `reference` and `latents` of one shape")
+    return reference, result
 
 
 def create_run(settings: Settings, kind: str = "") -> Run:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ditflow.backbone.schedule import Moment
 from ditflow.errors import DitflowError
-from ditflow.files import clear_unfinished
+from ditflow.files import clear_unfinished, inside
 from ditflow.identity import check_identity
 from ditflow.lock import locked
 from ditflow.runs import Run, read_tensors
@@ -71,7 +71,7 @@ class StateFolder:
 
     def read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and facts as they were written."""
-        path = self.path(name)
+        path = inside(self.folder, self.path(name).name)
         tensors, words = read_tensors(path, "an unfinished transfer keeps it; make the run again")
         check_identity(path, words, self.identity)
         if words.pop("checksum", None) != _checksum(tensors, words):

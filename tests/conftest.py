@@ -3,6 +3,7 @@
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -116,22 +117,15 @@ def clip(tmp_path_factory):
 @pytest.fixture(scope="session")
 def nursery(clip, small_folder, tmp_path_factory):
     """Runs commands in forks of a warm process, and knows what a run leaves that nothing has disturbed."""
-    settings = Settings(
-        video=str(clip),
-        prompt="a red circle on a blue background",
-        negative_prompt="",
-        model=str(small_folder),
-        dtype="float32",
-        device="cpu",
+    settings = little_transfer(
+        clip,
+        small_folder,
         size="32x16",
         frames=9,
         steps=3,
         guided=0.67,
         optimise="embedding",
         optimisation_steps=1,
-        learning_rate=[0.05, 0.02],
-        guidance_blocks=[2],
-        guidance_scale=2,
         scheduler="dpm",
         output="run",
     )
@@ -155,13 +149,13 @@ def stopped(killed, tmp_path):
     return shutil.copytree(killed, tmp_path / "run")
 
 
-@pytest.fixture
-def settings(clip, small_folder, tmp_path):
-    return Settings(
+def little_transfer(clip, model, **changes):
+    """A transfer that takes about a second."""
+    common = Settings(
         video=str(clip),
         prompt="a red circle on a blue background",
         negative_prompt="",
-        model=str(small_folder),
+        model=str(model),
         dtype="float32",
         device="cpu",
         size="48x32",
@@ -172,5 +166,10 @@ def settings(clip, small_folder, tmp_path):
         learning_rate=[0.05, 0.02],
         guidance_blocks=[2],
         guidance_scale=2,
-        output=str(tmp_path / "run"),
     )
+    return replace(common, **changes)
+
+
+@pytest.fixture
+def settings(clip, small_folder, tmp_path):
+    return little_transfer(clip, small_folder, output=str(tmp_path / "run"))

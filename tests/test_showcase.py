@@ -1,7 +1,10 @@
 """The picture of what guidance does."""
 
+from dataclasses import replace
+
 import numpy as np
 
+from ditflow import transfer
 from ditflow.small import showcase
 from ditflow.small.clips import made_clip
 from ditflow.video import read_clip
@@ -11,6 +14,7 @@ PROMPT = "a blue square on a white background"
 
 def test_clip_and_both_results_move_side_by_side(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(showcase, "ROWS", ((9, PROMPT),))
+    monkeypatch.setattr(showcase, "transfer", lambda settings: transfer(replace(settings, steps=4)))
     videos = {}
     make = showcase.make_videos
 

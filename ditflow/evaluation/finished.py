@@ -12,9 +12,9 @@ from torch import Tensor
 from ditflow import video
 from ditflow.errors import DitflowError
 from ditflow.files import inside
-from ditflow.job import SUFFIXES
+from ditflow.job import video_name
 from ditflow.limits import RECORD_BYTES, SOURCE_FRAMES
-from ditflow.runs import read_tensors
+from ditflow.runs import read_latents
 from ditflow.settings import Settings, read_settings
 from ditflow.video.folders import image_paths
 from ditflow.video.reading import check_source
@@ -42,19 +42,14 @@ class FinishedRun:
 
     def video(self, name: str) -> Path:
         """Where its "result", "reference" or "comparison" is."""
-        return inside(self.folder, f"{name}{SUFFIXES[self.settings.format]}")
+        return inside(self.folder, video_name(name, self.settings))
 
     def clip(self, name: str) -> video.Clip:
         return video.read_clip(self.video(name), frames=self.settings.frames, size=None)
 
     def latents(self) -> tuple[Tensor, Tensor]:
         """The reference's and the result's, [1, frames, channels, height, width]."""
-        path = inside(self.folder, "latents.safetensors")
-        tensors, _ = read_tensors(path, "every transfer writes it")
-        reference, result = tensors.get("reference"), tensors.get("latents")
-        if reference is None or result is None or reference.ndim != 5 or reference.shape != result.shape:
-            raise DitflowError(f"{path} is damaged: it has no `reference` and `latents` of one shape")
-        return reference, result
+        return read_latents(self.folder)
 
 
 def _read_record(path: Path) -> dict[str, Any]:
