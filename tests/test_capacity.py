@@ -1,5 +1,6 @@
 """How much memory a run may plan with, and that it gets no more."""
 
+import psutil
 import pytest
 import torch
 
@@ -47,3 +48,13 @@ def test_allocations_beyond_the_cap_fail():
 )
 def test_errors_that_mean_that_memory_ran_out(error, means):
     assert capacity.ran_out(error) == means
+
+
+def test_memory_of_many_small_pieces_is_given_back():
+    process, pieces = psutil.Process(), [torch.ones(16_000) for _ in range(4_000)]  # 64 kB: of the heap
+    last = torch.ones(16_000)  # at its end, so that nothing before goes back by itself
+    del pieces
+    kept = process.memory_info().rss
+    capacity.give_back(CPU)
+    assert process.memory_info().rss < kept - 200e6
+    assert last.sum() == 16_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ from ditflow.settings import PRESETS
 
 SIGNS = ("out of memory", "alloc_failed", "can't allocate memory")  # of libraries, drivers, the host
 LOADED_LATER = 0.2 * GIB  # bytes that kernels and libraries take when they are first used
+C_LIBRARY = ctypes.CDLL(None)  # of this process
 
 
 def free_bytes(device: torch.device) -> int:
@@ -62,7 +64,12 @@ def capped(memory: str, device: torch.device) -> Iterator[None]:
 
 
 def give_back(device: torch.device) -> None:
-    """Return to the system what torch keeps for later, on the device and, pinned, on the host."""
+    """Return to the system what is kept for later.
+
+    torch keeps it on the device and, pinned, on the host; the C library what many small pieces took.
+    """
+    if hasattr(C_LIBRARY, "malloc_trim"):  # glibc's
+        C_LIBRARY.malloc_trim(0)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         if hasattr(torch.accelerator, "empty_host_cache"):  # not in torch 2.10

@@ -51,6 +51,7 @@ class Room:
 
     def __exit__(self, *error: object) -> None:
         self.cap.__exit__(*error)
+        give_back(self.device)
 
     @property
     def resolved(self) -> Settings:
