@@ -148,6 +148,18 @@ def test_errors_count_more_where_something_moves():
     assert ratio == pytest.approx(1 + autoencoder.MOVING_WEIGHT)
 
 
+def test_errors_count_most_in_the_last_frame_of_a_latent_frame():
+    """And least in the first latent frame, whose frames cannot be told apart."""
+    pixels = torch.zeros(1, 3, 8, 4, 4)
+
+    def counted(frame: int) -> float:
+        error = torch.zeros_like(pixels)
+        error[:, :, frame] = 1e-4  # squares are small beside it, and neighbours in time count too
+        return float(autoencoder._difference(pixels + error, pixels))
+
+    assert counted(7) > 1.5 * counted(6) > 3 * max(counted(frame) for frame in range(3))
+
+
 def test_the_decoder_goes_on_alone(checkpoints):
     """What was encoded before stays valid."""
     before, after = averaged(checkpoints / "vae.safetensors"), autoencoder.trained_autoencoder(checkpoints)

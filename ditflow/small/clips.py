@@ -71,8 +71,8 @@ def made_clip(
 def _draw_scene(generator: np.random.Generator, frames: int, width: int, height: int) -> Scene:
     colour, background = generator.choice(list(COLOURS), size=2, replace=False)
     shape, backdrop, path = (str(generator.choice(names)) for names in (SHAPES, BACKDROPS, PATHS))
-    radius = min(width, height) * generator.uniform(0.13, 0.19)
-    growth = generator.uniform(1.5, 2.0) if path == "zoom" else 1.0
+    radius = min(width, height) * generator.uniform(0.17, 0.23)
+    growth = generator.uniform(1.3, 1.7) if path == "zoom" else 1.0
     time = np.linspace(0.0, 1.0, frames)
     radii = radius * growth ** (time - 0.5)
     if generator.random() < 0.5:

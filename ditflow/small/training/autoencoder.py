@@ -11,22 +11,24 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ditflow.small.clips import made_clip
-from ditflow.small.pipeline import FRAMES, HEIGHT, LATENT_CHANNELS, VAE, WIDTH
+from ditflow.small.pipeline import COMPRESSION, FRAMES, HEIGHT, LATENT_CHANNELS, VAE, WIDTH
 from ditflow.small.training.loop import Training, averaged
 from ditflow.small.training.split import TRAINING_SEEDS
 
 RATE = 1e-3
 # what a step takes, one of these at random: pieces around the shape, where all is that is hard, and whole
-# pictures; up to 16 frames because the autoencoder works in groups of eight
+# pictures; 16 frames or more because the autoencoder works in groups of eight
 BATCHES = (  # clips, frames, width, height
-    (5, 8, 48, 48),
-    (2, 16, 48, 48),
-    (1, 16, 96, 64),
+    (3, 16, 48, 48),
+    (1, 24, 96, 64),
 )
 ASIDE = 8  # pixels that the shape may be off the middle of a piece
 MOVES = 0.2  # of -1 ... 1: a pixel that changes more is where the shape goes
 MOVING_WEIGHT = 4.0  # of such a pixel's error, beyond the 1 of all: they are few, and all that matters
-LATENT_NOISE = 0.15  # that the decoder alone is trained with, of about 1: generated latents are not exact
+# of the frames of a latent frame, above all of the first one's: nothing is before it, so that its frames
+# are drawn as equals; elsewhere the last frame is learned last
+FIRST_WEIGHTS, LATER_WEIGHTS = (0.25, 0.25, 0.25, 0.25), (1.0, 1.0, 1.0, 4.0)
+LATENT_NOISE = 0.1  # that the decoder alone is trained with, of about 1: generated latents are not exact
 LOG_VARIANCE = -4.0  # of the latents' noise, to begin with
 DIVERGENCE_WEIGHT, SQUARE_WEIGHT, EDGE_WEIGHT = 2e-3, 2.0, 0.5
 
@@ -87,9 +89,14 @@ def _difference(decoded: Tensor, pixels: Tensor) -> Tensor:
     """How unlike each other two batches of videos are, above all where the second one moves."""
     moving = (pixels.amax(dim=2) - pixels.amin(dim=2)).amax(dim=1) > MOVES  # [clips, height, width]
     error = (decoded - pixels) * (1 + MOVING_WEIGHT * moving[:, None, None])
-    edges = sum(error.diff(dim=axis).abs().mean() for axis in (2, 3, 4))
-    square = (error * (decoded - pixels)).mean()
-    return error.abs().mean() + SQUARE_WEIGHT * square + EDGE_WEIGHT * edges
+    later = pixels.shape[2] // COMPRESSION - 1
+    frames = torch.tensor(FIRST_WEIGHTS + later * LATER_WEIGHTS, device=pixels.device)[:, None, None]
+    edges = sum(
+        (frames[-change.shape[2] :] * change.abs()).mean()
+        for change in (error.diff(dim=axis) for axis in (2, 3, 4))
+    )
+    square = (frames * error * (decoded - pixels)).mean()
+    return (frames * error.abs()).mean() + SQUARE_WEIGHT * square + EDGE_WEIGHT * edges
 
 
 def _draw_clips(generator: torch.Generator) -> Tensor:

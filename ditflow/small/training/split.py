@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ditflow.small.clips import MadeClip, made_clip
 from ditflow.small.vocabulary import COLOURS, SHAPES, caption
 
-TRAINING_SEEDS = range(10_000, 14_000)
+TRAINING_SEEDS = range(10_000, 16_000)
 HELD_OUT_SEEDS = range(1_000)  # clips; training never draws from these
 
 
