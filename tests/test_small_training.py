@@ -118,7 +118,7 @@ def test_autoencoder_learns_a_clip(checkpoints):
     pixels = autoencoder.to_pixels(tiny_clip(10_000).frames)
     with torch.no_grad():
         decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
-    assert (decoded - pixels).square().mean() < 0.3 * pixels.var()
+    assert (decoded - pixels).square().mean() < 0.6 * pixels.var()
 
 
 def test_pieces_are_of_the_clip_and_around_its_shape(monkeypatch):
