@@ -93,7 +93,7 @@ def checkpoints(tmp_path_factory):
             patch.setattr(autoencoder, name, size)
         patch.setattr(latents, "training_clips", lambda: map(tiny_clip, range(10_000, 10_002)))
         patch.setattr(torch, "compile", lambda network: network)
-        patch.setattr(train, "STAGES", {"vae": 20, "decoder": 5, "rope": 30, "sincos": 1})
+        patch.setattr(train, "STAGES", {"vae": 50, "decoder": 5, "rope": 30, "sincos": 1})
         exported = ["--export", str(folder / "models")]
         assert train.main(["--checkpoints", str(folder), *exported]) == 0
     return folder
@@ -118,7 +118,7 @@ def test_autoencoder_learns_a_clip(checkpoints):
     pixels = autoencoder.to_pixels(tiny_clip(10_000).frames)
     with torch.no_grad():
         decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
-    assert (decoded - pixels).square().mean() < 0.6 * pixels.var()
+    assert (decoded - pixels).square().mean() < 0.3 * pixels.var()
 
 
 def test_pieces_are_of_the_clip_and_around_its_shape(monkeypatch):
