@@ -11,7 +11,7 @@ from ditflow.small.vocabulary import COLOURS
 SHADE = 0.35  # how far towards grey a backdrop goes
 GREY = 128.0
 CLEARLY_OTHER = 40.0  # of 0 ... 255: a pixel this far from the background is none of it
-SMALLEST, LARGEST = 0.01, 0.25  # of the picture: made clips have 0.036 to 0.19
+SMALLEST, LARGEST = 0.01, 0.2  # of the picture: made clips have 0.036 to 0.19
 WHOLE = 0.9  # of what is not background, in one piece
 
 
