@@ -19,7 +19,7 @@ lint: setup
 # one part after the other, and at the end how long each took
 test: lint
 	$(BIN)/python tests/parts.py \
-		"tests: $(BIN)/pytest -q -n auto" \
+		"tests: $(BIN)/pytest -q -n auto --dist worksteal" \
 		"Triton's interpreter: TRITON_INTERPRET=1 $(BIN)/pytest -q -n auto --confcutdir tests/interpreter tests/interpreter" \
 		"Triton's compiler: $(BIN)/pytest -q -n auto --confcutdir tests/compile tests/compile"
 

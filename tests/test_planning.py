@@ -36,29 +36,29 @@ def named(name):
     return presets()[PRESETS.index(name)]
 
 
-def test_as_many_blocks_stay_as_fit(phases):
+def test_as_many_blocks_stay_as_fit(phases, settings):
     sizes = phases.block_bytes
-    roomy = make_plan(phases, named("8gb"), 100 * GIB)
+    roomy = make_plan(phases, settings, named("8gb"), 100 * GIB)
     assert (roomy.resident, roomy.streamed) == (len(sizes), 0)
     model = {phase.name: phase for phase in roomy.phases if phase.name not in ("text", "encode", "decode")}
     beside = max(phase.peak_bytes for phase in model.values()) - sum(sizes)
     for wanted in range(len(sizes) - 2):
-        plan = make_plan(phases, named("8gb"), beside + Ring(sizes, wanted).device_bytes)
+        plan = make_plan(phases, settings, named("8gb"), beside + Ring(sizes, wanted).device_bytes)
         assert plan.resident == wanted
-        assert make_plan(phases, named("8gb"), plan.budget - 1).resident == max(wanted - 1, 0)
+        assert make_plan(phases, settings, named("8gb"), plan.budget - 1).resident == max(wanted - 1, 0)
         peaks = [phase.peak_bytes for phase in plan.phases if phase.name in model]
         assert max(peaks) == plan.budget == plan.peak_of("denoise")
 
 
-def test_a_graph_holds_the_weights_it_has_passed(phases):
+def test_a_graph_holds_the_weights_it_has_passed(phases, settings):
     """Without checkpoints the guided blocks stay, whether they fit or not."""
-    plan = make_plan(phases, named("24gb"), 0)
+    plan = make_plan(phases, settings, named("24gb"), 0)
     assert plan.resident == 3
     assert not plan.fits
 
 
-def test_work_of_a_run(phases):
-    plan = make_plan(phases, named("8gb"), 100 * GIB)
+def test_work_of_a_run(phases, settings):
+    plan = make_plan(phases, settings, named("8gb"), 100 * GIB)
     times = {phase.name: phase.times for phase in plan.phases}
     assert times == {
         "text": 1, "encode": 1, "reference": 1, "injection": 2, "optimise": 10, "denoise": 10, "decode": 1,
@@ -133,7 +133,7 @@ def on_a_gpu(monkeypatch):
 def test_the_largest_preset_that_fits(settings, on_a_gpu, monkeypatch):
     """Plans that need as much as their preset's card has."""
 
-    def as_large_as_its_card(phases, preset, budget):
+    def as_large_as_its_card(phases, settings, preset, budget):
         return Plan(preset, 0, 0, budget, 0, (Phase("denoise", 1, preset.gigabytes * GIB, 1, 0, 0),))
 
     monkeypatch.setattr(choice, "make_plan", as_large_as_its_card)
@@ -171,6 +171,22 @@ def test_budgets():
     assert sizes == sorted(sizes)
     assert [preset.name for preset in presets()] == list(PRESETS)
     assert all(f"{preset.gigabytes}gb" == preset.name for preset in presets())
+
+
+def test_runs_whose_phases_are_alike_share_them(small_folder):
+    """And the plan is what it would be without."""
+    blocks = {"guidance_blocks": [2], "injection": False}
+    few = Settings(model=str(small_folder), steps=4, guided=0.5, optimisation_steps=2, **blocks)
+    other = replace(
+        few, steps=10, guided=0.3, optimisation_steps=3, learning_rate=(0.5, 0.1), scheduler="dpm"
+    )
+    assert choice.phases_of(few, "cpu") is choice.phases_of(other, "cpu")
+    assert choice.phases_of(few, "cpu") is not choice.phases_of(replace(few, guided=0), "cpu")
+    for settings, steps, updates in ((few, 4, 4), (other, 10, 9)):
+        (plan,) = choice.make_plans(settings, [named("8gb")], "cpu", GIB)
+        assert plan == make_plan(Phases(settings, "cpu"), settings, named("8gb"), GIB)
+        times = {phase.name: phase.times for phase in plan.phases}
+        assert (times["denoise"], times["optimise"]) == (steps, updates)
 
 
 def test_json(settings, capsys):

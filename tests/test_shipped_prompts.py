@@ -12,8 +12,8 @@ from ditflow.small.vocabulary import caption
 
 
 def test_colours_follow_the_prompt(monkeypatch):
-    prompts = held_out_prompts()[:4]
+    prompts = held_out_prompts()[:2]
     monkeypatch.setattr(quality, "held_out_prompts", lambda: prompts)
     videos = quality.sample(quality.ModelFolder("small-sincos", "float32", torch.device("cpu")))
     found = [prompt_match(video, caption(*prompt)) for video, prompt in zip(videos, prompts, strict=True)]
-    assert sum(each["colour"] + each["background"] for each in found) >= 6  # of 8; by chance 1
+    assert sum(each["colour"] + each["background"] for each in found) >= 3  # of 4; by chance 1 in 2 of them

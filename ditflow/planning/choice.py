@@ -20,7 +20,30 @@ from ditflow.settings import PRESETS, Settings
 MIB = 1 << 20
 LESS = 0.9  # of what a plan that failed needed: the next one should not fail too
 
-_phases = lru_cache(maxsize=2)(Phases)
+# what runs of the same phases may differ in
+ALIKE = {
+    "video": "",
+    "start": 0,
+    "stride": 1,
+    "fit": "crop",
+    "device": "auto",
+    "memory": "auto",
+    "preset": "auto",
+    "decode_tile": "auto",
+    "prompt": "",
+    "negative_prompt": "",
+    "source_prompt": "",
+    "optimisation_steps": 1,
+    "learning_rate": (0.0, 0.0),
+    "steps": 1,
+    "dynamic_scale": False,
+    "scheduler": "ddim",
+    "seed": 0,
+    "output": "",
+    "format": "mp4",
+    "keep_precision": False,
+}
+_phases = lru_cache(maxsize=4)(Phases)
 
 
 def make_plans(
@@ -33,7 +56,7 @@ def make_plans(
     """The plans of some presets, in their order."""
     phases, found = phases_of(settings, device), []
     for preset in wanted:
-        found.append(make_plan(phases, preset, preset.budget if budget is None else budget))
+        found.append(make_plan(phases, settings, preset, preset.budget if budget is None else budget))
         if until_one_fits and found[-1].fits:
             break
     return found
@@ -41,20 +64,8 @@ def make_plans(
 
 def phases_of(settings: Settings, device: str) -> Phases:
     """The phases of a run; kept, because the next plan may be of the same."""
-    return _phases(
-        replace(
-            settings,
-            memory="auto",
-            preset="auto",
-            video="",
-            prompt="",
-            negative_prompt="",
-            source_prompt="",
-            seed=0,
-            output="",
-        ),
-        device,
-    )
+    guided, saved = float(settings.guided_steps > 0), "a file" if settings.saved_embedding else ""
+    return _phases(replace(settings, **ALIKE, guided=guided, saved_embedding=saved), device)
 
 
 def plan_all(settings: Settings) -> tuple[list[Plan], Plan | None, str]:

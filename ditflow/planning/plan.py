@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ditflow.memory.presets import Preset
 from ditflow.memory.ring import Ring
 from ditflow.planning.phases import Phases, Work
+from ditflow.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,12 @@ class Plan:
         return sum(phase.times * phase.flops for phase in self.phases)
 
 
-def make_plan(phases: Phases, preset: Preset, budget: int) -> Plan:
-    """The plan of one preset, with as many resident blocks as fit into `budget` bytes."""
-    settings = phases.settings
-    works = dict(_model_works(phases, preset))
+def make_plan(phases: Phases, settings: Settings, preset: Preset, budget: int) -> Plan:
+    """The plan of one preset, with as many resident blocks as fit into `budget` bytes.
+
+    `phases` may be those of other settings of which each phase takes the same.
+    """
+    works = dict(_model_works(phases, settings, preset))
     sizes, layers = phases.block_bytes, phases.layer_bytes
     beside = max(work.peak_bytes for _, work in works.values())
     resident = _resident_blocks(phases, preset, budget - beside, sizes)
@@ -81,9 +84,10 @@ def make_plan(phases: Phases, preset: Preset, budget: int) -> Plan:
     )
 
 
-def _model_works(phases: Phases, preset: Preset) -> Iterator[tuple[str, tuple[int, Work]]]:
+def _model_works(
+    phases: Phases, settings: Settings, preset: Preset
+) -> Iterator[tuple[str, tuple[int, Work]]]:
     """The transformer's phases: name, times in a run, work."""
-    settings = phases.settings
     if settings.optimises:
         yield "reference", (1, phases.reference())
     if phases.injects:
