@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch import config as functorch_config
 
 from ditflow_kernels import motion_flow, motion_flow_loss, qk_norm_rope
 from ditflow_kernels.motion_flow import chunked as chunked_flow
@@ -250,5 +251,5 @@ def preparation_backward_rivals() -> list[Rival]:
 
 def _compiled(function: Callable) -> Callable:
     # a graph is gone backward through more than once here: what it keeps is not to be written over
-    torch._functorch.config.donated_buffer = False
+    functorch_config.donated_buffer = False
     return torch.compile(function, dynamic=False)

@@ -14,6 +14,7 @@ from ditflow_kernels.qk_norm_rope.layout import Norm, Wanted
 from ditflow_kernels.workspace import panels, workspace_bytes
 
 BYTES_PER_ELEMENT = 32  # eight float32 copies of a chunk are alive at most
+CACHED_BYTES = 8 << 20  # of a chunk on a CPU: gone over many times, it should stay in the cache
 
 
 def qk_norm_rope_forward(
@@ -101,6 +102,8 @@ def _gradient(
 def _chunks(tokens: Tensor, text_length: int) -> Iterator[tuple[slice, slice | None]]:
     """Stretches of tokens that fit the workspace, and their positions in the video (None: text)."""
     budget = workspace_bytes(tokens.device.type)
+    if tokens.device.type == "cpu":
+        budget = min(budget, CACHED_BYTES)
     batch, length, heads, head_dim = tokens.shape
     bytes_per_token = BYTES_PER_ELEMENT * batch * heads * head_dim
     for stretch in panels(text_length, bytes_per_token, budget):
@@ -120,13 +123,13 @@ def _norm_backward(values: Tensor, grad: Tensor, norm: Norm) -> Tensor:
     """Gradient to the values from that to their layer norm."""
     if norm is None:
         return grad
-    weight, _, eps = norm
-    variance, mean = torch.var_mean(values, dim=-1, correction=0, keepdim=True)
-    inverse = (variance + eps).rsqrt()
-    unit = (values - mean) * inverse
-    grad_unit = grad * weight.float()
-    along_unit = (grad_unit * unit).mean(dim=-1, keepdim=True)
-    return (grad_unit - grad_unit.mean(dim=-1, keepdim=True) - unit * along_unit) * inverse
+    weight, bias, eps = norm
+    weight, bias = weight.float(), bias.float()
+    _, mean, inverse = torch.native_layer_norm(values, weight.shape, weight, bias, eps)
+    wanted = (True, False, False)  # to the values, not to weight and bias
+    return torch.ops.aten.native_layer_norm_backward(
+        grad.contiguous(), values, weight.shape, mean, inverse, weight, bias, wanted
+    )[0]
 
 
 def _quarter_turned(values: Tensor) -> Tensor:
