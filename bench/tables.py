@@ -124,7 +124,7 @@ def ratio_table(contests: list[dict], bounds: dict) -> str:
     for found in contests:
         for rival, ratio in found["ratios"].items():
             bound = bounds.get((found["name"], rival))
-            between = f"{bound.least:.3g} to {bound.most:.3g}" if bound else "none"
+            between = f"{bound.least:.3g} to {bound.most:.3g}" if bound and bound.least else "none"
             lines.append(
                 f"| {found['name']} | {1e3 * found['seconds']:.1f} | {rival} | {ratio:.2f} | {between} |"
             )

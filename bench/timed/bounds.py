@@ -1,16 +1,19 @@
-"""The bounds of every ratio, `bench/ratios.csv`; `python -m bench.timed.bounds FILE` sets them.
+"""The bounds of every ratio, `bench/ratios.csv`; `python -m bench.timed.bounds FILE...` sets them.
 
-FILE is what pytest-benchmark wrote (`make bench-accept-ratios`). A bound lies half-way, as a factor, between
-what was measured and a slowdown of 1.5: as far from failing by chance as from missing it. The measurements
-themselves go to bench/results/cpu.json, for docs/performance.md.
+A FILE is what pytest-benchmark wrote in one process (`make bench-accept-ratios`). A bound lies half-way, as a
+factor, between the middle of what was measured and a slowdown of 1.5: as far from failing by chance as from
+missing it. A ratio that differs too much between processes binds nobody. The measurements themselves go to
+bench/results/cpu.json, for docs/performance.md.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import inf, sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +22,8 @@ from bench.timed.contest import SLOWDOWN
 BENCH = Path(__file__).parents[1]
 TABLE = BENCH / "ratios.csv"
 RESULTS = BENCH / "results" / "cpu.json"
-WIDTH = SLOWDOWN**0.5
+WIDTH = sqrt(SLOWDOWN)
+STEADY = 1.25  # times its least is what a ratio may be: half the room that a bound leaves
 
 
 class Bound(NamedTuple):
@@ -78,27 +82,38 @@ def caught(name: str, ratios: Mapping[str, float], bounds: Bounds) -> list[str]:
     ]
 
 
-def accepted(measured: Mapping[str, Any]) -> tuple[Bounds, dict[str, Any]]:
-    """Bounds and results from what pytest-benchmark wrote."""
-    cpu, day = measured["machine_info"]["cpu"].get("brand_raw", "unknown CPU"), measured["datetime"][:10]
+def accepted(runs: Sequence[Mapping[str, Any]]) -> tuple[Bounds, dict[str, Any]]:
+    """Bounds and results (of each figure the median) from what pytest-benchmark wrote, run by run."""
+    cpu, day = runs[0]["machine_info"]["cpu"].get("brand_raw", "unknown CPU"), runs[0]["datetime"][:10]
     bounds, contests = {}, []
-    for each in measured["benchmarks"]:
-        found = each["extra_info"]
-        how = (
-            f"{day} at {found['commit'][:9]}, {cpu}, {found['threads']} threads, "
-            f"load {found['load'][0]:.1f} to {found['load'][1]:.1f}: measured "
-        )
-        for rival, ratio in found["ratios"].items():
-            bounds[found["name"], rival] = Bound(ratio / WIDTH, ratio * WIDTH, f"{how}{ratio:.3g}")
-        contests.append(found)
+    for same in zip(*(run["benchmarks"] for run in runs), strict=True):
+        found = [each["extra_info"] for each in same]
+        name, threads, loads = found[0]["name"], found[0]["threads"], [each["load"] for each in found]
+        load = [min(map(min, loads)), max(map(max, loads))]
+        code = found[0]["commit"][:9]
+        how = f"{day} at {code}, {cpu}, threads {threads}, load {load[0]:.1f} to {load[1]:.1f}"
+        ratios = {rival: [each["ratios"][rival] for each in found] for rival in found[0]["ratios"]}
+        bounds |= {(name, rival): _bound(several, how) for rival, several in ratios.items()}
+        medians = {rival: statistics.median(several) for rival, several in ratios.items()}
+        seconds = statistics.median(each["seconds"] for each in found)
+        contests.append(found[0] | {"seconds": seconds, "ratios": medians, "load": load})
     return bounds, {"kind": "cpu", "device": cpu, "date": day, "contests": contests}
 
 
+def _bound(ratios: Sequence[float], how: str) -> Bound:
+    least, most = min(ratios), max(ratios)
+    measured = f"{how}: measured {least:.3g} to {most:.3g}"
+    if most > STEADY * least:
+        return Bound(0.0, inf, f"{measured}, too unsteady")
+    middle = sqrt(least * most)
+    return Bound(middle / WIDTH, middle * WIDTH, measured)
+
+
 def main() -> None:
-    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_file():
-        raise SystemExit("bench.timed.bounds: one file from pytest-benchmark (--benchmark-json) is needed")
-    measured = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    bounds, results = accepted(measured)
+    files = list(map(Path, sys.argv[1:]))
+    if not files or not all(file.is_file() for file in files):
+        raise SystemExit("bench.timed.bounds: files from pytest-benchmark (--benchmark-json) are needed")
+    bounds, results = accepted([json.loads(file.read_text(encoding="utf-8")) for file in files])
     write_bounds(read_bounds() | bounds)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from bench.tables import ratio_table
 from bench.timed.bounds import Bounds, read_bounds
+from bench.timed.contest import THREADS
+
+torch.set_num_threads(THREADS)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,7 +11,9 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-from bench.timed.contest import CALLS, OURS, Call, repeat
+import torch
+
+from bench.timed.contest import CALLS, OURS, THREADS, Call, repeat
 from bench.timed.contests import CONTESTS
 
 
@@ -30,6 +32,7 @@ def answers(asked: Iterable[str]) -> Iterator[str]:
 
 
 def main() -> None:
+    torch.set_num_threads(THREADS)
     for answer in answers(sys.stdin):
         print(answer, flush=True)
 
