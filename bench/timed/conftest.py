@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from bench.tables import ratio_table
 from bench.timed.bounds import Bounds, read_bounds
-from bench.timed.contest import THREADS
+from bench.timed.steady import steady
 
-torch.set_num_threads(THREADS)
+steady()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

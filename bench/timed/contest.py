@@ -11,7 +11,6 @@ from typing import Any
 OURS = "ours"
 ROUNDS = 7
 CALLS = 2  # of every side in a round
-THREADS = 1  # more of them wait for each other, and make the ratios of one process unlike another's
 PLANTED = 3  # of ours, where a slowdown is planted
 SLOWDOWN = PLANTED / CALLS
 

@@ -11,10 +11,9 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 
-import torch
-
-from bench.timed.contest import CALLS, OURS, THREADS, Call, repeat
+from bench.timed.contest import CALLS, OURS, Call, repeat
 from bench.timed.contests import CONTESTS
+from bench.timed.steady import steady
 
 
 def answers(asked: Iterable[str]) -> Iterator[str]:
@@ -32,7 +31,7 @@ def answers(asked: Iterable[str]) -> Iterator[str]:
 
 
 def main() -> None:
-    torch.set_num_threads(THREADS)
+    steady()
     for answer in answers(sys.stdin):
         print(answer, flush=True)
 
