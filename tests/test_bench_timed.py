@@ -2,6 +2,9 @@
 
 import json
 import statistics
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -113,6 +116,24 @@ def test_processes_that_differ():
     assert caught("it", {"odd": 0.1, "steady": 1.21 / 1.5}, bounds) == ["steady"]
     assert bounds["it", "odd"].set.endswith("measured 1 to 3, too unsteady")
     assert results["contests"][0]["ratios"] == {"steady": 1.1, "odd": 1.3}
+
+
+def test_a_steady_process_keeps_what_it_frees():
+    """64 MiB that were freed stay its own: the system does not hand them out anew."""
+    code = """
+import torch
+from bench.motion_flow import resident_mib
+from bench.timed.steady import steady
+
+steady()
+before = resident_mib("VmRSS")
+torch.ones(2**24)
+print(torch.get_num_threads(), resident_mib("VmRSS") - before)
+"""
+    words = [sys.executable, "-c", code]
+    found = subprocess.run(words, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    threads, kept = found.stdout.split()
+    assert threads == "1" and float(kept) > 60
 
 
 def test_a_ratio_without_bounds_fails():

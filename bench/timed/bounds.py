@@ -73,6 +73,11 @@ def broken(name: str, ratios: Mapping[str, float], bounds: Bounds) -> list[str]:
     return lines
 
 
+def binds(name: str, rival: str, bounds: Bounds) -> bool:
+    """Whether a slowdown could break this rival's bound."""
+    return (name, rival) in bounds and bounds[name, rival].least > 0
+
+
 def caught(name: str, ratios: Mapping[str, float], bounds: Bounds) -> list[str]:
     """The rivals that show ours to be slower than it should be."""
     return [
