@@ -212,7 +212,7 @@ def measured_on_cpus(results: Sequence[Mapping[str, Any]], bounds: Bounds) -> st
         first = found["contests"][0]
         lines += [
             f"{found['device']}, {found['date']}, {first['commit']}, torch {first['torch']}, "
-            f"{first['threads']} threads, load {min(load):.1f} to {max(load):.1f}.",
+            f"threads: {first['threads']}, load {min(load):.1f} to {max(load):.1f}.",
             ratio_table(found["contests"], bounds),
             *(f"- {each['name']}: {each['size']}" for each in found["contests"]),
         ]
@@ -260,8 +260,10 @@ copies decide, under the level part arithmetic does. A preset without a point co
 optimises. The points are planned, the roof is measured."""
 
 RATIOS = f"""Ours and its rivals in turns within a round; the ratio is how many times our time a rival takes,
-the median of the rounds. `make bench` fails where one leaves its bounds, which are narrow enough to show a
-slowdown of {SLOWDOWN}."""
+the median of the rounds and of three processes. `make bench` fails where one leaves its bounds, which are
+narrow enough to show a slowdown of {SLOWDOWN}; a ratio that differs too much between processes has none.
+Memory that is freed stays the process's (`bench/timed/steady.py`): the motion flow's `reference` takes two to
+three times as long without that."""
 
 COMPARABLE = """From papers and repositories, not measured here. **Not comparable as they stand:** models,
 frame counts and cards differ or are not stated, and the methods' results differ too. The one system that

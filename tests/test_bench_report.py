@@ -150,7 +150,7 @@ def test_measured_numbers(made):
     assert "multiply 700 TFLOP/s and to copy 3.00 TB/s" in text
     assert "| triton | 2.500 | 80 % | 10.0 |" in text
     assert "| plain | all | no time left | - | - | - | - | - |" in text
-    assert "A CPU, 2026-12-02, def, torch 2.13, 2 threads, load 0.2 to 1.5." in text
+    assert "A CPU, 2026-12-02, def, torch 2.13, threads: 2, load 0.2 to 1.5." in text
     assert "| encode | 12.3 | diffusers | 1.25 | 1 to 1.5 |" in text
     assert "Nothing yet" not in text
 
