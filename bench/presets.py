@@ -6,7 +6,7 @@ What is planned for each phase goes to bench/results/planned.json, for docs/perf
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +21,33 @@ CHECKPOINT = {"none": "nothing", "attention": "all but attention", "block": "eac
 
 
 def main() -> None:
-    plans = [make_plans(Settings(model="5b", frames=frames), presets(), "cuda") for frames in FRAMES]
-    for line in table(plans):
+    found = planned(
+        {frames: make_plans(Settings(model="5b", frames=frames), presets(), "cuda") for frames in FRAMES}
+    )
+    for line in table(found):
         print(line)
     PLANNED.parent.mkdir(exist_ok=True)
-    PLANNED.write_text(json.dumps(planned(plans), indent=1) + "\n", encoding="utf-8")
+    PLANNED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def table(plans: Sequence[Sequence[Plan]]) -> Iterator[str]:
-    """Markdown, a row a preset; `plans` by frame count, then by preset."""
+def table(found: Mapping[str, Any]) -> Iterator[str]:
+    """Markdown, a row a preset, from what `planned` gives."""
     columns = [f"{frames} frames: card, host | blocks on the card" for frames in FRAMES]
     yield f"| preset | cards | computed again | {' | '.join(columns)} |"
     yield f"| --- | --- | --- | {' | '.join(['---'] * 2 * len(FRAMES))} |"
-    for row in zip(*plans, strict=True):
-        preset = row[0].preset
+    for preset in presets():
         cells = [preset.name, preset.cards, CHECKPOINT[preset.checkpoint]]
-        for plan in row:
-            peak = f"{plan.largest.peak_bytes / GIB:.1f}"
+        for run in (run for run in found["runs"] if run["preset"] == preset.name):
+            peak, host = (f"{run[name] / GIB:.1f}" for name in ("peak_bytes", "host_bytes"))
             cells += [
-                f"{peak}, {plan.host_bytes / GIB:.1f}" if plan.fits else f"does not fit ({peak})",
-                f"{plan.resident} of {plan.resident + plan.streamed}" if plan.fits else "-",
+                f"{peak}, {host}" if run["fits"] else f"does not fit ({peak})",
+                f"{run['resident']} of {run['resident'] + run['streamed']}" if run["fits"] else "-",
             ]
         yield f"| {' | '.join(cells)} |"
 
 
-def planned(plans: Sequence[Sequence[Plan]]) -> dict[str, Any]:
-    """The phases of each plan, to three digits; `plans` as for `table`."""
+def planned(plans: Mapping[int, Sequence[Plan]]) -> dict[str, Any]:
+    """Plans by frame count, and the phases of each, to three digits."""
     return {
         "kind": "planned",
         "model": "CogVideoX-5B in bf16, 480x720",
@@ -56,6 +57,10 @@ def planned(plans: Sequence[Sequence[Plan]]) -> dict[str, Any]:
                 "preset": plan.preset.name,
                 "gigabytes": plan.preset.gigabytes,
                 "fits": plan.fits,
+                "resident": plan.resident,
+                "streamed": plan.streamed,
+                "peak_bytes": plan.largest.peak_bytes,
+                "host_bytes": plan.host_bytes,
                 "phases": [
                     {
                         "name": phase.name,
@@ -68,7 +73,7 @@ def planned(plans: Sequence[Sequence[Plan]]) -> dict[str, Any]:
                     for phase in plan.phases
                 ],
             }
-            for frames, row in zip(FRAMES, plans, strict=True)
+            for frames, row in plans.items()
             for plan in row
         ],
     }
