@@ -16,4 +16,4 @@ def test_colours_follow_the_prompt(monkeypatch):
     monkeypatch.setattr(quality, "held_out_prompts", lambda: prompts)
     videos = quality.sample(quality.ModelFolder("small-sincos", "float32", torch.device("cpu")))
     found = [prompt_match(video, caption(*prompt)) for video, prompt in zip(videos, prompts, strict=True)]
-    assert sum(each["colour"] + each["background"] for each in found) >= 3  # of 4; by chance 1 in 2 of them
+    assert sum(each["colour"] + each["background"] for each in found) >= 3  # of 4; by chance half a one
