@@ -24,9 +24,8 @@ from ditflow.memory.streamed import Streamed
 from ditflow.settings import Settings
 
 
-@pytest.mark.parametrize("rotary", [True, False], ids=["rotary", "additive"])
-def test_tapped_forward_and_loss_have_no_graph_break(rotary):
-    backbone = CogVideoX(tiny_transformer(rotary))
+def test_tapped_forward_and_loss_have_no_graph_break():
+    backbone = CogVideoX(tiny_transformer())
     runner, until = PlainRunner(backbone), Until("query_key", (1, 2))
     inputs = random_inputs(backbone, 3, 8, 12)
     clip = runner.features(random_inputs(backbone, 3, 8, 12), {}, until)

@@ -173,18 +173,17 @@ def test_budgets():
     assert all(f"{preset.gigabytes}gb" == preset.name for preset in presets())
 
 
-def test_runs_whose_phases_are_alike_share_them(small_folder):
+def test_runs_whose_phases_are_alike_share_them(settings):
     """And the plan is what it would be without."""
-    blocks = {"guidance_blocks": [2], "injection": False}
-    few = Settings(model=str(small_folder), steps=4, guided=0.5, optimisation_steps=2, **blocks)
+    few = replace(settings, steps=4, guided=0.5, optimisation_steps=2, injection=False)
     other = replace(
         few, steps=10, guided=0.3, optimisation_steps=3, learning_rate=(0.5, 0.1), scheduler="dpm"
     )
     assert choice.phases_of(few, "cpu") is choice.phases_of(other, "cpu")
     assert choice.phases_of(few, "cpu") is not choice.phases_of(replace(few, guided=0), "cpu")
-    for settings, steps, updates in ((few, 4, 4), (other, 10, 9)):
-        (plan,) = choice.make_plans(settings, [named("8gb")], "cpu", GIB)
-        assert plan == make_plan(Phases(settings, "cpu"), settings, named("8gb"), GIB)
+    for run, steps, updates in ((few, 4, 4), (other, 10, 9)):
+        (plan,) = choice.make_plans(run, [named("8gb")], "cpu", GIB)
+        assert plan == make_plan(Phases(run, "cpu"), run, named("8gb"), GIB)
         times = {phase.name: phase.times for phase in plan.phases}
         assert (times["denoise"], times["optimise"]) == (steps, updates)
 

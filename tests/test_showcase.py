@@ -14,7 +14,11 @@ PROMPT = "a blue square on a white background"
 
 def test_clip_and_both_results_move_side_by_side(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(showcase, "ROWS", ((9, PROMPT),))
-    monkeypatch.setattr(showcase, "transfer", lambda settings: transfer(replace(settings, steps=2)))
+    monkeypatch.setattr(
+        showcase,
+        "transfer",
+        lambda settings: transfer(replace(settings, steps=2, guided=0.5, optimisation_steps=1)),
+    )
     videos = {}
     make = showcase.make_videos
 

@@ -1,6 +1,7 @@
 """What the small model's quality is measured with: it must see in made clips what they were made of."""
 
 import re
+from functools import partial
 from unittest.mock import Mock
 
 import numpy as np
@@ -125,6 +126,7 @@ def test_model_is_measured_end_to_end(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(quality, "READ_CLIPS", 2)
     monkeypatch.setattr(quality, "TEACHING_CLIPS", 3)
     monkeypatch.setattr(classifier, "STEPS", 10)
+    monkeypatch.setattr(quality, "Settings", partial(quality.Settings, steps=4))
     assert quality.main(["small", "--sheet", str(tmp_path / "sheet.png")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("autoencoder") and lines[1].endswith(" of 1") and len(lines) == 6 + 6

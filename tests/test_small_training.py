@@ -148,16 +148,29 @@ def test_errors_count_more_where_something_moves():
     assert ratio == pytest.approx(1 + autoencoder.MOVING_WEIGHT)
 
 
-def test_errors_count_most_in_the_last_frame_of_a_latent_frame():
+def test_errors_count_most_in_the_last_frame_of_a_latent_frame(monkeypatch):
     """And least in the first latent frame, whose frames cannot be told apart."""
+    for weight in ("EDGE_WEIGHT", "ACCELERATION_WEIGHT"):  # neighbours in time count in those
+        monkeypatch.setattr(autoencoder, weight, 0.0)
     pixels = torch.zeros(1, 3, 8, 4, 4)
 
     def counted(frame: int) -> float:
         error = torch.zeros_like(pixels)
-        error[:, :, frame] = 1e-4  # squares are small beside it, and neighbours in time count too
-        return float(autoencoder._difference(pixels + error, pixels))
+        error[:, :, frame] = 1e-6  # squares are nothing beside it
+        return float(autoencoder._difference(pixels + error, pixels)) / 1e-6 * 8
 
-    assert counted(7) > 1.5 * counted(6) > 3 * max(counted(frame) for frame in range(3))
+    assert [counted(frame) for frame in range(8)] == pytest.approx(4 * [0.25] + 3 * [1.0] + [4.0], rel=1e-4)
+
+
+def test_an_error_that_jitters_counts_more_than_one_that_goes_evenly():
+    pixels, frames = torch.zeros(1, 3, 8, 4, 4), torch.arange(8.0)[:, None, None]
+    even = 1e-3 * frames
+    jittering = even + 1e-3 * (frames % 2 - 0.5)
+    excess = autoencoder._difference(pixels + jittering, pixels) - autoencoder._difference(
+        pixels + even, pixels
+    )
+    weights = torch.tensor(autoencoder.FIRST_WEIGHTS + autoencoder.LATER_WEIGHTS)
+    assert excess > 0.9 * autoencoder.ACCELERATION_WEIGHT * 2e-3 * weights[2:].mean()
 
 
 def test_the_decoder_goes_on_alone(checkpoints):

@@ -10,7 +10,9 @@ import torch
 @pytest.mark.fault("transfer after transfer in one process: no object, tensor, thread or open file more")
 def test_transfers_leave_nothing_behind(tmp_path):
     found = [soak.living() for _ in soak.transfers(soak.little_settings(tmp_path), 6)]
-    assert found[5] == found[2], found
+    for name in found[0]:  # a library may hold a few objects for a moment; what is left behind adds up
+        counts = [each[name] for each in found]
+        assert min(counts[3:]) <= max(counts[:3]), (name, counts)
 
 
 def test_what_is_left_behind_is_seen(tmp_path):

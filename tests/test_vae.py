@@ -75,7 +75,7 @@ def picture(vae):
     return latents, decode(vae, latents, 1, "none").float()
 
 
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("tile", [TILES[0], TILES[-1]])
 def test_tiles_show_the_same_picture(vae, picture, tile):
     """But for the norms' statistics, which a network with random weights feels most."""
     latents, whole = picture

@@ -1,4 +1,4 @@
-"""What the gates share: what one is, and which models and lengths they measure."""
+"""What the gates share: what one is, and which models they measure."""
 
 from __future__ import annotations
 
@@ -8,4 +8,3 @@ Metrics = dict[str, int]  # values by metric
 Gate = Callable[[], dict[str, Metrics]]  # measures; metrics by name, each name under the gate's own
 
 MODELS = ("5b", "2b")
-FRAMES = (24, 49)

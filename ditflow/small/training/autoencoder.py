@@ -31,6 +31,7 @@ FIRST_WEIGHTS, LATER_WEIGHTS = (0.25, 0.25, 0.25, 0.25), (1.0, 1.0, 1.0, 4.0)
 LATENT_NOISE = 0.1  # that the decoder alone is trained with, of about 1: generated latents are not exact
 LOG_VARIANCE = -4.0  # of the latents' noise, to begin with
 DIVERGENCE_WEIGHT, SQUARE_WEIGHT, EDGE_WEIGHT = 2e-3, 2.0, 0.5
+ACCELERATION_WEIGHT = 3.0  # of the error's second difference in time: what makes a smooth path jitter
 
 
 def autoencoder_training(checkpoints: Path, device: torch.device) -> Training:
@@ -96,7 +97,13 @@ def _difference(decoded: Tensor, pixels: Tensor) -> Tensor:
         for change in (error.diff(dim=axis) for axis in (2, 3, 4))
     )
     square = (frames * error * (decoded - pixels)).mean()
-    return (frames * error.abs()).mean() + SQUARE_WEIGHT * square + EDGE_WEIGHT * edges
+    acceleration = (frames[2:] * error.diff(n=2, dim=2).abs()).mean()
+    return (
+        (frames * error.abs()).mean()
+        + SQUARE_WEIGHT * square
+        + EDGE_WEIGHT * edges
+        + ACCELERATION_WEIGHT * acceleration
+    )
 
 
 def _draw_clips(generator: torch.Generator) -> Tensor:
