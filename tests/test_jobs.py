@@ -3,19 +3,15 @@
 import json
 import logging
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import little_transfer
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -134,6 +130,13 @@ def test_embedding_is_kept_and_injected(settings, dtype, smallest, tmp_path, cap
     assert not (injected / "embedding.safetensors").exists()
 
 
+@pytest.fixture(scope="module")
+def embedded(clip, small_folder, tmp_path_factory):
+    """The folder of a run that keeps the embedding it has optimised."""
+    output = str(tmp_path_factory.mktemp("embedded") / "run")
+    return transfer(little_transfer(clip, small_folder, optimise="embedding", output=output)).folder
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -144,18 +147,16 @@ def test_embedding_is_kept_and_injected(settings, dtype, smallest, tmp_path, cap
     ],
     ids=["frames", "size", "schedule", "guided"],
 )
-def test_embedding_of_another_run_is_refused(settings, change, message, capsys):
-    run = transfer(replace(settings, optimise="embedding"))
-    beside = set(run.folder.parent.iterdir())
-    assert main(["inject", "--from", str(run.folder), "--quiet", *change]) == 1
+def test_embedding_of_another_run_is_refused(embedded, change, message, capsys):
+    beside = set(embedded.parent.iterdir())
+    assert main(["inject", "--from", str(embedded), "--quiet", *change]) == 1
     assert message in capsys.readouterr().err
-    assert set(run.folder.parent.iterdir()) == beside
+    assert set(embedded.parent.iterdir()) == beside
 
 
-def test_embedding_of_another_model_is_refused(settings, small_folder, tmp_path, capsys):
-    run = transfer(replace(settings, optimise="embedding"))
+def test_embedding_of_another_model_is_refused(embedded, small_folder, tmp_path, capsys):
     shutil.copytree(small_folder, tmp_path / "other")
-    assert main(["inject", "--from", str(run.folder), "--quiet", "--model", str(tmp_path / "other")]) == 1
+    assert main(["inject", "--from", str(embedded), "--quiet", "--model", str(tmp_path / "other")]) == 1
     assert "made with model" in capsys.readouterr().err
 
 
@@ -204,26 +205,6 @@ def test_interrupted_run_leaves_only_whole_files(settings, monkeypatch, capsys):
     names = {path.name for path in Path(settings.output).iterdir()}
     assert names == {"settings.yaml", "reference.mp4", "latents.safetensors", "state"}
     assert latents(type("Run", (), {"folder": Path(settings.output)})).isfinite().all()
-
-
-def test_ctrl_c_leaves_only_whole_files(settings, tmp_path):
-    """A real interrupt, in the middle of denoising: exit code 130, one line, and files that can be read."""
-    config = tmp_path / "settings.yaml"
-    config.write_text(replace(settings, steps=1000, guided=0).to_yaml())
-    words = [sys.executable, "-m", "ditflow.cli", "transfer", "--quiet", "--config", str(config)]
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
-    reference = Path(settings.output) / "reference.mp4"
-    deadline = time.monotonic() + 60
-    while not reference.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    advice = f"`ditflow resume {reference.parent}` goes on from there"
-    assert (process.returncode, error) == (130, f"ditflow: interrupted; {advice}\n")
-    assert {path.name for path in reference.parent.iterdir()} == {"settings.yaml", "reference.mp4", "state"}
-    assert video.read_clip(reference, frames=FRAMES, size=None).frames.any()
 
 
 def test_nothing_is_made_for_bad_input(settings, tmp_path):

@@ -36,5 +36,7 @@ def test_ended_at_a_random_moment_of_every_phase(nursery, tmp_path, name):
             assert nursery.resume(tmp_path) == 1
             assert "is no run folder" in nursery.error(tmp_path)
             shutil.rmtree(run)
+        elif run.exists() and SAYS[name]:
+            assert f"`ditflow resume {run.relative_to(tmp_path)}` goes on from there" in error
     assert nursery.resume(tmp_path) == 0, nursery.error(tmp_path)
     assert contents(run) == nursery.whole
