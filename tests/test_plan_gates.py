@@ -15,30 +15,25 @@ PETA = 10**15
 TRANSFORMER = ("reference", "injection", "optimise", "denoise")
 
 
-MEASURED = {24: ("8gb", "24gb"), 49: ("4gb", "24gb")}  # of what is on file: a plan takes some seconds
+MEASURED = ("4gb", "24gb")  # of the long video; what the short one takes, the gates of steps and coding know
 
 
 @pytest.fixture(scope="module")
 def plans():
-    """By frame count and preset, each preset on its own card."""
-    some = {
-        frames: [preset for preset in presets() if preset.name in names] for frames, names in MEASURED.items()
-    }
-    return {
-        frames: dict(zip(MEASURED[frames], make_plans(Settings(frames=frames), wanted, "cuda"), strict=True))
-        for frames, wanted in some.items()
-    }
+    """By preset, each on its own card."""
+    wanted = [preset for preset in presets() if preset.name in MEASURED]
+    return dict(zip(MEASURED, make_plans(Settings(frames=49), wanted, "cuda"), strict=True))
 
 
 @pytest.fixture(scope="module")
 def on_file():
-    """The same, of every preset."""
+    """By frame count and preset, what was planned last."""
     runs = json.loads(PLANNED.read_text(encoding="utf-8"))["runs"]
     return {frames: {run["preset"]: run for run in runs if run["frames"] == frames} for frames in FRAMES}
 
 
-def test_memory_and_work_of_5b(plans):
-    smallest = {phase.name: phase.peak_bytes for phase in plans[49]["4gb"].phases}
+def test_memory_of_5b(plans):
+    smallest = {phase.name: phase.peak_bytes for phase in plans["4gb"].phases}
     assert len(smallest) == 7
     assert all(peak <= 3.4 * GIB for peak in smallest.values()), smallest
 
@@ -46,16 +41,17 @@ def test_memory_and_work_of_5b(plans):
     nothing_stays = Ring(phases.block_bytes, 0).device_bytes
     assert phases.optimise("block", "host").peak_bytes + nothing_stays <= 2.8 * GIB
 
-    whole = plans[24]["24gb"]
-    assert whole.fits and whole.preset.checkpoint == "none"
-    assert transformer_flops(whole) <= 18.5 * PETA  # the released code: 24.5
-    assert transformer_flops(whole) < 0.9 * transformer_flops(plans[24]["8gb"])
-
 
 def test_what_is_on_file_is_planned(plans, on_file):
-    for run in planned({frames: row.values() for frames, row in plans.items()})["runs"]:
-        now = on_file[run["frames"]][run["preset"]]
+    for run in planned({49: plans.values()})["runs"]:
+        now = on_file[49][run["preset"]]
         assert now == run, f"{PLANNED.name} is out of date: python -m bench.presets"
+
+
+def test_work_of_5b(on_file):
+    whole, smaller = (transformer_flops(on_file[24][name]) for name in ("24gb", "8gb"))
+    assert whole <= 18.5 * PETA  # the released code: 24.5
+    assert whole < 0.9 * smaller
 
 
 def test_larger_presets_do_less(on_file):
@@ -78,5 +74,5 @@ def total(run, what, but=None):
     return sum(phase["times"] * phase[what] for phase in run["phases"] if phase["name"] != but)
 
 
-def transformer_flops(plan):
-    return sum(phase.times * phase.flops for phase in plan.phases if phase.name in TRANSFORMER)
+def transformer_flops(run):
+    return sum(phase["times"] * phase["flops"] for phase in run["phases"] if phase["name"] in TRANSFORMER)

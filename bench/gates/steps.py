@@ -1,6 +1,6 @@
 """A guided and a denoising step, whole, of the real models: weights of blocks apart, as in a plan.
 
-Each model at one length: the plans on file (`bench.presets`) are exact at both, and are gates too.
+Of a short video: what the long one takes is planned (`bench.presets`), and what is on file of that is a gate too.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from ditflow.planning.phases import Phases, Work
 from ditflow.settings import Settings
 from ditflow_kernels.backends import as_on
 
-FRAMES = {"5b": 49, "2b": 24}
+FRAMES = 24
 CHECKPOINTS = {"5b": ("none", "attention", "block"), "2b": ("none", "block")}
 
 
 def gates() -> dict[str, Gate]:
-    return {f"steps/{model}-{frames}": partial(measure, model, frames) for model, frames in FRAMES.items()}
+    return {f"steps/{model}-{FRAMES}": partial(measure, model) for model in CHECKPOINTS}
 
 
-def measure(model: str, frames: int) -> dict[str, Metrics]:
-    phases, name = Phases(Settings(model=model, frames=frames)), f"steps/{model}-{frames}"
+def measure(model: str) -> dict[str, Metrics]:
+    phases, name = Phases(Settings(model=model, frames=FRAMES)), f"steps/{model}-{FRAMES}"
     return {
         f"{name}/reference": metrics(phases.reference()),
         f"{name}/injection": metrics(phases.injection()),
