@@ -1,6 +1,6 @@
 """Text, encode and decode: before and after the transformer. Of the autoencoder 2B and 5B have the same.
 
-Of a short video: what the long one takes is planned (`bench.presets`), and what is on file of that is a gate too.
+Of a short video: what is on file of plans for the long one (`bench.presets`) is a gate too.
 """
 
 from __future__ import annotations

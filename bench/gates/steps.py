@@ -1,6 +1,6 @@
 """A guided and a denoising step, whole, of the real models: weights of blocks apart, as in a plan.
 
-Of a short video: what the long one takes is planned (`bench.presets`), and what is on file of that is a gate too.
+Of a short video: what is on file of plans for the long one (`bench.presets`) is a gate too.
 """
 
 from __future__ import annotations
