@@ -1,15 +1,12 @@
-"""Text, encode and decode: before and after the transformer. Of the autoencoder 2B and 5B have the same.
-
-Of a short video: what is on file of plans for the long one (`bench.presets`) is a gate too.
-"""
+"""Text, encode and decode: before and after the transformer. Of the autoencoder 2B and 5B have the same."""
 
 from __future__ import annotations
 
-from bench.gates.gate import MODELS, Gate, Metrics
+from bench.gates.gate import FRAMES, MODELS, Gate, Metrics
 from ditflow.planning.phases import Phases, Work
 from ditflow.settings import Settings
 
-FRAMES, TILES = 24, ("none", "144x96")
+TILES = ("none", "144x96")
 
 
 def gates() -> dict[str, Gate]:

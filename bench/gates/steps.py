@@ -1,19 +1,15 @@
-"""A guided and a denoising step, whole, of the real models: weights of blocks apart, as in a plan.
-
-Of a short video: what is on file of plans for the long one (`bench.presets`) is a gate too.
-"""
+"""A guided and a denoising step, whole, of the real models: weights of blocks apart, as in a plan."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from bench.gates.gate import Gate, Metrics
+from bench.gates.gate import FRAMES, Gate, Metrics
 from bench.gates.saved import SavedBytes
 from ditflow.planning.phases import Phases, Work
 from ditflow.settings import Settings
 from ditflow_kernels.backends import as_on
 
-FRAMES = 24
 CHECKPOINTS = {"5b": ("none", "attention", "block"), "2b": ("none", "block")}
 
 
