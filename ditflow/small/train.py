@@ -15,7 +15,7 @@ from ditflow.files import cache_folder
 if TYPE_CHECKING:
     from ditflow.small.training.loop import Training
 
-STAGES = {"vae": 6_500, "decoder": 12_300, "rope": 18_000, "sincos": 2_800}  # steps
+STAGES = {"vae": 6_500, "decoder": 14_600, "rope": 22_500, "sincos": 2_800}  # steps
 
 
 def main(arguments: list[str] | None = None) -> int:
