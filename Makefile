@@ -21,7 +21,7 @@ test: lint
 	$(BIN)/python tests/parts.py \
 		"tests: $(BIN)/pytest -q -n auto --dist worksteal" \
 		"Triton's interpreter: TRITON_INTERPRET=1 $(BIN)/pytest -q -n auto --confcutdir tests/interpreter tests/interpreter" \
-		"Triton's compiler: $(BIN)/pytest -q -n auto --confcutdir tests/compile tests/compile"
+		"Triton's compiler: $(BIN)/pytest -q --confcutdir tests/compile tests/compile"
 
 # what the faults do that the tests bring about, written to docs/reliability.md
 reliability: setup
