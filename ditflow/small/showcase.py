@@ -1,7 +1,7 @@
 """What guidance does, as a picture that moves: `python -m ditflow.small.showcase OUTPUT.gif`.
 
 A row for each of a few made clips: the clip, and from the same noise the prompt's video without guidance and
-with it.
+with it, by the small model that follows best.
 """
 
 from __future__ import annotations
