@@ -132,16 +132,24 @@ def _paint_backdrop(generator: np.random.Generator, scene: Scene, width: int, he
 
 def _coverage(shape: str, centroid: np.ndarray, radius: float, width: int, height: int) -> np.ndarray:
     """How much of each pixel the shape covers, [height, width], 0 ... 1."""
+    coverage = np.zeros((height, width))
+    reach = radius * CIRCUMRADIUS  # of the shape that reaches farthest
+    columns, rows = (
+        slice(max(0, math.floor(middle - reach)), min(size, math.ceil(middle + reach) + 1))
+        for middle, size in zip(centroid, (width, height), strict=True)
+    )
     offsets = (np.arange(SUPERSAMPLING) + 0.5) / SUPERSAMPLING - 0.5
-    x = (np.arange(width)[:, None] + offsets).reshape(1, -1) - centroid[0]
-    y = (np.arange(height)[:, None] + offsets).reshape(-1, 1) - centroid[1]
+    x = (np.arange(width)[columns, None] + offsets).reshape(1, -1) - centroid[0]
+    y = (np.arange(height)[rows, None] + offsets).reshape(-1, 1) - centroid[1]
     if shape == "circle":
         inside = x**2 + y**2 <= radius**2
     elif shape == "square":
         inside = np.maximum(np.abs(x), np.abs(y)) <= radius * HALF_SIDE
     else:  # equilateral, one corner up
         inside = np.maximum(y, np.abs(x) * math.sqrt(0.75) - y / 2) <= radius * CIRCUMRADIUS / 2
-    return inside.reshape(height, SUPERSAMPLING, width, SUPERSAMPLING).mean(axis=(1, 3))
+    parts = (len(y) // SUPERSAMPLING, SUPERSAMPLING, x.size // SUPERSAMPLING, SUPERSAMPLING)
+    coverage[rows, columns] = inside.reshape(parts).mean(axis=(1, 3))
+    return coverage
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from ditflow.small.clips import made_clip
 from ditflow.small.pipeline import COMPRESSION, FRAMES, HEIGHT, LATENT_CHANNELS, VAE, WIDTH
-from ditflow.small.training.loop import Training, averaged
+from ditflow.small.training.loop import Training, adam, averaged
 from ditflow.small.training.split import TRAINING_SEEDS
 
 RATE = 1e-3
 # what a step takes, one of these at random: pieces around the shape, where all is that is hard, and whole
-# pictures; 16 frames or more because the autoencoder works in groups of eight
+# pictures; 16 frames because the autoencoder works in groups of eight, the first of which has none before it
 BATCHES = (  # clips, frames, width, height
-    (3, 16, 48, 48),
-    (1, 24, 96, 64),
+    (8, 16, 48, 48),
+    (3, 16, 96, 64),
 )
 ASIDE = 8  # pixels that the shape may be off the middle of a piece
 MOVES = 0.2  # of -1 ... 1: a pixel that changes more is where the shape goes
@@ -43,16 +43,16 @@ def autoencoder_training(checkpoints: Path, device: torch.device) -> Training:
     nn.init.constant_(vae.encoder.conv_out.conv.bias[LATENT_CHANNELS:], LOG_VARIANCE)
     convolve_fast(vae.to(device))
 
-    def loss(generator: torch.Generator) -> Tensor:
-        pixels = _draw_clips(generator).to(device)
+    def loss(generator: torch.Generator, clips: Tensor) -> Tensor:
+        pixels = to_pixels(clips)
         with torch.autocast(device.type, torch.bfloat16):
             found = vae.encode(pixels).latent_dist
-            noise = torch.randn(found.mean.shape, generator=generator).to(device)
+            noise = torch.randn(found.mean.shape, generator=generator, device=device)
             decoded = vae.decode(found.mean + found.std * noise).sample.float()
         divergence = (found.mean.float().square() + found.var.float() - 1 - found.logvar.float()).mean() / 2
         return _difference(decoded, pixels) + DIVERGENCE_WEIGHT * divergence
 
-    return Training(vae, [_optimiser(vae)], loss, checkpoints / "vae.safetensors")
+    return Training(vae, [_optimiser(vae)], loss, checkpoints / "vae.safetensors", _draw_clips)
 
 
 def decoder_training(checkpoints: Path, device: torch.device) -> Training:
@@ -61,16 +61,17 @@ def decoder_training(checkpoints: Path, device: torch.device) -> Training:
     vae.load_state_dict(averaged(checkpoints / "vae.safetensors"))
     convolve_fast(vae.to(device))
 
-    def loss(generator: torch.Generator) -> Tensor:
-        pixels = _draw_clips(generator).to(device)
+    def loss(generator: torch.Generator, clips: Tensor) -> Tensor:
+        pixels = to_pixels(clips)
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
                 latents = vae.encode(pixels).latent_dist.mode()
-            noise = LATENT_NOISE * torch.randn(latents.shape, generator=generator).to(device)
-            decoded = vae.decode(latents + noise).sample.float()
+            noise = torch.randn(latents.shape, generator=generator, device=device)
+            decoded = vae.decode(latents + LATENT_NOISE * noise).sample.float()
         return _difference(decoded, pixels)
 
-    return Training(vae.decoder, [_optimiser(vae.decoder)], loss, checkpoints / "decoder.safetensors")
+    optimisers, path = [_optimiser(vae.decoder)], checkpoints / "decoder.safetensors"
+    return Training(vae.decoder, optimisers, loss, path, _draw_clips)
 
 
 def trained_autoencoder(checkpoints: Path) -> AutoencoderKLCogVideoX:
@@ -83,7 +84,7 @@ def trained_autoencoder(checkpoints: Path) -> AutoencoderKLCogVideoX:
 
 
 def _optimiser(network: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(network.parameters(), RATE, betas=(0.9, 0.99), weight_decay=0.0)
+    return adam(network.parameters(), RATE)
 
 
 def _difference(decoded: Tensor, pixels: Tensor) -> Tensor:
@@ -106,8 +107,9 @@ def _difference(decoded: Tensor, pixels: Tensor) -> Tensor:
     )
 
 
-def _draw_clips(generator: torch.Generator) -> Tensor:
-    """A batch of pieces of training clips, as `to_pixels` gives them."""
+def _draw_clips(step: int) -> Tensor:
+    """Pieces of training clips [clips, frames, height, width, 3] uint8: the batch of a step."""
+    generator = torch.Generator().manual_seed(step)
 
     def draw(count: int) -> int:
         return int(torch.randint(count, (), generator=generator))
@@ -120,13 +122,13 @@ def _draw_clips(generator: torch.Generator) -> Tensor:
         x, y = clip.centroids[start : start + frames].mean(axis=0)
         left = int(np.clip(x - width // 2 + draw(2 * ASIDE + 1) - ASIDE, 0, WIDTH - width))
         top = int(np.clip(y - height // 2 + draw(2 * ASIDE + 1) - ASIDE, 0, HEIGHT - height))
-        pieces.append(to_pixels(clip.frames[:, top : top + height, left : left + width]))
-    return torch.cat(pieces)
+        pieces.append(clip.frames[:, top : top + height, left : left + width])
+    return torch.from_numpy(np.stack(pieces))
 
 
-def to_pixels(frames: np.ndarray) -> Tensor:
-    """Frames [frames, height, width, 3] uint8 to [1, 3, frames, height, width] float32, -1 ... 1."""
-    return rearrange(torch.from_numpy(frames) / 127.5 - 1, "f h w c -> 1 c f h w")
+def to_pixels(clips: Tensor) -> Tensor:
+    """Clips [n, frames, height, width, 3] uint8 to [n, 3, frames, height, width] float32, -1 ... 1."""
+    return rearrange(clips / 127.5 - 1, "n f h w c -> n c f h w")
 
 
 def convolve_fast(vae: nn.Module) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from einops import rearrange
 from safetensors.torch import load_file, save_file
@@ -17,14 +19,17 @@ from ditflow.errors import DitflowError
 from ditflow.files import whole_or_absent
 from ditflow.small.pipeline import TEXT_LENGTH, random_text_encoder, write_tokenizer
 from ditflow.small.training.autoencoder import convolve_fast, to_pixels, trained_autoencoder
+from ditflow.small.training.drawing import drawn
 from ditflow.small.training.loop import progress_of
-from ditflow.small.training.split import training_clips
+from ditflow.small.training.split import TRAINING_SEEDS, training_clips
 
 logger = logging.getLogger(__name__)
 
+TOGETHER = 32  # clips that are encoded at once
+
 
 class Material(NamedTuple):
-    latents: Tensor  # [clips, frames, channels, height, width] float32, of unit variance
+    latents: Tensor  # [clips, frames, channels, height, width] float16, of unit variance
     captions: Tensor  # [clips] which of `texts`
     texts: Tensor  # [texts, text tokens, text channels]: no words first, then every caption
     scale: Tensor  # [] what the autoencoder's latents were multiplied with
@@ -58,16 +63,22 @@ def _encode_clips(checkpoints: Path, device: torch.device) -> Material:
     vae = trained_autoencoder(checkpoints).to(device)
     convolve_fast(vae)
     texts, captions, latents = {"": 0}, [], []
-    for clip in training_clips():
-        captions.append(texts.setdefault(clip.caption, len(texts)))
+    for written, clips in drawn(_some_clips, range(math.ceil(len(TRAINING_SEEDS) / TOGETHER)), device):
+        captions += [texts.setdefault(caption, len(texts)) for caption in written]
         with torch.autocast(device.type, torch.bfloat16):
-            found = vae.encode(to_pixels(clip.frames).to(device)).latent_dist
-        latents.append(found.mode().float().cpu())
-    encoded = rearrange(latents, "n 1 c f h w -> n f c h w").contiguous()
+            latents.append(vae.encode(to_pixels(clips.to(device))).latent_dist.mode().float().cpu())
+    encoded = rearrange(torch.cat(latents), "n c f h w -> n f c h w").contiguous()
     scale = 1 / encoded.std()
     write_tokenizer(checkpoints / "tokenizer")
     tokenizer = T5Tokenizer.from_pretrained(checkpoints / "tokenizer")
     tokens = tokenise(tokenizer, list(texts), TEXT_LENGTH)
     words = encode_tokens(random_text_encoder().eval(), tokens)
     step = torch.tensor(progress_of(checkpoints / "vae.safetensors")["step"])
-    return Material(encoded * scale, torch.tensor(captions), words, scale, step)
+    return Material((encoded * scale).half(), torch.tensor(captions), words, scale, step)
+
+
+def _some_clips(number: int) -> tuple[list[str], Tensor]:
+    """Captions, and clips [clips, frames, height, width, 3] uint8, of a few seeds after each other."""
+    seeds = TRAINING_SEEDS[TOGETHER * number : TOGETHER * (number + 1)]
+    clips = list(training_clips(seeds))
+    return [clip.caption for clip in clips], torch.from_numpy(np.stack([clip.frames for clip in clips]))

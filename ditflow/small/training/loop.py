@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ditflow.files import whole_or_absent
+from ditflow.small.training.drawing import drawn
+from ditflow.small.training.replay import Replayed
 
 logger = logging.getLogger(__name__)
 
@@ -22,23 +25,36 @@ WARM_UP = 100  # steps
 COOL_DOWN = 0.5  # share of the steps in which the learning rates fall to nothing
 SAVE_EVERY, LOG_EVERY = 120.0, 20.0  # seconds
 
-Loss = Callable[[torch.Generator], Tensor]  # draws a batch with the generator, on the CPU
+# of a batch, if there is one; draws everything else with the generator, on its device
+Loss = Callable[..., Tensor]
+Draw = Callable[[int], Tensor]  # the batch of a step, on the CPU
 
 
 class Training:
     """A network on its way. State: its weights and their average, the optimisers, random numbers, time spent.
 
-    All of it is in the checkpoint; what is there is taken up when the object is made.
+    All of it is in the checkpoint; what is there is taken up when the object is made. The optimisers must do
+    without weight decay: a step at a lower rate is taken to be a part of one at theirs.
     """
 
     def __init__(
-        self, network: nn.Module, optimisers: Sequence[Optimizer], loss: Loss, checkpoint: Path, seed: int = 0
+        self,
+        network: nn.Module,
+        optimisers: Sequence[Optimizer],
+        loss: Loss,
+        checkpoint: Path,
+        draw: Draw | None = None,
+        seed: int = 0,
     ):
-        self.network, self.optimisers, self.loss, self.checkpoint = network, optimisers, loss, checkpoint
+        self.network, self.optimisers, self.loss = network, optimisers, loss
+        self.checkpoint, self.draw = checkpoint, draw
+        self.weights = list(network.parameters())
         self.average = {name: weights.detach().clone() for name, weights in network.named_parameters()}
-        self.generator = torch.Generator().manual_seed(seed)
+        self.device = self.weights[0].device
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.rate, self.gain = torch.ones((), device=self.device), torch.ones((), device=self.device)
+        self.learn = Replayed(self._learn, self.generator) if self.device.type == "cuda" else self._learn
         self.step, self.seconds, self.recent = 0, 0.0, float("nan")
-        self.rates = [optimiser.param_groups[0]["lr"] for optimiser in optimisers]
         if checkpoint.is_file():
             self._restore()
 
@@ -47,8 +63,9 @@ class Training:
         saved = logged = last = began = time.monotonic()
         losses = []
         self.network.train()
+        batches = self._batches(steps)
         while self.step < steps and last - began < 60 * minutes:
-            losses.append(self._advance(self.step / steps))
+            losses.append(self._advance(self.step / steps, *next(batches)))
             now = time.monotonic()
             self.seconds, last = self.seconds + now - last, now
             if now - logged > LOG_EVERY:
@@ -61,21 +78,31 @@ class Training:
             self._log(losses)
         self.save()
 
-    def _advance(self, progress: float) -> Tensor:
+    def _batches(self, steps: int) -> Iterator[tuple[Tensor, ...]]:
+        if self.draw is None:
+            return repeat(())
+        return ((batch,) for batch in drawn(self.draw, range(self.step, steps), self.device))
+
+    def _advance(self, progress: float, *batch: Tensor) -> Tensor:
         """One step; `progress` is the share of the steps that are made."""
-        factor = min(1.0, (self.step + 1) / WARM_UP, (1 - progress) / COOL_DOWN)
-        for optimiser, rate in zip(self.optimisers, self.rates, strict=True):
-            optimiser.param_groups[0]["lr"] = rate * factor
-        loss = self.loss(self.generator)
+        self.rate.fill_(min(1.0, (self.step + 1) / WARM_UP, (1 - progress) / COOL_DOWN))
+        self.step += 1
+        self.gain.fill_(1 - min(AVERAGE, self.step / (self.step + 10)))
+        return self.learn(*batch)
+
+    def _learn(self, *batch: Tensor) -> Tensor:
+        """A step's work on the device, without a wait for it."""
+        loss = self.loss(self.generator, *batch)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(self.weights, 1.0)
+        before = [weights.detach().clone() for weights in self.weights]
         for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad()
-        self.step += 1
-        keep = min(AVERAGE, self.step / (self.step + 10))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.values()), list(self.network.parameters()), 1 - keep)
+            _approach(before, self.weights, self.rate)
+            torch._foreach_copy_(self.weights, before)
+            _approach(list(self.average.values()), self.weights, self.gain)
         return loss.detach()
 
     def _log(self, losses: list[Tensor]) -> None:
@@ -90,11 +117,15 @@ class Training:
         for number, optimiser in enumerate(self.optimisers):
             for index, state in optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser.{number}.{index}.{key}": value for key, value in state.items()}
-        tensors["generator"] = self.generator.get_state()
+        tensors[self._generator_name] = self.generator.get_state()
         tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         facts = {"step": self.step, "seconds": self.seconds, "loss": self.recent}
         with whole_or_absent(self.checkpoint) as unfinished:
             save_file(tensors, unfinished, {name: str(value) for name, value in facts.items()})
+
+    @property
+    def _generator_name(self) -> str:
+        return f"generator.{self.device.type}"
 
     def _restore(self) -> None:
         with safe_open(self.checkpoint, "pt") as file, torch.no_grad():
@@ -107,14 +138,28 @@ class Training:
                 if name.startswith("optimiser."):
                     _, number, index, key = name.split(".")
                     states[int(number)].setdefault(int(index), {})[key] = file.get_tensor(name)
-            if "generator" in file.keys():  # noqa: SIM118 - no dictionary
-                self.generator.set_state(file.get_tensor("generator"))
-            else:  # weights alone, of a training elsewhere
+            if self._generator_name in file.keys():  # noqa: SIM118 - no dictionary
+                self.generator.set_state(file.get_tensor(self._generator_name))
+            else:  # of a training elsewhere
                 self.generator.manual_seed(int(facts["step"]))
         for optimiser, state in zip(self.optimisers, states, strict=True):
             optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
         self.step, self.seconds = int(facts["step"]), float(facts["seconds"])
         self.recent = float(facts["loss"])
+
+
+def adam(weights: Iterable[nn.Parameter], rate: float) -> Optimizer:
+    weights = list(weights)
+    # its count of steps is on a GPU with all the rest, so that a graph of a step can hold it
+    capturable = weights[0].is_cuda
+    return torch.optim.AdamW(weights, rate, betas=(0.9, 0.99), weight_decay=0.0, capturable=capturable)
+
+
+def _approach(tensors: Sequence[Tensor], goals: Sequence[Tensor], share: Tensor) -> None:
+    """Bring each tensor nearer to its goal, in place: by this share of the way."""
+    ways = torch._foreach_sub(goals, tensors)
+    torch._foreach_mul_(ways, share)
+    torch._foreach_add_(tensors, ways)
 
 
 def averaged(checkpoint: Path) -> dict[str, Tensor]:

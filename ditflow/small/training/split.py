@@ -1,11 +1,11 @@
 """What is trained on, and what is kept from training to judge by: fixed before any training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ditflow.small.clips import MadeClip, made_clip
 from ditflow.small.vocabulary import COLOURS, SHAPES, caption
 
-TRAINING_SEEDS = range(10_000, 16_000)
+TRAINING_SEEDS = range(10_000, 30_000)
 HELD_OUT_SEEDS = range(1_000)  # clips; training never draws from these
 
 
@@ -26,9 +26,9 @@ def held_out_prompts() -> list[tuple[str, str, str]]:
 HELD_OUT_CAPTIONS = frozenset(caption(colour, shape, back) for colour, shape, back in held_out_prompts())
 
 
-def training_clips() -> Iterator[MadeClip]:
-    """The clips to train on, in order."""
-    for seed in TRAINING_SEEDS:
+def training_clips(seeds: Iterable[int] = TRAINING_SEEDS) -> Iterator[MadeClip]:
+    """The clips to train on, in order: those of the seeds whose captions are not held out."""
+    for seed in seeds:
         clip = made_clip(seed)
         if clip.caption not in HELD_OUT_CAPTIONS:
             yield clip

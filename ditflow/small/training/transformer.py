@@ -15,13 +15,13 @@ from ditflow.backbone.embedding import positional_embedding
 from ditflow.backbone.runner import Grid
 from ditflow.small.pipeline import SCHEDULER, TRANSFORMER
 from ditflow.small.training.latents import material
-from ditflow.small.training.loop import Training, averaged
+from ditflow.small.training.loop import Training, adam, averaged
 
-BATCH = 8
+BATCH = 32
 MATRIX_RATE, OTHER_RATE = 3e-3, 1.5e-3
 OTHER = {"rope": "sincos", "sincos": "rope"}
 WITHOUT_WORDS = 0.1  # share of clips whose caption is left out
-MIDDLE = (380, 920)  # timesteps in which a clip takes its form: half of all are drawn there
+MIDDLE = (400, 950)  # timesteps in which a clip takes its form: half of all are drawn there
 
 
 def transformer_training(style: str, checkpoints: Path, device: torch.device) -> Training:
@@ -33,6 +33,8 @@ def transformer_training(style: str, checkpoints: Path, device: torch.device) ->
     other = checkpoints / f"{OTHER[style]}.safetensors"
     if other.is_file():
         transformer.load_state_dict(averaged(other))
+    if device.type == "cpu":
+        transformer.set_attn_processor(PlainAttention())
     transformer.to(device)
     latents, captions, texts, *_ = material(checkpoints, device)
     scheduler = CogVideoXDDIMScheduler(**SCHEDULER)
@@ -41,13 +43,13 @@ def transformer_training(style: str, checkpoints: Path, device: torch.device) ->
 
     def loss(generator: torch.Generator) -> Tensor:
         def draw(low: int, high: int) -> Tensor:
-            return torch.randint(low, high, (BATCH,), generator=generator)
+            return torch.randint(low, high, (BATCH,), generator=generator, device=device)
 
-        chance = torch.rand(2, BATCH, generator=generator)
-        clips, with_words = draw(0, len(latents)).to(device), (chance[1] > WITHOUT_WORDS).to(device)
-        timesteps = torch.where(chance[0] < 0.5, draw(*MIDDLE), draw(0, 1000)).to(device)
-        noise = torch.randn(BATCH, *latents.shape[1:], generator=generator).to(device)
-        clean, words = latents[clips], captions[clips] * with_words  # 0: no words
+        chance = torch.rand(2, BATCH, generator=generator, device=device)
+        clips, with_words = draw(0, len(latents)), chance[1] > WITHOUT_WORDS
+        timesteps = torch.where(chance[0] < 0.5, draw(*MIDDLE), draw(0, 1000))
+        noise = torch.randn(BATCH, *latents.shape[1:], generator=generator, device=device)
+        clean, words = latents[clips].float(), captions[clips] * with_words  # 0: no words
         noisy = scheduler.add_noise(clean, noise, timesteps)
         with torch.autocast(device.type, torch.bfloat16):
             velocity = predict(noisy, texts[words], timesteps, image_rotary_emb=rope, return_dict=False)[0]
@@ -67,7 +69,6 @@ def new_transformer(style: str) -> CogVideoXTransformer3DModel:
         for layer in (block.norm1.linear, block.norm2.linear):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        block.attn1.set_processor(PlainAttention())
     nn.init.zeros_(transformer.proj_out.weight)
     nn.init.zeros_(transformer.proj_out.bias)
     return transformer
@@ -119,5 +120,5 @@ def _optimisers(transformer: nn.Module) -> list[torch.optim.Optimizer]:
         (matrices if inside and weights.ndim == 2 else others).append(weights)
     return [
         torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.99), weight_decay=0.0),
+        adam(others, OTHER_RATE),
     ]

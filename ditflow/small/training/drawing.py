@@ -1,0 +1,40 @@
+"""What a training is given, drawn on the CPU while the network learns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+Drawn = TypeVar("Drawn")
+
+
+def drawn(draw: Callable[[int], Drawn], numbers: range, device: torch.device) -> Iterator[Drawn]:
+    """`draw` of each number, in order: for a GPU ahead of time, by all other cores."""
+    waits = device.type == "cuda"
+    return iter(
+        DataLoader(
+            _Draws(draw),
+            batch_size=None,
+            sampler=numbers,
+            num_workers=len(os.sched_getaffinity(0)) - 1 if waits else 0,
+            multiprocessing_context="fork" if waits else None,
+            collate_fn=_as_it_is,
+            pin_memory=waits,
+        )
+    )
+
+
+class _Draws(Dataset):
+    def __init__(self, draw: Callable[[int], Drawn]):
+        self.draw = draw
+
+    def __getitem__(self, number: int) -> Drawn:
+        return self.draw(number)
+
+
+def _as_it_is(item: Drawn) -> Drawn:
+    return item
