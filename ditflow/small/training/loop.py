@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from ditflow.files import whole_or_absent
 from ditflow.small.training.drawing import drawn
-from ditflow.small.training.replay import Replayed
+from ditflow.small.training.replay import Replayed, side_by_side
 
 logger = logging.getLogger(__name__)
 
@@ -96,9 +96,8 @@ class Training:
         loss.backward()
         nn.utils.clip_grad_norm_(self.weights, 1.0)
         before = [weights.detach().clone() for weights in self.weights]
-        for optimiser in self.optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
+        side_by_side([optimiser.step for optimiser in self.optimisers], self.device)
+        self.network.zero_grad()
         with torch.no_grad():
             _approach(before, self.weights, self.rate)
             torch._foreach_copy_(self.weights, before)

@@ -57,3 +57,19 @@ class Replayed:
         with torch.cuda.graph(graph, stream=self.stream):
             result = self.function(*places)
         return Recording(graph, result)
+
+
+def side_by_side(works: Sequence[Callable[[], object]], device: torch.device) -> None:
+    """Do all of them; on a GPU at the same time, each being a chain of kernels that fill a corner of it."""
+    if device.type == "cpu":
+        for work in works:
+            work()
+        return
+    here = torch.cuda.current_stream(device)
+    streams = [torch.cuda.Stream(device) for _ in works]
+    for stream, work in zip(streams, works, strict=True):
+        stream.wait_stream(here)
+        with torch.cuda.stream(stream):
+            work()
+    for stream in streams:
+        here.wait_stream(stream)

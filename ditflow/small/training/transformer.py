@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,7 +40,8 @@ def transformer_training(style: str, checkpoints: Path, device: torch.device) ->
     latents, captions, texts, *_ = material(checkpoints, device)
     scheduler = CogVideoXDDIMScheduler(**SCHEDULER)
     rope = _rope(transformer, latents)
-    predict = torch.compile(transformer)
+    for block in transformer.transformer_blocks:  # all alike: compiled once
+        block.compile()
 
     def loss(generator: torch.Generator) -> Tensor:
         def draw(low: int, high: int) -> Tensor:
@@ -52,7 +54,7 @@ def transformer_training(style: str, checkpoints: Path, device: torch.device) ->
         clean, words = latents[clips].float(), captions[clips] * with_words  # 0: no words
         noisy = scheduler.add_noise(clean, noise, timesteps)
         with torch.autocast(device.type, torch.bfloat16):
-            velocity = predict(noisy, texts[words], timesteps, image_rotary_emb=rope, return_dict=False)[0]
+            velocity = transformer(noisy, texts[words], timesteps, image_rotary_emb=rope).sample
         return (velocity.float() - scheduler.get_velocity(clean, noise, timesteps)).square().mean()
 
     return Training(transformer, _optimisers(transformer), loss, checkpoints / f"{style}.safetensors")
@@ -113,12 +115,17 @@ def _rope(transformer: CogVideoXTransformer3DModel, latents: Tensor) -> tuple[Te
 
 
 def _optimisers(transformer: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of attention and feed-forward, AdamW for the rest."""
-    matrices, others = [], []
-    for name, weights in transformer.named_parameters():
-        inside = ".attn1.to_" in name or ".ff." in name
-        (matrices if inside and weights.ndim == 2 else others).append(weights)
-    return [
-        torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-        adam(others, OTHER_RATE),
+    """Muon for each block's matrices of attention and feed-forward, AdamW for the rest."""
+    matrices = [
+        [
+            layer.weight
+            for part in (block.attn1, block.ff)
+            for layer in part.modules()
+            if isinstance(layer, nn.Linear)
+        ]
+        for block in transformer.transformer_blocks
     ]
+    taken = {id(weights) for ours in matrices for weights in ours}
+    muon = partial(torch.optim.Muon, lr=MATRIX_RATE, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    others = [weights for weights in transformer.parameters() if id(weights) not in taken]
+    return [*map(muon, matrices), adam(others, OTHER_RATE)]
