@@ -27,15 +27,23 @@ class WrongResult(Exception):
 
 
 def check_all(device: torch.device, backend: str, sizes: list[Size] = SIZES) -> int:
-    """The number of comparisons that held. Raises WrongResult at the first that does not."""
-    count = 0
+    """The number of comparisons that held. Raises WrongResult, once all are made, with those that did not."""
+    count, wrong = 0, []
     for size in sizes:
         for precision in EPSILON:
             given = size._replace(dtype=precision)
             for name, ours, plain, exact in comparisons(given, device, backend):
-                compare(f"{name}, {size.name}, {precision}", ours, plain, exact, EPSILON[precision])
+                try:
+                    compare(f"{name}, {size.name}, {precision}", ours, plain, exact, EPSILON[precision])
+                except WrongResult as found:
+                    wrong.append(str(found))
                 count += 1
-        check_ties(size, device, backend)
+        try:
+            check_ties(size, device, backend)
+        except WrongResult as found:
+            wrong.append(str(found))
+    if wrong:
+        raise WrongResult("; ".join(wrong))
     return count
 
 

@@ -1,9 +1,10 @@
 """Is every kernel right on this GPU, and how fast is it: `python -m bench.gpu [--minutes 9]`.
 
-First every operation is compared with its definition in float64; a wrong result ends the run. Then the
-passes are measured, ours and the rivals', beside what the device copies and multiplies at best, and whole
-steps of CogVideoX 2B and 5B with random weights (`bench.steps`). What there is no time or no memory for is
-named. Prints tables and writes bench/results/<device>.json, which `python -m bench.report` shows.
+First every operation is compared with its definition in float64; wrong results end the run. Then whole
+steps of CogVideoX 5B and 2B with random weights are measured (`bench.steps`), and the passes, ours and the
+rivals', beside what the device copies and multiplies at best. What there is no time or no memory for is
+named, and so is what fails: the rest goes on. Prints tables and writes bench/results/<device>.json, anew
+after every measurement, which `python -m bench.report` shows.
 
 Times of passes are medians of CUDA events, warm, over input sets that take turns; calls are queued ahead of
 the device. Times of steps are on the wall.
@@ -13,9 +14,11 @@ import argparse
 import gc
 import json
 import re
+import traceback
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +27,13 @@ import torch
 from bench.correctness import WrongResult, check_all
 from bench.passes import SIZES, Pass, Rival, Size, passes
 from bench.revision import commit
-from bench.steps import Models, StepRow, first_line, measure_steps, shipped_config, variants
+from bench.steps import BROKEN, Models, StepRow, first_line, measure_steps, shipped_config, variants
 from bench.tables import pass_tables, step_tables
 from bench.timing import GIB, Ceilings, CudaMeter, Deadline, Meter, measure_ceilings
 
 RESULTS = Path(__file__).with_name("results")
 MINUTES = 9.0
-LAST = 80  # seconds that one more measurement may take when the time is over
+LAST = 20  # seconds that the last pass and the tables may take when the time is over
 INPUT_SETS = 3
 OLDEST = {"torch": (2, 11), "triton": (3, 6)}
 
@@ -62,18 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except WrongResult as wrong:
         raise SystemExit(f"bench.gpu: wrong, so nothing is measured: {wrong}") from None
 
-    ceilings = measure_ceilings(meter)
-    rows = list(measure_all(meter, deadline, ceilings, SIZES, compiled=False))
-    models, (plain, changed) = Models(meter.device, meter.free_bytes, shipped_config), variants()
-    steps = list(measure_steps(meter, deadline, ceilings, plain, models))
-    rows += measure_all(meter, deadline, ceilings, SIZES, compiled=True)
-    steps += measure_steps(meter, deadline, ceilings, changed, models)
-
+    results = Results(ceilings := measure_ceilings(meter))
+    for row in measurements(meter, deadline, ceilings):
+        results.add(row)
     copied, product = ceilings.copied_bytes / 1e12, ceilings.product_flops / 1e12
     print(f"copies {copied:.2f} TB/s, multiplies {product:.0f} TFLOP/s")
-    print(pass_tables([asdict(row) for row in rows]))
-    print(step_tables([asdict(step) for step in steps], [asdict(row) for row in rows]))
-    print(f"written to {write(rows, ceilings, steps)}")
+    print(pass_tables(passes := [asdict(row) for row in results.passes]))
+    print(step_tables([asdict(step) for step in results.steps], passes))
+    print(f"written to {results.path}")
+    if results.broken:
+        raise SystemExit("bench.gpu: something of ours is broken, see the reasons above")
 
 
 def why_it_cannot_run() -> str | None:
@@ -88,6 +89,24 @@ def why_it_cannot_run() -> str | None:
         if version < (oldest := OLDEST[module.__name__]):
             return f"needs {module.__name__} {'.'.join(map(str, oldest))}, {module.__version__} is installed"
     return None
+
+
+def measurements(meter: Meter, deadline: Deadline, ceilings: Ceilings) -> Iterator[Row | StepRow]:
+    """Everything there is to measure; what is worth least comes last, when there may be no time for it."""
+    models = Models(meter.device, meter.free_bytes, shipped_config)
+    passes_of = partial(measure_all, meter, deadline, ceilings)
+    steps_of = partial(measure_steps, meter, deadline, ceilings, models=models)
+    first, second, *others = (variants(model, frames) for model in ("5b", "2b") for frames in (24, 49))
+    yield from steps_of(first[0])
+    yield from passes_of(SIZES[:2], compiled=False)
+    yield from steps_of(second[0])
+    yield from steps_of(first[1])
+    yield from steps_of(each[0][0] for each in others)
+    yield from passes_of(SIZES[2:], compiled=False)
+    yield from passes_of(SIZES, compiled=True)
+    yield from steps_of(second[1])
+    for plain, changed in others:
+        yield from steps_of([*plain[1:], *changed])
 
 
 def measure_all(
@@ -130,9 +149,9 @@ def measure(
         return Row(*names, reason="out of memory")
     except Exception as error:
         if not rival.compiles:
-            raise
-        # what cannot be compiled competes with nobody; the others go on
-        return Row(*names, reason=f"does not compile: {first_line(error)}")
+            traceback.print_exc()
+        # what cannot be compiled competes with nobody
+        return Row(*names, reason=f"{'does not compile' if rival.compiles else BROKEN}: {first_line(error)}")
     return Row(*names, milliseconds, peak_bytes, least_milliseconds(each, size, ceilings))
 
 
@@ -142,26 +161,42 @@ def least_milliseconds(each: Pass, size: Size, ceilings: Ceilings) -> float:
     return 1e3 * each.bytes(size) / ceilings.copied_bytes
 
 
-def write(rows: list[Row], ceilings: Ceilings, steps: list[StepRow]) -> Path:
-    import triton
+@dataclass
+class Results:
+    """What has been measured so far; on file after every row, however the run ends."""
 
-    name = torch.cuda.get_device_name()
-    results: dict[str, Any] = {
-        "kind": "gpu",
-        "device": name,
-        "date": str(date.today()),
-        "capability": list(torch.cuda.get_device_capability()),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "commit": commit(),
-        "ceilings": ceilings._asdict(),
-        "passes": [asdict(row) for row in rows],
-        "steps": [asdict(step) for step in steps],
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return path
+    ceilings: Ceilings
+    passes: list[Row] = field(default_factory=list)
+    steps: list[StepRow] = field(default_factory=list)
+
+    def __post_init__(self):
+        import triton
+
+        name = torch.cuda.get_device_name()
+        self.path = RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+        self.about: dict[str, Any] = {
+            "kind": "gpu",
+            "device": name,
+            "date": str(date.today()),
+            "capability": list(torch.cuda.get_device_capability()),
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "commit": commit(),
+            "ceilings": self.ceilings._asdict(),
+        }
+
+    def add(self, row: Row | StepRow) -> None:
+        (self.steps if isinstance(row, StepRow) else self.passes).append(row)
+        rows = {"passes": [asdict(row) for row in self.passes], "steps": [asdict(row) for row in self.steps]}
+        RESULTS.mkdir(exist_ok=True)
+        new = self.path.with_suffix(".new")
+        new.write_text(json.dumps(self.about | rows, indent=1) + "\n", encoding="utf-8")
+        new.replace(self.path)
+
+    @property
+    def broken(self) -> bool:
+        """Whether something of ours failed."""
+        return any((row.reason or "").startswith(BROKEN) for row in (*self.passes, *self.steps))
 
 
 if __name__ == "__main__":

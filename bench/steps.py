@@ -7,6 +7,7 @@ step: the clip's keys and values read, all the updates of a default run, and the
 from __future__ import annotations
 
 import gc
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,11 +32,16 @@ from ditflow.sampling import predict
 from ditflow.settings import PRESETS, Settings, shipped
 from ditflow_kernels import backends
 
-MODELS, FRAMES = ("5b", "2b"), (24, 49)
 CHANNELS, PIXELS = 16, 8  # of latents; a side of one
-STEPS = ("update", "denoising step", "guided step")
+STEPS = {  # and the phases of a plan that happen in it
+    "update": ("optimise",),
+    "denoising step": ("denoise",),
+    "guided step": ("injection", "optimise", "denoise"),
+}
+CARDS = ("24gb", "16gb", "12gb")  # presets of the cards that most have
 CALLS = 4  # of each step, about, the first one included
-SLACK = 4  # how many times the least time a step may take, weights and warming up included
+SLACK = 2.5  # how many times the least time a step may take, weights and warming up included
+BROKEN = "broken"  # begins the reason where it is ours that fails
 
 
 class Variant(NamedTuple):
@@ -58,34 +64,39 @@ class StepRow:
     milliseconds: float | None = None
     allocated_bytes: int | None = None  # at the peak, weights included
     reserved_bytes: int | None = None
+    planned_bytes: int | None = None  # what the plan says of allocated_bytes
     joules: float | None = None  # where the driver tells
     preset: str | None = None  # that was used
     resident: str | None = None  # blocks on the device, of all
     reason: str | None = None
 
 
-def variants() -> tuple[list[Variant], list[Variant]]:
-    """The plain ones, and those that differ from them in one thing, a size after the other."""
-    plain = [Variant(model, frames) for model in MODELS for frames in FRAMES]
-    changes = [{"compiled": True}, {"kernels": "chunked"}]
+def variants(model: str, frames: int) -> tuple[list[Variant], list[Variant]]:
+    """The plain one, followed by those for `CARDS`; and all others that differ from it in one thing."""
+    plain = Variant(model, frames)
+    changes = [{"kernels": "chunked"}, {"compiled": True}]
     changes += [{"attention": name} for name in KERNELS if name != "sdpa"]
-    changes += [{"preset": name} for name in PRESETS]
-    return plain, [each._replace(**change) for each in plain for change in changes]
+    changes += [{"preset": name} for name in PRESETS if name not in CARDS]
+    cards = [plain._replace(preset=name) for name in CARDS]
+    return [plain, *cards], [plain._replace(**change) for change in changes]
 
 
 def measure_steps(
     meter: Meter, deadline: Deadline, ceilings: Ceilings, wanted: Iterable[Variant], models: Models
 ) -> Iterator[StepRow]:
-    """Every step of every variant, as far as time and memory go."""
+    """Every step of every variant, as far as time and memory go; what fails does not end the others."""
     for variant in wanted:
         reason = None
         try:
             yield from _measured(meter, deadline, ceilings, variant, models)
         except Exception as error:
-            if not (ran_out(error) or variant.compiled or variant.attention != "sdpa"):
-                raise
-            # what a package or a compiler cannot do competes with nobody; the others go on
-            reason = "out of memory" if ran_out(error) else f"fails: {first_line(error)}"
+            # what a package or a compiler cannot do competes with nobody
+            theirs = variant.compiled or variant.attention != "sdpa"
+            reason = f"{'fails' if theirs else BROKEN}: {first_line(error)}"
+            if ran_out(error):
+                reason = "out of memory"
+            elif not theirs:
+                traceback.print_exc()
         if reason:  # here nothing holds the failed attempt's tensors any more
             yield StepRow(variant._asdict(), "all", reason=reason)
 
@@ -104,12 +115,14 @@ def _measured(
         yield StepRow(variant._asdict(), "all", reason=reason)
         return
     steps = [step for step in STEPS if step == "denoising step" or KERNELS[variant.attention].gradient]
+    peaks = {phase.name: phase.peak_bytes for phase in plan.phases}
     place = {"preset": plan.preset.name, "resident": f"{plan.resident} of {plan.resident + plan.streamed}"}
     with in_place(meter, variant, plan, models) as runner:
         calls = calls_of(runner, settings, meter.device, "guided step" in steps)
         for step in steps:
             cost = meter.cost(calls[step])
-            yield StepRow(variant._asdict(), step, **cost._asdict(), **place)
+            planned = max(peaks[phase] for phase in STEPS[step])
+            yield StepRow(variant._asdict(), step, **cost._asdict(), planned_bytes=planned, **place)
 
 
 def plan_of(settings: Settings, variant: Variant, meter: Meter) -> tuple[Plan | None, str | None]:
@@ -196,7 +209,7 @@ def in_place(meter: Meter, variant: Variant, plan: Plan, models: Models) -> Iter
             backbone = CogVideoX(transformer, variant.attention, variant.compiled)
             yield arrange(backbone, meter.device, plan.preset, plan.resident)
     finally:
-        transformer.to("cpu")
+        models.take_back(variant.model)
         torch._dynamo.reset()
         gc.collect()
         give_back(meter.device)
@@ -208,6 +221,7 @@ class Models:
     def __init__(self, device: torch.device, free_bytes: Callable[[], int], config_of: Callable[[str], dict]):
         self.device, self.free_bytes, self.config_of = device, free_bytes, config_of
         self.made: dict[str, Any] = {}
+        self.home: dict[str, list[torch.Tensor]] = {}  # the weights' values, by model
 
     def host_bytes(self, settings: Settings) -> int:
         """What a model takes there, and once more where its blocks wait in pinned memory."""
@@ -225,7 +239,14 @@ class Models:
                 getattr(torch, settings.dtype),
             )
             self.made[model] = made.to("cpu")
+            self.home[model] = [parameter.data for parameter in made.parameters()]
         return self.made[model]
+
+    def take_back(self, model: str) -> None:
+        """Have the weights in host memory again, where they still are: nothing changes them."""
+        for parameter, values in zip(self.made[model].parameters(), self.home[model], strict=True):
+            parameter.data = values
+        self.made[model].to("cpu")  # what is no parameter
 
 
 def shipped_config(model: str) -> dict:

@@ -43,7 +43,7 @@ def step_tables(steps: list[dict], passes: list[dict]) -> str:
     """
     tables = []
     for (model, frames), group in groupby(sorted(steps, key=_size), key=_size):
-        columns = ["step", "ms", "GiB allocated", "GiB reserved", "J", "preset, blocks", "kernels"]
+        columns = ["step", "ms", "GiB allocated", "planned", "reserved", "J", "preset, blocks", "kernels"]
         lines = [f"| {model}, {frames} frames | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
         lines += [_step_line(row, passes) for row in group]
         tables.append("\n".join(lines))
@@ -57,14 +57,15 @@ def _size(step: dict) -> tuple[str, int]:
 def _step_line(row: dict, passes: list[dict]) -> str:
     name = variant_name(row["variant"])
     if row["milliseconds"] is None:
-        return f"| {name} | {row['step']} | {row['reason']} | - | - | - | - | - |"
+        return f"| {name} | {row['step']} | {row['reason']} | - | - | - | - | - | - |"
     part, share = kernels_milliseconds(passes, row["variant"]["kernels"]), "-"
     if row["step"] == "update" and part is not None and STEP_VARIANT.items() <= row["variant"].items():
         share = f"{100 * part / row['milliseconds']:.1f} %"
+    gib = [f"{row[f'{what}_bytes'] / GIB:.1f}" for what in ("allocated", "planned", "reserved")]
     joules = "-" if row["joules"] is None else f"{row['joules']:.0f}"
     return (
-        f"| {name} | {row['step']} | {row['milliseconds']:.1f} | {row['allocated_bytes'] / GIB:.1f} "
-        f"| {row['reserved_bytes'] / GIB:.1f} | {joules} | {row['preset']}, {row['resident']} | {share} |"
+        f"| {name} | {row['step']} | {row['milliseconds']:.1f} | {' | '.join(gib)} | {joules} "
+        f"| {row['preset']}, {row['resident']} | {share} |"
     )
 
 

@@ -14,7 +14,7 @@ WARM_UP = 3
 ROUNDS = 30  # at most
 MILLISECONDS = 400.0  # that one measurement takes, about
 AHEAD = 10  # calls in a queue at a time
-STEP_ROUNDS, STEP_SECONDS = 3, 10.0  # of a whole step, at most, but once at least
+STEP_ROUNDS, STEP_SECONDS = 3, 5.0  # of a whole step, at most, but once at least
 GIB = 1 << 30
 
 

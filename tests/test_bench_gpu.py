@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from bench import gpu, steps
+from bench import correctness, gpu, steps
 from bench.correctness import WrongResult, check_all, compare
 from bench.gpu import Row, measure_all
 from bench.passes import SIZES, Size, passes
@@ -93,6 +93,43 @@ def test_what_cannot_be_measured_says_why():
     assert {row.reason for row in late} == {"no time left"}
 
 
+def test_what_fails_does_not_end_the_others(capsys):
+    class Failing(SmokeMeter):
+        def milliseconds(self, calls):
+            if not self.called:
+                self.called = 1
+                raise RuntimeError("planted\nat length")
+            return super().milliseconds(calls)
+
+    first, *others = rows_of(Failing())
+    assert first.reason == "broken: planted" and "RuntimeError: planted" in capsys.readouterr().err
+    assert others and not any(row.reason for row in others)
+    compiled = rows_of(Failing(), compiled=True, skip=("triton", "reference, compiled"))
+    assert compiled[0].reason == "does not compile: planted"
+
+
+def test_what_is_worth_most_comes_first(monkeypatch):
+    """Nothing is computed: a row stands for each thing that would be measured."""
+    monkeypatch.setattr(gpu, "measure_steps", lambda *_, models: iter(_[-1]))
+    monkeypatch.setattr(gpu, "measure_all", lambda *given, compiled: iter([(*given[-1], compiled)]))
+    order = list(gpu.measurements(SmokeMeter(), Deadline(1.0), CEILINGS))
+    measured = [row for row in order if isinstance(row, Variant)]
+    assert order[0] == Variant("5b", 24) and set(measured[:4]) == set(steps.variants("5b", 24)[0])
+    assert order[4] == (*SIZES[:2], False) and order[5] == Variant("5b", 49)
+    wanted = {
+        each
+        for model in ("5b", "2b")
+        for frames in (24, 49)
+        for each in sum(steps.variants(model, frames), [])
+    }
+    assert set(measured) == wanted and len(measured) == len(wanted)
+    assert [row for row in order if row not in wanted] == [
+        (*SIZES[:2], False),
+        (*SIZES[2:], False),
+        (*SIZES, True),
+    ]
+
+
 def test_least_times_are_those_of_the_algebra():
     flow, loss, forward, backward = passes()
     size = SIZES[0]
@@ -123,27 +160,32 @@ def test_share_of_an_update():
     rows = [asdict(Row(of, "5B, 24 frames", "triton", time, 0, 1.0)) for of, time in times.items()]
     assert kernels_milliseconds(rows, "triton") == 7 + 21 * 3
     assert kernels_milliseconds([row | {"milliseconds": None} for row in rows], "triton") is None
-    measured = 700.0, 5 << 30, 6 << 30, 70.0, "24gb", "42 of 42"
+    measured = 700.0, 5 << 30, 6 << 30, 4 << 30, 70.0, "24gb", "42 of 42"
     found = [
         steps.StepRow(Variant("5b", 24)._asdict(), "update", *measured),
         steps.StepRow(Variant("5b", 49)._asdict(), "update", *measured),
         steps.StepRow(Variant("5b", 24, attention="sage")._asdict(), "all", reason="no sage"),
     ]
     lines = step_tables(list(map(asdict, found)), rows).splitlines()
-    assert "| plain | update | 700.0 | 5.0 | 6.0 | 70 | 24gb, 42 of 42 | 10.0 % |" in lines
-    assert "| plain | update | 700.0 | 5.0 | 6.0 | 70 | 24gb, 42 of 42 | - |" in lines
-    assert "| sage | all | no sage | - | - | - | - | - |" in lines
+    assert "| plain | update | 700.0 | 5.0 | 4.0 | 6.0 | 70 | 24gb, 42 of 42 | 10.0 % |" in lines
+    assert "| plain | update | 700.0 | 5.0 | 4.0 | 6.0 | 70 | 24gb, 42 of 42 | - |" in lines
+    assert "| sage | all | no sage | - | - | - | - | - | - |" in lines
 
 
 def test_the_results_file(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU (80 GB)")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    step = steps.StepRow(Variant("5b", 24)._asdict(), "update", reason="no time left")
-    path = gpu.write([Row("flow forward", "small", "triton", 2.0, 1, 1.0)], CEILINGS, [step])
-    assert path == tmp_path / "results" / "a-gpu-80-gb.json"
-    found = json.loads(path.read_text())
-    assert (found["kind"], found["steps"], found["passes"][0]["rival"]) == ("gpu", [asdict(step)], "triton")
+    results = gpu.Results(CEILINGS)
+    results.add(Row("flow forward", "small", "triton", 2.0, 1, 1.0))
+    assert results.path == tmp_path / "results" / "a-gpu-80-gb.json"
+    found = json.loads(results.path.read_text())
+    assert (found["kind"], found["steps"], found["passes"][0]["rival"]) == ("gpu", [], "triton")
+    results.add(late := steps.StepRow(Variant("5b", 24)._asdict(), "update", reason="no time left"))
+    assert json.loads(results.path.read_text()) == found | {"steps": [asdict(late)]}
+    assert not results.broken and list(results.path.parent.iterdir()) == [results.path]
+    results.add(Row("flow forward", "small", "triton", reason="broken: planted"))
+    assert results.broken
 
 
 def test_ceilings_are_rates():
@@ -160,6 +202,23 @@ def test_right_results_pass_and_wrong_ones_do_not():
     for wrong in (truth.float() + 1e-3, truth.float() * float("nan")):
         with pytest.raises(WrongResult, match="bad: tensor 0"):
             compare("bad", [wrong], [truth.float()], [truth], 1e-6)
+
+
+def test_every_wrong_result_is_named(monkeypatch):
+    real = correctness.qk_norm_rope
+    monkeypatch.setattr(
+        correctness,
+        "qk_norm_rope",
+        lambda *given, backend: (
+            real(*given, backend=backend)
+            if backend == "reference"
+            else [2 * each for each in real(*given, backend=backend)]
+        ),
+    )
+    with pytest.raises(WrongResult) as found:
+        check_all(torch.device("cpu"), "chunked", [TINY])
+    names = [line.split(",")[0] for line in str(found.value).split("; ")]
+    assert names == 3 * ["norm and rope", "norm", "rope"]
 
 
 @pytest.mark.gpu

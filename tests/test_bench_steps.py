@@ -53,7 +53,9 @@ def test_steps_of_variants(small, monkeypatch):
     assert all(row.reason is None and (row.milliseconds, row.joules) == (3.0, 70.0) for row in found)
     assert [row.resident for row in found] == ["6 of 6"] * 3 + ["0 of 6"] * 3 + ["6 of 6"]
     assert [row.preset for row in found] == ["80gb"] * 3 + ["8gb"] * 3 + ["80gb"]
-    assert len(models.made) == 1
+    assert all(row.planned_bytes > 0 for row in found)
+    (made,), (home,) = models.made.values(), models.home.values()
+    assert all(tensor.data_ptr() == at.data_ptr() for tensor, at in zip(made.parameters(), home, strict=True))
 
 
 def test_a_guided_step_is_all_its_updates_and_a_denoising(small, monkeypatch):
@@ -96,7 +98,7 @@ def test_steps_that_cannot_be_measured_say_why(small, monkeypatch):
     assert "of host memory" in poor.reason
 
 
-def test_what_others_cannot_do_ends_nothing(small, monkeypatch):
+def test_what_fails_ends_nothing(small, monkeypatch, capsys):
     variant, models = small
 
     def fails(error):
@@ -110,19 +112,25 @@ def test_what_others_cannot_do_ends_nothing(small, monkeypatch):
     assert row.reason == "fails: no compiler"
     (row,) = steps_of([variant], models, meter=fails(torch.OutOfMemoryError("planted")))
     assert row.reason == "out of memory"
-    with pytest.raises(DitflowError):
-        steps_of([variant], models, meter=fails(DitflowError("ours")))
+    broken, fine = steps_of([variant], models, meter=fails(DitflowError("ours"))), steps_of([variant], models)
+    assert [row.reason for row in broken] == [
+        "broken: ours"
+    ] and "DitflowError: ours" in capsys.readouterr().err
+    assert [row.reason for row in fine] == [None] * len(STEPS)
 
 
 def test_variants_cover_what_there_is():
-    plain, changed = steps.variants()
-    assert {(each.model, each.frames) for each in plain} == {
-        (model, frames) for model in ("5b", "2b") for frames in (24, 49)
-    }
-    assert all(each[2:] == ("auto", "sdpa", False, "triton") for each in plain)
-    assert {each.preset for each in changed} == {"auto", *steps.PRESETS}
-    assert {each.attention for each in changed} == set(steps.KERNELS)
-    assert sum(each.compiled for each in changed) == sum(each.kernels == "chunked" for each in changed) == 4
+    plain, changed = steps.variants("5b", 24)
+    assert [each.preset for each in plain] == ["auto", "24gb", "16gb", "12gb"]
+    found = [*plain, *changed]
+    assert all(each[:2] == ("5b", 24) for each in found) and len(set(found)) == len(found)
+    assert {each.preset for each in found} == {"auto", *steps.PRESETS}
+    assert {each.attention for each in found} == set(steps.KERNELS)
+    assert sum(each.compiled for each in found) == sum(each.kernels == "chunked" for each in found) == 1
+    usual = "auto", "sdpa", False, "triton"
+    assert all(
+        sum(one != other for one, other in zip(each[2:], usual, strict=True)) == 1 for each in found[1:]
+    )
 
 
 class Driver:
