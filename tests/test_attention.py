@@ -198,6 +198,7 @@ def test_a_package_that_does_not_load_is_one_line(monkeypatch, tmp_path):
         CogVideoX(tiny_transformer(), attention="sage")
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("name", ATTENTION)
 def test_real_kernels(name):

@@ -86,6 +86,7 @@ def test_a_gradient_that_broke_off_leaves_nothing_behind():
     assert torch.equal(runner.gradient(square, "latents", inputs, {}, until, 1.0)[1], expected)
 
 
+@pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("place", ["pinned", "pageable"])
 @pytest.mark.parametrize("late", ["computing", "copying"])

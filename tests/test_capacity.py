@@ -25,6 +25,7 @@ def test_on_a_gpu_no_more_than_is_free(monkeypatch):
     assert capacity.usable_bytes("24gb", gpu) == int(USABLE * 10 * GIB - capacity.LOADED_LATER)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_allocations_beyond_the_cap_fail():
     gpu = torch.device("cuda", 0)

@@ -152,6 +152,7 @@ def test_missing_triton_is_said_beforehand(monkeypatch):
         compiles("on", torch.device("cuda"))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_inductor_on_a_gpu():
     model = tiny_transformer(layers=3, attention_head_dim=64).to("cuda", torch.bfloat16)

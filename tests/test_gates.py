@@ -157,6 +157,7 @@ def test_nothing_lives_between_blocks_but_the_boundaries(guided):
     assert all(parameter.grad is None for parameter in backbone.transformer.parameters())
 
 
+@pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("kind", [PlainRunner, BlockwiseRunner])
 def test_fake_tensors_foretell_the_peak_on_a_gpu(kind):

@@ -252,6 +252,7 @@ def test_fake_tensors_tell_the_same_bytes(kind, stored):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_gpu_equals_cpu(kind, stored):
     layers = linear_layers(stored(kind))
@@ -263,6 +264,7 @@ def test_gpu_equals_cpu(kind, stored):
 
 
 @pytest.mark.parametrize("kind", storage.PACKINGS)
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_weights_packed_on_a_gpu_go_back_to_where_they_were(kind, stored):
     packed = exact_transformer()
