@@ -53,18 +53,20 @@ def comparisons(size: Size, device: torch.device, backend: str) -> Iterator[tupl
     if size.grid[0] == 1:
         flow[..., ::2, :] = 1.0
 
-    def soft(function, tokens):
-        result = function(*tokens, grid, TEMPERATURE)
+    def soft(function, tokens, **options):
+        result = function(*tokens, grid, TEMPERATURE, **options)
         return [result, *torch.autograd.grad((result * flow).sum(), tokens)]
 
-    def loss(function, tokens, rows):
-        result = function(*tokens, flow.to(tokens[0].dtype), grid, TEMPERATURE, rows=rows)
+    def loss(function, tokens, **options):
+        result = function(*tokens, flow.to(tokens[0].dtype), grid, TEMPERATURE, **options)
         return [result, *torch.autograd.grad(result, tokens)]
 
     tokens = query, key
     yield "flow", *_three(soft, motion_flow, tokens, backend)
     for rows in ("moving", "all"):
         yield f"loss, {rows} rows", *_three(partial(loss, rows=rows), motion_flow_loss, tokens, backend)
+    yield "flow in panels", *_three(partial(soft, workspace_bytes=1), motion_flow, tokens, backend)
+    yield "loss in panels", *_three(partial(loss, workspace_bytes=1), motion_flow_loss, tokens, backend)
     yield "attention", *_attention(size, device, backend)
 
     query, key, (norm, _, rope, text), gradients = prepared_inputs(size, device, 0)
