@@ -76,11 +76,12 @@ def test_replayed_steps_are_the_steps(tmp_path):
         training = Training(network, optimisers, loss, tmp_path / f"{replayed}.safetensors", draw)
         if not replayed:
             training.learn = lambda batch: training._learn(batch.cuda())
-        training.run(steps=100, minutes=LONG)
+        training.run(steps=200, minutes=LONG)
         return averaged(training.checkpoint), training.recent
 
     (replayed, loss), (launched, same) = trained(True), trained(False)
-    assert loss == pytest.approx(same, rel=1e-4) and loss < 0.5
+    assert loss == pytest.approx(same, rel=1e-4)
+    assert launched["bias"].min() > 0.5  # of 1
     for name, weights in launched.items():
         torch.testing.assert_close(replayed[name], weights, rtol=1e-4, atol=1e-5)
 

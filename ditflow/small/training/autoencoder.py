@@ -92,7 +92,9 @@ def _difference(decoded: Tensor, pixels: Tensor) -> Tensor:
     moving = (pixels.amax(dim=2) - pixels.amin(dim=2)).amax(dim=1) > MOVES  # [clips, height, width]
     error = (decoded - pixels) * (1 + MOVING_WEIGHT * moving[:, None, None])
     later = pixels.shape[2] // COMPRESSION - 1
-    frames = torch.tensor(FIRST_WEIGHTS + later * LATER_WEIGHTS, device=pixels.device)[:, None, None]
+    weights = FIRST_WEIGHTS + later * LATER_WEIGHTS
+    # filled where they are: a graph cannot hold a copy from the CPU
+    frames = torch.cat([pixels.new_full((1, 1, 1), weight) for weight in weights])
     edges = sum(
         (frames[-change.shape[2] :] * change.abs()).mean()
         for change in (error.diff(dim=axis) for axis in (2, 3, 4))

@@ -54,7 +54,8 @@ class Replayed:
     def _record(self, places: Sequence[Tensor]) -> Recording:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
-        with torch.cuda.graph(graph, stream=self.stream):
+        # the thread that pins the batches to come may go on
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             result = self.function(*places)
         return Recording(graph, result)
 
