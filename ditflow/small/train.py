@@ -15,7 +15,7 @@ from ditflow.files import cache_folder
 if TYPE_CHECKING:
     from ditflow.small.training.loop import Training
 
-STAGES = {"vae": 6_500, "decoder": 14_600, "rope": 22_500, "sincos": 2_800}  # steps
+STAGES = {"vae": 1_500, "decoder": 3_800, "rope": 6_000, "sincos": 2_500}  # steps
 
 
 def main(arguments: list[str] | None = None) -> int:
