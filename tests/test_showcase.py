@@ -17,7 +17,9 @@ def test_clip_and_both_results_move_side_by_side(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         showcase,
         "transfer",
-        lambda settings: transfer(replace(settings, steps=2, guided=0.5, optimisation_steps=1)),
+        lambda settings: transfer(
+            replace(settings, steps=2, guided=0.5, optimisation_steps=1, learning_rate=(0.3, 0.3))
+        ),
     )
     videos = {}
     make = showcase.make_videos
