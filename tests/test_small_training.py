@@ -15,7 +15,7 @@ from ditflow.small.clips import made_clip
 from ditflow.small.training import autoencoder, latents, shipped, split
 from ditflow.small.training import transformer as transformers
 from ditflow.small.training.export import export
-from ditflow.small.training.loop import Training, adam, averaged, progress_of
+from ditflow.small.training.loop import Training, averaged, progress_of
 from ditflow.small.vocabulary import COLOURS, SHAPES
 
 CPU = torch.device("cpu")
@@ -52,38 +52,6 @@ def test_stopped_training_goes_on_exactly_there(tmp_path):
     assert again.step == 200 and torch.equal(again.network.weight, whole.network.weight)
     assert torch.equal(averaged(path)["bias"], averaged(tmp_path / "whole.safetensors")["bias"])
     assert not torch.equal(averaged(path)["weight"], whole.network.weight)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_replayed_steps_are_the_steps(tmp_path):
-    """CUDA graphs, batches of two sizes in turn."""
-
-    def trained(replayed):
-        torch.manual_seed(0)
-        network = nn.Linear(3, 2).cuda()
-
-        def loss(generator, inputs):
-            noise = torch.randn(inputs.shape, generator=generator, device="cuda")
-            return (network(inputs + 0.1 * noise) - inputs[:, :2] - 1).square().mean()
-
-        def draw(step):
-            return torch.randn(16 + 8 * (step % 2), 3, generator=torch.Generator().manual_seed(step))
-
-        optimisers = [
-            torch.optim.Muon([network.weight], lr=0.03, weight_decay=0.0),
-            adam([network.bias], 0.03),
-        ]
-        training = Training(network, optimisers, loss, tmp_path / f"{replayed}.safetensors", draw)
-        if not replayed:
-            training.learn = lambda batch: training._learn(batch.cuda())
-        training.run(steps=200, minutes=LONG)
-        return averaged(training.checkpoint), training.recent
-
-    (replayed, loss), (launched, same) = trained(True), trained(False)
-    assert loss == pytest.approx(same, rel=1e-4)
-    assert launched["bias"].min() > 0.5  # of 1
-    for name, weights in launched.items():
-        torch.testing.assert_close(replayed[name], weights, rtol=1e-4, atol=1e-5)
 
 
 def test_time_ends_a_call_and_not_the_stage(tmp_path):

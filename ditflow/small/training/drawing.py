@@ -15,13 +15,14 @@ Drawn = TypeVar("Drawn")
 def drawn(draw: Callable[[int], Drawn], numbers: range, device: torch.device) -> Iterator[Drawn]:
     """`draw` of each number, in order: for a GPU ahead of time, by all other cores."""
     waits = device.type == "cuda"
+    workers = len(os.sched_getaffinity(0)) - 1 if waits else 0
     return iter(
         DataLoader(
             _Draws(draw),
             batch_size=None,
             sampler=numbers,
-            num_workers=len(os.sched_getaffinity(0)) - 1 if waits else 0,
-            multiprocessing_context="fork" if waits else None,
+            num_workers=workers,
+            multiprocessing_context="fork" if workers else None,
             collate_fn=_as_it_is,
             pin_memory=waits,
         )
