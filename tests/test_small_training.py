@@ -12,7 +12,7 @@ from ditflow.backbone.loading import ModelFolder
 from ditflow.errors import DitflowError
 from ditflow.small import SMALL_MODELS, train
 from ditflow.small.clips import made_clip
-from ditflow.small.training import autoencoder, latents, shipped, split
+from ditflow.small.training import autoencoder, latents, shipped, split, tracking
 from ditflow.small.training import transformer as transformers
 from ditflow.small.training.export import export
 from ditflow.small.training.loop import Training, averaged, progress_of
@@ -97,7 +97,10 @@ def checkpoints(tmp_path_factory):
         patch.setattr(latents, "TRAINING_SEEDS", range(10_000, 10_002))
         patch.setattr(latents, "training_clips", lambda seeds: map(tiny_clip, seeds))
         patch.setattr(torch, "compile", lambda network: network)
-        patch.setattr(train, "STAGES", {"vae": 50, "decoder": 5, "rope": 30, "sincos": 1})
+        patch.setattr(tracking, "training_clips", lambda seeds, painted: map(tiny_clip, (10_000, 10_001)))
+        patch.setattr(tracking, "WEIGHT", 1.0)
+        stages = {"vae": 50, "decoder": 5, "rope": 30, "sincos": 1, "tracking": 40}
+        patch.setattr(train, "STAGES", stages)
         exported = ["--export", str(folder / "models")]
         assert train.main(["--checkpoints", str(folder), *exported]) == 0
     return folder
@@ -123,58 +126,6 @@ def test_autoencoder_learns_a_clip(checkpoints):
     with torch.no_grad():
         decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
     assert (decoded - pixels).square().mean() < 0.3 * pixels.var()
-
-
-def test_pieces_are_of_the_clip_and_around_its_shape(monkeypatch):
-    monkeypatch.setattr(autoencoder, "BATCHES", ((6, 8, 48, 48),))
-    monkeypatch.setattr(autoencoder, "TRAINING_SEEDS", range(10_000, 10_001))
-    whole = pixels_of(made_clip(10_000))
-    pieces = autoencoder.to_pixels(autoencoder._draw_clips(0))
-    assert pieces.shape == (6, 3, 8, 48, 48)
-    windows = whole[0].unfold(1, 8, 1).unfold(2, 48, 1).unfold(3, 48, 1)  # [3, t, y, x, 8, 48, 48]
-    for piece in pieces:
-        few = piece[:, None, None, None, :, ::12, ::12]  # to find the places where it may be from
-        places = (windows[..., ::12, ::12] == few).all(dim=-1).all(dim=-1).all(dim=-1).all(dim=0).nonzero()
-        assert any(torch.equal(windows[:, t, y, x], piece) for t, y, x in places)
-        moving = piece.amax(dim=1) - piece.amin(dim=1) > autoencoder.MOVES
-        assert moving.any()
-
-
-def test_errors_count_more_where_something_moves():
-    """A pixel blinks; the same error in it and in one that stands still."""
-    pixels = torch.zeros(1, 3, 4, 8, 8)
-    pixels[..., 2, 3, 3] = 1.0
-    there, elsewhere = (torch.zeros_like(pixels) for _ in range(2))
-    there[..., 3, 3], elsewhere[..., 6, 6] = 0.5, 0.5
-    ratio = autoencoder._difference(pixels + there, pixels) / autoencoder._difference(
-        pixels + elsewhere, pixels
-    )
-    assert ratio == pytest.approx(1 + autoencoder.MOVING_WEIGHT)
-
-
-def test_errors_count_most_in_the_last_frame_of_a_latent_frame(monkeypatch):
-    """And least in the first latent frame, whose frames cannot be told apart."""
-    for weight in ("EDGE_WEIGHT", "ACCELERATION_WEIGHT"):  # neighbours in time count in those
-        monkeypatch.setattr(autoencoder, weight, 0.0)
-    pixels = torch.zeros(1, 3, 8, 4, 4)
-
-    def counted(frame: int) -> float:
-        error = torch.zeros_like(pixels)
-        error[:, :, frame] = 1e-6  # squares are nothing beside it
-        return float(autoencoder._difference(pixels + error, pixels)) / 1e-6 * 8
-
-    assert [counted(frame) for frame in range(8)] == pytest.approx(4 * [0.25] + 3 * [1.0] + [4.0], rel=1e-4)
-
-
-def test_an_error_that_jitters_counts_more_than_one_that_goes_evenly():
-    pixels, frames = torch.zeros(1, 3, 8, 4, 4), torch.arange(8.0)[:, None, None]
-    even = 1e-3 * frames
-    jittering = even + 1e-3 * (frames % 2 - 0.5)
-    excess = autoencoder._difference(pixels + jittering, pixels) - autoencoder._difference(
-        pixels + even, pixels
-    )
-    weights = torch.tensor(autoencoder.FIRST_WEIGHTS + autoencoder.LATER_WEIGHTS)
-    assert excess > 0.9 * autoencoder.ACCELERATION_WEIGHT * 2e-3 * weights[2:].mean()
 
 
 def test_the_decoder_goes_on_alone(checkpoints):
@@ -209,7 +160,7 @@ def test_plain_attention_is_attention(style):
     for weights in transformer.parameters():
         nn.init.normal_(weights, std=0.1)
     inputs = torch.randn(2, 6, 8, 16, 24), torch.randn(2, 16, 64), torch.tensor([10, 900])
-    rope = transformers._rope(transformer, inputs[0])
+    rope = transformers._rope(transformer, transformers.grid_of(transformer, inputs[0]))
     with torch.no_grad():
         expected = transformer(*inputs, image_rotary_emb=rope).sample
         transformer.set_attn_processor(transformers.PlainAttention())
@@ -230,11 +181,43 @@ def test_transformer_learns(checkpoints, tmp_path, monkeypatch):
     assert after < 0.8 * before
 
 
+def test_attention_learns_to_follow(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "training_clips", lambda seeds, painted: map(tiny_clip, (10_000, 10_001)))
+    for name in ("vae", "latents", "rope"):
+        shutil.copy(checkpoints / f"{name}.safetensors", tmp_path)
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+
+    def errors(folder):
+        """Of tracking alone, and the step."""
+        training, found = tracking.tracking_training(folder, CPU), []
+        for weight in (0.0, 1.0):
+            monkeypatch.setattr(tracking, "WEIGHT", weight)
+            with torch.no_grad():
+                found.append(float(training.loss(torch.Generator().manual_seed(3))))
+        return found[1] - found[0], training.step
+
+    (before, made), (after, since) = errors(tmp_path), errors(checkpoints)
+    assert (made, since) == (0, 40)
+    assert after < 0.9 * before
+
+
+def test_what_a_later_stage_started_from_is_not_trained_on(checkpoints, tmp_path, monkeypatch, capsys):
+    for name in ("vae", "latents", "rope", "tracking"):
+        shutil.copy(checkpoints / f"{name}.safetensors", tmp_path)
+    before = (tmp_path / "rope.safetensors").read_bytes()
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    monkeypatch.setattr(train, "STAGES", {"rope": 31, "tracking": 40})
+    assert train.main(["rope", "--checkpoints", str(tmp_path)]) == 1
+    assert "tracking.safetensors started from `rope`" in capsys.readouterr().err
+    assert (tmp_path / "rope.safetensors").read_bytes() == before
+
+
 @pytest.mark.parametrize("style", ["rope", "sincos"])
 def test_export_is_what_was_trained(checkpoints, style):
     folder = ModelFolder(str(checkpoints / "models" / style), "float16", CPU)
     assert folder.backbone().rotary == (style == "rope")
-    wanted = averaged(checkpoints / f"{style}.safetensors")
+    last = {"rope": "tracking", "sincos": "sincos"}[style]
+    wanted = averaged(checkpoints / f"{last}.safetensors")
     exported = folder.backbone().transformer.state_dict()
     assert all(torch.equal(exported[name], weights.half()) for name, weights in wanted.items())
     wanted, vae = autoencoder.trained_autoencoder(checkpoints).state_dict(), folder.vae().state_dict()
@@ -263,10 +246,12 @@ def test_the_shipped_models_can_be_trained_further(checkpoints, tmp_path, monkey
     before = (tmp_path / "sincos.safetensors").read_bytes()
     shipped.adopt_shipped(tmp_path)
     assert (tmp_path / "sincos.safetensors").read_bytes() == before
-    for stage in ("vae", "decoder", "rope"):
+    for stage in ("vae", "decoder", "rope", "tracking"):
         ours, theirs = (averaged(folder / f"{stage}.safetensors") for folder in (tmp_path, checkpoints))
         if stage == "vae":  # its decoder has gone on
             theirs = autoencoder.trained_autoencoder(checkpoints).state_dict()
+        if stage == "rope":
+            theirs = averaged(checkpoints / "tracking.safetensors")
         assert all(torch.equal(ours[name], weights.half().float()) for name, weights in theirs.items())
         made = [progress_of(folder / f"{stage}.safetensors") for folder in (tmp_path, checkpoints)]
         assert made[0] == made[1]
@@ -285,4 +270,4 @@ def test_unknown_stage_is_explained(capsys):
     with pytest.raises(SystemExit) as stopped:
         train.main(["text"])
     assert stopped.value.code == 2
-    assert "choose of vae, decoder, rope, sincos" in capsys.readouterr().err
+    assert "choose of vae, decoder, rope, sincos, tracking" in capsys.readouterr().err

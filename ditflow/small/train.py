@@ -15,7 +15,9 @@ from ditflow.files import cache_folder
 if TYPE_CHECKING:
     from ditflow.small.training.loop import Training
 
-STAGES = {"vae": 1_500, "decoder": 3_800, "rope": 6_000, "sincos": 2_500}  # steps
+STAGES = {"vae": 1_500, "decoder": 3_800, "rope": 6_000, "sincos": 2_500, "tracking": 1_200}  # steps
+MODELS = {"rope": "rope", "sincos": "sincos", "tracking": "rope"}  # what a transformer's stage works at
+LATER = {"rope": "tracking"}  # goes on from its weights
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,7 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
         help="where a stage goes on from (default %(default)s)",
     )
     parser.add_argument(
-        "--export", type=Path, metavar="FOLDER", help="then write the transformers' stages to FOLDER/STAGE"
+        "--export",
+        type=Path,
+        metavar="FOLDER",
+        help="then write the models that were worked at to FOLDER/rope and FOLDER/sincos",
     )
     parser.add_argument(
         "--from-shipped", action="store_true", help="go on from the shipped models where no checkpoint is"
@@ -51,17 +56,28 @@ def main(arguments: list[str] | None = None) -> int:
             from ditflow.small.training.shipped import adopt_shipped
 
             adopt_shipped(choice.checkpoints)
-        for name in choice.stages or STAGES:
-            _training(name, choice.checkpoints).run(STAGES[name], choice.minutes)
-            if choice.export and name in ("rope", "sincos"):
-                from ditflow.small.training.export import export, write_record
+        stages = choice.stages or list(STAGES)
+        for name in stages:
+            training = _training(name, choice.checkpoints)
+            if training.step < STAGES[name]:
+                _check_goes_on(name, choice.checkpoints)
+            training.run(STAGES[name], choice.minutes)
+        if choice.export:
+            from ditflow.small.training.export import export, write_record
 
-                export(name, choice.checkpoints, choice.export / name)
-                write_record(choice.checkpoints, STAGES, choice.export)
+            for style in dict.fromkeys(MODELS[name] for name in stages if name in MODELS):
+                export(style, choice.checkpoints, choice.export / style)
+            write_record(choice.checkpoints, STAGES, choice.export)
     except DitflowError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _check_goes_on(stage: str, checkpoints: Path) -> None:
+    """Refuse to train what a later stage has started from."""
+    if stage in LATER and (later := checkpoints / f"{LATER[stage]}.safetensors").is_file():
+        raise DitflowError(f"{later} started from `{stage}` as it was: remove it to train `{stage}` on")
 
 
 def _training(stage: str, checkpoints: Path) -> Training:
@@ -72,6 +88,11 @@ def _training(stage: str, checkpoints: Path) -> Training:
         from ditflow.small.training.autoencoder import autoencoder_training, decoder_training
 
         return (autoencoder_training if stage == "vae" else decoder_training)(checkpoints, device)
+
+    if stage == "tracking":
+        from ditflow.small.training.tracking import tracking_training
+
+        return tracking_training(checkpoints, device)
 
     from ditflow.small.training.transformer import transformer_training
 

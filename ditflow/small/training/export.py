@@ -14,6 +14,7 @@ from ditflow.small.pipeline import random_text_encoder, write_pipeline
 from ditflow.small.training.autoencoder import trained_autoencoder
 from ditflow.small.training.latents import material
 from ditflow.small.training.loop import averaged, progress_of
+from ditflow.small.training.tracking import STYLE as TRACKING_STYLE
 from ditflow.small.training.transformer import new_transformer
 
 RECORD = "training.json"  # beside the exported models
@@ -27,6 +28,8 @@ def export(style: str, checkpoints: Path, folder: Path) -> None:
     checkpoint = checkpoints / f"{style}.safetensors"
     if not checkpoint.is_file():
         raise DitflowError(f"no {checkpoint}: train it with `python -m ditflow.small.train vae {style}`")
+    if style == TRACKING_STYLE and (later := checkpoints / "tracking.safetensors").is_file():
+        checkpoint = later
     transformer = new_transformer(style)
     transformer.load_state_dict(averaged(checkpoint))
     vae = trained_autoencoder(checkpoints)

@@ -17,10 +17,12 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 def adopt_shipped(checkpoints: Path) -> None:
     """Write checkpoints of the shipped models, of each stage that has none.
 
-    They hold weights and how many steps were made; optimisers begin anew.
+    They hold weights and how many steps were made; optimisers begin anew. Where one stage has gone on from
+    another, both get the later one's weights: no others are shipped.
     """
     stages = json.loads((pipeline_folder("small").parent / RECORD).read_text(encoding="utf-8"))["stages"]
     folders = {style: pipeline_folder(name) for name, style in SMALL_MODELS.items()}
+    folders["tracking"] = folders["rope"]  # has gone on from it, as the decoder from the vae
     vae = load_file(folders["rope"] / "vae" / WEIGHTS)
     decoder = "decoder."
     networks = {

@@ -26,9 +26,12 @@ def held_out_prompts() -> list[tuple[str, str, str]]:
 HELD_OUT_CAPTIONS = frozenset(caption(colour, shape, back) for colour, shape, back in held_out_prompts())
 
 
-def training_clips(seeds: Iterable[int] = TRAINING_SEEDS) -> Iterator[MadeClip]:
-    """The clips to train on, in order: those of the seeds whose captions are not held out."""
+def training_clips(seeds: Iterable[int] = TRAINING_SEEDS, painted: slice = slice(None)) -> Iterator[MadeClip]:
+    """The clips to train on, in order: those of the seeds whose captions are not held out.
+
+    `painted`: only these frames of each.
+    """
     for seed in seeds:
-        clip = made_clip(seed)
+        clip = made_clip(seed, painted=painted)
         if clip.caption not in HELD_OUT_CAPTIONS:
             yield clip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ditflow.backbone.embedding import positional_embedding
 from ditflow.backbone.runner import Grid
 from ditflow.small.pipeline import SCHEDULER, TRANSFORMER
-from ditflow.small.training.latents import material
+from ditflow.small.training.latents import Material, material
 from ditflow.small.training.loop import Training, adam, averaged
 
 BATCH = 32
@@ -37,27 +38,41 @@ def transformer_training(style: str, checkpoints: Path, device: torch.device) ->
     if device.type == "cpu":
         transformer.set_attn_processor(PlainAttention())
     transformer.to(device)
-    latents, captions, texts, *_ = material(checkpoints, device)
-    scheduler = CogVideoXDDIMScheduler(**SCHEDULER)
-    rope = _rope(transformer, latents)
+    denoising_error = of_velocity(transformer, material(checkpoints, device), BATCH)
     for block in transformer.transformer_blocks:  # all alike: compiled once
         block.compile()
 
     def loss(generator: torch.Generator) -> Tensor:
-        def draw(low: int, high: int) -> Tensor:
-            return torch.randint(low, high, (BATCH,), generator=generator, device=device)
+        return denoising_error(generator)[0]
 
-        chance = torch.rand(2, BATCH, generator=generator, device=device)
-        clips, with_words = draw(0, len(latents)), chance[1] > WITHOUT_WORDS
+    return Training(transformer, optimisers(transformer), loss, checkpoints / f"{style}.safetensors")
+
+
+def of_velocity(
+    transformer: CogVideoXTransformer3DModel, clips: Material, batch: int
+) -> Callable[[torch.Generator], tuple[Tensor, Tensor]]:
+    """The error of the velocity in a batch that is drawn with the generator, and the clips it has [batch]."""
+    latents, captions, texts, *_ = clips
+    device = latents.device
+    scheduler = CogVideoXDDIMScheduler(**SCHEDULER)
+    rope = _rope(transformer, grid_of(transformer, latents))
+
+    def error(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        def draw(low: int, high: int) -> Tensor:
+            return torch.randint(low, high, (batch,), generator=generator, device=device)
+
+        chance = torch.rand(2, batch, generator=generator, device=device)
+        drawn, with_words = draw(0, len(latents)), chance[1] > WITHOUT_WORDS
         timesteps = torch.where(chance[0] < 0.5, draw(*MIDDLE), draw(0, 1000))
-        noise = torch.randn(BATCH, *latents.shape[1:], generator=generator, device=device)
-        clean, words = latents[clips].float(), captions[clips] * with_words  # 0: no words
+        noise = torch.randn(batch, *latents.shape[1:], generator=generator, device=device)
+        clean, words = latents[drawn].float(), captions[drawn] * with_words  # 0: no words
         noisy = scheduler.add_noise(clean, noise, timesteps)
         with torch.autocast(device.type, torch.bfloat16):
             velocity = transformer(noisy, texts[words], timesteps, image_rotary_emb=rope).sample
-        return (velocity.float() - scheduler.get_velocity(clean, noise, timesteps)).square().mean()
+        wanted = scheduler.get_velocity(clean, noise, timesteps)
+        return (velocity.float() - wanted).square().mean(), drawn
 
-    return Training(transformer, _optimisers(transformer), loss, checkpoints / f"{style}.safetensors")
+    return error
 
 
 def new_transformer(style: str) -> CogVideoXTransformer3DModel:
@@ -99,23 +114,34 @@ class PlainAttention:
                 torch.cat([x[:, :, :length], apply_rotary_emb(x[:, :, length:], image_rotary_emb)], dim=2)
                 for x in (query, key)
             )
+        self.look(query[:, :, length:], key[:, :, length:])
         logits = query.to(value.dtype) @ key.to(value.dtype).mT * attn.scale
         mixed = rearrange(logits.softmax(dim=-1).to(value.dtype) @ value, "b m s d -> b s (m d)")
         mixed = attn.to_out[0](mixed)
         return mixed[:, length:], mixed[:, :length]
 
+    def look(self, query: Tensor, key: Tensor) -> None:
+        """Whatever wants to see the video tokens' [clips, heads, tokens, head_dim]."""
 
-def _rope(transformer: CogVideoXTransformer3DModel, latents: Tensor) -> tuple[Tensor, Tensor] | None:
-    config = transformer.config
-    if not config.use_rotary_positional_embeddings:
-        return None  # its embedding is added inside
+
+def grid_of(transformer: CogVideoXTransformer3DModel, latents: Tensor) -> Grid:
+    """The tokens of latents [clips, frames, channels, height, width]."""
     _, frames, _, height, width = latents.shape
-    grid = Grid(frames, height // config.patch_size, width // config.patch_size)
-    return tuple(positional_embedding(config, grid)[0].to(latents.device))
+    patch = transformer.config.patch_size
+    return Grid(frames, height // patch, width // patch)
 
 
-def _optimisers(transformer: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for each block's matrices of attention and feed-forward, AdamW for the rest."""
+def _rope(transformer: CogVideoXTransformer3DModel, grid: Grid) -> tuple[Tensor, Tensor] | None:
+    if not transformer.config.use_rotary_positional_embeddings:
+        return None  # its embedding is added inside
+    return tuple(positional_embedding(transformer.config, grid)[0].to(transformer.device))
+
+
+def optimisers(transformer: nn.Module, share: float = 1.0) -> list[torch.optim.Optimizer]:
+    """Muon for each block's matrices of attention and feed-forward, AdamW for the rest.
+
+    At this share of the rates at which training starts from nothing.
+    """
     matrices = [
         [
             layer.weight
@@ -126,6 +152,6 @@ def _optimisers(transformer: nn.Module) -> list[torch.optim.Optimizer]:
         for block in transformer.transformer_blocks
     ]
     taken = {id(weights) for ours in matrices for weights in ours}
-    muon = partial(torch.optim.Muon, lr=MATRIX_RATE, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    muon = partial(torch.optim.Muon, lr=share * MATRIX_RATE, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     others = [weights for weights in transformer.parameters() if id(weights) not in taken]
-    return [*map(muon, matrices), adam(others, OTHER_RATE)]
+    return [*map(muon, matrices), adam(others, share * OTHER_RATE)]

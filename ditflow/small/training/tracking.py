@@ -1,0 +1,109 @@
+"""The stage after `rope`'s: in one block, attention learns to follow what moves.
+
+Beside the velocity's error stands how badly the attention there finds where the matter in a token has gone.
+Track4Gen (Jeong et al., CVPR 2025, arXiv 2412.06016) has such a term for the features of a block.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ditflow.backbone.runner import Grid
+from ditflow.small.training.latents import material
+from ditflow.small.training.loop import Training, averaged
+from ditflow.small.training.split import TRAINING_SEEDS, training_clips
+from ditflow.small.training.transformer import (
+    PlainAttention,
+    grid_of,
+    new_transformer,
+    of_velocity,
+    optimisers,
+)
+from ditflow.small.truth import true_flow
+
+STYLE = "rope"
+BLOCK = 4  # saw motion best before
+WEIGHT = 0.05
+BATCH = 8
+RATE = 0.5  # of the rates at which the transformer was trained
+
+
+def tracking_training(checkpoints: Path, device: torch.device) -> Training:
+    """A training of `rope`'s transformer, from where its own stage has left it."""
+    transformer = new_transformer(STYLE)
+    transformer.load_state_dict(averaged(checkpoints / f"{STYLE}.safetensors"))
+    if device.type == "cpu":
+        transformer.set_attn_processor(PlainAttention())
+    watched = WatchedAttention()
+    for number, block in enumerate(transformer.to(device).transformer_blocks):
+        if number == BLOCK:
+            block.attn1.set_processor(watched)
+        else:
+            block.compile()
+    clips = material(checkpoints, device)
+    velocity_error = of_velocity(transformer, clips, BATCH)
+    grid = grid_of(transformer, clips.latents)
+    flows = true_flows(grid).to(device)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        error, drawn = velocity_error(generator)
+        return error + WEIGHT * tracking_error(watched.query, watched.key, flows[drawn], grid)
+
+    return Training(transformer, optimisers(transformer, RATE), loss, checkpoints / "tracking.safetensors")
+
+
+class WatchedAttention(PlainAttention):
+    """Keeps the video tokens' queries and keys [clips, heads, tokens, head_dim] of its last call."""
+
+    query: Tensor
+    key: Tensor
+
+    def look(self, query: Tensor, key: Tensor) -> None:
+        self.query, self.key = query, key
+
+
+def true_flows(grid: Grid) -> Tensor:
+    """The training clips' true motion [clips, frames, frames, height * width, 2] float16, in patches."""
+    clips = training_clips(TRAINING_SEEDS, painted=slice(0))
+    flows = (true_flow(clip.centroids, clip.scene.radii, clip.frames.shape[2], grid)[0] for clip in clips)
+    return torch.stack([torch.from_numpy(flow).half() for flow in flows])
+
+
+def tracking_error(query: Tensor, key: Tensor, flow: Tensor, grid: Grid) -> Tensor:
+    """Cross-entropy of where attention points and where the matter goes, over all pairs of different frames.
+
+    `query`, `key` [clips, heads, tokens, head_dim], `flow` as in `true_flows`. Attention is that of motion
+    flow: logits are averaged over heads, and each frame has a softmax of its own. A goal between tokens is
+    shared by the four around it. Tokens that move count as much as the rest, which are ten times as many.
+    """
+    heads, channels = query.shape[1], query.shape[3]
+    query, key = (rearrange(side.float(), "b m s d -> b s (m d)") for side in (query, key))
+    logits = query @ key.mT / (heads * channels**0.5)
+    logits = rearrange(logits, "b (f n) (g p) -> b f g n p", f=grid.frames, g=grid.frames)
+    surprise = -(logits.log_softmax(dim=-1) * _shares(flow, grid)).sum(dim=-1)  # [clips, f, g, n]
+    others = ~torch.eye(grid.frames, dtype=torch.bool, device=flow.device)[None, :, :, None]
+    moving = (flow != 0).any(dim=-1).any(dim=2, keepdim=True)  # into whatever frame
+    return sum(_mean(surprise, others & rows) for rows in (moving, ~moving)) / 2
+
+
+def _shares(flow: Tensor, grid: Grid) -> Tensor:
+    """What share of each token's goal falls to each token of a frame [..., height * width, height * width].
+
+    A goal outside the picture is brought to its rim.
+    """
+    columns, rows = (torch.arange(size, device=flow.device) for size in (grid.width, grid.height))
+    x = (columns.repeat(grid.height) + flow[..., 0].float()).clamp(0, grid.width - 1)
+    y = (rows.repeat_interleave(grid.width) + flow[..., 1].float()).clamp(0, grid.height - 1)
+    across = (1 - (x[..., None] - columns).abs()).clamp(min=0)
+    down = (1 - (y[..., None] - rows).abs()).clamp(min=0)
+    return (down[..., :, None] * across[..., None, :]).flatten(-2)
+
+
+def _mean(values: Tensor, chosen: Tensor) -> Tensor:
+    """Of those chosen, 0 of none; without a wait for how many there are."""
+    chosen = chosen.expand_as(values)
+    return (values * chosen).sum() / chosen.sum().clamp(min=1)
