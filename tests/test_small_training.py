@@ -188,17 +188,18 @@ def test_attention_learns_to_follow(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda network: network)
 
     def errors(folder):
-        """Of tracking alone, and the step."""
+        """Of the velocity, of tracking, and the step."""
         training, found = tracking.tracking_training(folder, CPU), []
         for weight in (0.0, 1.0):
             monkeypatch.setattr(tracking, "WEIGHT", weight)
             with torch.no_grad():
                 found.append(float(training.loss(torch.Generator().manual_seed(3))))
-        return found[1] - found[0], training.step
+        return found[0], found[1] - found[0], training.step
 
-    (before, made), (after, since) = errors(tmp_path), errors(checkpoints)
+    (same, before, made), (other, after, since) = errors(tmp_path), errors(checkpoints)
     assert (made, since) == (0, 40)
     assert after < 0.9 * before
+    assert same < 1e-6 < other  # `rope` is the teacher
 
 
 def test_what_a_later_stage_started_from_is_not_trained_on(checkpoints, tmp_path, monkeypatch, capsys):

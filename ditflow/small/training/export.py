@@ -9,13 +9,12 @@ from pathlib import Path
 
 import torch
 
-from ditflow.errors import DitflowError
 from ditflow.small.pipeline import random_text_encoder, write_pipeline
 from ditflow.small.training.autoencoder import trained_autoencoder
 from ditflow.small.training.latents import material
 from ditflow.small.training.loop import averaged, progress_of
 from ditflow.small.training.tracking import STYLE as TRACKING_STYLE
-from ditflow.small.training.transformer import new_transformer
+from ditflow.small.training.transformer import trained_transformer
 
 RECORD = "training.json"  # beside the exported models
 
@@ -25,13 +24,9 @@ def export(style: str, checkpoints: Path, folder: Path) -> None:
 
     Raises DitflowError where the transformer of this style has no checkpoint, or something is in the way.
     """
-    checkpoint = checkpoints / f"{style}.safetensors"
-    if not checkpoint.is_file():
-        raise DitflowError(f"no {checkpoint}: train it with `python -m ditflow.small.train vae {style}`")
+    transformer = trained_transformer(style, checkpoints)
     if style == TRACKING_STYLE and (later := checkpoints / "tracking.safetensors").is_file():
-        checkpoint = later
-    transformer = new_transformer(style)
-    transformer.load_state_dict(averaged(checkpoint))
+        transformer.load_state_dict(averaged(later))
     vae = trained_autoencoder(checkpoints)
     scale = material(checkpoints, torch.device("cpu")).scale
     vae.register_to_config(scaling_factor=round(float(scale), 4))

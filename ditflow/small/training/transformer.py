@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ditflow.backbone.embedding import positional_embedding
 from ditflow.backbone.runner import Grid
+from ditflow.errors import DitflowError
 from ditflow.small.pipeline import SCHEDULER, TRANSFORMER
 from ditflow.small.training.latents import Material, material
 from ditflow.small.training.loop import Training, adam, averaged
@@ -49,9 +50,15 @@ def transformer_training(style: str, checkpoints: Path, device: torch.device) ->
 
 
 def of_velocity(
-    transformer: CogVideoXTransformer3DModel, clips: Material, batch: int
+    transformer: CogVideoXTransformer3DModel,
+    clips: Material,
+    batch: int,
+    teacher: CogVideoXTransformer3DModel | None = None,
 ) -> Callable[[torch.Generator], tuple[Tensor, Tensor]]:
-    """The error of the velocity in a batch that is drawn with the generator, and the clips it has [batch]."""
+    """The error of the velocity in a batch that is drawn with the generator, and the clips it has [batch].
+
+    The velocity is to be the true one or, where there is a teacher, the teacher's.
+    """
     latents, captions, texts, *_ = clips
     device = latents.device
     scheduler = CogVideoXDDIMScheduler(**SCHEDULER)
@@ -67,10 +74,17 @@ def of_velocity(
         noise = torch.randn(batch, *latents.shape[1:], generator=generator, device=device)
         clean, words = latents[drawn].float(), captions[drawn] * with_words  # 0: no words
         noisy = scheduler.add_noise(clean, noise, timesteps)
-        with torch.autocast(device.type, torch.bfloat16):
-            velocity = transformer(noisy, texts[words], timesteps, image_rotary_emb=rope).sample
-        wanted = scheduler.get_velocity(clean, noise, timesteps)
-        return (velocity.float() - wanted).square().mean(), drawn
+
+        def velocity(network: CogVideoXTransformer3DModel) -> Tensor:
+            with torch.autocast(device.type, torch.bfloat16):
+                return network(noisy, texts[words], timesteps, image_rotary_emb=rope).sample.float()
+
+        if teacher is None:
+            wanted = scheduler.get_velocity(clean, noise, timesteps)
+        else:
+            with torch.no_grad():
+                wanted = velocity(teacher)
+        return (velocity(transformer) - wanted).square().mean(), drawn
 
     return error
 
@@ -88,6 +102,19 @@ def new_transformer(style: str) -> CogVideoXTransformer3DModel:
             nn.init.zeros_(layer.bias)
     nn.init.zeros_(transformer.proj_out.weight)
     nn.init.zeros_(transformer.proj_out.bias)
+    return transformer
+
+
+def trained_transformer(style: str, checkpoints: Path) -> CogVideoXTransformer3DModel:
+    """The transformer as its own stage has left it, float32.
+
+    Raises DitflowError where there is no checkpoint of that.
+    """
+    checkpoint = checkpoints / f"{style}.safetensors"
+    if not checkpoint.is_file():
+        raise DitflowError(f"no {checkpoint}: train it with `python -m ditflow.small.train vae {style}`")
+    transformer = new_transformer(style)
+    transformer.load_state_dict(averaged(checkpoint))
     return transformer
 
 
