@@ -15,7 +15,7 @@ from ditflow.files import cache_folder
 if TYPE_CHECKING:
     from ditflow.small.training.loop import Training
 
-STAGES = {"vae": 1_500, "decoder": 3_800, "rope": 6_000, "sincos": 2_500, "tracking": 1_000}  # steps
+STAGES = {"vae": 1_500, "decoder": 3_800, "rope": 6_000, "sincos": 2_500, "tracking": 500}  # steps
 MODELS = {"rope": "rope", "sincos": "sincos", "tracking": "rope"}  # what a transformer's stage works at
 LATER = {"rope": "tracking"}  # goes on from its weights
 
