@@ -19,8 +19,8 @@ def found(tmp_path_factory):
 
 
 def test_motion_follows_the_clip(found):
-    assert found["flow"].motion_fidelity > 0.7
-    assert found["flow"].trajectory_correlation > 0.7
+    assert found["flow"].motion_fidelity > 0.8
+    assert found["flow"].trajectory_correlation > 0.9
 
 
 def test_it_would_not_without_guidance(found):

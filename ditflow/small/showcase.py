@@ -1,7 +1,7 @@
 """What guidance does, as a picture that moves: `python -m ditflow.small.showcase OUTPUT.gif`.
 
 A row for each of a few made clips: the clip, and from the same noise the prompt's video without guidance and
-with it, by the small model that follows best.
+with it, by the small model.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def make_videos(seed: int, prompt: str, folder: Path) -> dict[str, Clip]:
     source = folder / "clip.mp4"
     write_clip(Clip(made_clip(seed).frames, FRAME_RATE), source)
     guided = Settings(
-        model="small-sincos", video=str(source), prompt=prompt, seed=seed, output=str(folder / "guided")
+        model="small", video=str(source), prompt=prompt, seed=seed, output=str(folder / "guided")
     )
     free = replace(guided, guidance=False, injection=False, output=str(folder / "free"))
     without, with_guidance = (FinishedRun.open(transfer(settings).folder) for settings in (free, guided))

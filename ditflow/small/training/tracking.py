@@ -19,9 +19,9 @@ from ditflow.small.training.split import TRAINING_SEEDS, training_clips
 from ditflow.small.training.transformer import (
     PlainAttention,
     grid_of,
-    of_velocity,
     optimisers,
     trained_transformer,
+    velocity_error,
 )
 from ditflow.small.truth import true_flow
 
@@ -49,12 +49,12 @@ def tracking_training(checkpoints: Path, device: torch.device) -> Training:
         if block.attn1.processor is not watched:
             block.compile()
     clips = material(checkpoints, device)
-    velocity_error = of_velocity(transformer, clips, BATCH, teacher)
+    error_of_velocity = velocity_error(transformer, clips, BATCH, teacher)
     grid = grid_of(transformer, clips.latents)
     flows = true_flows(grid).to(device)
 
     def loss(generator: torch.Generator) -> Tensor:
-        error, drawn = velocity_error(generator)
+        error, drawn = error_of_velocity(generator)
         return error + WEIGHT * tracking_error(watched.query, watched.key, flows[drawn], grid)
 
     return Training(transformer, optimisers(transformer, RATE), loss, checkpoints / "tracking.safetensors")

@@ -39,17 +39,17 @@ def transformer_training(style: str, checkpoints: Path, device: torch.device) ->
     if device.type == "cpu":
         transformer.set_attn_processor(PlainAttention())
     transformer.to(device)
-    denoising_error = of_velocity(transformer, material(checkpoints, device), BATCH)
+    error_of_velocity = velocity_error(transformer, material(checkpoints, device), BATCH)
     for block in transformer.transformer_blocks:  # all alike: compiled once
         block.compile()
 
     def loss(generator: torch.Generator) -> Tensor:
-        return denoising_error(generator)[0]
+        return error_of_velocity(generator)[0]
 
     return Training(transformer, optimisers(transformer), loss, checkpoints / f"{style}.safetensors")
 
 
-def of_velocity(
+def velocity_error(
     transformer: CogVideoXTransformer3DModel,
     clips: Material,
     batch: int,
