@@ -80,6 +80,10 @@ def tiny_clip(seed):
     return made_clip(seed, frames=8, width=32, height=32)
 
 
+def tiny_clips(seeds, painted=None):
+    return map(tiny_clip, seeds)
+
+
 def pixels_of(clip):
     return autoencoder.to_pixels(torch.from_numpy(clip.frames)[None])
 
@@ -94,10 +98,10 @@ def checkpoints(tmp_path_factory):
         patch.setattr(autoencoder, "made_clip", lambda seed, painted: tiny_clip(seed))
         for name, size in {"FRAMES": 8, "HEIGHT": 32, "WIDTH": 32}.items():
             patch.setattr(autoencoder, name, size)
-        patch.setattr(latents, "TRAINING_SEEDS", range(10_000, 10_002))
-        patch.setattr(latents, "training_clips", lambda seeds: map(tiny_clip, seeds))
+        for module in (latents, tracking):
+            patch.setattr(module, "TRAINING_SEEDS", range(10_000, 10_002))
+            patch.setattr(module, "training_clips", tiny_clips)
         patch.setattr(torch, "compile", lambda network: network)
-        patch.setattr(tracking, "training_clips", lambda seeds, painted: map(tiny_clip, (10_000, 10_001)))
         patch.setattr(tracking, "WEIGHT", 1.0)
         stages = {"vae": 50, "decoder": 5, "rope": 30, "sincos": 1, "tracking": 40}
         patch.setattr(train, "STAGES", stages)
@@ -182,7 +186,8 @@ def test_transformer_learns(checkpoints, tmp_path, monkeypatch):
 
 
 def test_attention_learns_to_follow(checkpoints, tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "training_clips", lambda seeds, painted: map(tiny_clip, (10_000, 10_001)))
+    monkeypatch.setattr(tracking, "TRAINING_SEEDS", range(10_000, 10_002))
+    monkeypatch.setattr(tracking, "training_clips", tiny_clips)
     for name in ("vae", "latents", "rope"):
         shutil.copy(checkpoints / f"{name}.safetensors", tmp_path)
     monkeypatch.setattr(torch, "compile", lambda network: network)

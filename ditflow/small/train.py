@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 STAGES = {"vae": 1_500, "decoder": 3_800, "rope": 6_000, "sincos": 2_500, "tracking": 500}  # steps
 MODELS = {"rope": "rope", "sincos": "sincos", "tracking": "rope"}  # what a transformer's stage works at
-LATER = {"rope": "tracking"}  # goes on from its weights
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,8 +75,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _check_goes_on(stage: str, checkpoints: Path) -> None:
     """Refuse to train what a later stage has started from."""
-    if stage in LATER and (later := checkpoints / f"{LATER[stage]}.safetensors").is_file():
-        raise DitflowError(f"{later} started from `{stage}` as it was: remove it to train `{stage}` on")
+    for later, model in MODELS.items():
+        checkpoint = checkpoints / f"{later}.safetensors"
+        if later != stage == model and checkpoint.is_file():
+            raise DitflowError(
+                f"{checkpoint} started from `{stage}` as it was: remove it to train `{stage}` on"
+            )
 
 
 def _training(stage: str, checkpoints: Path) -> Training:
