@@ -51,7 +51,7 @@ motion: setup
 
 # the README's
 picture: setup
-	$(BIN)/python -m ditflow.small.showcase docs/guided.gif
+	$(BIN)/python -m ditflow.report.showcase docs/guided.gif
 
 MEASURED := .benchmarks/ratios.json
 

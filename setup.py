@@ -73,5 +73,5 @@ setup(
         "ditflow.report": ["*.html", "*.css", "*.js"],
         "ditflow.small": ["models/**/*"],
     },
-    entry_points={"console_scripts": ["ditflow = ditflow.cli:main"]},
+    entry_points={"console_scripts": ["ditflow = ditflow.cli.main:main"]},
 )

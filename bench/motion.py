@@ -22,7 +22,7 @@ import numpy as np
 
 from bench.revision import commit
 from ditflow import transfer, video
-from ditflow.cli import quieten_libraries
+from ditflow.cli.main import quieten_libraries
 from ditflow.errors import SettingsError
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.intervals import Interval, interval

@@ -19,12 +19,12 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ditflow.backbone.cogvideox import CogVideoX
-from ditflow.backbone.runner import Injected, Inputs, KeyValue, Loss, QueryKey, Until, Variable
+from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.models.protocols import Injected, Inputs, KeyValue, Loss, QueryKey, Until, Variable
 
 
 class ReleasedWay:
-    """Implements `ditflow.backbone.runner.Runner` for rotary models and losses on queries and keys.
+    """Implements `ditflow.models.protocols.Runner` for rotary models and losses on queries and keys.
 
     Reference and injection passes go through the whole model, what they are for is taken on the way. An
     optimisation forward goes through all of the deepest guided block, every block is checkpointed, and every

@@ -13,14 +13,15 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 
 from bench.released_way import ReleasedWay
-from ditflow.backbone.cogvideox import CogVideoX
-from ditflow.backbone.fake import fake_tensors
-from ditflow.backbone.runner import Grid, Inputs, Loss, Runner, Until
 from ditflow.guidance.losses import FlowLoss
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.tracker import Tracker
-from ditflow.settings import Settings, shipped
+from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.models.protocols import Grid, Inputs, Loss, Runner, Until
+from ditflow.planning.fake import fake_tensors
+from ditflow.settings import Settings
+from ditflow.settings.settings import shipped
 from ditflow_kernels import motion_flow, motion_flow_loss
 from ditflow_kernels.backends import FASTEST
 

@@ -18,18 +18,19 @@ import psutil
 import torch
 
 from bench.timing import GIB, Ceilings, Deadline, Meter
-from ditflow.backbone.attention import KERNELS
-from ditflow.backbone.cogvideox import CogVideoX
-from ditflow.backbone.runner import Inputs, Runner, Until
-from ditflow.backbone.vae import latent_frames
-from ditflow.guidance.prepare import prepare_guidance
+from ditflow.guidance.targets import prepare_guidance
 from ditflow.memory.arrange import arrange
 from ditflow.memory.capacity import capped, give_back, ran_out, usable_bytes
 from ditflow.memory.presets import presets
+from ditflow.models.attention import KERNELS
+from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.models.cogvideox.vae import latent_frames
+from ditflow.models.protocols import Inputs, Runner, Until
 from ditflow.planning.choice import make_plans, phases_of
 from ditflow.planning.plan import Plan
-from ditflow.sampling import predict
-from ditflow.settings import PRESETS, Settings, shipped
+from ditflow.sampling.loop import predict
+from ditflow.settings import Settings
+from ditflow.settings.settings import PRESETS, shipped
 from ditflow_kernels import backends
 
 CHANNELS, PIXELS = 16, 8  # of latents; a side of one

@@ -36,10 +36,10 @@ from bench.correctness import WrongResult
 from bench.motion_flow import resident_mib
 from bench.sides import FULL, QUICK, RIVAL, SIDES, WARMUP, Case, operations, runner_of
 from bench.tables import whole_run_table
-from ditflow.backbone.runner import Injected, Inputs, Runner
-from ditflow.backbone.text import Texts
-from ditflow.denoising import Denoising
-from ditflow.sampling import Step
+from ditflow.models.cogvideox.text import Texts
+from ditflow.models.protocols import Injected, Inputs, Runner
+from ditflow.sampling.denoising import Denoising
+from ditflow.sampling.loop import Step
 
 MOST_DIFFERENCE = 1e-4
 SCHEDULER = {

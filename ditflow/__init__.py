@@ -15,7 +15,7 @@ __all__ = ["DitflowError", "Settings", "SettingsError", "decode", "flow", "resum
 def __getattr__(name: str) -> Any:
     """Jobs are imported when first used: they bring torch, and `ditflow --help` does without."""
     if name in ("decode", "flow", "resume", "transfer"):
-        from ditflow import jobs
+        from ditflow.jobs import transfer as jobs
 
         return getattr(jobs, name)
     raise AttributeError(f"module 'ditflow' has no attribute {name!r}")

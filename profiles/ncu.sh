@@ -2,7 +2,7 @@
 # Nsight Compute on this project's kernels in the steps that --profile captures; its report and a CSV for
 # `python -m profiles.roofline` go into the run folder.
 #   profiles/ncu.sh [--dry-run] [--range NAME | --kernel REGEX] ditflow transfer|inject ... --profile steps=1
-#   --range kernel/motion_flow_loss   everything launched in a range of ditflow/ranges.py, library calls too
+#   --range kernel/motion_flow_loss   everything launched in a range of ditflow/profiling/ranges.py, library calls too
 #   --kernel motion_flow_forward      kernels by name; default: every Triton kernel of the project
 set -euo pipefail
 source "$(dirname "$0")/nsight.sh"

@@ -25,7 +25,7 @@ class Interval(NamedTuple):
 
 
 class Range(NamedTuple):
-    """A range of `ditflow.ranges`, or of anybody else."""
+    """A range of `ditflow.profiling.ranges`, or of anybody else."""
 
     name: str
     start: float

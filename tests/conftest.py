@@ -17,7 +17,7 @@ from reliability import pytest_addoption, pytest_configure, pytest_itemcollected
 from video_cases import KINDS, made_video, remuxed
 
 from ditflow import Settings, video
-from ditflow.backbone.cogvideox import CogVideoX
+from ditflow.models.cogvideox.transformer import CogVideoX
 from ditflow.video import decoding
 
 torch.set_num_threads(1)  # models are tiny: a second thread costs more than it does, and reorders sums

@@ -92,7 +92,7 @@ def serve(config: str) -> None:
     os.dup2(2, 1)  # what libraries print is no answer
     import torch
 
-    from ditflow import cli
+    from ditflow.cli.main import main as cli
     from ditflow.planning.choice import choose_plan
     from ditflow.settings import read_settings
 
@@ -123,7 +123,7 @@ def forked(case: dict[str, Any]) -> int:
 
 
 def child(case: dict[str, Any]) -> int:
-    from ditflow import cli
+    from ditflow.cli.main import main as cli
 
     os.chdir(case["folder"])
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it

@@ -20,7 +20,7 @@ import torch
 from random_pipeline import build_pipeline
 
 from ditflow import Settings, transfer
-from ditflow.cli import quieten_libraries
+from ditflow.cli.main import quieten_libraries
 from ditflow.small.clips import main as write_made_clip
 
 TRANSFERS, WARM = 200, 20  # what libraries keep for good, they have by the WARM-th

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from conftest import tiny_transformer
 from test_backbone import random_inputs
 
-from ditflow.backbone.attention import KERNELS, check_attention, load_attention
-from ditflow.backbone.cogvideox import CogVideoX
 from ditflow.errors import DitflowError, SettingsError
-from ditflow.settings import ATTENTION
+from ditflow.models.attention import KERNELS, check_attention, load_attention
+from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.settings.settings import ATTENTION
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PACKAGES = ("flash", "xformers", "sage")

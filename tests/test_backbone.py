@@ -7,10 +7,10 @@ import torch
 from conftest import tiny_transformer
 from diffusers import CogVideoXPipeline
 
-from ditflow.backbone.cogvideox import CogVideoX
-from ditflow.backbone.runner import Grid, Inputs
 from ditflow.errors import DitflowError
 from ditflow.memory.plain import PlainRunner
+from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.models.protocols import Grid, Inputs
 
 SIZES = {"trained": (3, 8, 12), "square": (2, 8, 8), "tall": (5, 12, 6), "one-frame": (1, 4, 16)}
 

@@ -10,7 +10,7 @@ from bench.davis import PUBLISHED, main, table
 from ditflow import video
 from ditflow.errors import DitflowError
 from ditflow.evaluation import tracks
-from ditflow.jobs import transfer
+from ditflow.jobs.transfer import transfer
 from ditflow.small.clips import FRAME_RATE, made_clip
 
 

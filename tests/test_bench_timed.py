@@ -20,7 +20,7 @@ from bench.timed.bounds import Bound, accepted, broken, caught, read_bounds, wri
 from bench.timed.contest import CALLS, OURS, ROUNDS, play
 from bench.timed.contests import CONTESTS
 from bench.timed.operations import operations
-from ditflow.backbone.runner import Grid
+from ditflow.models.protocols import Grid
 
 TINY = Size("tiny", (2, 3, 4), 3, 16, text=5)
 TINY_CASE = Case(layers=2, guidance_block=1, grid=Grid(2, 2, 3), steps=5, optimisation_steps=1)

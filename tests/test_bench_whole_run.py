@@ -13,10 +13,10 @@ from bench import whole_run
 from bench.released_way import ReleasedWay
 from bench.sides import FULL, QUICK, RIVAL, SIDES, Operations, flops, operations
 from bench.whole_run import Measured
-from ditflow.backbone.cogvideox import CogVideoX
-from ditflow.backbone.fake import fake_backbone, fake_inputs, fake_tensors
-from ditflow.backbone.runner import Grid, Inputs, Until
 from ditflow.memory.plain import PlainRunner
+from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.models.protocols import Grid, Inputs, Until
+from ditflow.planning.fake import fake_backbone, fake_inputs, fake_tensors
 from ditflow.settings import Settings
 
 TERA = 10**12

@@ -9,12 +9,12 @@ from conftest import tiny_transformer
 from test_backbone import random_inputs
 from test_memory import DEPTH, square
 
-from ditflow.backbone.cogvideox import CogVideoX
-from ditflow.backbone.runner import Inputs, Until
+from ditflow.memory.block_inputs import HostBoundaries
 from ditflow.memory.blockwise import BlockwiseRunner
-from ditflow.memory.boundaries import HostBoundaries
 from ditflow.memory.streamed import Streamed
 from ditflow.memory.tracker import Tracker
+from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.models.protocols import Inputs, Until
 
 CPU = torch.device("cpu")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

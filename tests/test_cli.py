@@ -6,10 +6,10 @@ import sys
 import pytest
 import yaml
 
-from ditflow import jobs
-from ditflow.cli import main
+from ditflow.cli.main import main
 from ditflow.errors import DitflowError
-from ditflow.runs import Run
+from ditflow.jobs import transfer as jobs
+from ditflow.run_folder.run import Run
 
 
 def printed_config(capsys, *words):
@@ -102,7 +102,7 @@ def test_answers_without_torch(words):
     """Help and usage errors import nothing heavy: that is what keeps them under half a second."""
     code = f"""if True:
         import sys
-        from ditflow.cli import main
+        from ditflow.cli.main import main
         try:
             main({words!r})
         except SystemExit:

@@ -12,15 +12,15 @@ from test_backbone import random_inputs
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-from ditflow.backbone import cogvideox
-from ditflow.backbone.cogvideox import CogVideoX
-from ditflow.backbone.compiling import compile_piece, compiles
-from ditflow.backbone.runner import Grid, Until
 from ditflow.errors import DitflowError
 from ditflow.guidance.losses import FlowLoss
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.streamed import Streamed
+from ditflow.models.cogvideox import transformer as cogvideox
+from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.models.compiling import compile_piece, compiles
+from ditflow.models.protocols import Grid, Until
 from ditflow.settings import Settings
 
 

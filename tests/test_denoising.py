@@ -6,11 +6,11 @@ from conftest import tiny_transformer
 from test_backbone import random_inputs
 from test_golden import SCHEDULER
 
-from ditflow.backbone.cogvideox import CogVideoX
-from ditflow.backbone.text import Texts
-from ditflow.denoising import Denoising
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
+from ditflow.models.cogvideox.text import Texts
+from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.sampling.denoising import Denoising
 from ditflow.settings import Settings
 
 

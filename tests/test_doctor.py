@@ -13,9 +13,9 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from ditflow import doctor, settings
-from ditflow.cli import main
+from ditflow.cli.main import doctor, main
 from ditflow.errors import DitflowError
+from ditflow.settings import settings
 
 GIB = 1 << 30
 
@@ -106,7 +106,7 @@ def test_it_works_with_nothing_installed():
         import sys
         for name in ("torch", "triton", "diffusers", "psutil", "huggingface_hub", "packaging"):
             sys.modules[name] = None
-        from ditflow.cli import main
+        from ditflow.cli.main import main
         sys.exit(main(["doctor", "--json"]))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

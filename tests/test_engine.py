@@ -11,10 +11,10 @@ from diffusers import AutoencoderKLCogVideoX
 from test_backbone import random_inputs
 from torch._dynamo.backends import registry
 
-from ditflow.backbone.cogvideox import CogVideoX
-from ditflow.backbone.engine import BACKEND, check_engine, decode_with_tensorrt, denoise_with_tensorrt
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.memory.plain import PlainRunner
+from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.models.engine import BACKEND, check_engine, decode_with_tensorrt, denoise_with_tensorrt
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -9,7 +9,7 @@ import torch
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from ditflow import transfer, video
-from ditflow.cli import main
+from ditflow.cli.main import main
 from ditflow.errors import DitflowError
 from ditflow.evaluation import tracks
 from ditflow.evaluation.clip_scores import ClipModel, prompt_similarity, temporal_consistency

@@ -7,8 +7,8 @@ from bench.gates import graphs, imports, steps
 from bench.gates.rooms import gates
 from bench.gates.saved import SavedBytes
 from bench.gates.table import differences, read, report, rows_of
-from ditflow.backbone import cogvideox
 from ditflow.guidance import losses
+from ditflow.models.cogvideox import transformer as cogvideox
 from ditflow.planning.phases import Phases
 from ditflow.settings import Settings
 
@@ -76,7 +76,9 @@ def test_a_planted_graph_break_is_found(monkeypatch):
 
 
 def test_a_planted_import_is_found():
-    found = imports.measure(imports.HELP.replace("from ditflow.cli", "import numpy; from ditflow.cli"))
+    found = imports.measure(
+        imports.HELP.replace("from ditflow.cli.main", "import numpy; from ditflow.cli.main")
+    )
     (difference,) = differences(rows_of("imports", read()), found)
     assert str(difference).endswith("a regression")
 

@@ -5,7 +5,12 @@ import copy
 import pytest
 import torch
 
-from ditflow.backbone.fake import (
+from ditflow.memory.streamed import Streamed
+from ditflow.memory.tracker import Tracker
+from ditflow.models.cogvideox.text import blocks, encode_tokens
+from ditflow.models.cogvideox.vae import decode
+from ditflow.models.loading import ModelFolder
+from ditflow.planning.fake import (
     fake_backbone,
     fake_inputs,
     fake_pixels,
@@ -13,12 +18,8 @@ from ditflow.backbone.fake import (
     fake_text_encoder,
     fake_vae,
 )
-from ditflow.backbone.loading import ModelFolder
-from ditflow.backbone.text import blocks, encode_tokens
-from ditflow.backbone.vae import decode
-from ditflow.memory.streamed import Streamed
-from ditflow.memory.tracker import Tracker
-from ditflow.settings import Settings, shipped
+from ditflow.settings import Settings
+from ditflow.settings.settings import shipped
 
 GIB = 1 << 30
 CPU = torch.device("cpu")

@@ -6,12 +6,12 @@ from conftest import tiny_transformer
 from test_backbone import random_inputs
 from test_golden import SCHEDULER
 
-from ditflow.backbone.cogvideox import CogVideoX
-from ditflow.backbone.text import Texts
-from ditflow.denoising import Denoising
-from ditflow.finite import NotFinite, check_finite, check_optimisation
 from ditflow.guidance.optimise import LOSS_SCALE, loss_scaler
 from ditflow.memory.plain import PlainRunner
+from ditflow.models.cogvideox.text import Texts
+from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.sampling.denoising import Denoising
+from ditflow.sampling.finite import NotFinite, check_finite, check_optimisation
 from ditflow.settings import Settings
 
 

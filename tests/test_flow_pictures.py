@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from ditflow.report.flow_pictures import arrows, colour_wheel, flow_sheet
+from ditflow.pictures.flow_pictures import arrows, colour_wheel, flow_sheet
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -163,5 +163,5 @@ def test_one_arrow_a_patch_and_fewer_where_patches_are_dense():
 
 
 def test_needs_no_torch():
-    program = "import sys, ditflow.report.flow_pictures; sys.exit('torch' in sys.modules)"
+    program = "import sys, ditflow.pictures.flow_pictures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -8,12 +8,12 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 from bench.gates.table import read
-from ditflow.backbone.fake import fake_backbone, fake_inputs, fake_tensors
-from ditflow.backbone.runner import Until
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.host import keep_on_host
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.tracker import Tracker
+from ditflow.models.protocols import Until
+from ditflow.planning.fake import fake_backbone, fake_inputs, fake_tensors
 from ditflow.settings import Settings
 from ditflow_kernels.backends import as_on
 

@@ -7,9 +7,9 @@ from conftest import tiny_transformer
 from gguf import GGMLQuantizationType as Kind
 from torch import nn
 
-from ditflow.backbone.gguf_file import load_gguf, unpack_gguf
-from ditflow.backbone.storage import StoredLinear
 from ditflow.errors import DitflowError
+from ditflow.models.gguf_file import load_gguf, unpack_gguf
+from ditflow.models.storage import StoredLinear
 
 
 def exact_transformer():

@@ -11,14 +11,14 @@ from diffusers import CogVideoXTransformer3DModel
 from einops import rearrange
 from safetensors import safe_open
 
-from ditflow.backbone.cogvideox import CogVideoX
-from ditflow.backbone.text import Texts
-from ditflow.denoising import Denoising
-from ditflow.embeddings import FILE, save_embeddings
-from ditflow.guidance.prepare import prepare_guidance
+from ditflow.guidance.targets import prepare_guidance
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
-from ditflow.runs import Run
+from ditflow.models.cogvideox.text import Texts
+from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.run_folder.embeddings import FILE, save_embeddings
+from ditflow.run_folder.run import Run
+from ditflow.sampling.denoising import Denoising
 from ditflow.settings import Settings
 from ditflow_kernels import motion_flow, motion_flow_loss
 

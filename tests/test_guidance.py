@@ -9,13 +9,13 @@ from conftest import tiny_transformer
 from einops import rearrange
 from test_backbone import random_inputs
 
-from ditflow.backbone.cogvideox import CogVideoX
-from ditflow.backbone.runner import Grid, QueryKey, Until
 from ditflow.errors import DitflowError
 from ditflow.guidance.losses import FlowLoss, MoftLoss, SmmLoss
 from ditflow.guidance.optimise import LOSS_SCALE, Guidance, learning_rates, loss_scaler
-from ditflow.guidance.prepare import check_blocks
+from ditflow.guidance.targets import check_blocks
 from ditflow.memory.plain import PlainRunner
+from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.models.protocols import Grid, QueryKey, Until
 from ditflow.settings import Settings
 
 GRID = Grid(3, 4, 5)

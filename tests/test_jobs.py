@@ -17,11 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ditflow import Settings, transfer, video
-from ditflow.cli import main
-from ditflow.denoising import Denoising
+from ditflow.cli.main import main
 from ditflow.errors import DitflowError
-from ditflow.job import Job
+from ditflow.jobs.session import Job
 from ditflow.progress import Progress
+from ditflow.sampling.denoising import Denoising
 from ditflow.settings import read_settings
 from ditflow.small.clips import main as write_made_clip
 

@@ -10,11 +10,11 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from ditflow.backbone.hub_cache import missing_files
-from ditflow.backbone.loading import ModelFolder, find_folder
-from ditflow.backbone.lora import add_lora, split_scale
-from ditflow.device import choose_device
 from ditflow.errors import DitflowError
+from ditflow.jobs.device import choose_device
+from ditflow.models.hub import missing_files
+from ditflow.models.loading import ModelFolder, find_folder
+from ditflow.models.lora import add_lora, split_scale
 from ditflow.settings import Settings
 
 CPU = torch.device("cpu")

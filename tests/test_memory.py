@@ -9,13 +9,13 @@ from conftest import tiny_transformer
 from test_backbone import random_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ditflow.backbone import cogvideox
-from ditflow.backbone.cogvideox import CogVideoX
-from ditflow.backbone.runner import Grid, Until
 from ditflow.guidance.losses import FlowLoss
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.streamed import Streamed
+from ditflow.models.cogvideox import transformer as cogvideox
+from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.models.protocols import Grid, Until
 from ditflow.settings import Settings
 
 DEPTH = 5

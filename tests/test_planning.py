@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ditflow.cli import main
+from ditflow.cli.main import main
 from ditflow.errors import DitflowError
 from ditflow.memory.presets import GIB, budget, presets
 from ditflow.memory.ring import Ring
@@ -15,7 +15,8 @@ from ditflow.planning import choice
 from ditflow.planning import phases as planning_phases
 from ditflow.planning.phases import Phases
 from ditflow.planning.plan import Phase, Plan, make_plan
-from ditflow.settings import PRESETS, Settings
+from ditflow.settings import Settings
+from ditflow.settings.settings import PRESETS
 
 MIB = 1 << 20
 
@@ -82,11 +83,11 @@ def test_tiles_counted_once_are_counted_right(phases, monkeypatch):
 @pytest.mark.parametrize("name", ["4gb", "8gb", "16gb"])
 def test_plan_is_what_really_happens(settings, phases, name, resident):
     """Peak, work and copies of one optimisation step of the real model, its weights streamed."""
-    from ditflow.backbone.loading import ModelFolder
-    from ditflow.backbone.runner import Until
-    from ditflow.guidance.prepare import prepare_guidance
+    from ditflow.guidance.targets import prepare_guidance
     from ditflow.memory.arrange import around, place, runner_of
     from ditflow.memory.tracker import Tracker
+    from ditflow.models.loading import ModelFolder
+    from ditflow.models.protocols import Until
 
     preset = named(name)
     sizes = phases.block_bytes

@@ -9,14 +9,15 @@ import torch
 from test_jobs import latents
 
 from ditflow import transfer
-from ditflow.backbone import text
-from ditflow.backbone import vae as autoencoder
-from ditflow.cli import main
+from ditflow.cli.main import main
 from ditflow.errors import DitflowError
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.streamed import Streamed
+from ditflow.models.cogvideox import text
+from ditflow.models.cogvideox import vae as autoencoder
 from ditflow.planning import choice, plan
-from ditflow.settings import PRESETS, read_settings
+from ditflow.settings import read_settings
+from ditflow.settings.settings import PRESETS
 
 DEPTH = 6  # blocks of the small model
 

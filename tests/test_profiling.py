@@ -15,19 +15,21 @@ from safetensors.torch import load_file
 from test_backbone import random_inputs
 from test_golden import SCHEDULER
 
-from ditflow import jobs, profiling, ranges, transfer
-from ditflow.backbone.cogvideox import CogVideoX, Pieces
-from ditflow.backbone.compiling import compile_piece
-from ditflow.backbone.runner import Until
-from ditflow.backbone.schedule import Schedule
-from ditflow.backbone.text import Texts
-from ditflow.cli import main
+from ditflow import transfer
+from ditflow.cli.main import main
 from ditflow.errors import DitflowError
 from ditflow.guidance.optimise import Guidance, loss_scaler
+from ditflow.jobs import transfer as jobs
 from ditflow.memory.blockwise import BlockwiseRunner
-from ditflow.profiling import NsightCapture, Request, TorchCapture
-from ditflow.runs import Run
-from ditflow.sampling import Scale, Step, denoise
+from ditflow.models.cogvideox.schedule import Schedule
+from ditflow.models.cogvideox.text import Texts
+from ditflow.models.cogvideox.transformer import CogVideoX, Pieces
+from ditflow.models.compiling import compile_piece
+from ditflow.models.protocols import Until
+from ditflow.profiling.capture import NsightCapture, Request, TorchCapture, ranges
+from ditflow.profiling.capture import capture as profiling
+from ditflow.run_folder.run import Run
+from ditflow.sampling.loop import Scale, Step, denoise
 from ditflow_kernels import motion_flow, motion_flow_loss, qk_norm_rope
 from ditflow_kernels.launchers import LAUNCHERS
 from profiles.explain import explain
@@ -63,7 +65,7 @@ def loop():
 
 
 class Recorder:
-    """Implements `ditflow.ranges.Observer`: every range, with those that it is in."""
+    """Implements `ditflow.profiling.ranges.Observer`: every range, with those that it is in."""
 
     def __init__(self):
         self.open, self.seen = [], []

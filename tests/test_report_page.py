@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from ditflow import transfer, video
-from ditflow.cli import main
+from ditflow.cli.main import main
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.own_flow import read_own_flow
-from ditflow.report.charts import loss_chart, phase_table
+from ditflow.pictures.charts import loss_chart, phase_table
 
 
 def data_of(page):

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from ditflow.errors import SettingsError
-from ditflow.settings import Settings, read_settings, shipped
+from ditflow.settings import Settings, read_settings
+from ditflow.settings.settings import shipped
 
 
 def test_published_defaults():

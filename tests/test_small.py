@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from sentencepiece import SentencePieceProcessor
 from transformers import T5Tokenizer
 
-from ditflow.backbone.loading import ModelFolder
-from ditflow.backbone.vae import decode, encode
 from ditflow.errors import DitflowError
+from ditflow.models.cogvideox.vae import decode, encode
+from ditflow.models.loading import ModelFolder
 from ditflow.settings import Settings
 from ditflow.small import SMALL_MODELS, pipeline_folder
 from ditflow.small.clips import made_clip

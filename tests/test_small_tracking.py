@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ditflow.backbone.runner import Grid
+from ditflow.models.protocols import Grid
 from ditflow.small.training import tracking
 from ditflow.small.training.split import TRAINING_SEEDS, training_clips
 from ditflow.small.training.tracking import tracking_error, true_flows

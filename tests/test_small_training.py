@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from ditflow.backbone.loading import ModelFolder
 from ditflow.errors import DitflowError
+from ditflow.models.loading import ModelFolder
 from ditflow.small import SMALL_MODELS, train
 from ditflow.small.clips import made_clip
 from ditflow.small.training import autoencoder, latents, shipped, split, tracking

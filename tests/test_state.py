@@ -8,15 +8,15 @@ from conftest import tiny_transformer
 from test_backbone import random_inputs
 from test_golden import SCHEDULER
 
-from ditflow.backbone.cogvideox import CogVideoX
-from ditflow.backbone.schedule import Moment
-from ditflow.backbone.text import Texts
-from ditflow.denoising import Denoising
 from ditflow.errors import DitflowError
 from ditflow.memory.plain import PlainRunner
-from ditflow.runs import Run
+from ditflow.models.cogvideox.schedule import Moment
+from ditflow.models.cogvideox.text import Texts
+from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.run_folder.checkpoint import State, StateFolder, StateWriter, read_state
+from ditflow.run_folder.run import Run
+from ditflow.sampling.denoising import Denoising
 from ditflow.settings import Settings
-from ditflow.state import State, StateFolder, StateWriter, read_state
 
 IDENTITY = {"format": "1", "settings": "{}", "weights": "{}"}
 STEPS = 4

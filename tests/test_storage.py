@@ -8,17 +8,17 @@ from test_gguf_file import exact_transformer, off, write_gguf
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from ditflow.backbone import storage
-from ditflow.backbone.cogvideox import CogVideoX
-from ditflow.backbone.compiling import compile_piece
-from ditflow.backbone.fake import fake_tensors
-from ditflow.backbone.gguf_file import load_gguf
-from ditflow.backbone.runner import Until
-from ditflow.backbone.storage import StoredLinear, check_weights, pack_rows, store_weights
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.streamed import Streamed
+from ditflow.models import storage
+from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.models.compiling import compile_piece
+from ditflow.models.gguf_file import load_gguf
+from ditflow.models.protocols import Until
+from ditflow.models.storage import StoredLinear, check_weights, pack_rows, store_weights
+from ditflow.planning.fake import fake_tensors
 
 CPU = torch.device("cpu")
 # how far a product and its reverse may be off with normally distributed weights, as a share of their norm,

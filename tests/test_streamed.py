@@ -9,9 +9,6 @@ from test_backbone import random_inputs
 from test_memory import DEPTH, square
 from torch import nn
 
-from ditflow.backbone.cogvideox import CogVideoX
-from ditflow.backbone.fake import fake_tensors
-from ditflow.backbone.runner import Until
 from ditflow.memory import host
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.host import HostBuffers
@@ -19,6 +16,9 @@ from ditflow.memory.plain import PlainRunner
 from ditflow.memory.ring import Ring
 from ditflow.memory.streamed import Streamed
 from ditflow.memory.tracker import Tracker
+from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.models.protocols import Until
+from ditflow.planning.fake import fake_tensors
 
 CPU = torch.device("cpu")
 

@@ -7,10 +7,10 @@ import shutil
 import pytest
 import torch
 
-from ditflow import prompts
-from ditflow.backbone.loading import ModelFolder
-from ditflow.backbone.text import blocks, encode_tokens, tokenise
+from ditflow.jobs import prompt_cache as prompts
 from ditflow.memory.streamed import Streamed
+from ditflow.models.cogvideox.text import blocks, encode_tokens, tokenise
+from ditflow.models.loading import ModelFolder
 
 CPU = torch.device("cpu")
 PROMPTS = ("a red circle", "a blue square and a green circle", "")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ditflow import Settings, video
-from ditflow.backbone.runner import Grid
+from ditflow.models.protocols import Grid
 from ditflow.small.clips import PATHS, made_clip
 from ditflow.small.clips import main as write_made_clip
 from ditflow.small.truth import true_flow, true_flow_of

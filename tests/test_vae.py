@@ -4,9 +4,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
 
-from ditflow.backbone.loading import ModelFolder
-from ditflow.backbone.vae import OVERLAPS, decode, encode, latent_frames
-from ditflow.settings import TILES
+from ditflow.models.cogvideox.vae import OVERLAPS, decode, encode, latent_frames
+from ditflow.models.loading import ModelFolder
+from ditflow.settings.settings import TILES
 
 
 @pytest.fixture(scope="module")

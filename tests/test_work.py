@@ -6,11 +6,11 @@ from conftest import tiny_transformer
 from test_backbone import random_inputs
 from torch.utils.flop_counter import FlopCounterMode
 
-from ditflow.backbone.cogvideox import CogVideoX
-from ditflow.backbone.runner import Until
 from ditflow.guidance.injection import Injection
 from ditflow.memory.plain import PlainRunner
-from ditflow.sampling import Scale, Step, denoise
+from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.models.protocols import Until
+from ditflow.sampling.loop import Scale, Step, denoise
 
 DEPTH = 5
 
@@ -85,8 +85,8 @@ def test_tapped_forward_leaves_out_attention_and_feed_forward(runner):
 def test_no_injection_runs_no_injection_pass(runner, monkeypatch):
     from test_golden import SCHEDULER
 
-    from ditflow.backbone.schedule import Schedule
-    from ditflow.backbone.text import Texts
+    from ditflow.models.cogvideox.schedule import Schedule
+    from ditflow.models.cogvideox.text import Texts
 
     inputs = random_inputs(runner.backbone, 3, 8, 12)
     texts = Texts(*[inputs.prompt] * 3)

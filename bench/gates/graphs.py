@@ -10,11 +10,12 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 
 from bench.gates.gate import MODELS, Gate, Metrics
-from ditflow.backbone.cogvideox import CogVideoX, Pieces
-from ditflow.backbone.runner import Inputs, Until
 from ditflow.guidance.losses import FlowLoss
 from ditflow.memory.plain import PlainRunner
-from ditflow.settings import Settings, shipped
+from ditflow.models.cogvideox.transformer import CogVideoX, Pieces
+from ditflow.models.protocols import Inputs, Until
+from ditflow.settings import Settings
+from ditflow.settings.settings import shipped
 
 # shapes decide no break: the real models' kinds of layers, small
 SMALL = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "time_embed_dim": 16}

@@ -10,7 +10,7 @@ from bench.gates.gate import Gate, Metrics
 HELP = """if True:
     import sys
     before = set(sys.modules)
-    from ditflow.cli import main
+    from ditflow.cli.main import main
     try:
         main(["--help"])
     except SystemExit:

@@ -12,8 +12,8 @@ from torch import Tensor
 from bench.gates.gate import Gate, Metrics
 from bench.gates.saved import SavedBytes
 from bench.passes import SIZES, TEMPERATURE, Size
-from ditflow.backbone.fake import fake_tensors
 from ditflow.memory.tracker import Tracker
+from ditflow.planning.fake import fake_tensors
 from ditflow_kernels import motion_flow, motion_flow_loss, qk_norm_rope
 from ditflow_kernels.backends import as_on
 

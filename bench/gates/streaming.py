@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from bench.gates.gate import Gate, Metrics
-from ditflow.backbone.fake import fake_backbone, fake_inputs, fake_tensors
-from ditflow.backbone.runner import Until
 from ditflow.guidance.losses import FlowLoss
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.streamed import Streamed
 from ditflow.memory.tracker import Tracker
+from ditflow.models.protocols import Until
+from ditflow.planning.fake import fake_backbone, fake_inputs, fake_tensors
 from ditflow.settings import Settings
 from ditflow_kernels.backends import as_on
 

@@ -19,12 +19,12 @@ from bench.released_way import ReleasedWay
 from bench.sides import QUICK, RIVAL, SIDES, Case
 from bench.timed.contest import OURS, Call, Contest
 from bench.whole_run import SCHEDULER
-from ditflow.backbone import vae as autoencoder
-from ditflow.backbone.cogvideox import CogVideoX
-from ditflow.backbone.runner import Grid, Inputs, Runner, Until
-from ditflow.backbone.text import Texts
-from ditflow.denoising import Denoising
 from ditflow.guidance.losses import FlowLoss
+from ditflow.models.cogvideox import vae as autoencoder
+from ditflow.models.cogvideox.text import Texts
+from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.models.protocols import Grid, Inputs, Runner, Until
+from ditflow.sampling.denoising import Denoising
 from ditflow.small.pipeline import VAE
 from ditflow_kernels.backends import FASTEST
 

@@ -12,8 +12,8 @@ from bench.revision import commit
 from bench.timed.bounds import Bounds, binds, broken, caught
 from bench.timed.contest import CALLS, SLOWDOWN, Call, Contest, play
 from bench.timed.contests import CONTESTS
-from ditflow.backbone.compiling import compiles
 from ditflow.errors import DitflowError
+from ditflow.models.compiling import compiles
 
 
 @pytest.mark.parametrize("contest", CONTESTS, ids=lambda contest: contest.name)

@@ -12,9 +12,9 @@ from torch import Tensor
 from ditflow import video
 from ditflow.errors import DitflowError
 from ditflow.files import inside
-from ditflow.job import video_name
+from ditflow.jobs.session import video_name
 from ditflow.limits import RECORD_BYTES, SOURCE_FRAMES
-from ditflow.runs import read_latents
+from ditflow.run_folder.run import read_latents
 from ditflow.settings import Settings, read_settings
 from ditflow.video.folders import image_paths
 from ditflow.video.reading import check_source

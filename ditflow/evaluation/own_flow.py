@@ -8,17 +8,17 @@ import numpy as np
 from einops import rearrange
 from torch import Tensor
 
-from ditflow.backbone.loading import ModelFolder
-from ditflow.backbone.runner import Until
-from ditflow.device import choose_device, computing
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.guidance.losses import FlowLoss
-from ditflow.guidance.prepare import clip_features
-from ditflow.job import Job
+from ditflow.guidance.targets import clip_features
+from ditflow.jobs.device import choose_device, computing
+from ditflow.jobs.session import Job
 from ditflow.memory.meter import Meter
-from ditflow.planning.room import Room, reading_only
+from ditflow.models.loading import ModelFolder
+from ditflow.models.protocols import Until
+from ditflow.planning.fallback import Room, reading_only
 from ditflow.progress import Progress
-from ditflow.runs import Run
+from ditflow.run_folder.run import Run
 
 
 @dataclass(frozen=True)

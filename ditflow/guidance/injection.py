@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ditflow.backbone.runner import Injected, Inputs, Runner, Until
-from ditflow.backbone.schedule import Schedule
+from ditflow.models.cogvideox.schedule import Schedule
+from ditflow.models.protocols import Injected, Inputs, Runner, Until
 
 
 @dataclass(frozen=True)

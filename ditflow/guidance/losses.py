@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
-from ditflow.backbone.runner import Grid, QueryKey
+from ditflow.models.protocols import Grid, QueryKey
 from ditflow.settings import Settings
 from ditflow_kernels import motion_flow, motion_flow_loss
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.amp import GradScaler
 
-from ditflow import ranges
-from ditflow.backbone.runner import Injected, Inputs, Loss, Runner, Until, Variable
+from ditflow.models.protocols import Injected, Inputs, Loss, Runner, Until, Variable
+from ditflow.profiling import ranges
 
 LOSS_SCALE = 2.0**16
 NEVER = 2**31 - 1  # updates

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ditflow.backbone.cogvideox import CogVideoX
-from ditflow.backbone.runner import Runner
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.host import can_pin
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.presets import Preset
 from ditflow.memory.streamed import Streamed, flat_bytes
 from ditflow.memory.weights import Resident, Weights
+from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.models.protocols import Runner
 
 
 def arrange(backbone: CogVideoX, device: torch.device, preset: Preset, resident: int) -> Runner:

@@ -8,16 +8,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ditflow.backbone.cogvideox import CogVideoX, Stream
-from ditflow.backbone.runner import Injected, Inputs, Loss, Until, Variable
-from ditflow.memory.boundaries import Boundaries, DeviceBoundaries, HostBoundaries, Tokens
+from ditflow.memory.block_inputs import Boundaries, DeviceBoundaries, HostBoundaries, Tokens
 from ditflow.memory.kept_attention import Attend, KeptAttention
 from ditflow.memory.plain import PlainRunner, video_tokens
 from ditflow.memory.weights import Weights
+from ditflow.models.cogvideox.transformer import CogVideoX, Stream
+from ditflow.models.protocols import Injected, Inputs, Loss, Until, Variable
 
 
 class BlockwiseRunner(PlainRunner):
-    """Implements `ditflow.backbone.runner.Runner`: gradient checkpointing, one block's weights at a time.
+    """Implements `ditflow.models.protocols.Runner`: gradient checkpointing, one block's weights at a time.
 
     `keep`: what the way down leaves for the way back, each block's `inputs` alone or also its `attention`,
     which is then computed once. `boundaries`: where those inputs wait, on the device or in host memory.

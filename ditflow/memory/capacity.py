@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from ditflow.memory.presets import CONTEXT, GIB, USABLE, budget, presets
-from ditflow.settings import PRESETS
+from ditflow.settings.settings import PRESETS
 
 SIGNS = ("out of memory", "alloc_failed", "can't allocate memory")  # of libraries, drivers, the host
 LOADED_LATER = 0.2 * GIB  # bytes that kernels and libraries take when they are first used

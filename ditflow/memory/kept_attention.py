@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from ditflow.backbone.cogvideox import AttentionInputs
+from ditflow.models.cogvideox.transformer import AttentionInputs
 
 Attend = Callable[[AttentionInputs], Tensor]  # -> [1, T + S, heads, head_dim]
 aten = torch.ops.aten

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ditflow import ranges
+from ditflow.profiling import ranges
 from ditflow.progress import Progress
 
 

@@ -10,14 +10,14 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ditflow import ranges
-from ditflow.backbone.cogvideox import AttentionInputs, CogVideoX, Stream, inject
-from ditflow.backbone.runner import Injected, Inputs, KeyValue, Loss, QueryKey, Until, Variable
 from ditflow.memory.weights import Resident, Weights
+from ditflow.models.cogvideox.transformer import AttentionInputs, CogVideoX, Stream, inject
+from ditflow.models.protocols import Injected, Inputs, KeyValue, Loss, QueryKey, Until, Variable
+from ditflow.profiling import ranges
 
 
 class PlainRunner:
-    """Implements `ditflow.backbone.runner.Runner`. Its graphs hold the weights they have passed."""
+    """Implements `ditflow.models.protocols.Runner`. Its graphs hold the weights they have passed."""
 
     def __init__(self, backbone: CogVideoX, weights: Weights | None = None):
         self.backbone, self.weights = backbone, weights or Resident()

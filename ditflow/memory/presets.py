@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from ditflow.settings import PRESETS, shipped
+from ditflow.settings.settings import PRESETS, shipped
 
 GIB = 1 << 30
 CONTEXT = 0.4 * GIB  # bytes that CUDA takes for itself

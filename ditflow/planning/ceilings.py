@@ -7,7 +7,7 @@ from importlib.resources import files
 
 from ditflow.errors import SettingsError
 from ditflow.planning.plan import Phase, Plan
-from ditflow.settings import shipped
+from ditflow.settings.settings import shipped
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,15 @@ from functools import lru_cache
 
 import torch
 
-from ditflow.backbone.storage import check_weights
 from ditflow.errors import DitflowError
-from ditflow.guidance.prepare import check_blocks
+from ditflow.guidance.targets import check_blocks
 from ditflow.memory.capacity import usable_bytes
 from ditflow.memory.presets import GIB, Preset, presets
+from ditflow.models.storage import check_weights
 from ditflow.planning.phases import Phases
 from ditflow.planning.plan import Plan, make_plan
-from ditflow.settings import PRESETS, Settings
+from ditflow.settings import Settings
+from ditflow.settings.settings import PRESETS
 
 MIB = 1 << 20
 LESS = 0.9  # of what a plan that failed needed: the next one should not fail too

@@ -17,10 +17,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from transformers import T5EncoderModel
 
-from ditflow.backbone import text
-from ditflow.backbone import vae as autoencoder
-from ditflow.backbone.cogvideox import CogVideoX
-from ditflow.backbone.fake import (
+from ditflow.guidance.optimise import Guidance
+from ditflow.guidance.targets import prepare_guidance
+from ditflow.memory.arrange import around, runner_of
+from ditflow.memory.host import HostBuffers, keep_on_host
+from ditflow.memory.streamed import flat_bytes
+from ditflow.memory.tracker import Tracker
+from ditflow.models.cogvideox import text
+from ditflow.models.cogvideox import vae as autoencoder
+from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.models.protocols import Injected, Inputs, Runner, Until
+from ditflow.planning.fake import (
     fake_backbone,
     fake_inputs,
     fake_pixels,
@@ -28,15 +35,8 @@ from ditflow.backbone.fake import (
     fake_text_encoder,
     fake_vae,
 )
-from ditflow.backbone.runner import Injected, Inputs, Runner, Until
-from ditflow.guidance.optimise import Guidance
-from ditflow.guidance.prepare import prepare_guidance
-from ditflow.memory.arrange import around, runner_of
-from ditflow.memory.host import HostBuffers, keep_on_host
-from ditflow.memory.streamed import flat_bytes
-from ditflow.memory.tracker import Tracker
 from ditflow.planning.repeats import each_shape_once
-from ditflow.sampling import predict
+from ditflow.sampling.loop import predict
 from ditflow.settings import Settings
 from ditflow_kernels.backends import as_on
 

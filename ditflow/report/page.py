@@ -24,9 +24,9 @@ from ditflow.errors import DitflowError
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.own_flow import OwnFlow, read_own_flow
 from ditflow.files import whole_or_absent
-from ditflow.report.charts import loss_chart, phase_table
-from ditflow.report.clip_flow import latent_frames
-from ditflow.report.flow_pictures import colour_wheel, scale_of
+from ditflow.pictures.charts import loss_chart, phase_table
+from ditflow.pictures.clip_flow import latent_frames
+from ditflow.pictures.flow_pictures import colour_wheel, scale_of
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from einops import rearrange
 
-from ditflow.backbone.runner import Grid
-from ditflow.backbone.vae import encoded_length
 from ditflow.errors import DitflowError
+from ditflow.models.cogvideox.vae import encoded_length
+from ditflow.models.protocols import Grid
 from ditflow.settings import Settings
 from ditflow.small.clips import CLIP_MARK, made_clip
 from ditflow.video.writing import read_metadata

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from ditflow import video
-from ditflow.cli import main
-from ditflow.job import Job
+from ditflow.cli.main import main
+from ditflow.jobs.session import Job
 from ditflow.progress import Progress
-from ditflow.runs import Run
+from ditflow.run_folder.run import Run
 from ditflow.settings import Settings
 
 FRAMES = 9

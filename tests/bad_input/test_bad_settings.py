@@ -6,7 +6,7 @@ import pytest
 import yaml
 from command_line import answer, assert_begins, assert_refused, begun_and_read, case, transfer_words
 
-from ditflow import jobs
+from ditflow.jobs import transfer as jobs
 from ditflow.limits import SETTINGS_BYTES
 from ditflow.settings import Settings
 

@@ -6,7 +6,7 @@ import sources
 from command_line import assert_begins, assert_refused, begun, case, transfer_words
 from sources import content, cut, folder, frames_of, gif, of_kind, png
 
-from ditflow import jobs
+from ditflow.jobs import transfer as jobs
 from ditflow.video import folders, reading
 
 KINDS = "give mp4, mov, mkv, webm, avi, gif or a folder of images"

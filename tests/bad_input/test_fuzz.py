@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from ditflow.embeddings import read_embeddings
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.evaluation.finished import FinishedRun
-from ditflow.runs import read_tensors
+from ditflow.run_folder.embeddings import read_embeddings
+from ditflow.run_folder.run import read_tensors
 from ditflow.settings import Settings, read_settings
 
 settings.register_profile("same", max_examples=60, derandomize=True, deadline=None, database=None)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from command_line import answer, assert_refused, begun, case, transfer_words
 
-from ditflow import jobs
-from ditflow.backbone.loading import ModelFolder
 from ditflow.errors import DitflowError
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.files import inside
+from ditflow.jobs import transfer as jobs
+from ditflow.models.loading import ModelFolder
 from ditflow.report import page
-from ditflow.runs import Run
+from ditflow.run_folder.run import Run
 
 PICKLE = ["is a pickle, and reading one can run code: give safetensors"]
 RECORD = {"versions": {}, "device": "cpu", "phases": {}}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from webdriver import Browser
 
-from ditflow.cli import main
+from ditflow.cli.main import main
 from ditflow.small.clips import main as write_clip
 
 SPACE, RIGHT, TAB = " ", "\ue014", "\ue004"

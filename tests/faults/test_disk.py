@@ -7,8 +7,8 @@ import random
 import pytest
 from nursery import contents
 
-from ditflow import lock
-from ditflow.cli import main
+from ditflow.cli.main import main
+from ditflow.run_folder import lock
 
 FULL = [
     pytest.param(seed, marks=pytest.mark.fault("disk full at a random moment"), id=str(seed))

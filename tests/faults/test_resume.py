@@ -8,8 +8,8 @@ import torch
 from nursery import contents
 from safetensors.torch import load_file
 
-from ditflow.cli import main
-from ditflow.state import FOLDER
+from ditflow.cli.main import main
+from ditflow.run_folder.checkpoint import FOLDER
 
 
 @pytest.mark.fault("the input video is removed in the middle of a run")

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from nursery import contents
 
-from ditflow import identity
-from ditflow.cli import main
-from ditflow.lock import locked
-from ditflow.state import FOLDER
+from ditflow.cli.main import main
+from ditflow.run_folder import fingerprint as identity
+from ditflow.run_folder.checkpoint import FOLDER
+from ditflow.run_folder.lock import locked
 
 DAMAGE = [
     pytest.param(kind, seed, marks=pytest.mark.fault(f"state {words} at a random place"), id=f"{kind}-{seed}")

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ditflow.backbone.loading import ModelFolder
-from ditflow.backbone.text import Texts, encode_tokens, tokenise
-from ditflow.backbone.vae import decode, encode, latent_frames
-from ditflow.denoising import Denoising
 from ditflow.errors import DitflowError
 from ditflow.memory.plain import PlainRunner
+from ditflow.models.cogvideox.text import Texts, encode_tokens, tokenise
+from ditflow.models.cogvideox.vae import decode, encode, latent_frames
+from ditflow.models.loading import ModelFolder
+from ditflow.sampling.denoising import Denoising
 from ditflow.settings import Settings
 from ditflow.small.clips import made_clip
 from ditflow.small.pipeline import COMPRESSION, LATENT_CHANNELS

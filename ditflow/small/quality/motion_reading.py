@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ditflow.backbone.loading import ModelFolder
-from ditflow.backbone.runner import Until
-from ditflow.backbone.text import encode_tokens, tokenise
-from ditflow.backbone.vae import encode
-from ditflow.guidance.prepare import clip_features
+from ditflow.guidance.targets import clip_features
 from ditflow.memory.plain import PlainRunner
+from ditflow.models.cogvideox.text import encode_tokens, tokenise
+from ditflow.models.cogvideox.vae import encode
+from ditflow.models.loading import ModelFolder
+from ditflow.models.protocols import Until
 from ditflow.small.clips import MadeClip
 from ditflow.small.truth import true_flow
 from ditflow_kernels import motion_flow

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import T5Tokenizer
 
-from ditflow.backbone.text import encode_tokens, tokenise
 from ditflow.errors import DitflowError
 from ditflow.files import whole_or_absent
+from ditflow.models.cogvideox.text import encode_tokens, tokenise
 from ditflow.small.pipeline import TEXT_LENGTH, random_text_encoder, write_tokenizer
 from ditflow.small.training.autoencoder import convolve_fast, to_pixels, trained_autoencoder
 from ditflow.small.training.drawing import drawn

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ditflow.backbone.runner import Grid
+from ditflow.models.protocols import Grid
 from ditflow.small.training.latents import material
 from ditflow.small.training.loop import Training
 from ditflow.small.training.split import TRAINING_SEEDS, training_clips

@@ -13,9 +13,9 @@ from diffusers.models.embeddings import apply_rotary_emb
 from einops import rearrange
 from torch import Tensor, nn
 
-from ditflow.backbone.embedding import positional_embedding
-from ditflow.backbone.runner import Grid
 from ditflow.errors import DitflowError
+from ditflow.models.cogvideox.embedding import positional_embedding
+from ditflow.models.protocols import Grid
 from ditflow.small.pipeline import SCHEDULER, TRANSFORMER
 from ditflow.small.training.latents import Material, material
 from ditflow.small.training.loop import Training, adam, averaged

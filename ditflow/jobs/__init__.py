@@ -1,0 +1,1 @@
+"""The jobs: transfer and what continues one, and flow."""

@@ -1,0 +1,64 @@
+"""Prompts that a run before has encoded: a file each in the user's cache, so that T5 need not be loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ditflow.files import cache_folder, whole_or_absent
+from ditflow.models.cogvideox.text import Texts
+from ditflow.models.loading import ModelFolder
+
+logger = logging.getLogger(__name__)
+
+
+def texts(
+    folder: ModelFolder,
+    tokens: Tensor,  # [3, length] of the prompt, the negative prompt and the clip's own
+    encode: Callable[[Tensor], Tensor],  # [n, length] -> [n, length, text channels]
+) -> Texts:
+    """A run's texts on the folder's device.
+
+    `encode` is called once with all that the cache lacks, each text once, or not at all.
+    """
+    files = [_file(folder, row) for row in tokens]
+    found = {file: _read(file) for file in files}
+    missing = [file for file, embedding in found.items() if embedding is None]
+    if missing:
+        made = encode(tokens[[files.index(file) for file in missing]])
+        for file, embedding in zip(missing, made.split(1), strict=True):
+            found[file] = embedding
+            _write(file, embedding)
+    return Texts(*(found[file].to(folder.device) for file in files))
+
+
+def _file(folder: ModelFolder, tokens: Tensor) -> Path:
+    """Where the embedding of these tokens is: named after them, the precision and the encoder's files."""
+    encoder = sorted(folder.path.glob("text_encoder/*"))
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in encoder]
+    digest = hashlib.sha256(json.dumps([tokens.tolist(), str(folder.dtype), facts]).encode()).hexdigest()
+    return cache_folder() / "prompts" / f"{digest}.safetensors"
+
+
+def _read(file: Path) -> Tensor | None:
+    try:
+        return load_file(file)["embedding"]
+    except (OSError, SafetensorError, KeyError) as error:
+        if file.exists():
+            logger.debug("%s cannot be read (%s): encoded anew", file, error)
+        return None
+
+
+def _write(file: Path, embedding: Tensor) -> None:
+    try:
+        with whole_or_absent(file) as unfinished:
+            save_file({"embedding": embedding.cpu().contiguous()}, unfinished)
+    except (OSError, SafetensorError) as error:  # a cache is a convenience
+        logger.debug("%s is not kept: %s", file, error)

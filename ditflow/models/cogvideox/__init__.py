@@ -1,0 +1,1 @@
+"""CogVideoX 2B and 5B."""

@@ -1,0 +1,84 @@
+"""A transformer from a GGUF file with diffusers' parameter names; linear layers stay as small as there."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import CogVideoXTransformer3DModel
+from torch import Tensor, nn
+
+from ditflow.errors import DitflowError
+from ditflow.models.storage import StoredLinear
+
+
+def load_gguf(path: Path, config: dict[str, Any], dtype: torch.dtype) -> CogVideoXTransformer3DModel:
+    """The transformer of a configuration with a file's weights.
+
+    Linear layers whose weights the file rounds stay as they are in it; all else becomes `dtype`.
+
+    Raises DitflowError for a file that cannot be read or is not of this model.
+    """
+    tensors = _read(path)
+    with init_empty_weights():
+        transformer = CogVideoXTransformer3DModel.from_config(config)
+    _check(path, tensors, transformer)
+    values = {}
+    for name, tensor in tensors.items():
+        value, place = torch.tensor(tensor.data), name.removesuffix(".weight")
+        if value.is_floating_point():
+            values[name] = value.to(dtype)
+            continue
+        unpack = partial(unpack_gguf, tensor.tensor_type)
+        layer = transformer.get_submodule(place) if place != name else None
+        if isinstance(layer, nn.Linear) and tensor.tensor_type.name != "BF16":
+            transformer.set_submodule(place, StoredLinear(unpack, [value], layer.bias, dtype))
+        else:
+            values[name] = unpack(dtype, value.flatten(0, -2)).reshape(_shape(tensor))
+    transformer.load_state_dict(values, strict=False, assign=True)  # all names are checked
+    return transformer
+
+
+def unpack_gguf(kind: int, dtype: torch.dtype, stored: Tensor) -> Tensor:
+    """Bytes [rows, row bytes] as the weights that they stand for; `kind` is a gguf.GGMLQuantizationType."""
+    from diffusers.quantizers.gguf.utils import GGML_QUANT_SIZES, dequantize_functions
+
+    sizes = GGML_QUANT_SIZES[kind]  # weights and bytes of a block
+    blocks = stored.reshape(-1, sizes[1])
+    return dequantize_functions[kind](blocks, *sizes).reshape(len(stored), -1).to(dtype)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The file's tensors by name."""
+    from gguf import GGUFReader
+
+    try:
+        return {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DitflowError(f"--weights {path}: not a complete GGUF file ({reason})") from None
+
+
+def _check(path: Path, tensors: dict[str, Any], transformer: CogVideoXTransformer3DModel) -> None:
+    from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES
+
+    wanted = {name: tuple(tensor.shape) for name, tensor in transformer.named_parameters()}
+    found = {name: _shape(tensor) for name, tensor in tensors.items()}
+    for name in sorted(wanted | found):
+        if wanted.get(name) != found.get(name):
+            raise DitflowError(
+                f"--weights {path}: {name} is {found.get(name, 'missing')} in the file and "
+                f"{wanted.get(name, 'missing')} in the model; give a file of this model with diffusers' names"
+            )
+    for name, tensor in tensors.items():
+        kind = tensor.tensor_type
+        if kind.name not in ("F32", "F16") and kind not in SUPPORTED_GGUF_QUANT_TYPES:
+            known = ", ".join(supported.name for supported in SUPPORTED_GGUF_QUANT_TYPES)
+            raise DitflowError(f"--weights {path}: {name} is {kind.name}; accepted: F32, F16, {known}")
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    return tuple(int(size) for size in reversed(tensor.shape))  # GGUF counts from the innermost

@@ -1,0 +1,1 @@
+"""Drawings of motion flow and of losses."""

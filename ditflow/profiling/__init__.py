@@ -1,0 +1,1 @@
+"""Named ranges around what a run does, and their capture by a profiler."""

@@ -1,0 +1,1 @@
+"""The run folder: results, checkpoints, and what tells one run from another."""

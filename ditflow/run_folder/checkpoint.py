@@ -1,0 +1,195 @@
+"""What an unfinished run has computed, in `state/` of its folder, until the run is whole.
+
+| file | when it is written | what it holds |
+| --- | --- | --- |
+| `clip` | before all else | the clip's frames as they were read: the video is not needed again |
+| `texts`, `reference` | once encoded | the prompts and the clip, encoded |
+| `embedding_000`, ... | after a guided step | the embedding it ended with, where that is optimised |
+| `step` | after every denoising step | all that the next one needs; takes the place of the one before |
+
+Each is a safetensors file that says which run it is of, with a checksum over all that it holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ditflow.errors import DitflowError
+from ditflow.files import clear_unfinished, inside
+from ditflow.models.cogvideox.schedule import Moment
+from ditflow.run_folder.fingerprint import check_identity
+from ditflow.run_folder.lock import locked
+from ditflow.run_folder.run import Run, read_tensors
+from ditflow.video import Clip
+
+FOLDER = "state"
+
+
+@dataclass(frozen=True)
+class State:
+    """How far denoising has come: all that the next step needs, and what has been gathered until then."""
+
+    index: int  # of the last finished step; -1 before the first
+    latents: Tensor  # [1, frames, channels, height, width]
+    embedding: Tensor | None  # the optimised one, where another guided step begins with it
+    moment: Moment
+    losses: list[list[float]]  # [guided steps][optimisation steps]
+    skipped: int  # optimisation steps left out because float16 overflowed
+    embeddings: list[Tensor]  # one a guided step, where they are optimised
+
+
+class StateFolder:
+    """The files, by name, of the run that `identity` describes.
+
+    Reading raises DitflowError where a file is damaged or of another run; writing, where there is no room.
+    """
+
+    def __init__(self, run: Run, identity: dict[str, str]):
+        self.folder, self.identity = run.folder / FOLDER, identity
+        if self.folder.is_symlink():
+            raise DitflowError(f"{self.folder} is a link: a run keeps its state in its own folder")
+        if self.folder.is_dir():
+            clear_unfinished(self.folder)
+
+    def write(self, name: str, tensors: Mapping[str, Tensor], **facts: Any) -> None:
+        # copies, because one tensor may have two names
+        here = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
+        words = self.identity | {key: json.dumps(value) for key, value in facts.items()}
+        seal = {"checksum": _checksum(here, words)}
+        Run(self.folder).write_tensors(self.path(name).name, here, words | seal)
+
+    def read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and facts as they were written."""
+        path = inside(self.folder, self.path(name).name)
+        tensors, words = read_tensors(path, "an unfinished transfer keeps it; make the run again")
+        check_identity(path, words, self.identity)
+        if words.pop("checksum", None) != _checksum(tensors, words):
+            raise DitflowError(f"{path} is damaged (its checksum is another): make the run again")
+        return tensors, {key: json.loads(word) for key, word in words.items() if key not in self.identity}
+
+    def check(self) -> None:
+        """Raises DitflowError where any of the files cannot be gone on from, or one is missing."""
+        for path in sorted(self.folder.glob("*.safetensors")):
+            self.read(path.stem)
+        read_state(self)
+
+    def has(self, name: str) -> bool:
+        return self.path(name).exists()
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder)
+
+
+def keep_clip(files: StateFolder, clip: Clip) -> None:
+    rate = clip.frame_rate.as_integer_ratio()
+    files.write("clip", {"frames": torch.from_numpy(clip.frames)}, frame_rate=rate)
+
+
+def kept_clip(files: StateFolder) -> Clip:
+    """The clip, to the last bit. Raises DitflowError as `StateFolder` does."""
+    tensors, facts = files.read("clip")
+    return Clip(tensors["frames"].numpy(), Fraction(*facts["frame_rate"]))
+
+
+def read_state(files: StateFolder) -> State | None:
+    """The last one that was written; None before the first step. Raises as `StateFolder` does."""
+    if not files.has("step"):
+        return None
+    tensors, facts = files.read("step")
+    try:
+        embeddings = [files.read(_embedding(index))[0] for index in range(facts.pop("embeddings"))]
+        return State(
+            **facts,
+            latents=tensors["latents"],
+            embedding=tensors.get("embedding"),
+            moment=Moment(tensors.get("clean_estimate"), tensors["generator"]),
+            embeddings=[tensors["embedding"] for tensors in embeddings],
+        )
+    except (KeyError, TypeError) as error:
+        raise DitflowError(f"{files.path('step')} is damaged ({error}): make the run again") from None
+
+
+def clear_leftovers(run: Run) -> None:
+    """Remove what a process that was killed at the end of a finished run could not."""
+    if (folder := run.folder / FOLDER).is_dir() and not folder.is_symlink():
+        with locked(run.folder):
+            clear_unfinished(run.folder)
+            shutil.rmtree(folder)
+
+
+class StateWriter:
+    """Writes states beside the computation: of those that wait, the newest. It is left with the last one.
+
+    `put` raises what went wrong with an earlier state, as leaving does.
+    """
+
+    def __init__(self, files: StateFolder, written: int):
+        self.files, self.written = files, written  # so many embeddings are there
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="state")
+        self.states: list[Future] = []  # being written, waiting or failed
+
+    def __enter__(self) -> StateWriter:
+        return self
+
+    def __exit__(self, failure: type | None, *_: object) -> None:
+        self.thread.shutdown()
+        if failure is None:
+            self._raise()
+
+    def put(self, state: State) -> None:
+        self.states = [future for future in self.states if not future.cancel()]  # one that waits is outdated
+        self._raise()
+        self.states = [future for future in self.states if not future.done()]
+        self.states.append(self.thread.submit(self._write, state))
+
+    def _raise(self) -> None:
+        for future in self.states:
+            if future.done():
+                future.result()
+
+    @torch.no_grad()
+    def _write(self, state: State) -> None:
+        for index in range(self.written, len(state.embeddings)):
+            self.files.write(_embedding(index), {"embedding": state.embeddings[index]})
+        self.written = len(state.embeddings)
+        tensors = {
+            "latents": state.latents,
+            "embedding": state.embedding,
+            "clean_estimate": state.moment.clean_estimate,
+            "generator": state.moment.generator,
+        }
+        self.files.write(
+            "step",
+            {name: tensor for name, tensor in tensors.items() if tensor is not None},
+            index=state.index,
+            losses=state.losses,
+            skipped=state.skipped,
+            embeddings=len(state.embeddings),
+        )
+
+
+def _embedding(index: int) -> str:
+    return f"embedding_{index:03}"
+
+
+def _checksum(tensors: Mapping[str, Tensor], words: Mapping[str, str]) -> str:
+    """SHA-256 of names, types, shapes, bytes and words."""
+    about = [[name, str(tensors[name].dtype), list(tensors[name].shape)] for name in sorted(tensors)]
+    digest = hashlib.sha256(json.dumps([about, sorted(words.items())]).encode())
+    for name in sorted(tensors):
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,65 @@
+"""The optimised embeddings of a run as a file, for other prompts: one tensor a guided step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ditflow.errors import DitflowError
+from ditflow.run_folder.run import Run, read_tensors
+from ditflow.settings import Settings
+
+FILE = "embedding.safetensors"
+
+
+def fingerprint(settings: Settings, timesteps: list[int], rotary: bool) -> dict[str, str]:
+    """What has to agree between the run that made embeddings and one that uses them."""
+    facts = {
+        "model": settings.model,
+        "size": str(settings.size),
+        "frames": settings.frames,
+        "timesteps": timesteps,
+        "kind": "rotary" if rotary else "additive",
+    }
+    return {name: json.dumps(value) for name, value in facts.items()}
+
+
+def saved_dtype(settings: Settings) -> torch.dtype:
+    return torch.float32 if settings.keep_precision else torch.bfloat16
+
+
+def save_embeddings(run: Run, embeddings: list[Tensor], facts: dict[str, str]) -> None:
+    """Write `step_000`, `step_001`, ... (guided steps) with the facts as metadata."""
+    run.write_tensors(FILE, {f"step_{i:03}": tensor for i, tensor in enumerate(embeddings)}, facts)
+
+
+def read_embeddings(path: Path, facts: dict[str, str], steps: int) -> list[Tensor]:
+    """The embeddings of `steps` guided steps, as saved.
+
+    Raises DitflowError where the file is of another model, size, frame count or schedule, or is damaged.
+    """
+    tensors, metadata = read_tensors(path, "only runs with --optimise embedding keep one")
+    for name, wanted in facts.items():
+        found = metadata.get(name)
+        if found != wanted:
+            raise DitflowError(
+                f"{path}: made with {name} {found}, this run has {wanted}; they must be the same"
+            )
+    if sorted(tensors) != [f"step_{i:03}" for i in range(steps)]:
+        raise DitflowError(
+            f"{path}: holds {len(tensors)} guided steps, this run has {steps}; use the same --guided"
+        )
+    return [tensors[name] for name in sorted(tensors)]
+
+
+def load_embeddings(path: Path, facts: dict[str, str], steps: int, own: Tensor) -> list[Tensor]:
+    """The same, checked to have the shape of the model's `own`. They stay on the host: a step takes one."""
+    saved = read_embeddings(path, facts, steps)
+    if any(tensor.shape != own.shape for tensor in saved):
+        raise DitflowError(
+            f"{path} is damaged: its embeddings do not have the model's shape {list(own.shape)}"
+        )
+    return saved

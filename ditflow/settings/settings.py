@@ -1,0 +1,195 @@
+"""Every option of a run, once: the command line, YAML files and run folders are views of `Settings`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from dataclasses import dataclass, field, fields
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from ditflow.errors import SettingsError
+from ditflow.limits import PROMPT_CHARACTERS, SIDE, SOURCE_FRAMES
+from ditflow.settings.values import Size, plain, read_value
+from ditflow.settings.yaml_file import read_mapping
+
+MODELS = ("5b", "2b", "small", "small-sincos")
+PRESETS = ("4gb", "6gb", "8gb", "12gb", "16gb", "24gb", "48gb", "80gb")
+ATTENTION = ("sdpa", "cudnn", "flash", "xformers", "sage")
+TILES = ("360x240", "288x192", "240x160", "192x128", "144x96")  # those that join to the right size
+
+
+def option(
+    group: str,
+    text: str,
+    *,
+    choices: tuple[str, ...] = (),
+    least: float | None = None,
+    most: float | None = None,
+    flag: bool = True,
+) -> Any:
+    """A field of `Settings`: unset (None) until `configs/` or the caller says otherwise.
+
+    `least` and `most` are of a number, of each number of several, or, of a text, its characters.
+    """
+    metadata = {"group": group, "text": text, "choices": choices, "least": least, "most": most, "flag": flag}
+    return field(default=None, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one run does. Fields left out take the model's value from `configs/`; every value is checked.
+
+    Raises SettingsError for an unknown or impossible value.
+    """
+
+    video: str = option("video", "reference clip: a video file or a folder of images")
+    frames: int = option("video", "frames to transfer", least=9, most=SOURCE_FRAMES)
+    start: int = option("video", "first frame of the clip that is used", least=0, most=SOURCE_FRAMES)
+    stride: int = option("video", "use every n-th frame of the clip", least=1, most=SOURCE_FRAMES)
+    size: Size = option("video", "size of the new video in pixels, multiples of 16", most=SIDE)
+    fit: str = option("video", "how the clip gets that size", choices=("crop", "pad", "stretch"))
+
+    model: str = option("model", f"{', '.join(MODELS)}, a hub id or a local folder")
+    lora: tuple[str, ...] = option("model", "LoRA weights on top: FILE_OR_ID[:scale]")
+    dtype: str = option("model", "precision of the weights", choices=("bfloat16", "float16", "float32"))
+    device: str = option("model", "where to compute: auto, cpu, cuda, cuda:1, ...")
+    deterministic: bool = option("model", "same settings, same bytes on a GPU too (slower)")
+
+    memory: str = option("memory", "GPU memory to use: auto, gigabytes (8) or a preset by name (8gb)")
+    preset: str = option("memory", "memory preset a run used", choices=("auto", *PRESETS), flag=False)
+    weights: str = option(
+        "memory", "how the transformer's weights are stored: full, fp8, int8, nf4 (not exact) or a .gguf file"
+    )
+    decode_tile: str = option(
+        "memory", "tile of VAE decoding in pixels, or auto", choices=("auto", "none", *TILES), flag=False
+    )
+
+    attention: str = option("speed", "attention kernel", choices=ATTENTION)
+    compile: str = option("speed", "compile the blocks: auto does on a GPU", choices=("auto", "on", "off"))
+    engine: str = option("speed", "what runs forwards that need no gradient", choices=("torch", "tensorrt"))
+
+    prompt: str = option("text", "what the new video shows", most=PROMPT_CHARACTERS)
+    negative_prompt: str = option("text", "what it should not show", most=PROMPT_CHARACTERS)
+    source_prompt: str = option(
+        "text", "what the clip shows, used while its motion is read", most=PROMPT_CHARACTERS
+    )
+
+    guidance: bool = option("motion", "optimise towards the clip's motion")
+    loss: str = option("motion", "motion feature", choices=("flow", "moft", "smm", "smm-release"))
+    optimise: str = option("motion", "what is optimised", choices=("latent", "embedding"))
+    guided: float = option("motion", "guided share of the denoising steps", least=0, most=1)
+    optimisation_steps: int = option("motion", "optimisation steps in each guided step", least=1, most=1000)
+    learning_rate: tuple[float, float] = option(
+        "motion", "learning rate, from HIGH to LOW", least=0, most=1e30
+    )
+    guidance_blocks: tuple[int, ...] = option("motion", "blocks whose motion is matched", least=0, most=999)
+    temperature: float = option("motion", "sharpness of the motion flow's softmax", least=1e-3, most=1e4)
+    rows: str = option("motion", "patches that count in the flow loss", choices=("moving", "all"))
+    reference: str = option("motion", "motion flow of the clip", choices=("hard", "soft"))
+    moft_channels: float = option("motion", "share of channels that MOFT compares", least=0, most=1)
+    saved_embedding: str = option("motion", "embedding file used in place of optimisation", flag=False)
+    injection: bool = option("motion", "inject the clip's keys and values in the guided steps")
+    injection_blocks: tuple[int, ...] = option("motion", "blocks that get them", least=0, most=999)
+
+    steps: int = option("sampling", "denoising steps", least=1, most=1000)
+    guidance_scale: float = option(
+        "sampling", "classifier-free guidance scale; 1 turns it off", least=1, most=100
+    )
+    dynamic_scale: bool = option("sampling", "let the guidance scale rise over the steps, as 5B was made for")
+    scheduler: str = option("sampling", "sampler", choices=("ddim", "dpm"))
+    seed: int = option("sampling", "seed of all noise", least=0, most=2**63 - 1)
+
+    output: str = option("output", "run folder (default: runs/<clip>-<prompt>); a taken name gets a number")
+    format: str = option("output", "kind of video written", choices=("mp4", "gif", "frames"))
+    keep_precision: bool = option("output", "save the embedding in float32 instead of bfloat16")
+
+    def __post_init__(self) -> None:
+        kinds = get_type_hints(type(self))
+        base = model_settings(str(self.model or shipped("defaults.yaml")["model"]))
+        for item in fields(self):
+            given = getattr(self, item.name)
+            value = read_value(item, kinds[item.name], base[item.name] if given is None else given)
+            object.__setattr__(self, item.name, value)
+        for name in ("guidance_blocks", "injection_blocks"):
+            blocks = getattr(self, name)
+            if len(set(blocks)) < len(blocks):
+                raise SettingsError(f"{name}: {list(blocks)} given, a block named twice; name each one once")
+        if self.memory not in ("auto", *PRESETS) and not re.fullmatch(r"\d{1,4}(\.\d+)?", self.memory):
+            raise SettingsError(
+                f"memory: {self.memory!r} given; accepted: auto, gigabytes such as 8, or {', '.join(PRESETS)}"
+            )
+        overlap = set(self.guidance_blocks) & set(self.injection_blocks)
+        if overlap and self.guidance and self.injection:
+            raise SettingsError(
+                f"block {min(overlap)} is both guided and injected: its keys would be the clip's own; "
+                "choose different --guidance-blocks and --injection-blocks"
+            )
+
+    @property
+    def guided_steps(self) -> int:
+        """Number of denoising steps, from the first, that are guided or injected: one at least, or none."""
+        return max(1, round(self.guided * self.steps)) if self.guided else 0
+
+    @property
+    def optimises(self) -> bool:
+        """Whether any step needs a gradient."""
+        return bool(self.guidance and self.guided_steps and not self.saved_embedding)
+
+    def to_yaml(self) -> str:
+        """The settings as YAML that `read_settings` reads back to an equal object."""
+        values = {item.name: plain(getattr(self, item.name)) for item in fields(self)}
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def read_settings(path: Path | None = None, **given: Any) -> Settings:
+    """Settings from a YAML file (optional), with `given` on top.
+
+    Raises SettingsError if the file cannot be read, is no mapping or has a key that is no setting.
+    """
+    values = read_mapping(Path(path)) if path else {}
+    values |= {name: value for name, value in given.items() if value is not None}
+    known = [item.name for item in fields(Settings)]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else "`ditflow transfer --print-config` shows all"
+            raise SettingsError(f"unknown setting {name!r}: {hint}")
+    return Settings(**values)
+
+
+def model_settings(model: str) -> dict[str, Any]:
+    """All settings with the values that suit a model, before anybody changed one."""
+    return (
+        shipped("defaults.yaml")
+        | {"model": model}
+        | shipped(f"models/{model_family(model)}.yaml")["settings"]
+    )
+
+
+def model_family(model: str) -> str:
+    """The shipped model whose settings a name, a hub id or a folder starts from."""
+    if model in MODELS:
+        return model
+    config = Path(os.path.expanduser(model)) / "transformer" / "config.json"
+    if config.is_file():
+        try:
+            rotary = dict(json.loads(config.read_text(encoding="utf-8")))["use_rotary_positional_embeddings"]
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            raise SettingsError(
+                f"model {model}: {config} is damaged; give a complete pipeline folder"
+            ) from None
+        return "5b" if rotary else "2b"
+    return "2b" if "2b" in model.lower() else "5b"
+
+
+@cache
+def shipped(name: str) -> dict[str, Any]:
+    """A YAML file of `configs/`. Treat it as read-only."""
+    return yaml.safe_load((files("ditflow.configs") / name).read_text(encoding="utf-8"))

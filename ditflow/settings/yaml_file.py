@@ -1,0 +1,77 @@
+"""A settings file as a mapping: the plain part of YAML, and not much of it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ditflow.errors import SettingsError
+from ditflow.limits import SETTINGS_BYTES
+from ditflow.settings.values import shown
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The values of a YAML file by their names. Raises SettingsError for whatever else it is."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(SETTINGS_BYTES + 1)
+    except OSError as error:
+        raise SettingsError(f"settings file {path}: {error.strerror}; give a YAML file") from None
+    if len(content) > SETTINGS_BYTES:
+        raise SettingsError(
+            f"settings file {path} is larger than {SETTINGS_BYTES} bytes: give one that holds settings alone"
+        )
+    try:
+        values = yaml.load(content.decode("utf-8"), _PlainLoader)
+    except SettingsError as error:
+        raise SettingsError(f"settings file {path}, {error}") from None
+    except RecursionError:
+        raise SettingsError(f"settings file {path} is nested too deep: no setting is") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"settings file {path} is not YAML: {reason}") from None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise SettingsError(f"settings file {path}: expected lines of `setting: value`")
+    return values
+
+
+def check_output(path: Path, output: str) -> None:
+    """Raises SettingsError for an `output` that would lead away from the file that says so.
+
+    A file that came from elsewhere shall not choose where on this machine something is written.
+    """
+    wanted = Path(os.path.realpath(output))
+    if not any(wanted.is_relative_to(os.path.realpath(folder)) for folder in (".", path.parent)):
+        raise SettingsError(
+            f"settings file {path}: its output {shown(output)} is neither in its own folder nor in this one; "
+            "say --output"
+        )
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML's safe loader without aliases and tags, which no setting needs, or a name given twice.
+
+    A few lines of aliases can stand for gigabytes, and a tag says what kind of thing is to be made.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        event = self.peek_event()
+        where = f"line {event.start_mark.line + 1}"
+        if isinstance(event, yaml.AliasEvent):
+            raise SettingsError(f"{where}: *{event.anchor} is an alias; write out what it stands for")
+        if getattr(event, "tag", None) is not None:
+            raise SettingsError(f"{where}: {event.tag} is a tag; leave it out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name, times in names.most_common(1):
+            if times > 1:
+                raise SettingsError(
+                    f"line {node.start_mark.line + 1} and on: {name!r} is given {times} times; give it once"
+                )
+        return super().construct_mapping(node, deep)
