@@ -7,7 +7,7 @@ import pytest
 
 from profiles import roofline
 
-NSYS, NCU = (Path(__file__).parents[1] / "profiles" / f"{name}.sh" for name in ("nsys", "ncu"))
+NSYS, NCU = (Path(__file__).parents[2] / "profiles" / f"{name}.sh" for name in ("nsys", "ncu"))
 
 
 def ran(script, *words, path="/usr/bin:/bin", folder):

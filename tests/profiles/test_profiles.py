@@ -14,8 +14,8 @@ from profiles import roofline
 from profiles.explain import explain, parts, shares
 from profiles.trace import read_trace
 
-REPOSITORY = Path(__file__).parents[1]
-EXPORT = Path(__file__).parent / "data" / "made-up-ncu-raw.csv"
+REPOSITORY = Path(__file__).parents[2]
+EXPORT = Path(__file__).parents[1] / "data" / "made-up-ncu-raw.csv"
 
 
 def event(category, name, start, end, thread=1, **args):

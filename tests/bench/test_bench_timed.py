@@ -131,7 +131,7 @@ torch.ones(2**24)
 print(torch.get_num_threads(), resident_mib("VmRSS") - before)
 """
     words = [sys.executable, "-c", code]
-    found = subprocess.run(words, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    found = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
     threads, kept = found.stdout.split()
     assert threads == "1" and float(kept) > 60
 

@@ -22,8 +22,8 @@ from ditflow.sampling.denoising import Denoising
 from ditflow.settings import Settings
 from ditflow_kernels import motion_flow, motion_flow_loss
 
-OWN = Path(__file__).parent / "golden"
-ALL = Path(os.environ.get("DITFLOW_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
+OWN = Path(__file__).parents[1] / "golden"
+ALL = Path(os.environ.get("DITFLOW_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
 KINDS = ("amf", "guided")
 BACKENDS = ("reference", "chunked")
 TOLERANCE = 1e-4

@@ -16,7 +16,7 @@ def test_the_page_is_of_the_tests_there_are(request):
     for row in read_page(TABLE.read_text(encoding="utf-8")):
         written[row.file][row.fault] += row.cases
     collected = request.config.stash[FAULTS]
-    assert "tests/test_reliability.py" in collected
+    assert "tests/suite/test_reliability.py" in collected
     for file in written.keys() | collected.keys():
         if file in collected:
             assert written[file] == collected[file], file
@@ -77,7 +77,7 @@ def test_failures_are_lost_and_what_is_skipped_is_not_survived(tmp_path):
     words = [sys.executable, "-m", "pytest", "-q", "-n1", "-p", "reliability", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*words, "-m", "fault", "--reliability", str(page), str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,
     )
