@@ -15,7 +15,7 @@ __all__ = ["DitflowError", "Settings", "SettingsError", "decode", "flow", "resum
 def __getattr__(name: str) -> Any:
     """Jobs are imported when first used: they bring torch, and `ditflow --help` does without."""
     if name in ("decode", "flow", "resume", "transfer"):
-        from ditflow.jobs import transfer as jobs
+        from ditflow.jobs import flow, transfer
 
-        return getattr(jobs, name)
+        return flow.flow if name == "flow" else getattr(transfer, name)
     raise AttributeError(f"module 'ditflow' has no attribute {name!r}")

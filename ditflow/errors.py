@@ -1,9 +1,17 @@
-"""Errors that are a person's to mend: one line that says what was given, what is accepted and what to do."""
+"""Errors that a user can fix: one line that says what was given, what is accepted and what to do."""
+
+SHOWN = 60  # characters of a value in a message
 
 
 class DitflowError(Exception):
-    """A job cannot go on. The command line prints the message alone and exits with 1."""
+    """A job cannot continue. The command line prints only the message and exits with 1."""
 
 
 class SettingsError(DitflowError):
-    """What was asked for makes no sense, known before any work. The command line exits with 2."""
+    """The settings cannot work; found before any work. The command line exits with 2."""
+
+
+def shown(given: object, most: int = SHOWN) -> str:
+    """A value as it stands in a message, cut after `most` characters."""
+    text = repr(given)
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -1,16 +1,27 @@
-"""Files and folders that appear whole, or not at all, and where those go that can be made again."""
+"""Files: shipped configuration, the user's cache, and writes that are complete or do not happen."""
 
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from ditflow.errors import DitflowError
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))  # torch's zip, bare
+
+
+@cache
+def shipped(name: str) -> dict[str, Any]:
+    """A YAML file of `configs/`. Treat it as read-only."""
+    return yaml.safe_load((files("ditflow.configs") / name).read_text(encoding="utf-8"))
 
 
 def cache_folder() -> Path:

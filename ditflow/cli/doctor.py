@@ -149,20 +149,18 @@ def cuda() -> Lines:
 
 
 def weights() -> Lines:
+    from ditflow.models.families import family_of, known_model, models, shipped_folder
     from ditflow.models.hub import cached_folder, missing_files
-    from ditflow.settings.settings import MODELS, shipped
-    from ditflow.small import SMALL_MODELS, pipeline_folder
 
-    for model in MODELS:
-        if model in SMALL_MODELS:
-            folder, where, otherwise = pipeline_folder(model), "in this package", "reinstall ditflow"
-        else:
-            known = shipped(f"models/{model}.yaml")["weights"]
-            folder, where = cached_folder(known["id"]), f"{known['id']} in the hub's cache"
+    for model in models():
+        known, parts = known_model(model)["weights"], family_of(model).parts
+        folder, where, otherwise = shipped_folder(model), "in this package", "reinstall ditflow"
+        if folder is None:
+            folder, where = cached_folder(known["id"], parts), f"{known['id']} in the hub's cache"
             otherwise = f"{known['download']} are downloaded when it is first used"
         if folder is None:
             yield model, f"not here: {otherwise}"
-        elif missing := missing_files(folder):
+        elif missing := missing_files(folder, parts):
             yield model, f"{where}, incomplete: lacks {missing[0]} and {len(missing) - 1} more; {otherwise}"
         else:
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -241,7 +239,7 @@ def engine() -> Lines:
 
     yield "engine", f"{Settings().engine}, unless --engine says otherwise"
     try:
-        check_engine("tensorrt", needs_gradient=False, device=_any_device(), streams=False)
+        check_engine("tensorrt", needs_gradient=False, device=_any_device())
         yield "engine tensorrt", "available where nothing is optimised"
     except DitflowError as error:
         yield "engine tensorrt", str(error)

@@ -77,9 +77,10 @@ def run_job(options: argparse.Namespace, settings: Settings) -> None:
 
         request = Request.read(words)
     quieten_libraries()
-    from ditflow.jobs import transfer as jobs
+    from ditflow.jobs.flow import flow
+    from ditflow.jobs.transfer import transfer
 
-    job = jobs.flow if options.command == "flow" else jobs.transfer
+    job = flow if options.command == "flow" else transfer
     if words is not None:
         job = profiled(job, request)
     with telling(options.quiet) as progress:
@@ -90,9 +91,9 @@ def run_job(options: argparse.Namespace, settings: Settings) -> None:
 def go_on(options: argparse.Namespace) -> None:
     """Resume or decode a run and say where its results are."""
     quieten_libraries()
-    from ditflow.jobs import transfer as jobs
+    from ditflow.jobs.transfer import decode, resume
 
-    job = jobs.resume if options.command == "resume" else jobs.decode
+    job = resume if options.command == "resume" else decode
     with telling(options.quiet) as progress:
         print(job(options.run, progress, options.memory).folder)
 

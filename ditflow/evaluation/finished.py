@@ -12,9 +12,8 @@ from torch import Tensor
 from ditflow import video
 from ditflow.errors import DitflowError
 from ditflow.files import inside
-from ditflow.jobs.session import video_name
 from ditflow.limits import RECORD_BYTES, SOURCE_FRAMES
-from ditflow.run_folder.run import read_latents
+from ditflow.run_folder.run import Run, read_latents, video_name
 from ditflow.settings import Settings, read_settings
 from ditflow.video.folders import image_paths
 from ditflow.video.reading import check_source
@@ -45,7 +44,7 @@ class FinishedRun:
         return inside(self.folder, video_name(name, self.settings))
 
     def clip(self, name: str) -> video.Clip:
-        return video.read_clip(self.video(name), frames=self.settings.frames, size=None)
+        return Run(self.folder).clip(name, self.settings)
 
     def latents(self) -> tuple[Tensor, Tensor]:
         """The reference's and the result's, [1, frames, channels, height, width]."""

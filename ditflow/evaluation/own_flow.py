@@ -11,13 +11,8 @@ from torch import Tensor
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.guidance.losses import FlowLoss
 from ditflow.guidance.targets import clip_features
-from ditflow.jobs.device import choose_device, computing
 from ditflow.jobs.session import Job
-from ditflow.memory.meter import Meter
-from ditflow.models.loading import ModelFolder
-from ditflow.models.protocols import Until
-from ditflow.planning.fallback import Room, reading_only
-from ditflow.progress import Progress
+from ditflow.models.protocols import Capture
 from ditflow.run_folder.run import Run
 
 
@@ -36,23 +31,19 @@ def read_own_flow(run: FinishedRun) -> dict[int, OwnFlow]:
     settings = replace(
         run.settings, memory="auto", preset="auto", compile="off", loss="flow", reference="hard"
     )
-    device = choose_device(settings)
-    folder = ModelFolder(settings.model, settings.dtype, device)
-    room = Room(settings, device, reading_only(settings, folder.path))
-    job = Job(room, folder, run.clip("reference"), Run(run.folder), Meter(device, Progress()), kept=None)
-    with computing(settings), room:
+    with Job.reading(Run(run.folder), settings) as job:
         prompt = job.texts().source_prompt
-        return room.run("flow", lambda: _read(job, prompt, *run.latents()))
+        return job.memory.run("flow", lambda: _read(job, prompt, *run.latents()))
 
 
 def _read(job: Job, prompt: Tensor, reference: Tensor, result: Tensor) -> dict[int, OwnFlow]:
     runner, settings = job.runner(), job.settings
-    grid = runner.backbone.grid(reference)
-    own = runner.backbone.embedding(grid)
-    until = Until(FlowLoss.reads, settings.guidance_blocks)
+    grid = runner.transformer.grid(reference)
+    embedding = runner.transformer.embedding(grid)
+    capture = Capture(FlowLoss.reads, settings.guidance_blocks)
 
     def features(latents: Tensor) -> dict:
-        return clip_features(runner, until, latents.to(job.folder.device), prompt, own)
+        return clip_features(runner, capture, latents.to(job.folder.device), prompt, embedding)
 
     target, found = FlowLoss(features(reference), grid, settings), features(result)
     distances = {block: float(target(block, read)) for block, read in found.items()}

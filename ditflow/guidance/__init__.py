@@ -1,1 +1,1 @@
-"""What is optimised and against what; how gradients are made is the Runner's business."""
+"""What is optimised and against which target. Runners compute the gradients."""

@@ -1,4 +1,4 @@
-"""The clip's keys and values in the injected blocks, at the noise level of the step at hand."""
+"""The clip's keys and values in the injected blocks, at the noise level of the current step."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ditflow.models.cogvideox.schedule import Schedule
-from ditflow.models.protocols import Injected, Inputs, Runner, Until
+from ditflow.models.protocols import Capture, Injected, Inputs, Runner, Schedule
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Injection:
     embedding: Tensor  # the model's own, never an optimised one
 
     def capture(self, runner: Runner, schedule: Schedule, inputs: Inputs) -> Injected:
-        """One forward of the noised clip, with the new prompt, to the deepest injected block."""
+        """One forward of the noised clip with the new prompt, up to the deepest injected block."""
         noised = schedule.add_noise(self.reference, self.noise, inputs.timestep)
         inputs = replace(inputs, latents=noised, embedding=self.embedding)
-        return runner.features(inputs, {}, Until("key_value", self.blocks))
+        return runner.features(inputs, {}, Capture("key_value", self.blocks))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.amp import GradScaler
 
-from ditflow.models.protocols import Injected, Inputs, Loss, Runner, Until, Variable
+from ditflow.models.protocols import Capture, Injected, Inputs, Loss, Runner, Variable
 from ditflow.profiling import ranges
 
 LOSS_SCALE = 2.0**16
@@ -20,10 +20,10 @@ SMALLEST = 2.0**-149  # above 0 in float32
 
 @dataclass
 class Guidance:
-    """What every guided step does: match the clip's motion in `until.blocks`."""
+    """What every guided step does: match the clip's motion in the captured blocks."""
 
     loss: Loss
-    until: Until
+    capture: Capture
     variable: Variable
     steps: int
     learning_rates: list[float]  # one a guided step
@@ -32,10 +32,10 @@ class Guidance:
     def optimise(
         self, runner: Runner, inputs: Inputs, injected: Injected, index: int
     ) -> tuple[Inputs, Tensor, Tensor]:
-        """The inputs of guided step `index` with the variable optimised; for each update the loss before it,
-        and the sum of its gradient, which is finite where the gradient is.
+        """Optimise the variable in guided step `index`, with a new Adam as in the released code.
 
-        A new Adam each guided step, as in the released code. Both are float32 [steps], on the device.
+        Returns the new inputs, the loss before each update, and the sum of each update's gradient, which is
+        finite exactly if the gradient is. Both are float32 [steps], on the device.
         """
         variable = getattr(inputs, self.variable).clone()
         adam = torch.optim.Adam([variable], lr=self.learning_rates[index], fused=True)
@@ -44,7 +44,7 @@ class Guidance:
         for _ in ranges.optimisation_steps(index, self.steps):
             current = replace(inputs, **{self.variable: variable})
             loss, variable.grad = runner.gradient(
-                self.loss, self.variable, current, injected, self.until, self.scaler.scale(one)
+                self.loss, self.variable, current, injected, self.capture, self.scaler.scale(one)
             )
             losses.append(loss)
             gradients.append(variable.grad.sum())
@@ -55,17 +55,17 @@ class Guidance:
 
     @property
     def may_overflow(self) -> bool:
-        """Whether a gradient that is not finite is the loss scale's doing, so that its update is left out."""
+        """Whether the loss scale can explain a non-finite gradient, whose update is then skipped."""
         return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
 
-    def back_to(self, skipped: int) -> None:
-        """As it was when so many updates had been left out."""
+    def restore(self, skipped: int) -> None:
+        """Set the loss scale to what it was after this many skipped updates."""
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": LOSS_SCALE / 2**skipped})
 
     @property
     def skipped(self) -> int:
-        """Updates left out because their gradient overflowed."""
+        """Updates skipped because their gradient overflowed."""
         if not self.scaler.is_enabled():
             return 0
         return round(math.log2(LOSS_SCALE / max(self.scaler.get_scale(), SMALLEST)))
@@ -74,8 +74,8 @@ class Guidance:
 def loss_scaler(dtype: torch.dtype, device: torch.device) -> GradScaler:
     """Keeps float16 gradients from underflowing; bfloat16 and float32 need no scale.
 
-    Where they overflow the scale is halved and the update left out, all on the device. It is a power of two,
-    so that scaling alone changes no digit, and never grows.
+    On overflow it halves the scale and skips the update, all on the device. The scale is a power of two, so
+    scaling alone changes no digit, and it never grows.
     """
     enabled = dtype == torch.float16
     return GradScaler(device.type, init_scale=LOSS_SCALE, growth_interval=NEVER, enabled=enabled)

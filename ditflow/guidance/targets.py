@@ -1,4 +1,4 @@
-"""Guidance for one clip, from its encoded latents and the settings."""
+"""The target of guidance: what a loss reads of the clip."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from ditflow.errors import DitflowError
 from ditflow.guidance.losses import LOSSES
 from ditflow.guidance.optimise import Guidance, learning_rates, loss_scaler
-from ditflow.models.protocols import Grid, Inputs, Runner, Until
+from ditflow.models.protocols import Capture, Grid, Inputs, Runner
 from ditflow.settings import Settings
 
 
@@ -26,14 +26,14 @@ def check_blocks(settings: Settings, depth: int) -> None:
 
 def clip_features(
     runner: Runner,
-    until: Until,
+    capture: Capture,
     latents: Tensor,  # [1, frames, channels, height, width] the clean clip
     source_prompt: Tensor,  # [1, text tokens, text channels]
     embedding: Tensor,
 ) -> dict[int, Any]:
     """What a loss reads of the clip: one forward at timestep 0 with nothing injected."""
-    timestep = torch.zeros(1, dtype=torch.int64, device=latents.device)
-    return runner.features(Inputs(latents, source_prompt, timestep, embedding), {}, until)
+    timestep = torch.zeros(1, device=latents.device)
+    return runner.features(Inputs(latents, source_prompt, timestep, embedding), {}, capture)
 
 
 def prepare_guidance(
@@ -41,11 +41,11 @@ def prepare_guidance(
 ) -> Guidance:
     """Read the clip's motion and make it the target of every guided step; shapes as in `clip_features`."""
     kind = LOSSES[settings.loss]
-    until = Until(kind.reads, settings.guidance_blocks)
-    references = clip_features(runner, until, latents, source_prompt, embedding)
+    capture = Capture(kind.reads, settings.guidance_blocks)
+    references = clip_features(runner, capture, latents, source_prompt, embedding)
     return Guidance(
         loss=kind(references, grid, settings),
-        until=until,
+        capture=capture,
         variable="latents" if settings.optimise == "latent" else "embedding",
         steps=settings.optimisation_steps,
         learning_rates=learning_rates(*settings.learning_rate, settings.guided_steps),

@@ -1,4 +1,4 @@
-"""Which device computes, and how strictly it repeats itself."""
+"""Which device computes, and whether its results are reproducible bit for bit."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
 from ditflow.errors import DitflowError, SettingsError
+from ditflow.models.families import local_folder
 from ditflow.settings import Settings
-from ditflow.small import SMALL_MODELS
 
-LARGE = 1e9  # bytes of weights from which a CPU is no sensible device
+LARGE = 1e9  # bytes of weights beyond which a CPU is too slow
 
 
 def choose_device(settings: Settings) -> torch.device:
@@ -26,7 +25,7 @@ def choose_device(settings: Settings) -> torch.device:
         return _named(settings.device)
     if torch.cuda.is_available():
         return _indexed(torch.device("cuda"))
-    if settings.model not in SMALL_MODELS and _is_large(Path(settings.model)):
+    if _is_large(settings.model):
         raise DitflowError(
             f"model {settings.model} needs a CUDA GPU, and there is none here; --model small runs on a CPU, "
             "--device cpu runs this one too, in days"
@@ -36,12 +35,11 @@ def choose_device(settings: Settings) -> torch.device:
 
 @contextmanager
 def computing(settings: Settings) -> Iterator[None]:
-    """Settings of torch while a job computes; put back afterwards."""
+    """torch's global settings while a job computes; restored afterwards."""
     before = torch.are_deterministic_algorithms_enabled()
     if settings.deterministic:
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # cuBLAS repeats itself only with a fixed one
+        # cuBLAS is deterministic only with a fixed workspace
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -61,14 +59,15 @@ def _named(name: str) -> torch.device:
 
 
 def _indexed(device: torch.device) -> torch.device:
-    """A CUDA device with its number: some of torch's functions take no other."""
+    """A CUDA device with its index, which some of torch's functions require."""
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
 
-def _is_large(folder: Path) -> bool:
-    """Whether a model is too large for a CPU; one that is not on this disk is taken to be."""
-    if not folder.is_dir():
+def _is_large(model: str) -> bool:
+    """Whether a model is too large for a CPU. One that is neither shipped nor a folder counts as large."""
+    folder = local_folder(model)
+    if folder is None:
         return True
     return sum(path.stat().st_size for path in folder.glob("transformer/*.safetensors")) > LARGE

@@ -1,4 +1,4 @@
-"""Prompts that a run before has encoded: a file each in the user's cache, so that T5 need not be loaded."""
+"""Encoded prompts of earlier runs, one file each in the user's cache, so that the encoder need not load."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ditflow.files import cache_folder, whole_or_absent
-from ditflow.models.cogvideox.text import Texts
 from ditflow.models.loading import ModelFolder
+from ditflow.models.protocols import Texts
 
 logger = logging.getLogger(__name__)
 
 
-def texts(
+def encode_texts(
     folder: ModelFolder,
     tokens: Tensor,  # [3, length] of the prompt, the negative prompt and the clip's own
     encode: Callable[[Tensor], Tensor],  # [n, length] -> [n, length, text channels]
 ) -> Texts:
     """A run's texts on the folder's device.
 
-    `encode` is called once with all that the cache lacks, each text once, or not at all.
+    `encode` is called once with the texts that the cache lacks, without repetitions, or not at all.
     """
     files = [_file(folder, row) for row in tokens]
     found = {file: _read(file) for file in files}
@@ -40,7 +40,7 @@ def texts(
 
 
 def _file(folder: ModelFolder, tokens: Tensor) -> Path:
-    """Where the embedding of these tokens is: named after them, the precision and the encoder's files."""
+    """The cache file of these tokens, named after them, the precision and the encoder's files."""
     encoder = sorted(folder.path.glob("text_encoder/*"))
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in encoder]
     digest = hashlib.sha256(json.dumps([tokens.tolist(), str(folder.dtype), facts]).encode()).hexdigest()
@@ -52,7 +52,7 @@ def _read(file: Path) -> Tensor | None:
         return load_file(file)["embedding"]
     except (OSError, SafetensorError, KeyError) as error:
         if file.exists():
-            logger.debug("%s cannot be read (%s): encoded anew", file, error)
+            logger.debug("%s cannot be read (%s): encoding again", file, error)
         return None
 
 
@@ -60,5 +60,5 @@ def _write(file: Path, embedding: Tensor) -> None:
     try:
         with whole_or_absent(file) as unfinished:
             save_file({"embedding": embedding.cpu().contiguous()}, unfinished)
-    except (OSError, SafetensorError) as error:  # a cache is a convenience
-        logger.debug("%s is not kept: %s", file, error)
+    except (OSError, SafetensorError) as error:  # the cache is optional
+        logger.debug("%s is not cached: %s", file, error)

@@ -1,6 +1,6 @@
-"""What every job begins with and ends with: checked settings, a model's folder, the clip, a run folder.
+"""What every job begins and ends with: checked settings, a model's folder, the clip, a run folder.
 
-What a transfer computes on its way is kept in its folder until it ends, so that it can be opened again.
+A transfer keeps what it has computed in its folder until it is finished, so that it can be reopened.
 """
 
 from __future__ import annotations
@@ -16,50 +16,41 @@ import torch
 from torch import Tensor
 
 from ditflow import video
-from ditflow.errors import DitflowError, SettingsError
+from ditflow.errors import DitflowError
 from ditflow.files import clear_unfinished, inside
-from ditflow.guidance.targets import check_blocks
-from ditflow.jobs import prompt_cache as prompts
+from ditflow.jobs.checks import check_given, check_run
 from ditflow.jobs.device import choose_device, computing
-from ditflow.memory.arrange import arrange, place
+from ditflow.jobs.prompt_cache import encode_texts
 from ditflow.memory.meter import Meter
-from ditflow.models.attention import check_attention
-from ditflow.models.cogvideox import text
-from ditflow.models.cogvideox import vae as autoencoder
-from ditflow.models.cogvideox.schedule import Schedule
-from ditflow.models.cogvideox.text import Texts
-from ditflow.models.compiling import compiles
-from ditflow.models.engine import check_engine, decode_with_tensorrt, denoise_with_tensorrt
+from ditflow.memory.placement import arrange, place
+from ditflow.models.engine import decode_with_tensorrt, denoise_with_tensorrt
+from ditflow.models.families import family_of, models
 from ditflow.models.loading import ModelFolder
-from ditflow.models.lora import check_lora, split_scale
-from ditflow.models.protocols import Runner
-from ditflow.models.storage import check_weights
-from ditflow.planning.fallback import Room, reading_only
+from ditflow.models.lora import split_scale
+from ditflow.models.protocols import Runner, Schedule, Texts
+from ditflow.planning.fallback import MemoryFallback, reading_only
 from ditflow.progress import Progress
 from ditflow.run_folder.checkpoint import StateFolder, keep_clip, kept_clip
-from ditflow.run_folder.embeddings import fingerprint, read_embeddings
-from ditflow.run_folder.fingerprint import identity
+from ditflow.run_folder.fingerprint import fingerprint
 from ditflow.run_folder.lock import locked
-from ditflow.run_folder.run import Run, create_run, versions
+from ditflow.run_folder.run import Run, create_run, versions, video_name
 from ditflow.sampling.finite import NotFinite, check_finite
 from ditflow.settings import Settings
-from ditflow.settings.settings import MODELS
 
 logger = logging.getLogger(__name__)
-
-SUFFIXES = {"mp4": ".mp4", "gif": ".gif", "frames": ""}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job that may begin, or go on: all that could be checked has been, and the run folder is its own."""
+    """A validated job that holds its run-folder lock."""
 
-    room: Room
+    memory: MemoryFallback
     folder: ModelFolder
     clip: video.Clip
     run: Run
     meter: Meter
-    kept: StateFolder | None  # what has been computed so far; a transfer has it until it ends
+    checkpoint: StateFolder | None = None  # a transfer has one until it is finished
+    saved_embeddings: list[Tensor] | None = None  # used in place of optimisation
     resumed: bool = False
 
     @classmethod
@@ -67,13 +58,11 @@ class Job:
     def begin(
         cls, settings: Settings, progress: Progress, needs: tuple[str, ...], kind: str = ""
     ) -> Iterator[Job]:
-        """Check and read what can be before any work; a run folder is made once all of that is well."""
-        for name in needs:
-            if not getattr(settings, name).strip():
-                raise SettingsError(f"{name}: nothing given; use --{name}")
-        settings = _from_anywhere(settings)
+        """A new job. The run folder is created only after everything has been read and checked."""
+        check_given(settings, *needs)
+        settings = _with_absolute_paths(settings)
         device = choose_device(settings)
-        check_choices(settings, device, settings.optimises and kind != "flow")
+        family = family_of(settings.model, download=True)
         clip = video.read_clip(
             settings.video,
             frames=settings.frames,
@@ -81,20 +70,19 @@ class Job:
             stride=settings.stride,
             size=settings.size,
             fit=settings.fit,
+            default_rate=family.frame_rate if family else None,
+            least_frames=family.least_frames if family else 1,
         )
-        folder, room = _equip(settings, device, kind)
-        if settings.saved_embedding:
-            check_embedding(settings, folder)
+        optimises = settings.optimises and kind != "flow"
+        settings, folder, saved = check_run(settings, device, optimises)
+        memory = _plan_memory(settings, folder, reads_only=kind == "flow")
         run = create_run(settings, kind)
-        with locked(run.folder), computing(settings), room:
-            kept = None if kind else StateFolder(run, identity(room.resolved, folder))
-            if kept:
-                keep_clip(kept, clip)
-            job = cls(room, folder, clip, run, Meter(device, progress), kept)
-            logger.info("run folder: %s, memory preset %s", run.folder, room.plan.preset.name)
-            room.on_change = job.write_settings
-            job.write_settings()  # from now on it can be opened again
-            with _saying_how_to_resume(run) if kept else nullcontext():
+        with locked(run.folder):
+            checkpoint = None if kind else StateFolder(run, fingerprint(memory.resolved, folder))
+            if checkpoint:
+                keep_clip(checkpoint, clip)
+            job = cls(memory, folder, clip, run, Meter(device, progress), checkpoint, saved)
+            with job._working(f"run folder: {run.folder}"):
                 yield job
 
     @classmethod
@@ -103,55 +91,72 @@ class Job:
         cls,
         run: Run,
         progress: Progress,
-        memory: str | None = None,  # in place of what the run had
-        whole: bool = False,  # the run has ended before: only its results are there
+        memory: str | None = None,  # replaces the run's own setting
+        finished: bool = False,  # then the run has results and no checkpoint
     ) -> Iterator[Job]:
-        """A transfer's folder again. Raises DitflowError where it is not as the run left it, or in use."""
+        """A transfer's folder again. Raises DitflowError where it is damaged, has changed or is in use."""
         with locked(run.folder):
             clear_unfinished(run.folder)
             settings = run.settings()
             if memory:
                 settings = replace(settings, memory=memory, preset="auto", decode_tile="auto")
             device = choose_device(settings)
-            check_choices(settings, device, settings.optimises)
-            folder = ModelFolder(settings.model, settings.dtype, device)
-            kept = None if whole else StateFolder(run, identity(settings, folder))
-            if kept:
-                kept.check()  # all of it, before any work
-                clip = kept_clip(kept)
+            settings, folder, saved = check_run(settings, device, settings.optimises)
+            checkpoint = None if finished else StateFolder(run, fingerprint(settings, folder))
+            if checkpoint:
+                checkpoint.check()  # all of it, before any work
+                clip = kept_clip(checkpoint)
             else:
-                reference = inside(run.folder, video_name("reference", settings))
-                clip = video.read_clip(reference, frames=settings.frames, size=None)
-            folder, room = _equip(settings, device)
-            with computing(settings), room, _saying_how_to_resume(run) if kept else nullcontext():
-                job = cls(room, folder, clip, run, Meter(device, progress), kept, resumed=True)
-                logger.info("going on with %s, memory preset %s", run.folder, room.plan.preset.name)
-                room.on_change = job.write_settings
-                job.write_settings()
+                clip = run.clip("reference", settings)
+            fallback = _plan_memory(settings, folder)
+            meter = Meter(device, progress)
+            job = cls(fallback, folder, clip, run, meter, checkpoint, saved, resumed=True)
+            with job._working(f"continuing with {run.folder}"):
                 yield job
+
+    @classmethod
+    @contextmanager
+    def reading(cls, run: Run, settings: Settings) -> Iterator[Job]:
+        """A job that only reads the motion of a finished run, with the run's model; it writes nothing."""
+        device = choose_device(settings)
+        settings, folder, _ = check_run(replace(settings, saved_embedding=""), device, optimises=False)
+        memory = _plan_memory(settings, folder, reads_only=True)
+        job = cls(memory, folder, run.clip("reference", settings), run, Meter(device, Progress()))
+        with computing(settings), memory:
+            yield job
+
+    @contextmanager
+    def _working(self, headline: str) -> Iterator[None]:
+        """While the job runs: torch's settings, the memory limit, and the advice how to resume."""
+        with (
+            computing(self.settings),
+            self.memory,
+            _saying_how_to_resume(self.run) if self.checkpoint else nullcontext(),
+        ):
+            logger.info("%s, %s", headline, self.memory.summary)
+            self.memory.on_change = self.write_settings
+            self.write_settings()  # from now on it can be reopened
+            yield
 
     @property
     def settings(self) -> Settings:
         """As they were resolved, and as a replay needs them."""
-        return self.room.resolved
+        return self.memory.resolved
 
     def texts(self) -> Texts:
         """The prompt, the negative prompt and the clip's own, encoded unless an earlier run has."""
         settings, folder = self.settings, self.folder
-        length = folder.config("transformer")["max_text_seq_length"]
-        given = settings.prompt, settings.negative_prompt, settings.source_prompt
-        tokens = text.tokenise(folder.tokenizer(), given, length)
+        tokens = folder.tokenise([settings.prompt, settings.negative_prompt, settings.source_prompt])
 
         def encode(tokens: Tensor) -> Tensor:
             encoder = folder.text_encoder()
-            blocks = text.blocks(encoder)
-            resident = len(blocks) if self.room.plan.preset.text == "whole" else 0
+            resident = len(encoder.layers) if self.memory.plan.preset.text == "whole" else 0
             # each layer is needed once: gathering them in pinned memory would cost a copy more
-            weights = place(encoder, blocks, folder.device, resident, host="pageable")
-            return text.encode_tokens(encoder, tokens, weights)
+            weights = place(encoder.network, encoder.layers, folder.device, resident, host="pageable")
+            return encoder.encode(tokens, weights)
 
         def work() -> dict[str, Tensor]:
-            return vars(prompts.texts(folder, tokens, encode))
+            return vars(encode_texts(folder, tokens, encode))
 
         return Texts(**self._once("texts", "text", work))
 
@@ -160,53 +165,57 @@ class Job:
         pixels = torch.from_numpy(self.clip.frames)
 
         def work() -> dict[str, Tensor]:
-            return {"reference": autoencoder.encode(self.folder.vae(), pixels)}
+            return {"reference": self.folder.autoencoder().encode(pixels)}
 
         return self._once("reference", "encode", work)["reference"]
 
     def _once(self, name: str, phase: str, work: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """What a phase computes, or has computed before the run was opened again."""
-        if self.kept and self.kept.has(name):
-            tensors, _ = self.kept.read(name)
+        """The result of a phase, read from the checkpoint where it is there already."""
+        if self.checkpoint and self.checkpoint.has(name):
+            tensors, _ = self.checkpoint.read(name)
             return {key: tensor.to(self.folder.device) for key, tensor in tensors.items()}
         with self.meter.phase(phase):
-            found = self.room.run(phase, work)
+            found = self.memory.run(phase, work)
         for key, tensor in found.items():
             check_finite(tensor, key)
-        if self.kept:
-            self.kept.write(name, found)
+        if self.checkpoint:
+            self.checkpoint.write(name, found)
         return found
 
+    def schedule(self) -> Schedule:
+        """A run through the noise levels, with the noise of the settings' seed."""
+        generator = torch.Generator("cpu").manual_seed(self.settings.seed)
+        return self.folder.schedule(self.settings.scheduler, self.settings.steps, generator)
+
     def runner(self) -> Runner:
-        """The model, its weights where the preset wants them."""
-        settings, plan = self.settings, self.room.plan
+        """The transformer, its weights where the preset wants them."""
+        settings, plan = self.settings, self.memory.plan
         compiled = settings.compile == "on"
-        backbone = self.folder.backbone(settings.lora, settings.weights, settings.attention, compiled)
+        transformer = self.folder.transformer(settings.lora, settings.weights, settings.attention, compiled)
         if settings.engine == "tensorrt":
-            check_engine(settings.engine, False, self.folder.device, plan.streamed > 0)  # after a fall-back
-            denoise_with_tensorrt(backbone)
-        return arrange(backbone, self.folder.device, plan.preset, plan.resident)
+            denoise_with_tensorrt(transformer)
+        return arrange(transformer, self.folder.device, plan.preset, plan.resident)
 
     def decode(self, latents: Tensor) -> video.Clip:
         """The latents [1, frames, channels, height, width] as a video."""
 
         def work() -> Tensor:
-            vae = self.folder.vae()
+            autoencoder = self.folder.autoencoder()
             if self.settings.engine == "tensorrt":
-                decode_with_tensorrt(vae)
-            return autoencoder.decode(vae, latents, self.settings.frames, self.settings.decode_tile)
+                decode_with_tensorrt(autoencoder)
+            return autoencoder.decode(latents, self.settings.frames, self.settings.decode_tile)
 
         with self.meter.phase("decode"):
-            return video.Clip(self.room.run("decode", work).numpy(), self.clip.frame_rate)
+            return video.Clip(self.memory.run("decode", work).numpy(), self.clip.frame_rate)
 
     def write(self, name: str, clip: video.Clip) -> None:
-        """A clip into the run folder, in the format asked for, with the settings inside."""
+        """Write a clip into the run folder, in the requested format, with the settings as metadata."""
         settings = self.settings
         path = inside(self.run.folder, video_name(name, settings))
         video.write_clip(clip, path, metadata=settings.to_yaml())
 
     def write_reference(self) -> None:
-        """What the model sees of the clip, unless it is there already."""
+        """Write what the model sees of the clip, unless it is there already."""
         if not (self.run.folder / video_name("reference", self.settings)).exists():
             self.write("reference", self.clip)
 
@@ -214,82 +223,48 @@ class Job:
         self.run.write_text("settings.yaml", self.settings.to_yaml())
 
     def end(self, **results: object) -> None:
-        """Write what was measured (since it was resumed, where it was): the run is whole with it."""
+        """Write the measurements of this process; the run is finished with that."""
         record = {"versions": versions(), "device": self.meter.device_name, "phases": self.meter.phases}
         self.run.write_json("run.json", record | {"resumed": self.resumed} | results)
-        if self.kept:
-            self.kept.remove()
+        if self.checkpoint:
+            self.checkpoint.remove()
 
 
-def video_name(name: str, settings: Settings) -> str:
-    """What the "result", "reference" or "comparison" of a run is called in its folder."""
-    return f"{name}{SUFFIXES[settings.format]}"
-
-
-def _equip(settings: Settings, device: torch.device, kind: str = "") -> tuple[ModelFolder, Room]:
-    """The model and the memory of a job. Raises DitflowError where they do not do for it."""
-    folder = ModelFolder(settings.model, settings.dtype, device)
-    folder.check()
-    check_blocks(settings, folder.config("transformer")["num_layers"])
-    settings = replace(settings, compile="on" if compiles(settings.compile, device) else "off")
-    whole = replace(settings, model=str(folder.path))  # whatever name found it
-    planned = reading_only(settings, folder.path) if kind == "flow" else whole
-    room = Room(settings, device, planned)
-    check_engine(settings.engine, settings.optimises and kind != "flow", device, room.plan.streamed > 0)
-    return folder, room
+def _plan_memory(settings: Settings, folder: ModelFolder, reads_only: bool = False) -> MemoryFallback:
+    """The memory of a job. Raises DitflowError where no preset fits."""
+    planned = replace(settings, model=str(folder.path))  # the same model, whatever name found it
+    if reads_only:
+        planned = reading_only(settings, folder.path)
+    return MemoryFallback(settings, folder.device, planned)
 
 
 @contextmanager
 def _saying_how_to_resume(run: Run) -> Iterator[None]:
-    """Errors and interrupts leave with the advice; but not those that would come again."""
+    """Add the advice to errors and interrupts, except to those that would recur."""
     try:
         yield
     except NotFinite:
         raise
     except (DitflowError, KeyboardInterrupt) as error:
-        error.add_note(f"`ditflow resume {run.quoted}` goes on from there")
+        error.add_note(f"`ditflow resume {run.quoted}` continues from there")
         raise
 
 
-def check_choices(settings: Settings, device: torch.device, optimises: bool) -> None:
-    """Raises DitflowError for what this machine, or the rest of the settings, cannot do; loads nothing."""
-    check_attention(
-        settings.attention, optimises, device, getattr(torch, settings.dtype), settings.deterministic
-    )
-    check_engine(settings.engine, optimises, device, streams=False)
-    check_weights(settings.weights)
-    if settings.lora and settings.weights.endswith(".gguf"):
-        raise SettingsError("--lora needs whole weights to be added to: leave out --weights FILE.gguf")
-    if settings.engine == "tensorrt" and settings.weights != "full":
-        raise SettingsError("--engine tensorrt works with --weights full only")
-    for lora in settings.lora:
-        check_lora(lora)
+def _with_absolute_paths(settings: Settings) -> Settings:
+    """The settings with absolute paths, so that a run can be repeated from another folder."""
 
-
-def check_embedding(settings: Settings, folder: ModelFolder) -> None:
-    """Raises DitflowError where the saved embedding is not one for these settings."""
-    scheduler, cpu = folder.config("scheduler"), torch.device("cpu")
-    schedule = Schedule(settings.scheduler, scheduler, settings.steps, cpu, torch.Generator())
-    rotary = folder.config("transformer")["use_rotary_positional_embeddings"]
-    facts = fingerprint(settings, schedule.timesteps, rotary)
-    read_embeddings(Path(settings.saved_embedding), facts, settings.guided_steps)
-
-
-def _from_anywhere(settings: Settings) -> Settings:
-    """The settings with whole paths, so that a run can be repeated from another folder."""
-
-    def whole(name: str) -> str:
+    def absolute(name: str) -> str:
         path = Path(os.path.expanduser(name))
         return str(path.resolve()) if path.exists() else name
 
     loras = []
     for lora in settings.lora:
         source, scale = split_scale(lora)
-        loras.append(f"{whole(source)}:{scale}")
+        loras.append(f"{absolute(source)}:{scale}")
     return replace(
         settings,
         video=os.path.realpath(os.path.expanduser(settings.video)),
-        model=settings.model if settings.model in MODELS else whole(settings.model),
-        weights=whole(settings.weights) if settings.weights.endswith(".gguf") else settings.weights,
+        model=settings.model if settings.model in models() else absolute(settings.model),
+        weights=absolute(settings.weights) if settings.weights.endswith(".gguf") else settings.weights,
         lora=tuple(loras),
     )

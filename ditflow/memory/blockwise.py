@@ -1,51 +1,63 @@
-"""The block-wise Runner: only what enters each block is kept; the reverse recomputes one block at a time."""
+"""The block-wise Runner: keeps what enters each block and recomputes one block at a time in the backward."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ditflow.memory.block_inputs import Boundaries, DeviceBoundaries, HostBoundaries, Tokens
-from ditflow.memory.kept_attention import Attend, KeptAttention
-from ditflow.memory.plain import PlainRunner, video_tokens
-from ditflow.memory.weights import Weights
-from ditflow.models.cogvideox.transformer import CogVideoX, Stream
-from ditflow.models.protocols import Injected, Inputs, Loss, Until, Variable
+from ditflow.memory.block_inputs import BlockInputs, DeviceBlockInputs, HostBlockInputs
+from ditflow.memory.kept_attention import KeptAttention
+from ditflow.memory.plain import PlainRunner
+from ditflow.models.protocols import (
+    AttentionInputs,
+    Capture,
+    Carried,
+    Injected,
+    Inputs,
+    Loss,
+    Shared,
+    Transformer,
+    Variable,
+    Weights,
+)
+
+Attend = Callable[[AttentionInputs], Tensor]  # -> [1, tokens, heads, head_dim]
 
 
 class BlockwiseRunner(PlainRunner):
     """Implements `ditflow.models.protocols.Runner`: gradient checkpointing, one block's weights at a time.
 
-    `keep`: what the way down leaves for the way back, each block's `inputs` alone or also its `attention`,
-    which is then computed once. `boundaries`: where those inputs wait, on the device or in host memory.
+    `keep`: what the forward saves for the backward, each block's `inputs` alone or also its `attention`,
+    which is then computed once. `block_inputs`: where those inputs are kept.
 
-    Equal to plain autograd, but for the order of sums where the feed-forward's reverse goes in chunks.
+    Equal to plain autograd except for the order of sums, where the feed-forward's backward works in chunks.
     """
 
     def __init__(
         self,
-        backbone: CogVideoX,
+        transformer: Transformer,
         weights: Weights | None = None,
         *,
         keep: Literal["inputs", "attention"] = "inputs",
-        boundaries: Literal["device", "host"] = "device",
+        block_inputs: Literal["device", "host"] = "device",
     ):
-        super().__init__(backbone, weights)
+        super().__init__(transformer, weights)
         self.keep = keep
-        self.boundaries: Boundaries = (
-            HostBoundaries(backbone.device) if boundaries == "host" else DeviceBoundaries()
+        self.block_inputs: BlockInputs = (
+            HostBlockInputs(transformer.device) if block_inputs == "host" else DeviceBlockInputs()
         )
 
     @property
     def copied_bytes(self) -> int:
-        return super().copied_bytes + self.boundaries.copied_bytes
+        return super().copied_bytes + self.block_inputs.copied_bytes
 
     @property
     def host_bytes(self) -> int:
-        return super().host_bytes + self.boundaries.host_bytes
+        return super().host_bytes + self.block_inputs.host_bytes
 
     def gradient(
         self,
@@ -53,77 +65,77 @@ class BlockwiseRunner(PlainRunner):
         wrt: Variable,
         inputs: Inputs,
         injected: Injected,
-        until: Until,
+        capture: Capture,
         scale: Tensor | float,
     ) -> tuple[Tensor, Tensor]:
-        time, rope, attends = self._descend(inputs, injected, until)
-        wants_rope = wrt == "embedding" and rope is not None
+        shared, attends = self._forward(inputs, injected, capture)
+        wants_rope = wrt == "embedding" and shared.rope is not None
         if wants_rope:
-            rope = rope.detach().requires_grad_()
-        reverse = _Reverse(self, loss, injected, until, scale / len(until.blocks), time, rope)
-        leaving = self.boundaries.pop() if until.what == "output" else None
-        for index in self.walk(reversed(range(until.deepest + 1))):
+            shared = replace(shared, rope=shared.rope.detach().requires_grad_())
+        backward = _Backward(self, loss, injected, capture, scale / len(capture.blocks), shared)
+        leaving = self.block_inputs.pop() if capture.what == "output" else None
+        for index in self.walk(reversed(range(capture.deepest + 1))):
             if leaving is not None:
-                reverse.add_loss_on_output(index, leaving)
-            leaving = self.boundaries.pop()
-            reverse.block(index, leaving, attends.pop(index, self.backbone.attention))
+                backward.add_loss_on_output(index, leaving)
+            leaving = self.block_inputs.pop()
+            backward.block(index, leaving, attends.pop(index, self.transformer.attend))
         gradient = (
-            reverse.rope_gradient if wants_rope else self._reverse_embed(wrt, inputs, reverse.gradient[0])
+            backward.rope_gradient if wants_rope else self._embed_backward(wrt, inputs, backward.gradient[0])
         )
-        return torch.stack(reverse.losses).mean(), gradient
+        return torch.stack(backward.losses).mean(), gradient
 
     @torch.no_grad()
-    def _descend(
-        self, inputs: Inputs, injected: Injected, until: Until
-    ) -> tuple[Tensor, Tensor | None, dict[int, Attend]]:
-        """Leave behind what enters each block, and for `output` what leaves the deepest.
+    def _forward(
+        self, inputs: Inputs, injected: Injected, capture: Capture
+    ) -> tuple[Shared, dict[int, Attend]]:
+        """Save what enters each block, and for `output` what leaves the deepest.
 
-        Returns what all blocks share, time and rope, and by block the attention that need not be recomputed.
+        Returns what all blocks share, and by block the attention that need not be recomputed.
         """
-        stream, attends = self.backbone.embed(inputs), {}
-        blocks = range(until.deepest + (until.what == "output"))
-        self.boundaries.begin(len(blocks) + 1, (stream.video, stream.text))
-        self.boundaries.push((stream.video, stream.text))
+        transformer, attends = self.transformer, {}
+        carried, shared = transformer.embed(inputs)
+        blocks = range(capture.deepest + (capture.what == "output"))
+        self.block_inputs.begin(len(blocks) + 1, carried)
+        self.block_inputs.push(carried)
         for index in self.walk(blocks):
-            attention, attend = self.attention(index, stream, injected), self.backbone.attention
+            attention, attend = self.attention(index, carried, shared, injected), transformer.attend
             if self.keep == "attention":
                 kept = KeptAttention(attend)
-                attend, attends[index] = kept.down, kept.back
-            stream = self.backbone.add_attention(index, stream, attention, attend(attention))
-            del attention  # as large as all else together
-            stream = self.backbone.feed_forward(index, stream)
-            self.boundaries.push((stream.video, stream.text))
-        return stream.time, stream.rope, attends
+                attend, attends[index] = kept.forward, kept.recompute
+            carried = transformer.add_attention(index, carried, shared, attention, attend(attention))
+            del attention  # as large as everything else together
+            carried = transformer.feed_forward(index, carried, shared)
+            self.block_inputs.push(carried)
+        return shared, attends
 
-    def _reverse_embed(self, wrt: Variable, inputs: Inputs, gradient: Tensor) -> Tensor:
+    def _embed_backward(self, wrt: Variable, inputs: Inputs, gradient: Tensor) -> Tensor:
         with torch.enable_grad():
             variable = getattr(inputs, wrt).detach().requires_grad_()
-            video = self.backbone.embed(replace(inputs, **{wrt: variable})).video
-            return torch.autograd.grad(video, variable, gradient)[0]
+            carried, _ = self.transformer.embed(replace(inputs, **{wrt: variable}))
+            return torch.autograd.grad(carried[0], variable, gradient)[0]
 
 
-class _Reverse:
-    """The way back: the gradient of what enters the block at hand, and what has been gathered on the way."""
+class _Backward:
+    """One backward: the gradient of what enters the current block, and the losses collected so far."""
 
     def __init__(
         self,
         runner: BlockwiseRunner,
         loss: Loss,
         injected: Injected,
-        until: Until,
+        capture: Capture,
         weight: Tensor | float,  # of each block's loss in the gradient
-        time: Tensor,
-        rope: Tensor | None,  # a leaf where its gradient is wanted
+        shared: Shared,  # its rope is a leaf where the rope's gradient is wanted
     ):
-        self.runner, self.loss, self.injected, self.until = runner, loss, injected, until
-        self.weight, self.time, self.rope = weight, time, rope
+        self.runner, self.loss, self.injected, self.capture = runner, loss, injected, capture
+        self.weight, self.shared = weight, shared
         self.losses: list[Tensor] = []
-        self.gradient: Tokens | None = None
+        self.gradient: Carried | None = None
         self.rope_gradient: Tensor | None = None  # float32, summed over blocks
 
-    def add_loss_on_output(self, index: int, leaving: Tokens) -> None:
-        """Add the gradient of a loss on what leaves a block, where there is one."""
-        if self.until.what != "output" or index not in self.until.blocks:
+    def add_loss_on_output(self, index: int, leaving: Carried) -> None:
+        """Add the gradient of the loss on a block's output, where it is captured."""
+        if self.capture.what != "output" or index not in self.capture.blocks:
             return
         with torch.enable_grad():
             video = leaving[0].detach().requires_grad_()
@@ -131,32 +143,32 @@ class _Reverse:
             (found,) = torch.autograd.grad(value * self.weight, video)
         self.losses.append(value.detach())
         if self.gradient is None:
-            self.gradient = found, torch.zeros_like(leaving[1])
+            self.gradient = found, *map(torch.zeros_like, leaving[1:])
         else:
             self.gradient[0].add_(found)
 
-    def block(self, index: int, entering: Tokens, attend: Attend) -> None:
-        """From the gradient of what leaves a block to that of what enters it."""
-        video, text = (tokens.detach().requires_grad_() for tokens in entering)
-        stream = Stream(video, text, self.time, self.rope)
-        leaves = [video, text]
-        if self.rope is not None and self.rope.requires_grad:
-            leaves.append(self.rope)
+    def block(self, index: int, entering: Carried, attend: Attend) -> None:
+        """From the gradient of a block's output to that of its input."""
+        transformer, shared = self.runner.transformer, self.shared
+        carried = tuple(part.detach().requires_grad_() for part in entering)
+        leaves = list(carried)
+        if shared.rope is not None and shared.rope.requires_grad:
+            leaves.append(shared.rope)
         with torch.enable_grad():
-            attention = self.runner.attention(index, stream, self.injected)
+            attention = self.runner.attention(index, carried, shared, self.injected)
             outputs, gradients = [], []
-            if self.until.what == "query_key" and index in self.until.blocks:
-                value = self.loss(index, video_tokens(attention, "query_key", text.shape[1]))
+            if self.capture.what == "query_key" and index in self.capture.blocks:
+                value = self.loss(index, attention.query_key)
                 self.losses.append(value.detach())
                 outputs.append(value * self.weight)
                 gradients.append(None)
             if self.gradient is not None:
-                backbone = self.runner.backbone
-                middle = backbone.add_attention(index, stream, attention, attend(attention))
-                outputs += [middle.video, middle.text]
-                gradients += backbone.feed_forward_reverse(index, middle, self.gradient)
+                middle = transformer.add_attention(index, carried, shared, attention, attend(attention))
+                outputs += middle
+                gradients += transformer.feed_forward_backward(index, middle, shared, self.gradient)
                 self.gradient = None
             found = torch.autograd.grad(outputs, leaves, gradients)
-        self.gradient = found[0], found[1]
-        if len(found) > 2:
-            self.rope_gradient = found[2] if self.rope_gradient is None else self.rope_gradient.add_(found[2])
+        self.gradient = found[: len(carried)]
+        if len(found) > len(carried):
+            rope = found[-1]
+            self.rope_gradient = rope if self.rope_gradient is None else self.rope_gradient.add_(rope)

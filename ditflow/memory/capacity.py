@@ -9,8 +9,7 @@ from contextlib import contextmanager
 import psutil
 import torch
 
-from ditflow.memory.presets import CONTEXT, GIB, USABLE, budget, presets
-from ditflow.settings.settings import PRESETS
+from ditflow.memory.presets import CONTEXT, GIB, PRESETS, USABLE, budget, presets
 
 SIGNS = ("out of memory", "alloc_failed", "can't allocate memory")  # of libraries, drivers, the host
 LOADED_LATER = 0.2 * GIB  # bytes that kernels and libraries take when they are first used

@@ -1,4 +1,4 @@
-"""Attention computed once though a block is computed twice: what its reverse needs is kept."""
+"""Attention computed once in a block that is computed twice: what its backward needs is kept."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from ditflow.models.cogvideox.transformer import AttentionInputs
+from ditflow.models.protocols import AttentionInputs
 
-Attend = Callable[[AttentionInputs], Tensor]  # -> [1, T + S, heads, head_dim]
 aten = torch.ops.aten
 KERNELS = {  # those that return, beside their output, all that their gradient needs
     aten._scaled_dot_product_flash_attention_for_cpu.default,
@@ -24,25 +23,26 @@ KERNELS = {  # those that return, beside their output, all that their gradient n
 
 
 class KeptAttention:
-    """One block's attention, on the way down and on the way back.
+    """One block's attention in the forward, and the same again in the backward's recomputation.
 
-    What PyTorch's own kernels return is kept in between. Any other kernel computes again: right, but slower.
+    The results of PyTorch's own kernels are kept in between. Any other kernel computes again: right, but
+    slower.
     """
 
-    def __init__(self, attend: Attend):
+    def __init__(self, attend: Callable[[AttentionInputs], Tensor]):
         self.attend = attend
         self.results: dict[Any, Any] = {}  # by operator
 
-    def down(self, inputs: AttentionInputs) -> Tensor:
+    def forward(self, inputs: AttentionInputs) -> Tensor:
         """The attention, without gradient."""
-        # some kernels return the logarithms of the sums only where they expect a gradient
+        # some kernels return the logsumexp only where they expect a gradient
         leaves = {name: getattr(inputs, name).detach().requires_grad_() for name in ("query", "key", "value")}
         with torch.enable_grad(), _Keep(self.results):
             return self.attend(replace(inputs, **leaves)).detach()
 
-    def back(self, inputs: AttentionInputs) -> Tensor:
+    def recompute(self, inputs: AttentionInputs) -> Tensor:
         """The same from the same values, with gradients where they are enabled."""
-        with _GiveBack(self.results):
+        with _Reuse(self.results):
             return self.attend(inputs)
 
 
@@ -59,7 +59,7 @@ class _Keep(TorchDispatchMode):
         return result
 
 
-class _GiveBack(_Keep):
+class _Reuse(_Keep):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         if operation in self.results:
             return self.results.pop(operation)

@@ -1,4 +1,4 @@
-"""The plain Runner: every activation of a guided forward is kept for its reverse."""
+"""The plain Runner: a guided forward keeps every activation for its backward."""
 
 from __future__ import annotations
 
@@ -10,41 +10,51 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ditflow.memory.weights import Resident, Weights
-from ditflow.models.cogvideox.transformer import AttentionInputs, CogVideoX, Stream, inject
-from ditflow.models.protocols import Injected, Inputs, KeyValue, Loss, QueryKey, Until, Variable
+from ditflow.memory.resident import Resident
+from ditflow.models.protocols import (
+    AttentionInputs,
+    Capture,
+    Carried,
+    Injected,
+    Inputs,
+    Loss,
+    Shared,
+    Transformer,
+    Variable,
+    Weights,
+)
 from ditflow.profiling import ranges
 
 
 class PlainRunner:
-    """Implements `ditflow.models.protocols.Runner`. Its graphs hold the weights they have passed."""
+    """Implements `ditflow.models.protocols.Runner`. Its graphs hold the weights they used."""
 
-    def __init__(self, backbone: CogVideoX, weights: Weights | None = None):
-        self.backbone, self.weights = backbone, weights or Resident()
+    def __init__(self, transformer: Transformer, weights: Weights | None = None):
+        self.transformer, self.weights = transformer, weights or Resident()
 
     @property
     def copied_bytes(self) -> int:
-        """What went from the host to the device, so far."""
+        """Bytes copied from the host to the device, so far."""
         return self.weights.copied_bytes
 
     @property
     def host_bytes(self) -> int:
-        """Host memory in which something waits for the device."""
+        """Host memory whose content waits for the device."""
         return self.weights.host_bytes
 
     @torch.no_grad()
-    def forward(self, several: Sequence[Inputs], injected: Injected) -> list[Tensor]:
-        streams = [self.backbone.embed(inputs) for inputs in several]
-        for index in self.walk(range(len(self.backbone.blocks))):
-            for _ in several:  # each goes through the block and to the end of the queue
-                stream = streams.pop(0)
-                streams.append(self.backbone.finish(index, stream, self.attention(index, stream, injected)))
-        grid = self.backbone.grid(several[0].latents)
-        return [self.backbone.head(stream, grid) for stream in streams]
+    def forward(self, batch: Sequence[Inputs], injected: Injected) -> list[Tensor]:
+        streams = [self.transformer.embed(inputs) for inputs in batch]
+        for index in self.walk(range(len(self.transformer.blocks))):
+            for _ in batch:  # each goes through the block and to the end of the queue
+                carried, shared = streams.pop(0)
+                streams.append((self.block(index, carried, shared, injected), shared))
+        grid = self.transformer.grid(batch[0].latents)
+        return [self.transformer.head(carried, shared, grid) for carried, shared in streams]
 
     @torch.no_grad()
-    def features(self, inputs: Inputs, injected: Injected, until: Until) -> dict[int, Any]:
-        return self.read(inputs, injected, until)
+    def features(self, inputs: Inputs, injected: Injected, capture: Capture) -> dict[int, Any]:
+        return self.read(inputs, injected, capture)
 
     def gradient(
         self,
@@ -52,16 +62,16 @@ class PlainRunner:
         wrt: Variable,
         inputs: Inputs,
         injected: Injected,
-        until: Until,
+        capture: Capture,
         scale: Tensor | float,
     ) -> tuple[Tensor, Tensor]:
-        if not all(map(self.weights.stays, range(until.deepest + 1))):
+        if not all(map(self.weights.stays, range(capture.deepest + 1))):
             raise ValueError(
-                f"a graph through block {until.deepest} needs the weights of all before it to stay"
+                f"a graph through block {capture.deepest} needs the weights of all blocks before it resident"
             )
         with torch.enable_grad():
             variable = getattr(inputs, wrt).detach().requires_grad_()
-            features = self.read(replace(inputs, **{wrt: variable}), injected, until)
+            features = self.read(replace(inputs, **{wrt: variable}), injected, capture)
             value = torch.stack([loss(block, read) for block, read in features.items()]).mean()
             (gradient,) = torch.autograd.grad(value * scale, variable)
         return value.detach(), gradient
@@ -70,31 +80,36 @@ class PlainRunner:
         """The blocks in this order; the weights of each are on the device until the next one is asked for."""
         return ranges.blocks(self.weights.walk(order))
 
-    def attention(self, index: int, stream: Stream, injected: Injected) -> AttentionInputs:
-        """A block's attention as it happens: with the clip's keys and values where they are injected."""
-        attention = self.backbone.prepare(index, stream)
-        return inject(attention, injected[index], stream.text.shape[1]) if index in injected else attention
+    def attention(self, index: int, carried: Carried, shared: Shared, injected: Injected) -> AttentionInputs:
+        """A block's attention as it is computed: with the clip's keys and values where they are injected."""
+        inputs = self.transformer.prepare(index, carried, shared)
+        return inputs.with_video(injected[index]) if index in injected else inputs
 
-    def read(self, inputs: Inputs, injected: Injected, until: Until) -> dict[int, Any]:
+    def block(self, index: int, carried: Carried, shared: Shared, injected: Injected) -> Carried:
+        """One block from end to end."""
+        return self.finish(index, carried, shared, self.attention(index, carried, shared, injected))
+
+    def finish(self, index: int, carried: Carried, shared: Shared, inputs: AttentionInputs) -> Carried:
+        """The rest of a block, from its attention on."""
+        attended = self.transformer.attend(inputs)
+        carried = self.transformer.add_attention(index, carried, shared, inputs, attended)
+        del inputs, attended  # queries, keys and values are as large as everything else together
+        return self.transformer.feed_forward(index, carried, shared)
+
+    def read(self, inputs: Inputs, injected: Injected, capture: Capture) -> dict[int, Any]:
         """What is read in each block, with gradients where they are enabled."""
-        features, stream = {}, self.backbone.embed(inputs)
-        for index in self.walk(range(until.deepest + 1)):
-            if index == until.deepest and until.what == "key_value":
-                features[index] = self.backbone.key_value(index, stream)
+        features, what = {}, capture.what
+        carried, shared = self.transformer.embed(inputs)
+        for index in self.walk(range(capture.deepest + 1)):
+            if index == capture.deepest and what == "key_value":
+                features[index] = self.transformer.key_value(index, carried, shared)
                 break
-            attention = self.attention(index, stream, injected)
-            if index in until.blocks and until.what != "output":
-                features[index] = video_tokens(attention, until.what, stream.text.shape[1])
-                if index == until.deepest:
+            attention = self.attention(index, carried, shared, injected)
+            if index in capture.blocks and what != "output":
+                features[index] = getattr(attention, what)
+                if index == capture.deepest:
                     break
-            stream = self.backbone.finish(index, stream, attention)
-            if index in until.blocks and until.what == "output":
-                features[index] = rearrange(stream.video, "1 s c -> s c")
+            carried = self.finish(index, carried, shared, attention)
+            if index in capture.blocks and what == "output":
+                features[index] = rearrange(carried[0], "1 s c -> s c")
         return features
-
-
-def video_tokens(attention: AttentionInputs, what: str, text_length: int) -> QueryKey | KeyValue:
-    """What is read just before a block's attention."""
-    if what == "query_key":
-        return QueryKey(attention.query[0, text_length:], attention.key[0, text_length:])
-    return KeyValue(attention.key[:, text_length:], attention.value[:, text_length:])

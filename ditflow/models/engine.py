@@ -1,47 +1,35 @@
-"""TensorRT for what needs no gradient: the pieces of a block that are not attention, and the VAE's decoder.
+"""TensorRT for forwards without gradient: the parts of a block around attention, and the VAE's decoder.
 
-torch.compile hands its graphs to `torch_tensorrt`, which runs what TensorRT does not know as torch does.
+torch.compile hands its graphs to `torch_tensorrt`, which leaves operators unknown to TensorRT to PyTorch.
 """
 
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 import torch
 
 from ditflow.errors import DitflowError, SettingsError
-from ditflow.models.compiling import compile_piece
+from ditflow.models.protocols import Autoencoder, Transformer
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLCogVideoX
-
-    from ditflow.models.cogvideox.transformer import CogVideoX
-
-BACKEND = "torch_tensorrt"  # the package, and what it calls itself in torch.compile
+BACKEND = "torch_tensorrt"  # the package, and its name in torch.compile
 
 
-def check_engine(engine: str, needs_gradient: bool, device: torch.device, streams: bool) -> None:
-    """Refuse an engine that cannot do what a run asks of it; imports nothing, so that it can come first.
+def check_engine(engine: str, needs_gradient: bool, device: torch.device) -> None:
+    """Refuse an engine that this run cannot use. Imports nothing heavy, so it can run first.
 
-    `streams`: whether blocks' weights come and go. Raises SettingsError where the run's other settings rule
-    it out, DitflowError where this machine does.
+    Raises SettingsError where the run's other settings rule it out, DitflowError where this machine does.
     """
     if engine == "torch":
         return
     if needs_gradient:
         raise SettingsError(
-            "--engine tensorrt: no gradient comes through it, and this run optimises: "
-            "use it with `ditflow inject` or --no-guidance"
-        )
-    if streams:
-        raise SettingsError(
-            "--engine tensorrt: needs all weights on the device, and this memory preset streams them: "
-            "use a larger --memory, or --engine torch"
+            "--engine tensorrt has no gradient, and this run optimises: use it with `ditflow inject` or "
+            "--no-guidance"
         )
     if device.type != "cuda":
         raise DitflowError(
-            f"--engine tensorrt: needs a CUDA GPU, and this run computes on {device.type}; use --engine torch"
+            f"--engine tensorrt needs a CUDA GPU, and this run computes on {device.type}; use --engine torch"
         )
     if not find_spec(BACKEND):
         raise DitflowError(
@@ -50,18 +38,16 @@ def check_engine(engine: str, needs_gradient: bool, device: torch.device, stream
         )
 
 
-def denoise_with_tensorrt(backbone: CogVideoX) -> None:
-    """Let TensorRT compute all of a block but its attention; forwards without gradient only."""
-    from ditflow.models.cogvideox.transformer import Pieces
-
+def denoise_with_tensorrt(transformer: Transformer) -> None:
+    """Compile everything in a block but its attention with TensorRT; for forwards without gradient only."""
     _load()
-    backbone.pieces = Pieces(*(compile_piece(piece, BACKEND) for piece in Pieces()))
+    transformer.compile_pieces(BACKEND)
 
 
-def decode_with_tensorrt(vae: AutoencoderKLCogVideoX) -> None:
-    """Let TensorRT compute the decoder: an engine for each shape of tile."""
+def decode_with_tensorrt(autoencoder: Autoencoder) -> None:
+    """Compile the decoder with TensorRT: one engine for each shape of tile."""
     _load()
-    vae.decoder.compile(backend=BACKEND, dynamic=False)
+    autoencoder.compile_decoder(BACKEND)
 
 
 def _load() -> None:

@@ -1,30 +1,33 @@
-"""A transformer from a GGUF file with diffusers' parameter names; linear layers stay as small as there."""
+"""A transformer from a GGUF file with diffusers' parameter names; its linear layers stay quantised."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import CogVideoXTransformer3DModel
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from ditflow.errors import DitflowError
 from ditflow.models.storage import StoredLinear
 
 
-def load_gguf(path: Path, config: dict[str, Any], dtype: torch.dtype) -> CogVideoXTransformer3DModel:
-    """The transformer of a configuration with a file's weights.
+def load_gguf(
+    path: Path, network: type[ModelMixin], config: Mapping[str, Any], dtype: torch.dtype
+) -> ModelMixin:
+    """A transformer of a class and a configuration with a file's weights.
 
-    Linear layers whose weights the file rounds stay as they are in it; all else becomes `dtype`.
+    Linear layers that the file quantises stay quantised; everything else becomes `dtype`.
 
     Raises DitflowError for a file that cannot be read or is not of this model.
     """
     tensors = _read(path)
     with init_empty_weights():
-        transformer = CogVideoXTransformer3DModel.from_config(config)
+        transformer = network.from_config(config)
     _check(path, tensors, transformer)
     values = {}
     for name, tensor in tensors.items():
@@ -43,7 +46,7 @@ def load_gguf(path: Path, config: dict[str, Any], dtype: torch.dtype) -> CogVide
 
 
 def unpack_gguf(kind: int, dtype: torch.dtype, stored: Tensor) -> Tensor:
-    """Bytes [rows, row bytes] as the weights that they stand for; `kind` is a gguf.GGMLQuantizationType."""
+    """Bytes [rows, row bytes] as weights; `kind` is a gguf.GGMLQuantizationType."""
     from diffusers.quantizers.gguf.utils import GGML_QUANT_SIZES, dequantize_functions
 
     sizes = GGML_QUANT_SIZES[kind]  # weights and bytes of a block
@@ -62,7 +65,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise DitflowError(f"--weights {path}: not a complete GGUF file ({reason})") from None
 
 
-def _check(path: Path, tensors: dict[str, Any], transformer: CogVideoXTransformer3DModel) -> None:
+def _check(path: Path, tensors: dict[str, Any], transformer: nn.Module) -> None:
     from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES
 
     wanted = {name: tuple(tensor.shape) for name, tensor in transformer.named_parameters()}

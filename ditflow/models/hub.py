@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-WITH_WEIGHTS = ("transformer", "vae", "text_encoder")
-WANTED = [
-    "model_index.json",
-    *(f"{part}/*{end}" for part in PARTS for end in (".json", ".safetensors", ".model")),
-]
+WITHOUT_WEIGHTS = ("tokenizer", "scheduler")
 
 
-def cached_folder(identity: str) -> Path | None:
-    """The pipeline folder of a hub id in the cache, whole or not; None where nothing of it is there."""
+def wanted_files(parts: Sequence[str]) -> list[str]:
+    """Patterns of the files to download for a pipeline of these parts."""
+    ends = (".json", ".safetensors", ".model")
+    return ["model_index.json", *(f"{part}/*{end}" for part in parts for end in ends)]
+
+
+def cached_folder(identity: str, parts: Sequence[str]) -> Path | None:
+    """The pipeline folder of a hub id in the cache, complete or not; None if nothing of it is there."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(identity, allow_patterns=WANTED, local_files_only=True))
+        return Path(snapshot_download(identity, allow_patterns=wanted_files(parts), local_files_only=True))
     except (OSError, ValueError):
         return None
 
 
-def missing_files(folder: Path) -> list[str]:
-    """What a pipeline folder lacks, by the names within it: a download that was cut short leaves such."""
+def missing_files(folder: Path, parts: Sequence[str]) -> list[str]:
+    """Files that a pipeline folder lacks, as an interrupted download leaves it; names relative to it."""
     missing = [] if (folder / "model_index.json").is_file() else ["model_index.json"]
-    missing += [f"{part}/" for part in PARTS if not (folder / part).is_dir()]
-    for part in WITH_WEIGHTS:
-        if (folder / part).is_dir():
+    missing += [f"{part}/" for part in parts if not (folder / part).is_dir()]
+    for part in parts:
+        if part not in WITHOUT_WEIGHTS and (folder / part).is_dir():
             missing += [f"{part}/{name}" for name in _missing_weights(folder / part)]
     return missing
 
 
 def _missing_weights(part: Path) -> list[str]:
-    """Where weights are in several files, an index names them."""
+    """Weights in several files have an index that names them."""
     index = next(part.glob("*.safetensors.index.json"), None)
     if index is None:
         whole = [path for path in part.glob("*.safetensors") if "-of-" not in path.name]

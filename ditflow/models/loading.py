@@ -1,36 +1,35 @@
-"""Weights from a name to modules: the hub's cache, a download or a local folder; safetensors only."""
+"""Weights from a name to networks: the hub's cache, a download or a local folder; safetensors only."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
-from transformers import T5EncoderModel, T5Tokenizer
+from torch import Tensor
 
 from ditflow.errors import DitflowError
-from ditflow.models.cogvideox.transformer import CogVideoX
+from ditflow.models.families import INDEX, ModelFamily, family_of, known_model, local_folder, models
 from ditflow.models.gguf_file import load_gguf
-from ditflow.models.hub import PARTS, WANTED, cached_folder, missing_files
+from ditflow.models.hub import cached_folder, missing_files, wanted_files
 from ditflow.models.lora import add_lora
+from ditflow.models.protocols import Autoencoder, Schedule, TextEncoder, Transformer
 from ditflow.models.storage import store_weights
 from ditflow.models.trust import CONFIGS, check_part, read_json
-from ditflow.settings.settings import MODELS, shipped
-from ditflow.small import SMALL_MODELS, pipeline_folder
 
 logger = logging.getLogger(__name__)
 
-ATTENTION = "sdpa"  # T5's: its config could name one to be fetched and run
+MADE_FROM = ("transformer", "vae", "scheduler")  # the parts that decide latents, once texts are encoded
 
 
 class ModelFolder:
-    """A CogVideoX pipeline folder; each part is loaded when a phase needs it, and belongs to that phase.
+    """A pipeline folder. Each part is loaded when a phase needs it, and belongs to that phase.
 
-    The transformer and the text encoder come on the host, and whoever uses them places them. Where `dtype` is
-    the files' own they are memory-mapped: a block is read when it is first moved or computed with.
+    The transformer and the text encoder come on the host; whoever uses them places them. Where `dtype` is
+    that of the files they are memory-mapped: a block is read when it is first moved or computed with.
 
     Raises DitflowError where the model cannot be found, downloaded or read.
     """
@@ -38,6 +37,7 @@ class ModelFolder:
     def __init__(self, model: str, dtype: str, device: torch.device):
         self.name, self.device, self.dtype = model, device, getattr(torch, dtype)
         self.path = find_folder(model)
+        self.family = _family(model)
 
     def config(self, part: str) -> dict[str, Any]:
         """The configuration of a part, without its weights."""
@@ -47,50 +47,77 @@ class ModelFolder:
             raise self._damaged(part, error) from None
 
     def check(self) -> None:
-        """Raises DitflowError for what is missing or not to be trusted, as far as can be told at once."""
-        for part in PARTS:
+        """Raises DitflowError for what is missing or not to be trusted, as far as shows without loading."""
+        for part in self.family.parts:
             self._check(part)
 
-    def tokenizer(self) -> T5Tokenizer:
-        return self._load("tokenizer", T5Tokenizer)
+    @property
+    def depth(self) -> int:
+        """How many blocks the transformer has."""
+        return self.family.depth(self.config("transformer"))
 
-    def text_encoder(self) -> T5EncoderModel:
-        """The T5 encoder, on the host."""
-        return self._load("text_encoder", T5EncoderModel, dtype=self.dtype, attn_implementation=ATTENTION)
+    @property
+    def embedding_kind(self) -> str:
+        return self.family.embedding_kind(self.config("transformer"))
 
-    def vae(self) -> AutoencoderKLCogVideoX:
-        """The autoencoder, on the device."""
-        vae = self._load("vae", AutoencoderKLCogVideoX, torch_dtype=self.dtype).to(self.device)
-        return vae.requires_grad_(False).eval()
+    def latent_files(self) -> list[Path]:
+        """The files from which latents are computed. The text encoder's are not: encoded texts are kept."""
+        return [
+            path
+            for part in MADE_FROM
+            for path in sorted((self.path / part).glob("*"))
+            if path.suffix in (".json", ".safetensors")
+        ]
 
-    def backbone(
+    def tokenise(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids [prompts, length]; warns of what is cut."""
+        tokenizer = self._load("tokenizer")
+        return self.family.tokenise(tokenizer, prompts, self.config("transformer"))
+
+    def text_encoder(self) -> TextEncoder:
+        """On the host."""
+        return self.family.text_encoder(self._load("text_encoder", dtype=self.dtype))
+
+    def autoencoder(self) -> Autoencoder:
+        """On the device."""
+        return self.family.autoencoder(self._load("vae", torch_dtype=self.dtype).to(self.device))
+
+    def transformer(
         self,
-        loras: tuple[str, ...] = (),
+        loras: Sequence[str] = (),
         weights: str = "full",
         attention: str = "sdpa",
         compiled: bool = False,
-    ) -> CogVideoX:
-        """The transformer, on the host."""
+    ) -> Transformer:
+        """On the host."""
+        family = self.family
         if weights.endswith(".gguf"):
-            transformer = load_gguf(Path(weights), self.config("transformer"), self.dtype)
-        else:
-            transformer = self._load("transformer", CogVideoXTransformer3DModel, torch_dtype=self.dtype)
-            for lora in loras:
-                add_lora(transformer, lora)
-            store_weights(transformer, weights, self.device)
-        return CogVideoX(transformer, attention, compiled)
+            kind, config = family.network("transformer"), self.config("transformer")
+            return family.transformer(load_gguf(Path(weights), kind, config, self.dtype), attention, compiled)
+        network = self._load("transformer", torch_dtype=self.dtype)
+        for lora in loras:
+            add_lora(network, lora, family.lora_state_dict)
+        transformer = family.transformer(network, attention, compiled)
+        store_weights(transformer.blocks, family.packed_parts, weights, self.device)
+        return transformer
+
+    def schedule(self, kind: str, steps: int, generator: torch.Generator) -> Schedule:
+        """A new run through the noise levels, on the device."""
+        return self.family.schedule(kind, self.config("scheduler"), steps, self.device, generator)
 
     def _check(self, part: str) -> None:
         try:
-            check_part(self.path / part)
+            check_part(self.path / part, self.family.classes.get(part))
         except (OSError, ValueError) as error:
             raise self._damaged(part, error) from None
 
-    def _load(self, part: str, kind: type, **options: Any) -> Any:
+    def _load(self, part: str, **options: Any) -> Any:
         self._check(part)
         if part != "tokenizer":
             options["use_safetensors"] = True
+        options |= self.family.load_options(part)
         try:
+            kind = self.family.network(part)
             return kind.from_pretrained(self.path / part, local_files_only=True, **options)
         except (MemoryError, torch.OutOfMemoryError):
             raise
@@ -107,40 +134,51 @@ def find_folder(model: str, download: bool = True) -> Path:
 
     Downloads what the hub's cache lacks, if it may. Raises DitflowError where there is no such model.
     """
-    if model in SMALL_MODELS:
-        return pipeline_folder(model)
-    if (path := Path(os.path.expanduser(model))).is_dir():
-        if not (path / "model_index.json").is_file():
-            raise DitflowError(
-                f"{model} is a folder without model_index.json: give a CogVideoX pipeline folder"
-            )
-        return path
-    if model not in MODELS and (path.suffix or model.count("/") != 1 or model.startswith((".", "/", "~"))):
+    if folder := local_folder(model):
+        if not (folder / INDEX).is_file():
+            raise DitflowError(f"{model} is a folder without {INDEX}: give a diffusers pipeline folder")
+        return folder
+    path = Path(os.path.expanduser(model))
+    if not known_model(model) and (path.suffix or model.count("/") != 1 or model.startswith((".", "/", "~"))):
         raise DitflowError(
-            f"model {model!r}: no such folder or hub id; accepted: {', '.join(MODELS)} (configs/models/), "
+            f"model {model!r}: no such folder or hub id; accepted: {', '.join(models())} (configs/models/), "
             "OWNER/NAME, a folder"
         )
     return _from_hub(model, download)
 
 
+def _family(model: str) -> ModelFamily:
+    family = family_of(model, download=True)
+    if family is None:
+        raise DitflowError(f"model {model}: its {INDEX} cannot be read; give a complete pipeline folder")
+    return family
+
+
 def _from_hub(model: str, download: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    known = shipped(f"models/{model}.yaml")["weights"] if model in MODELS else {"id": model}
-    if (folder := cached_folder(known["id"])) and not missing_files(folder):
+    known = known_model(model)
+    weights = known["weights"] if known else {"id": model}
+    family = family_of(model, download)
+    folder = cached_folder(weights["id"], family.parts) if family else None
+    if folder and not missing_files(folder, family.parts):
         return folder
     if not download:
         raise DitflowError(
             f"model {model!r}: nothing is known of its shape; looked in configs/models/ "
-            f"({', '.join(MODELS)}), for a folder of that name, and in the hub's cache"
+            f"({', '.join(models())}), for a folder of that name, and in the hub's cache"
         )
-    what = known["id"]
-    if model in MODELS:
-        what += f" ({known['download']}, {known['licence']})"
+    what = weights["id"]
+    if known:
+        what += f" ({weights['download']}, {weights['licence']})"
     logger.warning("downloading %s", what)
     try:
-        folder = Path(snapshot_download(known["id"], allow_patterns=WANTED))
-        if missing := missing_files(folder):  # without a network, what there is counts as downloaded
+        if family is None:
+            raise OSError(f"its {INDEX} cannot be fetched")
+        folder = Path(snapshot_download(weights["id"], allow_patterns=wanted_files(family.parts)))
+        if missing := missing_files(
+            folder, family.parts
+        ):  # offline, an incomplete cache is returned as it is
             raise OSError(f"{missing[0]} is missing")
         return folder
     except (OSError, ValueError) as error:

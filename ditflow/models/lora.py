@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
-from diffusers import CogVideoXTransformer3DModel
-from diffusers.loaders import CogVideoXLoraLoaderMixin
+from diffusers import ModelMixin
+from torch import Tensor
 
 from ditflow.errors import DitflowError
 from ditflow.files import PICKLE_SUFFIXES, refuse_pickle
@@ -15,8 +16,8 @@ from ditflow.models.trust import check_safetensors
 FILE = "pytorch_lora_weights.safetensors"  # in a folder
 
 
-def add_lora(transformer: CogVideoXTransformer3DModel, given: str) -> None:
-    """Merge `FILE_OR_ID[:scale]` into the weights.
+def add_lora(transformer: ModelMixin, given: str, read: Callable[..., dict[str, Tensor]]) -> None:
+    """Merge `FILE_OR_ID[:scale]` into the weights; `read` is the family's `lora_state_dict`.
 
     Raises DitflowError where it cannot be read or does not fit the model.
     """
@@ -24,9 +25,7 @@ def add_lora(transformer: CogVideoXTransformer3DModel, given: str) -> None:
     path = Path(source)
     where = {"weight_name": path.name} if path.suffix else {}
     try:
-        weights = CogVideoXLoraLoaderMixin.lora_state_dict(
-            str(path.parent if path.suffix else source), use_safetensors=True, **where
-        )
+        weights = read(str(path.parent if path.suffix else source), use_safetensors=True, **where)
         before = set(getattr(transformer, "peft_config", {}))
         transformer.load_lora_adapter(weights, prefix="transformer")
     except Exception as error:  # names and shapes are the file's: the libraries raise many kinds

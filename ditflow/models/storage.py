@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import CogVideoXTransformer3DModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -77,19 +76,19 @@ def check_weights(kind: str) -> None:
         raise DitflowError(f'--weights {kind} needs {package}: pip install "ditflow[quantize]"')
 
 
-def store_weights(transformer: CogVideoXTransformer3DModel, kind: str, device: torch.device) -> None:
-    """Store the blocks' weights as `fp8`, `int8` or `nf4`; `full` leaves them as they are.
+def store_weights(blocks: nn.ModuleList, parts: Sequence[str], kind: str, device: torch.device) -> None:
+    """Store the linear layers in `parts` of each block as `fp8`, `int8` or `nf4`; `full` changes nothing.
 
     They are packed on `device`, a layer at a time, and stay where they were. What is outside the blocks is
-    0.3 % of the weights and meets every latent first or last: it stays whole. So do the layers that modulate
-    the norms: they see one token, the timestep, so that their error would be the same for all video tokens,
-    and unpacking would cost more than the product.
+    0.3 % of CogVideoX-5B's weights and touches every latent first or last, so it stays whole. So do the
+    layers that modulate the norms: they see one token, the timestep, so their error would be the same for all
+    video tokens, and unpacking would cost more than the product.
     """
     if kind == "full":
         return
     pack, unpack = PACKINGS[kind]
-    for block in transformer.transformer_blocks:
-        for part in (block.attn1, block.ff):
+    for block in blocks:
+        for part in map(block.get_submodule, parts):
             for name, layer in list(part.named_modules()):
                 if isinstance(layer, nn.Linear):
                     weight = layer.weight.detach()

@@ -1,4 +1,4 @@
-"""What of somebody else's model is not read: pickled weights, names that lead elsewhere, code of its own."""
+"""Refuses models that bring pickled weights, code of their own or file names that lead elsewhere."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from safetensors import SafetensorError, safe_open
 from ditflow.errors import DitflowError
 from ditflow.files import PICKLE_SUFFIXES, refuse_pickle
 from ditflow.limits import MODEL_LAYERS, SETTINGS_BYTES
+from ditflow.models.hub import WITHOUT_WEIGHTS
 
 CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}  # else config.json
-CLASSES = {"transformer": "CogVideoXTransformer3DModel", "vae": "AutoencoderKLCogVideoX"}
-WEIGHTED = (*CLASSES, "text_encoder")
 
 
-def check_part(folder: Path) -> None:
-    """A part of a pipeline folder, such as its vae/, as far as can be told without loading it.
+def check_part(folder: Path, wanted: str | None) -> None:
+    """Check a part of a pipeline folder, such as vae/, without loading it; `wanted`: its class, if fixed.
 
     Raises DitflowError for what is refused; OSError or ValueError for what is missing or damaged.
     """
     config = folder / CONFIGS.get(folder.name, "config.json")
     if config.exists() or folder.name != "tokenizer":
-        _check_config(config, read_json(config))
-    if folder.name in WEIGHTED:
+        _check_config(config, read_json(config), wanted)
+    if folder.name not in WITHOUT_WEIGHTS:
         _check_weights(folder)
 
 
@@ -54,14 +53,15 @@ def check_safetensors(path: Path) -> None:
         raise ValueError(f"{path.name}: {error}") from None
 
 
-def _check_config(path: Path, config: dict[str, Any]) -> None:
+def _check_config(path: Path, config: dict[str, Any], wanted: str | None) -> None:
     if "auto_map" in config:
         raise DitflowError(
-            f"{path} asks for code of its own (auto_map), and none is run: give a CogVideoX model"
+            f"{path} asks for code of its own (auto_map), and none is run: give a model without it"
         )
-    wanted = CLASSES.get(path.parent.name)
     if wanted and config.get("_class_name", wanted) != wanted:
-        raise DitflowError(f"{path} is of a {config['_class_name']!r}, not {wanted}: give a CogVideoX model")
+        raise DitflowError(
+            f"{path} is of a {config['_class_name']!r}, not {wanted}: give a model of that class"
+        )
     for name, value in config.items():
         if "layers" in name and value is not None and (not isinstance(value, int) or value > MODEL_LAYERS):
             raise DitflowError(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from ditflow.errors import SettingsError
+from ditflow.files import shipped
 from ditflow.planning.plan import Phase, Plan
-from ditflow.settings.settings import shipped
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,18 @@ import torch
 from ditflow.errors import DitflowError
 from ditflow.guidance.targets import check_blocks
 from ditflow.memory.capacity import usable_bytes
-from ditflow.memory.presets import GIB, Preset, presets
+from ditflow.memory.presets import GIB, PRESETS, Preset, presets
+from ditflow.models.families import family_of
 from ditflow.models.storage import check_weights
 from ditflow.planning.phases import Phases
 from ditflow.planning.plan import Plan, make_plan
 from ditflow.settings import Settings
-from ditflow.settings.settings import PRESETS
 
 MIB = 1 << 20
 LESS = 0.9  # of what a plan that failed needed: the next one should not fail too
 
-# what runs of the same phases may differ in
-ALIKE = {
+# settings that do not change what a phase costs
+NEUTRAL = {
     "video": "",
     "start": 0,
     "stride": 1,
@@ -38,7 +38,6 @@ ALIKE = {
     "learning_rate": (0.0, 0.0),
     "steps": 1,
     "dynamic_scale": False,
-    "scheduler": "ddim",
     "seed": 0,
     "output": "",
     "format": "mp4",
@@ -64,9 +63,15 @@ def make_plans(
 
 
 def phases_of(settings: Settings, device: str) -> Phases:
-    """The phases of a run; kept, because the next plan may be of the same."""
-    guided, saved = float(settings.guided_steps > 0), "a file" if settings.saved_embedding else ""
-    return _phases(replace(settings, **ALIKE, guided=guided, saved_embedding=saved), device)
+    """The phases of a run, cached: the next plan may need the same."""
+    alike = replace(
+        settings,
+        **NEUTRAL,
+        scheduler=family_of(settings.model).schedulers[0],
+        guided=float(settings.guided_steps > 0),
+        saved_embedding="a file" if settings.saved_embedding else "",
+    )
+    return _phases(alike, device)
 
 
 def plan_all(settings: Settings) -> tuple[list[Plan], Plan | None, str]:

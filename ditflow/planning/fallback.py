@@ -1,4 +1,4 @@
-"""The memory that a run has: the preset in use, and a smaller one once a phase runs out."""
+"""The memory preset that a run uses, and the next smaller one once a phase runs out of memory."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import TypeVar
 
 import torch
 
-from ditflow.errors import DitflowError
+from ditflow.errors import DitflowError, SettingsError
 from ditflow.memory.capacity import capped, give_back, ran_out
+from ditflow.models.families import family_of
 from ditflow.planning.choice import choose_plan, smaller_plan
+from ditflow.planning.plan import Plan
 from ditflow.settings import Settings
-from ditflow.settings.settings import TILES
 
 logger = logging.getLogger(__name__)
 
@@ -22,31 +23,33 @@ Result = TypeVar("Result")
 
 
 def reading_only(settings: Settings, folder: Path) -> Settings:
-    """What to plan for a job that ends where a clip's motion has been read in a folder's model."""
-    return replace(settings, model=str(folder), guidance=False, injection=False, decode_tile=TILES[-1])
+    """Settings to plan a job that only reads a clip's motion with the model in a folder."""
+    smallest = family_of(str(folder)).tiles[-1]
+    return replace(settings, model=str(folder), guidance=False, injection=False, decode_tile=smallest)
 
 
-class Room:
-    """The plan that a run follows. It changes when memory runs out, and `on_change` hears of it.
+class MemoryFallback:
+    """The plan that a run follows. When memory runs out it changes, and `on_change` is called.
 
-    While it is entered, the run is held to the memory it may have. Raises DitflowError where no preset fits,
-    or not the one asked for.
+    While it is entered, the run is held to the memory it may use. Raises DitflowError where no preset fits,
+    or not the requested one.
     """
 
     def __init__(
         self,
         settings: Settings,
         device: torch.device,
-        planned: Settings,  # what is to be planned, where that is not the whole run
+        planned: Settings,  # what to plan, where that is not the whole run
     ):
         self.settings, self.device, self.planned = settings, device, planned
         give_back(device)
-        logger.info("choosing a memory preset")
+        logger.info("choosing a memory preset" if self.on_gpu else "planning memory")
         self.plan = choose_plan(planned, device)
+        check_streaming(settings, self.plan)
         self.on_change: Callable[[], None] = lambda: None
         self.cap = capped(settings.memory, device)
 
-    def __enter__(self) -> Room:
+    def __enter__(self) -> MemoryFallback:
         self.cap.__enter__()
         return self
 
@@ -55,14 +58,26 @@ class Room:
         give_back(self.device)
 
     @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def summary(self) -> str:
+        """The plan in a few words. Presets are named after GPUs, so a CPU run does not mention them."""
+        if self.on_gpu:
+            return f"memory preset {self.plan.preset.name}"
+        again = {"none": "nothing", "attention": "all but attention", "block": "each block"}
+        return f"on the CPU, {again[self.plan.preset.checkpoint]} computed twice"
+
+    @property
     def resolved(self) -> Settings:
-        """The settings with what was chosen in the place of `auto`: what a replay has to use."""
+        """The settings with `auto` replaced by what was chosen, as a replay needs them."""
         preset, tile = self.plan.preset, self.settings.decode_tile
-        tile = preset.decode_tile if tile == "auto" else tile
+        tile = preset.tile(family_of(self.planned.model).tiles) if tile == "auto" else tile
         return replace(self.settings, preset=preset.name, decode_tile=tile)
 
     def run(self, phase: str, work: Callable[[], Result]) -> Result:
-        """`work`, again with a smaller plan as long as memory runs out.
+        """The result of `work`, repeated with a smaller plan as long as memory runs out.
 
         Raises DitflowError where no smaller one is left.
         """
@@ -84,12 +99,22 @@ class Room:
         smaller = None if phase == "encode" else smaller_plan(self.planned, self.device, self.plan, phase)
         if smaller is None:
             raise DitflowError(
-                f"out of memory in {phase}, and no memory preset needs less; fewer --frames or a smaller "
-                "--size do, and a GPU that nothing else uses has more"
+                f"out of memory in {phase}, and no memory preset needs less; use fewer --frames, a smaller "
+                "--size, or a GPU with more free memory"
             )
+        check_streaming(self.settings, smaller)
         self.plan = smaller
         logger.warning(
-            "out of memory in %s: going on with memory preset %s, %d blocks on the device",
-            *(phase, smaller.preset.name, smaller.resident),
+            "out of memory in %s: continuing with %s, %d blocks resident",
+            *(phase, self.summary, smaller.resident),
         )
         self.on_change()
+
+
+def check_streaming(settings: Settings, plan: Plan) -> None:
+    """Raises SettingsError where a plan streams weights that the engine needs resident."""
+    if settings.engine == "tensorrt" and plan.streamed:
+        raise SettingsError(
+            "--engine tensorrt needs all weights on the device, and this memory preset streams them: "
+            "use a larger --memory, or --engine torch"
+        )

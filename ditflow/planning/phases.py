@@ -1,6 +1,6 @@
-"""Each phase's real code on fake tensors: what it makes and what it computes.
+"""Measures each phase's real code on fake tensors: what it allocates and what it computes.
 
-The weights of blocks are left out, wherever they are: they are the plan's to add, and change nothing else.
+The blocks' weights are left out wherever they are: the plan adds them, and nothing else depends on them.
 """
 
 from __future__ import annotations
@@ -12,30 +12,25 @@ from functools import cached_property, wraps
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from transformers import T5EncoderModel
 
 from ditflow.guidance.optimise import Guidance
 from ditflow.guidance.targets import prepare_guidance
-from ditflow.memory.arrange import around, runner_of
 from ditflow.memory.host import HostBuffers, keep_on_host
+from ditflow.memory.placement import make_runner, outside
 from ditflow.memory.streamed import flat_bytes
 from ditflow.memory.tracker import Tracker
-from ditflow.models.cogvideox import text
-from ditflow.models.cogvideox import vae as autoencoder
-from ditflow.models.cogvideox.transformer import CogVideoX
-from ditflow.models.protocols import Injected, Inputs, Runner, Until
-from ditflow.planning.fake import (
-    fake_backbone,
-    fake_inputs,
-    fake_pixels,
-    fake_tensors,
-    fake_text_encoder,
-    fake_vae,
+from ditflow.models.protocols import (
+    Autoencoder,
+    Capture,
+    Injected,
+    Inputs,
+    Runner,
+    TextEncoder,
+    Transformer,
 )
-from ditflow.planning.repeats import each_shape_once
+from ditflow.planning.fake import FakeModel, fake_tensors
 from ditflow.sampling.loop import predict
 from ditflow.settings import Settings
 from ditflow_kernels.backends import as_on
@@ -45,18 +40,18 @@ PROMPTS = 3  # the prompt, the negative one, the clip's own
 
 @dataclass(frozen=True)
 class Work:
-    """What a phase does, blocks' weights apart."""
+    """What a phase does, the blocks' weights apart."""
 
     peak_bytes: int
     flops: int
     attention_flops: int  # among them
-    walks: tuple[tuple[int, ...], ...] = ()  # blocks asked for, in order
+    walks: tuple[tuple[int, ...], ...] = ()  # the blocks that were asked for, in order
     copied_bytes: int = 0  # to the device
     host_bytes: int = 0
 
 
-class Walks:
-    """Implements `ditflow.memory.weights.Weights`: writes down which blocks are asked for."""
+class BlockTrace:
+    """Implements `ditflow.models.protocols.Weights`: records which blocks are asked for."""
 
     copied_bytes = host_bytes = 0
 
@@ -71,8 +66,8 @@ class Walks:
         return True
 
 
-def among_fakes(method: Callable) -> Callable:
-    """Decorator: run a method of `Phases` among its fake tensors, which stand for its device's."""
+def with_fakes(method: Callable) -> Callable:
+    """Decorator: run a method of `Phases` under its fake tensors, which stand for its device's."""
 
     @wraps(method)
     def run(self: Phases, *given: Any) -> Any:
@@ -83,98 +78,97 @@ def among_fakes(method: Callable) -> Callable:
 
 
 class Phases:
-    """The phases of a run with these settings on a type of device; each is measured once."""
+    """The phases of a run with these settings on a type of device. Each is measured once."""
 
     def __init__(self, settings: Settings, device: str = "cuda"):
         self.settings, self.device, self.fakes = settings, device, fake_tensors()
+        self.model = FakeModel(settings)
         self.injects = bool(settings.injection and settings.guided_steps)
         self._measured: dict[Any, Work] = {}
 
     @cached_property
-    @among_fakes
+    @with_fakes
     def block_bytes(self) -> list[int]:
         """The weights of each of the transformer's blocks."""
-        return [flat_bytes(block) for block in self.backbone.blocks]
+        return [flat_bytes(block) for block in self.transformer.blocks]
 
     @cached_property
-    @among_fakes
+    @with_fakes
     def layer_bytes(self) -> list[int]:
         """The weights of each of the text encoder's layers."""
-        return [flat_bytes(block) for block in text.blocks(self.encoder)]
+        return [flat_bytes(layer) for layer in self.text_encoder.layers]
 
-    @among_fakes
+    @with_fakes
     def pinned_bytes(self, resident: int) -> int:
-        """Host memory in which the blocks wait that do not stay on the device."""
+        """Host memory that holds the blocks which are not resident."""
         return HostBuffers(self.block_bytes[resident:], pinned=False).bytes
 
     @cached_property
-    def encoder(self) -> T5EncoderModel:
-        encoder = fake_text_encoder(self.settings)
-        for tensor in text.blocks(encoder).parameters():
+    def text_encoder(self) -> TextEncoder:
+        encoder = self.model.text_encoder()
+        for tensor in encoder.layers.parameters():
             keep_on_host(tensor)
         return encoder
 
     @cached_property
-    def backbone(self) -> CogVideoX:
-        backbone = fake_backbone(self.settings)
-        for tensor in (*backbone.blocks.parameters(), *backbone.blocks.buffers()):
-            keep_on_host(tensor)  # so that nobody counts it
-        return backbone
+    def transformer(self) -> Transformer:
+        transformer = self.model.transformer()
+        for tensor in (*transformer.blocks.parameters(), *transformer.blocks.buffers()):
+            keep_on_host(tensor)  # so that the tracker does not count it
+        return transformer
 
     @cached_property
-    def vae(self) -> AutoencoderKLCogVideoX:
-        return fake_vae(self.settings)
+    def autoencoder(self) -> Autoencoder:
+        return self.model.autoencoder()
 
     @cached_property
     def inputs(self) -> Inputs:
-        return fake_inputs(self.settings, self.backbone)
+        return self.model.inputs(self.transformer)
 
-    @among_fakes
+    @with_fakes
     def text(self) -> Work:
+        encoder = self.text_encoder
         tokens = torch.empty(PROMPTS, self.inputs.prompt.shape[1], dtype=torch.int64)
-        resident = around(self.encoder, text.blocks(self.encoder))
-        return self._measure(
-            "text", lambda walks: text.encode_tokens(self.encoder, tokens, walks), Walks(), resident
-        )
+        resident = outside(encoder.network, encoder.layers)
+        return self._measure("text", lambda trace: encoder.encode(tokens, trace), BlockTrace(), resident)
 
-    @among_fakes
+    @with_fakes
     def encode(self) -> Work:
-        vae, pixels = self.vae, fake_pixels(self.settings)
-        return self._measure(
-            "encode", lambda _: autoencoder.encode(vae, pixels), None, vae.parameters(), tiled=vae
-        )
+        autoencoder, pixels = self.autoencoder, self.model.pixels()
+        weights = autoencoder.network.parameters()
+        return self._measure("encode", lambda _: autoencoder.encode(pixels), None, weights, tiled=autoencoder)
 
-    @among_fakes
+    @with_fakes
     def decode(self, tile: str) -> Work:
-        vae, latents = self.vae, self.inputs.latents
+        autoencoder, latents = self.autoencoder, self.inputs.latents
         return self._measure(
             ("decode", tile),
-            lambda _: autoencoder.decode(vae, latents, self.settings.frames, tile),
+            lambda _: autoencoder.decode(latents, self.settings.frames, tile),
             None,
-            (*vae.parameters(), latents),
-            tiled=vae,
+            (*autoencoder.network.parameters(), latents),
+            tiled=autoencoder,
         )
 
-    @among_fakes
+    @with_fakes
     def reference(self) -> Work:
         return self._model_phase("reference", self._guidance)
 
-    @among_fakes
+    @with_fakes
     def injection(self) -> Work:
         return self._model_phase("injection", self._inject)
 
-    @among_fakes
-    def optimise(self, checkpoint: str, boundaries: str) -> Work:
+    @with_fakes
+    def optimise(self, checkpoint: str, block_inputs: str) -> Work:
         """One optimisation step."""
         guidance, injected = self.guidance, self.injected
         return self._model_phase(
-            ("optimise", checkpoint, boundaries),
+            ("optimise", checkpoint, block_inputs),
             lambda runner: guidance.optimise(runner, self.inputs, injected, 0),
             checkpoint,
-            boundaries,
+            block_inputs,
         )
 
-    @among_fakes
+    @with_fakes
     def denoise(self) -> Work:
         """One denoising step, with the clip's keys and values where they are injected."""
         weight = self.settings.guidance_scale
@@ -185,55 +179,58 @@ class Phases:
 
     @cached_property
     def guidance(self) -> Guidance:
-        return self._guidance(self._runner(Walks(), "block", "device"))
+        return self._guidance(make_runner(self.transformer, BlockTrace(), "block", "device"))
 
     @cached_property
     def injected(self) -> Injected:
-        return self._inject(self._runner(Walks(), "block", "device")) if self.injects else {}
+        if not self.injects:
+            return {}
+        return self._inject(make_runner(self.transformer, BlockTrace(), "block", "device"))
 
     def _guidance(self, runner: Runner) -> Guidance:
-        grid, inputs = self.backbone.grid(self.inputs.latents), self.inputs
+        grid, inputs = self.transformer.grid(self.inputs.latents), self.inputs
         found = prepare_guidance(runner, self.settings, grid, inputs.latents, inputs.prompt, inputs.embedding)
         return replace(found, steps=1)
 
     def _inject(self, runner: Runner) -> Injected:
-        return runner.features(self.inputs, {}, Until("key_value", self.settings.injection_blocks))
-
-    def _runner(self, walks: Walks, checkpoint: str, boundaries: str) -> Runner:
-        return runner_of(self.backbone, walks, checkpoint, boundaries)
+        return runner.features(self.inputs, {}, Capture("key_value", self.settings.injection_blocks))
 
     def _model_phase(
-        self, name: Any, work: Callable[[Runner], Any], checkpoint: str = "block", boundaries: str = "device"
+        self,
+        name: Any,
+        work: Callable[[Runner], Any],
+        checkpoint: str = "block",
+        block_inputs: str = "device",
     ) -> Work:
-        """A phase of the transformer, beside all that a run holds while it works."""
-        walks, inputs = Walks(), self.inputs
-        runner = self._runner(walks, checkpoint, boundaries)
+        """A phase of the transformer, beside everything that a run holds meanwhile."""
+        trace, inputs, transformer = BlockTrace(), self.inputs, self.transformer
+        runner = make_runner(transformer, trace, checkpoint, block_inputs)
         clip, noise = torch.empty_like(inputs.latents), torch.empty_like(inputs.latents)
         texts = [torch.empty_like(inputs.prompt) for _ in range(PROMPTS)]
         held = [clip, noise, *texts, inputs.latents, inputs.embedding]
         if name not in ("reference", "injection"):
             held += tree_leaves([list(block) for block in self.injected.values()])
-        held += around(self.backbone.transformer, self.backbone.blocks)
-        return self._measure(name, lambda _: work(runner), walks, held, runner)
+        held += outside(transformer.network, transformer.blocks)
+        return self._measure(name, lambda _: work(runner), trace, held, runner)
 
     def _measure(
         self,
         name: Any,
-        work: Callable[[Walks | None], Any],
-        walks: Walks | None,
+        work: Callable[[BlockTrace | None], Any],
+        trace: BlockTrace | None,
         present: Iterable[Tensor],
         runner: Runner | None = None,
-        tiled: AutoencoderKLCogVideoX | None = None,
+        tiled: Autoencoder | None = None,
     ) -> Work:
         if name not in self._measured:
             found = Tracker(present)
-            with each_shape_once(tiled, found) if tiled else nullcontext(), found:
-                work(walks)
+            with tiled.each_shape_once(found) if tiled else nullcontext(), found:
+                work(trace)
             self._measured[name] = Work(
                 found.peak_bytes,
                 found.flops,
                 found.attention_flops,
-                tuple(walks.orders) if walks else (),
+                tuple(trace.orders) if trace else (),
                 runner.copied_bytes if runner else 0,
                 runner.host_bytes if runner else 0,
             )

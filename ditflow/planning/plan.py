@@ -1,4 +1,4 @@
-"""What a run takes with a preset: the work of its phases, and the weights where the preset keeps them."""
+"""What a run needs with a preset: the work of its phases, and the weights where the preset keeps them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Plan:
     resident: int  # blocks of the transformer that stay on the device
     streamed: int  # and those that do not
     budget: int  # bytes of device memory that may be used
-    host_bytes: int  # of host memory held while weights or boundaries wait there
+    host_bytes: int  # host memory for weights and block inputs that wait there
     phases: tuple[Phase, ...]
 
     @property
@@ -59,14 +59,16 @@ class Plan:
 def make_plan(phases: Phases, settings: Settings, preset: Preset, budget: int) -> Plan:
     """The plan of one preset, with as many resident blocks as fit into `budget` bytes.
 
-    `phases` may be those of other settings of which each phase takes the same.
+    `phases` may belong to other settings whose phases cost the same.
     """
     works = dict(_model_works(phases, settings, preset))
     sizes, layers = phases.block_bytes, phases.layer_bytes
     beside = max(work.peak_bytes for _, work in works.values())
     resident = _resident_blocks(phases, preset, budget - beside, sizes)
     whole = preset.text == "whole"
-    tile = preset.decode_tile if settings.decode_tile == "auto" else settings.decode_tile
+    tile = settings.decode_tile
+    if tile == "auto":
+        tile = preset.tile(phases.model.family.tiles)
 
     waiting = phases.pinned_bytes(resident) + max(work.host_bytes for _, work in works.values())
     return Plan(
@@ -94,21 +96,21 @@ def _model_works(
         yield "injection", (settings.guided_steps, phases.injection())
     if settings.optimises:
         times = settings.guided_steps * settings.optimisation_steps
-        yield "optimise", (times, phases.optimise(preset.checkpoint, preset.boundaries))
+        yield "optimise", (times, phases.optimise(preset.checkpoint, preset.block_inputs))
     yield "denoise", (settings.steps, phases.denoise())
 
 
-def _resident_blocks(phases: Phases, preset: Preset, room: int, sizes: list[int]) -> int:
-    """As many as fit into `room` bytes; at least those whose weights the graph of a guided step holds."""
+def _resident_blocks(phases: Phases, preset: Preset, free: int, sizes: list[int]) -> int:
+    """As many as fit into `free` bytes, and at least those whose weights the graph of a guided step holds."""
     least = 0
     if phases.settings.optimises and preset.checkpoint == "none":
         least = max(phases.settings.guidance_blocks) + 1
-    fitting = (n for n in range(len(sizes), least, -1) if Ring(sizes, n).device_bytes <= room)
+    fitting = (n for n in range(len(sizes), least, -1) if Ring(sizes, n).device_bytes <= free)
     return next(fitting, least)
 
 
 def _phase(name: str, times: int, work: Work, sizes: list[int], resident: int) -> Phase:
-    """A phase with its weights in place; of walks that repeat, the copies are those of a later time."""
+    """A phase with its weights in place. If it repeats, its copies are those of a repetition."""
     ring = Ring(sizes, resident)
     for _ in range(1 if times == 1 else 2):
         copied = sum(ring.replay(order) for order in work.walks)

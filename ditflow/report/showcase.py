@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ditflow import Settings, transfer
-from ditflow.cli.main import quieten_libraries
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.small.clips import FRAME_RATE, made_clip
@@ -36,7 +35,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ditflow.report.showcase", description=main.__doc__)
     parser.add_argument("output", type=Path, help="the picture to write, .gif or .mp4")
     choice = parser.parse_args(arguments)
-    quieten_libraries()
     try:
         write_clip(make_showcase(), choice.output)
     except DitflowError as error:

@@ -1,13 +1,13 @@
-"""What an unfinished run has computed, in `state/` of its folder, until the run is whole.
+"""The checkpoint of an unfinished run, in `state/` of its folder until the run is finished.
 
-| file | when it is written | what it holds |
+| file | written | content |
 | --- | --- | --- |
-| `clip` | before all else | the clip's frames as they were read: the video is not needed again |
-| `texts`, `reference` | once encoded | the prompts and the clip, encoded |
-| `embedding_000`, ... | after a guided step | the embedding it ended with, where that is optimised |
-| `step` | after every denoising step | all that the next one needs; takes the place of the one before |
+| `clip` | first | the clip's frames as they were read: the video is not needed again |
+| `texts`, `reference` | after encoding | the encoded prompts and clip |
+| `embedding_000`, ... | after a guided step | the embedding that the step ended with, where it is optimised |
+| `step` | after every denoising step | all that the next one needs; replaces the file of the step before |
 
-Each is a safetensors file that says which run it is of, with a checksum over all that it holds.
+Each is a safetensors file with the run's fingerprint and a checksum over its content.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from torch import Tensor
 
 from ditflow.errors import DitflowError
 from ditflow.files import clear_unfinished, inside
-from ditflow.models.cogvideox.schedule import Moment
-from ditflow.run_folder.fingerprint import check_identity
+from ditflow.models.protocols import SchedulerState
+from ditflow.run_folder.fingerprint import check_fingerprint
 from ditflow.run_folder.lock import locked
 from ditflow.run_folder.run import Run, read_tensors
 from ditflow.video import Clip
@@ -38,48 +38,49 @@ FOLDER = "state"
 
 @dataclass(frozen=True)
 class State:
-    """How far denoising has come: all that the next step needs, and what has been gathered until then."""
+    """All that the next denoising step needs, and the results collected so far."""
 
     index: int  # of the last finished step; -1 before the first
     latents: Tensor  # [1, frames, channels, height, width]
-    embedding: Tensor | None  # the optimised one, where another guided step begins with it
-    moment: Moment
+    embedding: Tensor | None  # the optimised one, where the next guided step begins with it
+    schedule: SchedulerState
     losses: list[list[float]]  # [guided steps][optimisation steps]
-    skipped: int  # optimisation steps left out because float16 overflowed
+    skipped: int  # optimisation steps skipped because float16 overflowed
     embeddings: list[Tensor]  # one a guided step, where they are optimised
 
 
 class StateFolder:
-    """The files, by name, of the run that `identity` describes.
+    """The checkpoint files, by name, of the run with a fingerprint.
 
-    Reading raises DitflowError where a file is damaged or of another run; writing, where there is no room.
+    Reading raises DitflowError where a file is damaged or belongs to another run; writing, where the disk is
+    full.
     """
 
-    def __init__(self, run: Run, identity: dict[str, str]):
-        self.folder, self.identity = run.folder / FOLDER, identity
+    def __init__(self, run: Run, fingerprint: dict[str, str]):
+        self.folder, self.fingerprint = run.folder / FOLDER, fingerprint
         if self.folder.is_symlink():
-            raise DitflowError(f"{self.folder} is a link: a run keeps its state in its own folder")
+            raise DitflowError(f"{self.folder} is a link: a run keeps its checkpoint in its own folder")
         if self.folder.is_dir():
             clear_unfinished(self.folder)
 
     def write(self, name: str, tensors: Mapping[str, Tensor], **facts: Any) -> None:
-        # copies, because one tensor may have two names
+        # copied, because one tensor may have two names
         here = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
-        words = self.identity | {key: json.dumps(value) for key, value in facts.items()}
+        words = self.fingerprint | {key: json.dumps(value) for key, value in facts.items()}
         seal = {"checksum": _checksum(here, words)}
         Run(self.folder).write_tensors(self.path(name).name, here, words | seal)
 
     def read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and facts as they were written."""
+        """Tensors and facts as written."""
         path = inside(self.folder, self.path(name).name)
-        tensors, words = read_tensors(path, "an unfinished transfer keeps it; make the run again")
-        check_identity(path, words, self.identity)
+        tensors, words = read_tensors(path, "every unfinished transfer has it; start a new run")
+        check_fingerprint(path, words, self.fingerprint)
         if words.pop("checksum", None) != _checksum(tensors, words):
             raise DitflowError(f"{path} is damaged (its checksum is another): make the run again")
-        return tensors, {key: json.loads(word) for key, word in words.items() if key not in self.identity}
+        return tensors, {key: json.loads(word) for key, word in words.items() if key not in self.fingerprint}
 
     def check(self) -> None:
-        """Raises DitflowError where any of the files cannot be gone on from, or one is missing."""
+        """Raises DitflowError where a file is missing or cannot be resumed from."""
         for path in sorted(self.folder.glob("*.safetensors")):
             self.read(path.stem)
         read_state(self)
@@ -100,13 +101,13 @@ def keep_clip(files: StateFolder, clip: Clip) -> None:
 
 
 def kept_clip(files: StateFolder) -> Clip:
-    """The clip, to the last bit. Raises DitflowError as `StateFolder` does."""
+    """The clip, bit for bit. Raises like `StateFolder`."""
     tensors, facts = files.read("clip")
     return Clip(tensors["frames"].numpy(), Fraction(*facts["frame_rate"]))
 
 
 def read_state(files: StateFolder) -> State | None:
-    """The last one that was written; None before the first step. Raises as `StateFolder` does."""
+    """The last written state; None before the first step. Raises like `StateFolder`."""
     if not files.has("step"):
         return None
     tensors, facts = files.read("step")
@@ -114,9 +115,9 @@ def read_state(files: StateFolder) -> State | None:
         embeddings = [files.read(_embedding(index))[0] for index in range(facts.pop("embeddings"))]
         return State(
             **facts,
-            latents=tensors["latents"],
-            embedding=tensors.get("embedding"),
-            moment=Moment(tensors.get("clean_estimate"), tensors["generator"]),
+            latents=tensors.pop("latents"),
+            embedding=tensors.pop("embedding", None),
+            schedule=tensors,
             embeddings=[tensors["embedding"] for tensors in embeddings],
         )
     except (KeyError, TypeError) as error:
@@ -124,7 +125,7 @@ def read_state(files: StateFolder) -> State | None:
 
 
 def clear_leftovers(run: Run) -> None:
-    """Remove what a process that was killed at the end of a finished run could not."""
+    """Remove the checkpoint of a finished run whose process was killed before it could."""
     if (folder := run.folder / FOLDER).is_dir() and not folder.is_symlink():
         with locked(run.folder):
             clear_unfinished(run.folder)
@@ -132,13 +133,13 @@ def clear_leftovers(run: Run) -> None:
 
 
 class StateWriter:
-    """Writes states beside the computation: of those that wait, the newest. It is left with the last one.
+    """Writes states in a thread beside the computation; only the newest waiting state is written.
 
-    `put` raises what went wrong with an earlier state, as leaving does.
+    Leaving the context waits for the last one. `put` and leaving raise the error of an earlier write.
     """
 
     def __init__(self, files: StateFolder, written: int):
-        self.files, self.written = files, written  # so many embeddings are there
+        self.files, self.written = files, written  # how many embeddings are on disk
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="state")
         self.states: list[Future] = []  # being written, waiting or failed
 
@@ -151,7 +152,7 @@ class StateWriter:
             self._raise()
 
     def put(self, state: State) -> None:
-        self.states = [future for future in self.states if not future.cancel()]  # one that waits is outdated
+        self.states = [future for future in self.states if not future.cancel()]  # a waiting one is outdated
         self._raise()
         self.states = [future for future in self.states if not future.done()]
         self.states.append(self.thread.submit(self._write, state))
@@ -166,15 +167,12 @@ class StateWriter:
         for index in range(self.written, len(state.embeddings)):
             self.files.write(_embedding(index), {"embedding": state.embeddings[index]})
         self.written = len(state.embeddings)
-        tensors = {
-            "latents": state.latents,
-            "embedding": state.embedding,
-            "clean_estimate": state.moment.clean_estimate,
-            "generator": state.moment.generator,
-        }
+        tensors = {"latents": state.latents, **state.schedule}
+        if state.embedding is not None:
+            tensors["embedding"] = state.embedding
         self.files.write(
             "step",
-            {name: tensor for name, tensor in tensors.items() if tensor is not None},
+            tensors,
             index=state.index,
             losses=state.losses,
             skipped=state.skipped,

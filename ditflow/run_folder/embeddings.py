@@ -1,8 +1,9 @@
-"""The optimised embeddings of a run as a file, for other prompts: one tensor a guided step."""
+"""A run's optimised embeddings as a file, for use with other prompts: one tensor a guided step."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,14 +16,18 @@ from ditflow.settings import Settings
 FILE = "embedding.safetensors"
 
 
-def fingerprint(settings: Settings, timesteps: list[int], rotary: bool) -> dict[str, str]:
-    """What has to agree between the run that made embeddings and one that uses them."""
+def embedding_facts(
+    settings: Settings,
+    timesteps: Sequence[int | float],
+    kind: str,  # "rotary" or "additive"
+) -> dict[str, str]:
+    """What must agree between the run that made embeddings and one that uses them."""
     facts = {
         "model": settings.model,
         "size": str(settings.size),
         "frames": settings.frames,
-        "timesteps": timesteps,
-        "kind": "rotary" if rotary else "additive",
+        "timesteps": list(timesteps),
+        "kind": kind,
     }
     return {name: json.dumps(value) for name, value in facts.items()}
 
@@ -37,7 +42,7 @@ def save_embeddings(run: Run, embeddings: list[Tensor], facts: dict[str, str]) -
 
 
 def read_embeddings(path: Path, facts: dict[str, str], steps: int) -> list[Tensor]:
-    """The embeddings of `steps` guided steps, as saved.
+    """The embeddings of `steps` guided steps, as saved, on the host.
 
     Raises DitflowError where the file is of another model, size, frame count or schedule, or is damaged.
     """
@@ -53,13 +58,3 @@ def read_embeddings(path: Path, facts: dict[str, str], steps: int) -> list[Tenso
             f"{path}: holds {len(tensors)} guided steps, this run has {steps}; use the same --guided"
         )
     return [tensors[name] for name in sorted(tensors)]
-
-
-def load_embeddings(path: Path, facts: dict[str, str], steps: int, own: Tensor) -> list[Tensor]:
-    """The same, checked to have the shape of the model's `own`. They stay on the host: a step takes one."""
-    saved = read_embeddings(path, facts, steps)
-    if any(tensor.shape != own.shape for tensor in saved):
-        raise DitflowError(
-            f"{path} is damaged: its embeddings do not have the model's shape {list(own.shape)}"
-        )
-    return saved

@@ -1,4 +1,4 @@
-"""The run folder: what is written, when, and how it is read again."""
+"""The run folder: naming, writing and reading its files."""
 
 from __future__ import annotations
 
@@ -22,36 +22,44 @@ from torch import Tensor
 from ditflow.errors import DitflowError
 from ditflow.files import inside, refuse_pickle, whole_or_absent
 from ditflow.settings import Settings, read_settings
+from ditflow.video import Clip, read_clip
 
 LATENTS = "latents.safetensors"
-LONGEST_NAME = 60  # characters of a folder's: up to 240 bytes, of the 255 that file systems have
+SUFFIXES = {"mp4": ".mp4", "gif": ".gif", "frames": ""}  # by `Settings.format`
+LONGEST_NAME = 60  # characters of a folder's name: up to 240 bytes, of the 255 that file systems allow
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder that exists. Every file appears whole: it is written under another name and renamed."""
+    """An existing run folder. A file is written under another name and renamed, so it is always complete."""
 
     folder: Path
 
     @classmethod
     def open(cls, folder: Path) -> Run:
-        """A transfer's, finished or not. Raises DitflowError for a folder that is none."""
+        """A transfer's folder, finished or not. Raises DitflowError for any other."""
         if not inside(folder, "settings.yaml").is_file():
-            raise DitflowError(f"{folder} is no run folder: it has no settings.yaml; give a transfer's")
+            raise DitflowError(
+                f"{folder} is not a run folder: it has no settings.yaml; give a transfer's folder"
+            )
         return cls(folder)
 
     @property
     def finished(self) -> bool:
-        """Whether all of it is there."""
+        """Whether the run has ended successfully."""
         return (self.folder / "run.json").is_file()
 
     @property
     def quoted(self) -> str:
-        """The folder as a word of a command."""
+        """The folder, quoted for a shell."""
         return shlex.quote(str(self.folder))
 
     def settings(self) -> Settings:
         return read_settings(inside(self.folder, "settings.yaml"))
+
+    def clip(self, name: str, settings: Settings) -> Clip:
+        """Its "result" or "reference"."""
+        return read_clip(inside(self.folder, video_name(name, settings)), frames=settings.frames, size=None)
 
     def write_text(self, name: str, text: str) -> None:
         self._write(name, lambda path: path.write_text(text, encoding="utf-8"))
@@ -75,9 +83,14 @@ class Run:
                 write(unfinished)
         except OSError as error:
             raise DitflowError(
-                f"{self.folder / name} cannot be written ({error.strerror or error}): make room or give "
-                "another place"
+                f"{self.folder / name} cannot be written ({error.strerror or error}): free some space or "
+                "give another --output"
             ) from error
+
+
+def video_name(name: str, settings: Settings) -> str:
+    """The file or folder name of a run's "result", "reference" or "comparison"."""
+    return f"{name}{SUFFIXES[settings.format]}"
 
 
 def read_tensors(path: Path, missing: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -89,13 +102,13 @@ def read_tensors(path: Path, missing: str) -> tuple[dict[str, Tensor], dict[str,
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise DitflowError(f"{path} is damaged ({error}): make the run again") from None
+        raise DitflowError(f"{path} is damaged ({error}): start a new run") from None
 
 
 def read_latents(folder: Path) -> tuple[Tensor, Tensor]:
-    """A run's reference's and its result's, [1, frames, channels, height, width].
+    """The latents of a run's reference and result, [1, frames, channels, height, width].
 
-    Raises DitflowError where the file is absent, damaged or no transfer's.
+    Raises DitflowError where the file is missing, damaged or not a transfer's.
     """
     path = inside(folder, LATENTS)
     tensors, _ = read_tensors(path, "every transfer writes it")
@@ -106,7 +119,7 @@ def read_latents(folder: Path) -> tuple[Tensor, Tensor]:
 
 
 def create_run(settings: Settings, kind: str = "") -> Run:
-    """A new folder: `output`, or a name after the clip and the prompt; a taken name gets a number."""
+    """Create the folder: `output`, or a name from the clip and the prompt; a taken name gets a number."""
     wanted = Path(settings.output) if settings.output else Path("runs") / _name(settings, kind)
     for number in count(1):
         folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
@@ -127,7 +140,7 @@ def _name(settings: Settings, kind: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What computed a run, by package."""
+    """Package versions, for the record."""
     found = {"python": platform.python_version()}
     for package in ("ditflow", "torch", "triton", "diffusers", "transformers"):
         try:

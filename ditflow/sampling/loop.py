@@ -9,9 +9,7 @@ from torch import Tensor
 
 from ditflow.guidance.injection import Injection
 from ditflow.guidance.optimise import Guidance
-from ditflow.models.cogvideox.schedule import Schedule, dynamic_guidance_scale
-from ditflow.models.cogvideox.text import Texts
-from ditflow.models.protocols import Injected, Inputs, Runner
+from ditflow.models.protocols import Injected, Inputs, Runner, Schedule, Texts
 from ditflow.profiling import ranges
 from ditflow.sampling.finite import check_latents, check_optimisation
 
@@ -23,13 +21,13 @@ class Scale:
     value: float
     dynamic: bool
 
-    def at(self, steps: int, timestep: int) -> float:
-        return dynamic_guidance_scale(self.value, steps, timestep) if self.dynamic else self.value
+    def at(self, schedule: Schedule, index: int) -> float:
+        return schedule.dynamic_scale(self.value, index) if self.dynamic else self.value
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a denoising step left behind, and all that the next one needs beside the schedule's own state."""
+    """A finished denoising step: all that the next one needs beside the schedule's state."""
 
     index: int
     latents: Tensor  # [1, frames, channels, height, width]
@@ -40,8 +38,8 @@ class Step:
 def denoise(
     runner: Runner,
     schedule: Schedule,
-    last: Step,  # index -1, the initial noise and the model's own embedding; or any later step, to go on from
-    own: Tensor,  # the model's own positional embedding
+    last: Step,  # where to continue; at the start index -1, the initial noise, the native embedding
+    native_embedding: Tensor,  # the model's own positional embedding
     texts: Texts,
     scale: Scale,
     guided_steps: int,
@@ -52,29 +50,29 @@ def denoise(
 ) -> Tensor:
     """From noise to clean latents; the first `guided_steps` steps follow the clip's motion.
 
-    In those steps the clip's keys and values are injected, and the latents or the embedding are optimised or,
+    In those steps the clip's keys and values are injected. The latents or the embedding are optimised or,
     given `saved_embeddings` (one a guided step), the embedding is taken from there. An optimised embedding
-    carries over from one guided step to the next; after them the model's own is back.
+    carries over from one guided step to the next; later steps use the native one.
 
-    Raises NotFinite in the step where NaN or infinity first appears; `on_step` does not hear of that one.
+    Raises NotFinite in the step where NaN or infinity first appears; `on_step` is not called for it.
     """
-    latents, embedding, steps = last.latents, last.embedding, len(schedule.timesteps)
-    for index in ranges.steps(range(last.index + 1, steps), guided_steps):
-        timestep = schedule.on_device[index : index + 1]
-        inputs = Inputs(latents, texts.prompt, timestep, embedding if index < guided_steps else own)
+    latents, embedding = last.latents, last.embedding
+    for index in ranges.steps(range(last.index + 1, len(schedule.timesteps)), guided_steps):
+        timestep, guided = schedule.on_device[index : index + 1], index < guided_steps
+        inputs = Inputs(latents, texts.prompt, timestep, embedding if guided else native_embedding)
         injected, losses = {}, []
-        if index < guided_steps:
+        if guided:
             if injection:
                 injected = injection.capture(runner, schedule, inputs)
             if saved_embeddings:
-                inputs = replace(inputs, embedding=saved_embeddings[index].to(own))
+                inputs = replace(inputs, embedding=saved_embeddings[index].to(native_embedding))
             elif guidance:
                 inputs, *found = guidance.optimise(runner, inputs, injected, index)
                 losses, gradients = (each.tolist() for each in found)
                 check_optimisation(index, losses, gradients, guidance.may_overflow)
             latents, embedding = inputs.latents, inputs.embedding
 
-        weight = scale.at(steps, schedule.timesteps[index])
+        weight = scale.at(schedule, index)
         prediction = predict(runner, inputs, texts.negative_prompt, injected, weight)
         latents = schedule.step(prediction, index, latents)
         check_latents(index, {"model's prediction": prediction, "step's result": latents})
@@ -85,9 +83,9 @@ def denoise(
 def predict(
     runner: Runner, inputs: Inputs, negative_prompt: Tensor, injected: Injected, weight: float
 ) -> Tensor:
-    """The model's prediction, away from the negative prompt by `weight`; 1 leaves that out."""
+    """The prediction with classifier-free guidance; a weight of 1 needs no negative prompt."""
     if weight == 1:
         return runner.forward([inputs], injected)[0]
-    several = [inputs, replace(inputs, prompt=negative_prompt)]
-    prediction, negative = runner.forward(several, injected)
+    batch = [inputs, replace(inputs, prompt=negative_prompt)]
+    prediction, negative = runner.forward(batch, injected)
     return negative + weight * (prediction - negative)

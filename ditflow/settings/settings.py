@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import difflib
-import json
-import os
 import re
 from dataclasses import dataclass, field, fields
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
 
 from ditflow.errors import SettingsError
+from ditflow.files import shipped
 from ditflow.limits import PROMPT_CHARACTERS, SIDE, SOURCE_FRAMES
+from ditflow.memory.presets import PRESETS
+from ditflow.models.families import ModelFamily, family_of, models, published_settings
 from ditflow.settings.values import Size, plain, read_value
 from ditflow.settings.yaml_file import read_mapping
 
-MODELS = ("5b", "2b", "small", "small-sincos")
-PRESETS = ("4gb", "6gb", "8gb", "12gb", "16gb", "24gb", "48gb", "80gb")
-ATTENTION = ("sdpa", "cudnn", "flash", "xformers", "sage")
-TILES = ("360x240", "288x192", "240x160", "192x128", "144x96")  # those that join to the right size
+ATTENTION = ("sdpa", "cudnn", "flash", "xformers", "sage")  # as in ditflow.models.attention, without torch
 
 
 def option(
@@ -50,13 +46,13 @@ class Settings:
     """
 
     video: str = option("video", "reference clip: a video file or a folder of images")
-    frames: int = option("video", "frames to transfer", least=9, most=SOURCE_FRAMES)
+    frames: int = option("video", "frames to transfer", least=1, most=SOURCE_FRAMES)
     start: int = option("video", "first frame of the clip that is used", least=0, most=SOURCE_FRAMES)
     stride: int = option("video", "use every n-th frame of the clip", least=1, most=SOURCE_FRAMES)
-    size: Size = option("video", "size of the new video in pixels, multiples of 16", most=SIDE)
+    size: Size = option("video", "size of the new video in pixels (CogVideoX: multiples of 16)", most=SIDE)
     fit: str = option("video", "how the clip gets that size", choices=("crop", "pad", "stretch"))
 
-    model: str = option("model", f"{', '.join(MODELS)}, a hub id or a local folder")
+    model: str = option("model", f"{', '.join(models())}, a hub id or a local folder")
     lora: tuple[str, ...] = option("model", "LoRA weights on top: FILE_OR_ID[:scale]")
     dtype: str = option("model", "precision of the weights", choices=("bfloat16", "float16", "float32"))
     device: str = option("model", "where to compute: auto, cpu, cuda, cuda:1, ...")
@@ -67,9 +63,7 @@ class Settings:
     weights: str = option(
         "memory", "how the transformer's weights are stored: full, fp8, int8, nf4 (not exact) or a .gguf file"
     )
-    decode_tile: str = option(
-        "memory", "tile of VAE decoding in pixels, or auto", choices=("auto", "none", *TILES), flag=False
-    )
+    decode_tile: str = option("memory", "tile of VAE decoding: WIDTHxHEIGHT, none or auto", flag=False)
 
     attention: str = option("speed", "attention kernel", choices=ATTENTION)
     compile: str = option("speed", "compile the blocks: auto does on a GPU", choices=("auto", "on", "off"))
@@ -103,7 +97,7 @@ class Settings:
         "sampling", "classifier-free guidance scale; 1 turns it off", least=1, most=100
     )
     dynamic_scale: bool = option("sampling", "let the guidance scale rise over the steps, as 5B was made for")
-    scheduler: str = option("sampling", "sampler", choices=("ddim", "dpm"))
+    scheduler: str = option("sampling", "sampler (CogVideoX: ddim or dpm)")
     seed: int = option("sampling", "seed of all noise", least=0, most=2**63 - 1)
 
     output: str = option("output", "run folder (default: runs/<clip>-<prompt>); a taken name gets a number")
@@ -111,20 +105,29 @@ class Settings:
     keep_precision: bool = option("output", "save the embedding in float32 instead of bfloat16")
 
     def __post_init__(self) -> None:
-        kinds = get_type_hints(type(self))
-        base = model_settings(str(self.model or shipped("defaults.yaml")["model"]))
+        kinds, base = get_type_hints(type(self)), {}
+        if any(getattr(self, item.name) is None for item in fields(self)):
+            base = model_settings(str(self.model or shipped("defaults.yaml")["model"]))
         for item in fields(self):
             given = getattr(self, item.name)
             value = read_value(item, kinds[item.name], base[item.name] if given is None else given)
             object.__setattr__(self, item.name, value)
-        for name in ("guidance_blocks", "injection_blocks"):
-            blocks = getattr(self, name)
-            if len(set(blocks)) < len(blocks):
-                raise SettingsError(f"{name}: {list(blocks)} given, a block named twice; name each one once")
+        self._check_memory()
+        self._check_blocks()
+        if family := family_of(self.model):  # a finished run's model may be gone
+            check_family(self, family)
+
+    def _check_memory(self) -> None:
         if self.memory not in ("auto", *PRESETS) and not re.fullmatch(r"\d{1,4}(\.\d+)?", self.memory):
             raise SettingsError(
                 f"memory: {self.memory!r} given; accepted: auto, gigabytes such as 8, or {', '.join(PRESETS)}"
             )
+
+    def _check_blocks(self) -> None:
+        for name in ("guidance_blocks", "injection_blocks"):
+            blocks = getattr(self, name)
+            if len(set(blocks)) < len(blocks):
+                raise SettingsError(f"{name}: {list(blocks)} given, a block named twice; name each one once")
         overlap = set(self.guidance_blocks) & set(self.injection_blocks)
         if overlap and self.guidance and self.injection:
             raise SettingsError(
@@ -165,31 +168,21 @@ def read_settings(path: Path | None = None, **given: Any) -> Settings:
 
 
 def model_settings(model: str) -> dict[str, Any]:
-    """All settings with the values that suit a model, before anybody changed one."""
-    return (
-        shipped("defaults.yaml")
-        | {"model": model}
-        | shipped(f"models/{model_family(model)}.yaml")["settings"]
-    )
+    """All settings with a model's published values. Raises SettingsError for a model that is not known."""
+    return shipped("defaults.yaml") | {"model": model} | published_settings(model)
 
 
-def model_family(model: str) -> str:
-    """The shipped model whose settings a name, a hub id or a folder starts from."""
-    if model in MODELS:
-        return model
-    config = Path(os.path.expanduser(model)) / "transformer" / "config.json"
-    if config.is_file():
-        try:
-            rotary = dict(json.loads(config.read_text(encoding="utf-8")))["use_rotary_positional_embeddings"]
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            raise SettingsError(
-                f"model {model}: {config} is damaged; give a complete pipeline folder"
-            ) from None
-        return "5b" if rotary else "2b"
-    return "2b" if "2b" in model.lower() else "5b"
-
-
-@cache
-def shipped(name: str) -> dict[str, Any]:
-    """A YAML file of `configs/`. Treat it as read-only."""
-    return yaml.safe_load((files("ditflow.configs") / name).read_text(encoding="utf-8"))
+def check_family(settings: Settings, family: ModelFamily) -> None:
+    """Raises SettingsError for values that a model family does not accept."""
+    size, multiple = settings.size, family.size_multiple
+    if any(side % multiple for side in size):
+        nearest = Size(*(max(multiple, round(side / multiple) * multiple) for side in size))
+        raise SettingsError(f"size: {size} given, multiples of {multiple} accepted; nearest: {nearest}")
+    if settings.frames < family.least_frames:
+        raise SettingsError(f"frames: {settings.frames} given, at least {family.least_frames} accepted")
+    tiles = ("auto", "none", *family.tiles)
+    for name, accepted in (("scheduler", family.schedulers), ("decode_tile", tiles)):
+        if (given := getattr(settings, name)) not in accepted:
+            raise SettingsError(f"{name}: {given!r} given, accepted: {', '.join(accepted)}")
+    if settings.dynamic_scale and not family.has_dynamic_scale:
+        raise SettingsError(f"dynamic_scale: {family.pipeline} has none; use --no-dynamic-scale")

@@ -9,11 +9,10 @@ import unicodedata
 from dataclasses import Field
 from typing import Any, NamedTuple, get_args, get_origin
 
-from ditflow.errors import SettingsError
+from ditflow.errors import SettingsError, shown
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 LONGEST_NAME = 255  # bytes of a file's or a folder's name
-SHOWN = 60  # characters of a value in a message
 
 
 class Size(NamedTuple):
@@ -40,17 +39,9 @@ def read_value(item: Field, kind: Any, given: Any) -> Any:
             _check_text(item, part)
         else:
             _check_bounds(item, given, part)
-    if kind is Size and (min(value) < 16 or value.width % 16 or value.height % 16):
-        raise SettingsError(
-            f"{item.name}: {value} given, multiples of 16 accepted; nearest: {_nearest(value)}"
-        )
+    if kind is Size and min(value) < 1:
+        raise SettingsError(f"{item.name}: {value} given, at least 1x1 accepted")
     return value
-
-
-def shown(given: Any, most: int = SHOWN) -> str:
-    """A value in a message: its beginning, where it has more than `most` characters."""
-    text = repr(given)
-    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def plain(value: Any) -> Any:
@@ -126,10 +117,6 @@ def _size(given: Any) -> Size:
         given = re.findall(r"\d+", given) if re.fullmatch(r"\s*\d+[xX]\d+\s*", given) else ()
     width, height = given
     return Size(int(width), int(height))
-
-
-def _nearest(size: Size) -> Size:
-    return Size(*(max(16, round(side / 16) * 16) for side in size))
 
 
 def _expected(kind: Any) -> str:

@@ -9,9 +9,8 @@ from typing import Any
 
 import yaml
 
-from ditflow.errors import SettingsError
+from ditflow.errors import SettingsError, shown
 from ditflow.limits import SETTINGS_BYTES
-from ditflow.settings.values import shown
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from einops import rearrange
 
 from ditflow.errors import DitflowError
-from ditflow.models.cogvideox.vae import encoded_length
+from ditflow.models.families import family_of
 from ditflow.models.protocols import Grid
 from ditflow.settings import Settings
 from ditflow.small.clips import CLIP_MARK, made_clip
 from ditflow.video.writing import read_metadata
-
-GROUP = 4  # video frames a latent frame; what is left over falls to the first
 
 
 def true_flow(
@@ -23,14 +22,15 @@ def true_flow(
     radii: np.ndarray,  # [video frames] pixels
     width: int,  # of a frame, pixels
     grid: Grid,
+    spans: Sequence[range],  # the video frames of each latent frame
 ) -> tuple[np.ndarray, np.ndarray]:  # [frames, frames, height * width, 2], [frames, height * width]
     """Where the matter in each token goes, (x, y) in patches, and which tokens are inside the shape.
 
     A latent frame is the mean of its video frames; outside the shape nothing moves.
     """
     patch = width / grid.width  # pixels
-    centres = _latent_means((centroids + 0.5) / patch - 0.5, grid.frames)
-    radii = _latent_means(radii / patch, grid.frames)
+    centres = _latent_means((centroids + 0.5) / patch - 0.5, spans)
+    radii = _latent_means(radii / patch, spans)
     y, x = np.mgrid[: grid.height, : grid.width]
     offsets = np.stack([x.ravel(), y.ravel()], axis=-1) - centres[:, None]  # [frames, tokens, 2]
     inside = np.linalg.norm(offsets, axis=-1) < np.maximum(radii, 0.71)[:, None]  # at least one token
@@ -40,12 +40,10 @@ def true_flow(
     return flow * inside[:, None, :, None], inside
 
 
-def _latent_means(values: np.ndarray, count: int) -> np.ndarray:
-    """Means over the video frames of each of `count` latent frames, as many as the autoencoder is given."""
-    again = encoded_length(len(values)) - len(values)  # times that the last one is repeated
-    values = np.concatenate([values, values[-1:].repeat(again, axis=0)])
-    first = len(values) - GROUP * (count - 1)
-    return np.stack([part.mean(axis=0) for part in np.split(values, range(first, len(values), GROUP))])
+def _latent_means(values: np.ndarray, spans: Sequence[range]) -> np.ndarray:
+    """Means over the video frames of each latent frame; beyond the clip's end its last frame is repeated."""
+    last = len(values) - 1
+    return np.stack([values[[min(index, last) for index in span]].mean(axis=0) for span in spans])
 
 
 def true_flow_of(settings: Settings, grid: Grid) -> np.ndarray | None:
@@ -61,7 +59,8 @@ def true_flow_of(settings: Settings, grid: Grid) -> np.ndarray | None:
     if settings.size.width * height != settings.size.height * width:
         return None
     shown = slice(settings.start, settings.start + settings.frames * settings.stride, settings.stride)
-    return true_flow(clip.centroids[shown], clip.scene.radii[shown], width, grid)[0]
+    spans = family_of(settings.model).latent_spans(settings.frames)
+    return true_flow(clip.centroids[shown], clip.scene.radii[shown], width, grid, spans)[0]
 
 
 def _seed_of(video: Path) -> int | None:

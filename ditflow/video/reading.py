@@ -14,9 +14,8 @@ from ditflow.video.deadline import in_time
 from ditflow.video.decoding import Place, read_video
 from ditflow.video.fitting import FITS, fitted
 from ditflow.video.folders import image_paths, read_images, warn_of_gaps
-from ditflow.video.timeline import DEFAULT_RATE
 
-FEWEST = 9  # frames of a run
+DEFAULT_RATE = Fraction(8)  # frames a second of a source that does not tell
 SLOWEST, FASTEST = Fraction(1, 100), Fraction(1000)  # frames a second that every format can say
 
 
@@ -28,10 +27,12 @@ def read_clip(
     stride: int = 1,  # source frames from one to the next
     size: tuple[int, int] | None,  # (width, height) in pixels; None keeps the source's
     fit: str = "crop",  # "crop" fills the size and cuts, "pad" adds black bars, "stretch" distorts
+    default_rate: Fraction | None = None,  # of a source that does not tell its own, frames a second
+    least_frames: int = 1,  # that a run can have, for the advice in errors
 ) -> Clip:
     """Source frames start, start + stride, ...: upright RGB, transparent parts on black.
 
-    The clip's frame rate is the source's (an image folder's: 8) over the stride, so motion keeps its speed.
+    The clip's frame rate is the source's (or the default) over the stride, so motion keeps its speed.
     Raises DitflowError if the source cannot be read or is too short, SettingsError for values out of range.
     """
     source = Path(source)
@@ -61,7 +62,8 @@ def read_clip(
     read = _read_folder if source.is_dir() else read_video
     pictures, available, frame_rate = in_time(partial(read, source, wanted, place), source)
     if not pictures:
-        raise DitflowError(f"{source}: {_too_short(available, wanted)}")
+        raise DitflowError(f"{source}: {_too_short(available, wanted, least_frames)}")
+    frame_rate = frame_rate or default_rate or DEFAULT_RATE
     return Clip(np.stack(pictures), min(max(frame_rate / stride, SLOWEST), FASTEST))
 
 
@@ -72,22 +74,22 @@ def check_source(source: Path) -> None:
         raise DitflowError(f"{source} {what}: give a video file or a folder of images")
 
 
-def _read_folder(source: Path, wanted: range, place: Place) -> tuple[list[np.ndarray], int, Fraction]:
+def _read_folder(source: Path, wanted: range, place: Place) -> tuple[list[np.ndarray], int, None]:
     paths = image_paths(source)
     if len(paths) <= wanted[-1]:
-        return [], len(paths), DEFAULT_RATE
+        return [], len(paths), None
     used = [paths[index] for index in wanted]
     warn_of_gaps(used)
-    return read_images(used, place), len(paths), DEFAULT_RATE
+    return read_images(used, place), len(paths), None
 
 
-def _too_short(available: int, wanted: range) -> str:
+def _too_short(available: int, wanted: range, least: int) -> str:
     """What to change, where no more than the first `available` frames can be read."""
     if available == 0:
         reason = f"it is damaged, or has more than {PICTURE_PIXELS} pixels"
         return f"no frame of it can be read: {reason}; give another video"
-    if available < FEWEST:
-        return f"only {available} frames can be read, and a run has {FEWEST} at least: give a longer video"
+    if available < least:
+        return f"only {available} frames can be read, and a run needs at least {least}: give a longer video"
     start, stride, frames = wanted.start, wanted.step, len(wanted)
     room = available - 1 - start  # frames after the first one
     remedies = []

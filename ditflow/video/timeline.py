@@ -13,7 +13,6 @@ import av
 from ditflow.errors import DitflowError
 from ditflow.limits import PICTURE_PIXELS
 
-DEFAULT_RATE = Fraction(8)  # CogVideoX's own, where a source does not say its rate
 VP8_SHOWN = 0x10  # in a frame's first byte
 RATE_TOLERANCE = 0.2  # between the declared frame rate and the stamps of a short stretch
 MOST_PIXELS = {"max_pixels": str(PICTURE_PIXELS)}
@@ -32,7 +31,7 @@ class Packet(NamedTuple):
 @dataclass(frozen=True)
 class Timeline:
     count: int  # frames, counted no further than REORDERED beyond the last wanted one
-    frame_rate: Fraction
+    frame_rate: Fraction | None  # frames a second; None: the file does not tell
     stamps: list[int] | None  # when each frame is shown, in the stream's time base; None: not known
     keys: list[int]  # stamps of the frames at which decoding can start, ascending
     whole: bool  # every packet so far has a frame that is shown
@@ -101,13 +100,13 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream, las
 
 def _frame_rate(
     container: av.container.InputContainer, stream: av.VideoStream, shown: list[Packet]
-) -> Fraction:
+) -> Fraction | None:
     if container.format.name == "gif" and (ticks := sum(packet.duration for packet in shown)):
         return len(shown) / (ticks * stream.time_base)
     declared = stream.average_rate or stream.guessed_rate
     stamps = [packet.stamp for packet in shown if packet.stamp is not None]
     if len(stamps) < 2 or max(stamps) == min(stamps):
-        return declared or DEFAULT_RATE
+        return declared
     measured = (len(stamps) - 1) / ((max(stamps) - min(stamps)) * stream.time_base)
     # browsers record files that declare 1000 frames a second
     if declared and abs(declared / measured - 1) < RATE_TOLERANCE:

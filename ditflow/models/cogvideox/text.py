@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import T5EncoderModel, T5Tokenizer
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from ditflow.settings.values import shown
-
-if TYPE_CHECKING:
-    from ditflow.memory.weights import Weights
+from ditflow.errors import shown
+from ditflow.models.protocols import Weights
 
 logger = logging.getLogger(__name__)
 
-LOST = 300  # characters of what is left out that a warning quotes
+LOST = 300  # characters of the cut text that a warning quotes
 
 
-@dataclass(frozen=True)
-class Texts:
-    """The three texts of a run, encoded: each [1, text tokens, text channels]."""
+class T5TextEncoder:
+    """Implements `TextEncoder`."""
 
-    prompt: Tensor
-    negative_prompt: Tensor
-    source_prompt: Tensor
+    def __init__(self, network: T5EncoderModel):
+        self.network = network.requires_grad_(False).eval()
+        self.layers: nn.ModuleList = network.encoder.block
+
+    @torch.no_grad()
+    def encode(self, tokens: Tensor, weights: Weights | None = None) -> Tensor:
+        """A prompt in a batch gives the same as alone, but for rounding."""
+        tokens = tokens.to(self.network.device)
+        if weights is None:
+            return self.network(tokens)[0]
+        with _streamed(self.layers, weights):
+            return self.network(tokens)[0]
 
 
 def tokenise(tokenizer: T5Tokenizer, prompts: Sequence[str], length: int) -> Tensor:
-    """Token ids [prompts, length], padded as the transformer was trained.
+    """Token ids [prompts, length], padded as in the transformer's training.
 
-    A longer text is cut, with a warning that quotes what is lost.
+    A longer text is cut, with a warning that quotes the lost part.
     """
     for prompt in prompts:
         whole = tokenizer(prompt).input_ids
@@ -47,38 +52,26 @@ def tokenise(tokenizer: T5Tokenizer, prompts: Sequence[str], length: int) -> Ten
     return tokenizer(list(prompts), **options).input_ids
 
 
-@torch.no_grad()
-def encode_tokens(
-    encoder: T5EncoderModel,
-    tokens: Tensor,  # [prompts, length]
-    weights: Weights | None = None,
-) -> Tensor:
-    """T5 embeddings [prompts, length, text channels]; a prompt alone gives the same, but for rounding.
-
-    With `weights`, they bring the encoder's blocks; what is around these is on the device already.
-    """
-    tokens = tokens.to(encoder.device)
-    if weights is None:
-        return encoder(tokens)[0]
-    with _brought(blocks(encoder), weights):
-        return encoder(tokens)[0]
-
-
-def blocks(encoder: T5EncoderModel) -> nn.ModuleList:
-    """The encoder's layers: all of its weights but the token table and the last norm."""
-    return encoder.encoder.block
+def empty_t5(config: Mapping[str, Any], dtype: torch.dtype) -> T5EncoderModel:
+    """An encoder whose weights are unset, in the precisions in which transformers loads one."""
+    encoder = T5EncoderModel(T5Config(**config))
+    if dtype == torch.float16:
+        for name, layer in encoder.named_modules():
+            if name.endswith(".wo"):  # it overflows in float16, so transformers loads it in float32
+                layer.weight = nn.Parameter(layer.weight.float())
+    return encoder
 
 
 @contextmanager
-def _brought(blocks: nn.ModuleList, weights: Weights) -> Iterator[None]:
-    """While one forward of their model runs, each block's weights are brought before it computes."""
-    walk = weights.walk(range(len(blocks)))
+def _streamed(layers: nn.ModuleList, weights: Weights) -> Iterator[None]:
+    """During one forward, each layer's weights arrive before it computes."""
+    walk = weights.walk(range(len(layers)))
 
     def bring(*_: object) -> None:
         next(walk)
 
     with ExitStack() as hooks:
-        for block in blocks:
-            hooks.enter_context(block.register_forward_pre_hook(bring))
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_pre_hook(bring))
         yield
-    next(walk, None)  # so that the walk ends, as it does after a loop
+    next(walk, None)  # ends the walk, as a loop would

@@ -1,13 +1,13 @@
-"""CogVideoX, cut where motion guidance needs it: embed, one block in two halves, head.
+"""CogVideoX's transformer, split where motion guidance needs it.
 
-The layers are those of diffusers' CogVideoXTransformer3DModel; the way through them is our own, so that a
-forward can end inside a block and a block's keys and values can be replaced.
+The layers are those of diffusers' CogVideoXTransformer3DModel. The forward over them is our own, so that it
+can stop inside a block and replace a block's keys and values. Carried: video and text tokens, which attend
+together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -20,159 +20,124 @@ from ditflow.errors import DitflowError
 from ditflow.models.attention import load_attention
 from ditflow.models.cogvideox.embedding import positional_embedding
 from ditflow.models.compiling import compile_piece
-from ditflow.models.protocols import Grid, Inputs, KeyValue
+from ditflow.models.protocols import AttentionInputs, Carried, Grid, Inputs, KeyValue, Shared
 from ditflow_kernels import qk_norm_rope
 
-CHUNK = 4096  # tokens of a feed-forward's reverse
+CHUNK = 4096  # tokens of a feed-forward's backward
 
 
-@dataclass(frozen=True)
-class Stream:
-    """The activations between two blocks."""
+class CogVideoXTransformer:
+    """Implements `Transformer`.
 
-    video: Tensor  # [1, S, channels]
-    text: Tensor  # [1, T, channels]
-    time: Tensor  # [1, time channels]
-    rope: Tensor | None  # [2 (q, k), 2 (cos, sin), S, head_dim]
+    `attention` names a kernel of `ditflow.models.attention`. With `compiled`, the parts of a block before and
+    after its attention are compiled at first use; attention itself never is.
 
-
-@dataclass(frozen=True)
-class AttentionInputs:
-    """A block's attention just before it happens: text tokens first, then video tokens."""
-
-    query: Tensor  # [1, T + S, heads, head_dim]
-    key: Tensor  # [1, T + S, heads, head_dim]
-    value: Tensor  # [1, T + S, heads, head_dim]
-    video_gate: Tensor  # [1, 1, channels]
-    text_gate: Tensor  # [1, 1, channels]
-
-
-class CogVideoX:
-    """A frozen CogVideoX transformer as embed -> blocks -> head.
-
-    `attention` names a kernel of `ditflow.models.attention`. With `compiled`, what stands before and after
-    a block's attention is compiled where it is first used; attention itself never is.
-
-    Raises DitflowError for CogVideoX 1.5 and image-to-video weights, which have another patch embedding, and
-    where the attention kernel's package cannot be loaded.
+    Raises DitflowError for CogVideoX 1.5 and image-to-video weights, whose patch embedding differs, and where
+    the attention kernel's package cannot be loaded.
     """
 
-    def __init__(
-        self, transformer: CogVideoXTransformer3DModel, attention: str = "sdpa", compiled: bool = False
-    ):
-        config = transformer.config
+    def __init__(self, network: CogVideoXTransformer3DModel, attention: str = "sdpa", compiled: bool = False):
+        config = network.config
         if config.patch_size_t is not None or config.use_learned_positional_embeddings:
             raise DitflowError(
                 "CogVideoX 1.5 or image-to-video weights given; text-to-video 2B and 5B are accepted"
             )
-        self.transformer = transformer.requires_grad_(False).eval()
-        self.blocks = transformer.transformer_blocks
-        self.rotary = config.use_rotary_positional_embeddings
+        self.network = network.requires_grad_(False).eval()
+        self.blocks = network.transformer_blocks
         self.config = config
-        self.attend = load_attention(attention)
-        self.pieces = Pieces(*map(compile_piece, Pieces())) if compiled else Pieces()
+        self.rotary = config.use_rotary_positional_embeddings
+        self.embedding_kind = "rotary" if self.rotary else "additive"
+        self.attention = load_attention(attention)
+        self.pieces = Pieces()
+        if compiled:
+            self.compile_pieces("inductor")
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.transformer.dtype
+        return self.network.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.transformer.device
+        return self.network.device
+
+    def compile_pieces(self, backend: str) -> None:
+        self.pieces = Pieces(*(compile_piece(piece, backend) for piece in Pieces()))
 
     def grid(self, latents: Tensor) -> Grid:
         _, frames, _, height, width = latents.shape
         return Grid(frames, height // self.config.patch_size, width // self.config.patch_size)
 
     def embedding(self, grid: Grid) -> Tensor:
-        """The model's own positional embedding on a grid, float32 (see `Inputs.embedding`)."""
         return positional_embedding(self.config, grid).to(self.device)
 
-    def embed(self, inputs: Inputs) -> Stream:
-        layers, dtype = self.transformer.patch_embed, self.dtype
+    def embed(self, inputs: Inputs) -> tuple[Carried, Shared]:
+        layers, dtype = self.network.patch_embed, self.dtype
         video = rearrange(layers.proj(inputs.latents[0].to(dtype)), "f c h w -> 1 (f h w) c")
         if not self.rotary:
             video = video + inputs.embedding.to(dtype)
-        time = self.transformer.time_proj(inputs.timestep).to(dtype)
-        return Stream(
-            video=video,
-            text=layers.text_proj(inputs.prompt.to(dtype)),
-            time=self.transformer.time_embedding(time),
-            rope=inputs.embedding if self.rotary else None,
-        )
+        text = layers.text_proj(inputs.prompt.to(dtype))
+        time = self.network.time_embedding(self.network.time_proj(inputs.timestep).to(dtype))
+        return (video, text), Shared(time, inputs.embedding if self.rotary else None)
 
-    def prepare(self, index: int, stream: Stream) -> AttentionInputs:
-        """The first half of a block: everything before its attention."""
-        return self.pieces.prepare(self.blocks[index], stream)
+    def prepare(self, index: int, carried: Carried, shared: Shared) -> AttentionInputs:
+        query, key, value, gates = self.pieces.prepare(self.blocks[index], carried, shared)
+        return AttentionInputs(query, key, value, slice(carried[1].shape[1], None), gates)
 
-    def key_value(self, index: int, stream: Stream) -> KeyValue:
-        """A block's keys and values of the video tokens alone, where nothing else of it is wanted."""
+    def key_value(self, index: int, carried: Carried, shared: Shared) -> KeyValue:
         block, attention = self.blocks[index], self.blocks[index].attn1
-        video = block.norm1(stream.video, stream.text[:, :0], stream.time)[0]
+        video = block.norm1(carried[0], carried[1][:, :0], shared.time)[0]
         key, value = (
             rearrange(project(video), "b s (m d) -> b s m d", m=attention.heads)
             for project in (attention.to_k, attention.to_v)
         )
         norm = _norm(attention.norm_k)
-        rope = None if stream.rope is None else stream.rope[1:].expand_as(stream.rope)
+        rope = None if shared.rope is None else shared.rope[1:].expand_as(shared.rope)
         return KeyValue(qk_norm_rope(key, key, norm, norm, rope, 0)[1], value)
 
-    def finish(self, index: int, stream: Stream, inputs: AttentionInputs) -> Stream:
-        """The rest of a block: attention and feed-forward."""
-        stream = self.add_attention(index, stream, inputs, self.attention(inputs))
-        del inputs  # queries, keys and values: as large as all else together
-        return self.feed_forward(index, stream)
-
-    def attention(self, inputs: AttentionInputs) -> Tensor:
-        """Softmax attention of text and video together: [1, T + S, heads, head_dim]."""
-        return self.attend(inputs.query, inputs.key, inputs.value)
+    def attend(self, inputs: AttentionInputs) -> Tensor:
+        return self.attention(inputs.query, inputs.key, inputs.value)
 
     def add_attention(
-        self,
-        index: int,
-        stream: Stream,
-        inputs: AttentionInputs,
-        attended: Tensor,  # [1, T + S, heads, head_dim]
-    ) -> Stream:
-        """A block's attention, projected and added to the stream."""
-        return self.pieces.add_attention(self.blocks[index], stream, inputs, attended)
+        self, index: int, carried: Carried, shared: Shared, inputs: AttentionInputs, attended: Tensor
+    ) -> Carried:
+        return self.pieces.add_attention(self.blocks[index], carried, inputs.gates, attended)
 
-    def feed_forward(self, index: int, stream: Stream) -> Stream:
-        """A block's feed-forward, added to the stream: the last thing it does, token by token."""
-        return self.pieces.feed_forward(self.blocks[index], stream)
+    def feed_forward(self, index: int, carried: Carried, shared: Shared) -> Carried:
+        return self.pieces.feed_forward(self.blocks[index], carried, shared)
 
     @torch.no_grad()
-    def feed_forward_reverse(
-        self, index: int, stream: Stream, gradient: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """The gradients (video, text) of what enters a block's feed-forward, given those of what leaves it.
+    def feed_forward_backward(
+        self, index: int, carried: Carried, shared: Shared, gradients: Carried
+    ) -> Carried:
+        """Leaves out the last product, whose value no gradient needs, and takes `CHUNK` tokens at a time.
 
-        Its last product is left out, because no gradient needs its value, and `CHUNK` tokens are taken at a
-        time: the hidden layer is four times as wide as all else.
+        The hidden layer is four times as wide as everything else.
         """
-        video, text = (self._tokens_reverse(index, stream, *both) for both in enumerate(gradient))
-        return video, text
+        return tuple(
+            self._tokens_backward(index, carried[which], shared.time, which, gradient)
+            for which, gradient in enumerate(gradients)
+        )
 
-    def _tokens_reverse(self, index: int, stream: Stream, which: int, gradient: Tensor) -> Tensor:
+    def _tokens_backward(
+        self, index: int, tokens: Tensor, time: Tensor, which: int, gradient: Tensor
+    ) -> Tensor:
         """The same for the video (0) or the text tokens (1) alone."""
-        block, tokens = self.blocks[index], (stream.video, stream.text)[which]
-        result = torch.empty_like(gradient)
+        block, result = self.blocks[index], torch.empty_like(gradient)
         for first in range(0, tokens.shape[1], CHUNK):
             chunk = slice(first, first + CHUNK)
             with torch.enable_grad():
                 entering = tokens[:, chunk].detach().requires_grad_()
-                hidden, gate = self.pieces.hidden_layer(block, entering, stream.time, which)
+                hidden, gate = self.pieces.hidden_layer(block, entering, time, which)
             upstream = (gate * gradient[:, chunk]) @ block.ff.net[2].weight
             (found,) = torch.autograd.grad(hidden, entering, upstream)
             torch.add(gradient[:, chunk], found, out=result[:, chunk])
         return result
 
-    def head(self, stream: Stream, grid: Grid) -> Tensor:
-        """The prediction, float32 [1, frames, channels, height, width]."""
-        model, patch = self.transformer, self.config.patch_size
-        video = model.norm_out(model.norm_final(stream.video), temb=stream.time)
+    def head(self, carried: Carried, shared: Shared, grid: Grid) -> Tensor:
+        network, patch = self.network, self.config.patch_size
+        video = network.norm_out(network.norm_final(carried[0]), temb=shared.time)
         return rearrange(
-            model.proj_out(video),
+            network.proj_out(video),
             "1 (f h w) (c p q) -> 1 f c (h p) (w q)",
             f=grid.frames,
             h=grid.height,
@@ -182,38 +147,32 @@ class CogVideoX:
         ).float()
 
 
-def prepare(block: CogVideoXBlock, stream: Stream) -> AttentionInputs:
-    """See `CogVideoX.prepare`."""
+def prepare(
+    block: CogVideoXBlock, carried: Carried, shared: Shared
+) -> tuple[Tensor, Tensor, Tensor, Carried]:
+    """Query, key and value [1, T + S, heads, head_dim], text tokens first; gates of video and text."""
     attention = block.attn1
-    video, text, video_gate, text_gate = block.norm1(stream.video, stream.text, stream.time)
+    video, text, video_gate, text_gate = block.norm1(*carried, shared.time)
     tokens = torch.cat([text, video], dim=1)
     query, key, value = (
         rearrange(project(tokens), "b s (m d) -> b s m d", m=attention.heads)
         for project in (attention.to_q, attention.to_k, attention.to_v)
     )
-    query, key = qk_norm_rope(
-        query, key, _norm(attention.norm_q), _norm(attention.norm_k), stream.rope, stream.text.shape[1]
-    )
-    return AttentionInputs(query, key, value, video_gate, text_gate)
+    norms = _norm(attention.norm_q), _norm(attention.norm_k)
+    query, key = qk_norm_rope(query, key, *norms, shared.rope, text.shape[1])
+    return query, key, value, (video_gate, text_gate)
 
 
-def add_attention(block: CogVideoXBlock, stream: Stream, inputs: AttentionInputs, attended: Tensor) -> Stream:
-    """See `CogVideoX.add_attention`."""
-    text_length = stream.text.shape[1]
+def add_attention(block: CogVideoXBlock, carried: Carried, gates: Carried, attended: Tensor) -> Carried:
+    """Attention's output [1, T + S, heads, head_dim], projected and added."""
     attended = block.attn1.to_out[0](rearrange(attended, "b s m d -> b s (m d)"))
-    video = stream.video + inputs.video_gate * attended[:, text_length:]
-    text = stream.text + inputs.text_gate * attended[:, :text_length]
-    return replace(stream, video=video, text=text)
+    return _add(carried, gates, attended)
 
 
-def feed_forward(block: CogVideoXBlock, stream: Stream) -> Stream:
-    """See `CogVideoX.feed_forward`."""
-    text_length = stream.text.shape[1]
-    video, text, video_gate, text_gate = block.norm2(stream.video, stream.text, stream.time)
-    fed = block.ff(torch.cat([text, video], dim=1))
-    video = stream.video + video_gate * fed[:, text_length:]
-    text = stream.text + text_gate * fed[:, :text_length]
-    return replace(stream, video=video, text=text)
+def feed_forward(block: CogVideoXBlock, carried: Carried, shared: Shared) -> Carried:
+    """See `Transformer.feed_forward`."""
+    video, text, *gates = block.norm2(*carried, shared.time)
+    return _add(carried, gates, block.ff(torch.cat([text, video], dim=1)))
 
 
 def hidden_layer(
@@ -229,19 +188,19 @@ def hidden_layer(
 
 
 class Pieces(NamedTuple):
-    """A block cut where attention happens: functions of a block and tensors, one for all blocks."""
+    """The parts of a block around its attention: functions of a block and tensors, one for all blocks."""
 
-    prepare: Callable[..., AttentionInputs] = prepare
-    add_attention: Callable[..., Stream] = add_attention
-    feed_forward: Callable[..., Stream] = feed_forward
+    prepare: Callable[..., tuple[Tensor, Tensor, Tensor, Carried]] = prepare
+    add_attention: Callable[..., Carried] = add_attention
+    feed_forward: Callable[..., Carried] = feed_forward
     hidden_layer: Callable[..., tuple[Tensor, Tensor]] = hidden_layer
 
 
-def inject(inputs: AttentionInputs, given: KeyValue, text_length: int) -> AttentionInputs:
-    """The attention of a block whose video tokens get other keys and values; its text keeps its own."""
-    key = torch.cat([inputs.key[:, :text_length], given.key], dim=1)
-    value = torch.cat([inputs.value[:, :text_length], given.value], dim=1)
-    return replace(inputs, key=key, value=value)
+def _add(carried: Carried, gates: Carried, update: Tensor) -> Carried:
+    """Video and text tokens plus a gated update [1, T + S, channels]."""
+    video, text = carried
+    length = text.shape[1]
+    return video + gates[0] * update[:, length:], text + gates[1] * update[:, :length]
 
 
 def _norm(layer: torch.nn.LayerNorm | None) -> tuple[Tensor, Tensor, float] | None:

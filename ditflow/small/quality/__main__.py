@@ -13,13 +13,11 @@ from PIL import Image
 
 from ditflow.errors import DitflowError
 from ditflow.memory.plain import PlainRunner
-from ditflow.models.cogvideox.text import Texts, encode_tokens, tokenise
-from ditflow.models.cogvideox.vae import decode, encode, latent_frames
 from ditflow.models.loading import ModelFolder
+from ditflow.models.protocols import Texts
 from ditflow.sampling.denoising import Denoising
 from ditflow.settings import Settings
 from ditflow.small.clips import made_clip
-from ditflow.small.pipeline import COMPRESSION, LATENT_CHANNELS
 from ditflow.small.quality.classifier import classify, train_classifier
 from ditflow.small.quality.motion_reading import read_blocks
 from ditflow.small.sight import Sight, look
@@ -29,6 +27,7 @@ from ditflow.small.vocabulary import caption
 TEACHING_CLIPS = 300  # the classifier's
 READ_CLIPS = 24
 SHOWN = 6  # frames of each video on the sheet
+TILE = "360x240"  # larger than a video of the small models
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,28 +53,30 @@ def main(arguments: list[str] | None = None) -> int:
 
 def sample(folder: ModelFolder) -> list[np.ndarray]:
     """A video [frames, height, width, 3] uint8 for each held-out prompt, without a reference clip."""
-    runner, vae, encoder = PlainRunner(folder.backbone()), folder.vae(), folder.text_encoder()
-    tokenizer, length = folder.tokenizer(), folder.config("transformer")["max_text_seq_length"]
+    runner, autoencoder = PlainRunner(folder.transformer()), folder.autoencoder()
+    encoder, vae = folder.text_encoder(), folder.config("vae")
     videos = []
     for seed, prompt in enumerate(held_out_prompts()):
         settings = Settings(model="small", guidance=False, injection=False, seed=seed)
-        words = encode_tokens(encoder, tokenise(tokenizer, [caption(*prompt), ""], length))
+        words = encoder.encode(folder.tokenise([caption(*prompt), ""]))
         texts = Texts(words[:1], words[1:], words[1:])
-        shape = (
-            latent_frames(settings.frames),
-            LATENT_CHANNELS,
-            *(side // COMPRESSION for side in (settings.size.height, settings.size.width)),
-        )
-        nothing = torch.zeros(1, *shape)  # in place of a clip's latents
-        denoising = Denoising(settings, folder.config("scheduler"), texts, nothing, lambda step: None)
-        videos.append(decode(vae, denoising.run(runner).latents, settings.frames).numpy())
+        nothing = torch.zeros(folder.family.latent_shape(settings.frames, settings.size, vae))  # no clip
+        generator = torch.Generator().manual_seed(seed)
+        schedule = folder.schedule(settings.scheduler, settings.steps, generator)
+        denoising = Denoising(settings, schedule, texts, nothing, lambda step: None)
+        latents = denoising.run(runner).latents
+        videos.append(autoencoder.decode(latents, settings.frames, TILE).numpy())
     return videos
 
 
 def report_autoencoder(folder: ModelFolder) -> None:
     """Print how like themselves held-out clips come back from the latents, and how smoothly they move."""
-    vae, clips = folder.vae(), [made_clip(seed).frames for seed in HELD_OUT_SEEDS[:READ_CLIPS]]
-    again = [decode(vae, encode(vae, torch.from_numpy(clip)), len(clip)).numpy() for clip in clips]
+    autoencoder, clips = (
+        folder.autoencoder(),
+        [made_clip(seed).frames for seed in HELD_OUT_SEEDS[:READ_CLIPS]],
+    )
+    latents = [autoencoder.encode(torch.from_numpy(clip)) for clip in clips]
+    again = [autoencoder.decode(x, len(clip), TILE).numpy() for x, clip in zip(latents, clips, strict=True)]
     errors = [np.square(new - clip.astype(float)).mean() for new, clip in zip(again, clips, strict=True)]
     low, middle, high = np.percentile(10 * np.log10(255**2 / np.maximum(errors, 1e-9)), (0, 50, 100))
     smooth = _median_acceleration([look(video) for video in again])

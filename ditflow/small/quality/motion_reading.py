@@ -10,10 +10,8 @@ import torch
 
 from ditflow.guidance.targets import clip_features
 from ditflow.memory.plain import PlainRunner
-from ditflow.models.cogvideox.text import encode_tokens, tokenise
-from ditflow.models.cogvideox.vae import encode
 from ditflow.models.loading import ModelFolder
-from ditflow.models.protocols import Until
+from ditflow.models.protocols import Capture
 from ditflow.small.clips import MadeClip
 from ditflow.small.truth import true_flow
 from ditflow_kernels import motion_flow
@@ -29,24 +27,25 @@ class Reading(NamedTuple):
 @torch.no_grad()
 def read_blocks(folder: ModelFolder, clips: Iterable[MadeClip]) -> list[Reading]:
     """A reading for every block of the model, in order."""
-    runner, vae = PlainRunner(folder.backbone()), folder.vae()
-    tokenizer, encoder = folder.tokenizer(), folder.text_encoder()
-    config = folder.config("transformer")
-    until = Until("query_key", tuple(range(config["num_layers"])))
+    transformer, autoencoder = folder.transformer(), folder.autoencoder()
+    runner, words = PlainRunner(transformer), folder.text_encoder().encode(folder.tokenise([""]))
+    capture = Capture("query_key", tuple(range(folder.depth)))
     found, truths, insides = [], [], []
     for clip in clips:
-        latents = encode(vae, torch.from_numpy(clip.frames))
-        grid = runner.backbone.grid(latents)
-        words = encode_tokens(encoder, tokenise(tokenizer, [""], config["max_text_seq_length"]))
-        features = clip_features(runner, until, latents, words, runner.backbone.embedding(grid))
-        found.append([motion_flow(*features[block], grid, 1.0, hard=True).numpy() for block in until.blocks])
-        flow, inside = true_flow(clip.centroids, clip.scene.radii, clip.frames.shape[2], grid)
+        latents = autoencoder.encode(torch.from_numpy(clip.frames))
+        grid = transformer.grid(latents)
+        features = clip_features(runner, capture, latents, words, transformer.embedding(grid))
+        found.append(
+            [motion_flow(*features[block], grid, 1.0, hard=True).numpy() for block in capture.blocks]
+        )
+        spans = folder.family.latent_spans(len(clip.frames))
+        flow, inside = true_flow(clip.centroids, clip.scene.radii, clip.frames.shape[2], grid, spans)
         truths.append(flow)
         insides.append(np.broadcast_to(inside[:, None], flow.shape[:3]))
     different = ~np.eye(grid.frames, dtype=bool)
     flows, truth, inside = (np.stack(arrays) for arrays in (found, truths, insides))
     flows, truth, inside = flows[:, :, different], truth[:, different], inside[:, different]
-    return [_reading(flows[:, block], truth, inside) for block in until.blocks]
+    return [_reading(flows[:, block], truth, inside) for block in capture.blocks]
 
 
 def _reading(flow: np.ndarray, truth: np.ndarray, inside: np.ndarray) -> Reading:

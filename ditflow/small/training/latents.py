@@ -16,7 +16,7 @@ from transformers import T5Tokenizer
 
 from ditflow.errors import DitflowError
 from ditflow.files import whole_or_absent
-from ditflow.models.cogvideox.text import encode_tokens, tokenise
+from ditflow.models.cogvideox.text import T5TextEncoder, tokenise
 from ditflow.small.pipeline import TEXT_LENGTH, random_text_encoder, write_tokenizer
 from ditflow.small.training.autoencoder import convolve_fast, to_pixels, trained_autoencoder
 from ditflow.small.training.drawing import drawn
@@ -72,7 +72,7 @@ def _encode_clips(checkpoints: Path, device: torch.device) -> Material:
     write_tokenizer(checkpoints / "tokenizer")
     tokenizer = T5Tokenizer.from_pretrained(checkpoints / "tokenizer")
     tokens = tokenise(tokenizer, list(texts), TEXT_LENGTH)
-    words = encode_tokens(random_text_encoder().eval(), tokens)
+    words = T5TextEncoder(random_text_encoder()).encode(tokens)
     step = torch.tensor(progress_of(checkpoints / "vae.safetensors")["step"])
     return Material((encoded * scale).half(), torch.tensor(captions), words, scale, step)
 

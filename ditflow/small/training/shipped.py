@@ -8,7 +8,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from ditflow.files import whole_or_absent
-from ditflow.small import SMALL_MODELS, pipeline_folder
+from ditflow.models.families import shipped_folder
+from ditflow.small import SMALL_MODELS
 from ditflow.small.training.export import RECORD
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -20,8 +21,8 @@ def adopt_shipped(checkpoints: Path) -> None:
     They hold weights and how many steps were made; optimisers begin anew. Where one stage has gone on from
     another, both get the later one's weights: no others are shipped.
     """
-    stages = json.loads((pipeline_folder("small").parent / RECORD).read_text(encoding="utf-8"))["stages"]
-    folders = {style: pipeline_folder(name) for name, style in SMALL_MODELS.items()}
+    stages = json.loads((shipped_folder("small").parent / RECORD).read_text(encoding="utf-8"))["stages"]
+    folders = {style: shipped_folder(name) for name, style in SMALL_MODELS.items()}
     folders["tracking"] = folders["rope"]  # has gone on from it, as the decoder from the vae
     vae = load_file(folders["rope"] / "vae" / WEIGHTS)
     decoder = "decoder."

@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ditflow.models.families import family_of
 from ditflow.models.protocols import Grid
 from ditflow.small.training.latents import material
 from ditflow.small.training.loop import Training
@@ -73,8 +74,12 @@ class WatchedAttention(PlainAttention):
 def true_flows(grid: Grid) -> Tensor:
     """The training clips' true motion [clips, frames, frames, height * width, 2] float16, in patches."""
     clips = training_clips(TRAINING_SEEDS, painted=slice(0))
-    flows = (true_flow(clip.centroids, clip.scene.radii, clip.frames.shape[2], grid)[0] for clip in clips)
-    return torch.stack([torch.from_numpy(flow).half() for flow in flows])
+    family, flows = family_of("small"), []
+    for clip in clips:
+        spans = family.latent_spans(len(clip.centroids))
+        flow, _ = true_flow(clip.centroids, clip.scene.radii, clip.frames.shape[2], grid, spans)
+        flows.append(torch.from_numpy(flow).half())
+    return torch.stack(flows)
 
 
 def tracking_error(query: Tensor, key: Tensor, flow: Tensor, grid: Grid) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tiles of the autoencoder: hundreds of calls, of a handful of shapes, so each shape is run once."""
+"""For planning: tiles of the autoencoder come in a handful of shapes, so one tile of each shape is run."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ditflow.memory.tracker import Tracker
+from ditflow.models.protocols import WorkCounter
 
 Shapes = tuple[torch.Size, ...]
 
 
 class Seen(NamedTuple):
-    """What a call with such shapes was seen to do."""
+    """What the first call with certain shapes did."""
 
-    inside_bytes: int  # its peak beyond what was there before
+    inside_bytes: int  # its peak beyond what was live before it
     flops: int
     result: torch.Size
     cache: Shapes
@@ -28,21 +28,21 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class StandIn:
-    """In the place of the frames that convolutions keep from one call to the next."""
+    """Stands for the frames that convolutions keep from one call to the next."""
 
     shapes: Shapes
     memory: Tensor
 
 
 @contextmanager
-def each_shape_once(vae: AutoencoderKLCogVideoX, tracker: Tracker) -> Iterator[None]:
-    """Meanwhile a call of the encoder or decoder with shapes seen before makes its result and no more.
+def each_shape_once(vae: AutoencoderKLCogVideoX, counter: WorkCounter) -> Iterator[None]:
+    """Until it is left, a call of the encoder or decoder with known shapes only makes its result.
 
-    It is counted as the first was. Seams are left as they are: blending makes nothing larger than a row.
+    It is counted like the first such call. Blending is skipped: it makes nothing larger than a row of tiles.
     """
     coders = (vae.encoder, vae.decoder)
     for coder in coders:
-        coder.forward = _Once(coder, tracker)
+        coder.forward = _Once(coder, counter)
     vae.blend_v = vae.blend_h = lambda before, tile, extent: tile
     try:
         yield
@@ -53,10 +53,10 @@ def each_shape_once(vae: AutoencoderKLCogVideoX, tracker: Tracker) -> Iterator[N
 
 
 class _Once:
-    """Stands for the forward of an encoder or a decoder."""
+    """Replaces the forward of an encoder or a decoder."""
 
-    def __init__(self, coder: nn.Module, tracker: Tracker):
-        self.original, self.tracker = coder.forward, tracker
+    def __init__(self, coder: nn.Module, counter: WorkCounter):
+        self.original, self.counter = coder.forward, counter
         self.seen: dict[Any, Seen] = {}
 
     def __call__(
@@ -65,18 +65,18 @@ class _Once:
         key = sample.shape, _shapes(conv_cache)
         if key in self.seen:
             return self._again(self.seen[key], sample)
-        tracker = self.tracker
-        highest, before, flops = tracker.peak_bytes, tracker.live_bytes, tracker.flops
-        tracker.peak_bytes = before
+        counter = self.counter
+        highest, before, flops = counter.peak_bytes, counter.live_bytes, counter.flops
+        counter.peak_bytes = before
         result, cache = self.original(sample, temb, conv_cache)
-        inside = tracker.peak_bytes - before
-        self.seen[key] = Seen(inside, tracker.flops - flops, result.shape, _shapes(cache))
-        tracker.peak_bytes = max(tracker.peak_bytes, highest)
+        inside = counter.peak_bytes - before
+        self.seen[key] = Seen(inside, counter.flops - flops, result.shape, _shapes(cache))
+        counter.peak_bytes = max(counter.peak_bytes, highest)
         return result, cache
 
     def _again(self, seen: Seen, sample: Tensor) -> tuple[Tensor, StandIn]:
-        self.tracker.peak_bytes = max(self.tracker.peak_bytes, self.tracker.live_bytes + seen.inside_bytes)
-        self.tracker.flops += seen.flops
+        self.counter.peak_bytes = max(self.counter.peak_bytes, self.counter.live_bytes + seen.inside_bytes)
+        self.counter.flops += seen.flops
         kept = sum(shape.numel() for shape in seen.cache)
         return sample.new_empty(seen.result), StandIn(seen.cache, sample.new_empty(kept))
 

@@ -1,0 +1,63 @@
+"""Every check of a run's choices, before any work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ditflow.errors import SettingsError
+from ditflow.guidance.targets import check_blocks
+from ditflow.models.attention import check_attention
+from ditflow.models.compiling import compiles
+from ditflow.models.engine import check_engine
+from ditflow.models.loading import ModelFolder
+from ditflow.models.lora import check_lora
+from ditflow.models.storage import check_weights
+from ditflow.run_folder.embeddings import embedding_facts, read_embeddings
+from ditflow.settings import Settings
+
+
+def check_run(
+    settings: Settings, device: torch.device, optimises: bool
+) -> tuple[Settings, ModelFolder, list | None]:
+    """Refuse what this machine, the model or the other settings rule out; loads no weights.
+
+    What needs no model comes first, so that nothing is downloaded in vain. Returns the settings with
+    `compile` decided, the model's folder, and the embeddings that are used in place of optimisation.
+
+    Raises DitflowError, or SettingsError where the settings are to blame.
+    """
+    dtype = getattr(torch, settings.dtype)
+    check_attention(settings.attention, optimises, device, dtype, settings.deterministic)
+    check_engine(settings.engine, optimises, device)
+    check_weights(settings.weights)
+    if settings.lora and settings.weights.endswith(".gguf"):
+        raise SettingsError("--lora cannot be merged into a GGUF file: leave out --weights FILE.gguf")
+    if settings.engine == "tensorrt" and settings.weights != "full":
+        raise SettingsError("--engine tensorrt works only with --weights full")
+    for lora in settings.lora:
+        check_lora(lora)
+    settings = replace(settings, compile="on" if compiles(settings.compile, device) else "off")
+
+    folder = ModelFolder(settings.model, settings.dtype, device)
+    folder.check()
+    check_blocks(settings, folder.depth)
+    return settings, folder, saved_embeddings(settings, folder)
+
+
+def saved_embeddings(settings: Settings, folder: ModelFolder) -> list[torch.Tensor] | None:
+    """The embeddings to use in place of optimisation; raises DitflowError if made for other settings."""
+    if not settings.saved_embedding:
+        return None
+    timesteps = folder.schedule(settings.scheduler, settings.steps, torch.Generator()).timesteps
+    facts = embedding_facts(settings, timesteps, folder.embedding_kind)
+    return read_embeddings(Path(settings.saved_embedding), facts, settings.guided_steps)
+
+
+def check_given(settings: Settings, *names: str) -> None:
+    """Raises SettingsError for a setting of these that is empty."""
+    for name in names:
+        if not getattr(settings, name).strip():
+            raise SettingsError(f"{name}: nothing given; use --{name}")

@@ -1,0 +1,130 @@
+"""CogVideoX 2B, 5B and models of their layout, as a `ditflow.models.families.ModelFamily`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Literal
+
+from ditflow.files import shipped
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from ditflow.models.cogvideox.schedule import CogVideoXSchedule
+    from ditflow.models.cogvideox.text import T5TextEncoder
+    from ditflow.models.cogvideox.transformer import CogVideoXTransformer
+    from ditflow.models.cogvideox.vae import CogVideoXAutoencoder
+
+GROUP = 4  # video frames a latent frame
+
+
+class CogVideoXFamily:
+    """Implements `ModelFamily`."""
+
+    pipeline = "CogVideoXPipeline"
+    parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+    classes = {"transformer": "CogVideoXTransformer3DModel", "vae": "AutoencoderKLCogVideoX"}
+    packed_parts = ("attn1", "ff")
+    schedulers = ("ddim", "dpm")
+    tiles = ("360x240", "288x192", "240x160", "192x128", "144x96")  # those that join to the right size
+    size_multiple = 16
+    least_frames = 9
+    frame_rate = Fraction(8)
+    has_dynamic_scale = True
+
+    def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        like = "5b" if self.embedding_kind(config) == "rotary" else "2b"
+        return shipped(f"models/{like}.yaml")["settings"]
+
+    def encoded_frames(self, frames: int) -> int:
+        """As many as `frames` or up to three more.
+
+        The autoencoder works in groups of eight frames, two latent frames each. What a clip has beyond a
+        multiple of eight comes back as one frame (2 to 4 beyond) or as eight (5 to 7 beyond).
+        """
+        beyond = frames % 8
+        return frames + 5 - beyond if beyond in (2, 3, 4) else frames
+
+    def latent_spans(self, frames: int) -> list[range]:
+        """Groups of four; what is left over falls to the first."""
+        length = self.encoded_frames(frames)
+        later = range(length - (length - 1) // GROUP * GROUP, length, GROUP)
+        return [range(later.start), *(range(first, first + GROUP) for first in later)]
+
+    def latent_shape(
+        self, frames: int, size: tuple[int, int], vae: Mapping[str, Any]
+    ) -> tuple[int, int, int, int, int]:
+        width, height = size
+        side = 2 ** (len(vae["block_out_channels"]) - 1)  # pixels
+        channels = vae.get("latent_channels", 16)
+        return 1, len(self.latent_spans(frames)), channels, height // side, width // side
+
+    def prompt_shape(self, config: Mapping[str, Any]) -> tuple[int, int]:
+        return config["max_text_seq_length"], config["text_embed_dim"]
+
+    def depth(self, config: Mapping[str, Any]) -> int:
+        return config["num_layers"]
+
+    def embedding_kind(self, config: Mapping[str, Any]) -> Literal["rotary", "additive"]:
+        return "rotary" if config.get("use_rotary_positional_embeddings") else "additive"
+
+    def network(self, part: str) -> type:
+        if part == "transformer":
+            from diffusers import CogVideoXTransformer3DModel as found
+        elif part == "vae":
+            from diffusers import AutoencoderKLCogVideoX as found
+        elif part == "text_encoder":
+            from transformers import T5EncoderModel as found
+        else:
+            from transformers import T5Tokenizer as found
+        return found
+
+    def load_options(self, part: str) -> dict[str, Any]:
+        # a T5 config could name an attention implementation to be fetched and run
+        return {"attn_implementation": "sdpa"} if part == "text_encoder" else {}
+
+    def empty_text_encoder(self, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+        from ditflow.models.cogvideox.text import empty_t5
+
+        return empty_t5(config, dtype)
+
+    def lora_state_dict(self, source: str, **options: Any) -> dict[str, Tensor]:
+        from diffusers.loaders import CogVideoXLoraLoaderMixin
+
+        return CogVideoXLoraLoaderMixin.lora_state_dict(source, **options)
+
+    def transformer(
+        self, network: nn.Module, attention: str = "sdpa", compiled: bool = False
+    ) -> CogVideoXTransformer:
+        from ditflow.models.cogvideox.transformer import CogVideoXTransformer
+
+        return CogVideoXTransformer(network, attention, compiled)
+
+    def autoencoder(self, network: nn.Module) -> CogVideoXAutoencoder:
+        from ditflow.models.cogvideox.vae import CogVideoXAutoencoder
+
+        return CogVideoXAutoencoder(network)
+
+    def text_encoder(self, network: nn.Module) -> T5TextEncoder:
+        from ditflow.models.cogvideox.text import T5TextEncoder
+
+        return T5TextEncoder(network)
+
+    def tokenise(self, tokenizer: Any, prompts: Sequence[str], config: Mapping[str, Any]) -> Tensor:
+        from ditflow.models.cogvideox.text import tokenise
+
+        return tokenise(tokenizer, prompts, self.prompt_shape(config)[0])
+
+    def schedule(
+        self,
+        kind: str,
+        config: Mapping[str, Any],
+        steps: int,
+        device: torch.device,
+        generator: torch.Generator,
+    ) -> CogVideoXSchedule:
+        from ditflow.models.cogvideox.schedule import CogVideoXSchedule
+
+        return CogVideoXSchedule(kind, config, steps, device, generator)

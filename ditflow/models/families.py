@@ -1,0 +1,193 @@
+"""The model families, one row each, and which of them a model belongs to.
+
+A family is a folder in `ditflow/models/`, a row in `FAMILIES` and a file in `configs/models/` for each of its
+published models. Importing this module brings no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from ditflow.errors import SettingsError
+from ditflow.files import shipped
+from ditflow.limits import SETTINGS_BYTES
+from ditflow.models.cogvideox.family import CogVideoXFamily
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from ditflow.models.protocols import Autoencoder, Schedule, TextEncoder, Transformer
+
+INDEX = "model_index.json"
+
+
+class ModelFamily(Protocol):
+    """What the program has to know of a family. Methods that need torch import it when they are called."""
+
+    pipeline: str  # `_class_name` in model_index.json
+    parts: tuple[str, ...]  # folders of a pipeline
+    classes: Mapping[str, str]  # part: `_class_name` or architecture that its config must have
+    packed_parts: tuple[str, ...]  # of a block: the modules whose linear layers `--weights` packs
+
+    schedulers: tuple[str, ...]  # `--scheduler`
+    tiles: tuple[str, ...]  # of VAE decoding, WIDTHxHEIGHT in pixels, the largest first
+    size_multiple: int  # pixels
+    least_frames: int
+    frame_rate: Fraction  # frames a second of a source that does not tell
+    has_dynamic_scale: bool
+
+    def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The published settings of a model with this transformer configuration."""
+
+    def encoded_frames(self, frames: int) -> int:
+        """Frames to encode so that at least `frames` come back from decoding."""
+
+    def latent_spans(self, frames: int) -> list[range]:
+        """The encoded frames that each latent frame stands for."""
+
+    def latent_shape(
+        self, frames: int, size: tuple[int, int], vae: Mapping[str, Any]
+    ) -> tuple[int, int, int, int, int]:
+        """[1, latent frames, channels, height, width] of a clip of `size` (width, height) in pixels."""
+
+    def prompt_shape(self, config: Mapping[str, Any]) -> tuple[int, int]:
+        """(text tokens, text channels) of an encoded prompt."""
+
+    def depth(self, config: Mapping[str, Any]) -> int:
+        """How many blocks a transformer has."""
+
+    def embedding_kind(self, config: Mapping[str, Any]) -> Literal["rotary", "additive"]: ...
+
+    def network(self, part: str) -> type:
+        """The library class that loads "transformer", "vae", "text_encoder" or "tokenizer"."""
+
+    def load_options(self, part: str) -> dict[str, Any]:
+        """Further arguments of that class's `from_pretrained`."""
+
+    def empty_text_encoder(self, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+        """A text encoder as loading makes it, with unset weights; for planning."""
+
+    def lora_state_dict(self, source: str, **options: Any) -> dict[str, Tensor]:
+        """A LoRA's tensors by diffusers' names."""
+
+    def transformer(self, network: nn.Module, attention: str, compiled: bool) -> Transformer: ...
+
+    def autoencoder(self, network: nn.Module) -> Autoencoder: ...
+
+    def text_encoder(self, network: nn.Module) -> TextEncoder: ...
+
+    def tokenise(self, tokenizer: Any, prompts: Sequence[str], config: Mapping[str, Any]) -> Tensor:
+        """Token ids [prompts, length]; warns of what is cut. `config` is the transformer's."""
+
+    def schedule(
+        self,
+        kind: str,
+        config: Mapping[str, Any],
+        steps: int,
+        device: torch.device,
+        generator: torch.Generator,
+    ) -> Schedule: ...
+
+
+FAMILIES: dict[str, ModelFamily] = {family.pipeline: family for family in (CogVideoXFamily(),)}
+
+
+@cache
+def models() -> tuple[str, ...]:
+    """The names of the published and the shipped models: a file each in `configs/models/`."""
+    folder = files("ditflow.configs") / "models"
+    names = [path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml")]
+    return tuple(sorted(names))
+
+
+def known_model(model: str) -> dict[str, Any] | None:
+    """What `configs/models/` says of a model, by its name or its hub id; None for any other."""
+    for name in models():
+        facts = shipped(f"models/{name}.yaml")
+        if model in (name, facts["weights"].get("id")):
+            return facts
+    return None
+
+
+def shipped_folder(model: str) -> Path | None:
+    """The pipeline folder of a model that is part of this package."""
+    facts = known_model(model)
+    inside = facts["weights"].get("package_folder") if facts else None
+    return Path(str(files("ditflow"))) / inside if inside else None
+
+
+def local_folder(model: str) -> Path | None:
+    """A model's pipeline folder, where the model is shipped or given as a folder."""
+    if folder := shipped_folder(model):
+        return folder
+    path = Path(os.path.expanduser(model))
+    return path if model not in models() and path.is_dir() else None
+
+
+def family_of(model: str, download: bool = False) -> ModelFamily | None:
+    """The family of a model by name, hub id or folder; None where nothing on this machine tells.
+
+    With `download` the small index file of a hub id is fetched. Raises SettingsError for an unknown family.
+    """
+    if facts := known_model(model):
+        return FAMILIES[facts["family"]]
+    index = _small_file(model, INDEX, download)
+    if index is None:
+        return None
+    pipeline = index.get("_class_name")
+    if pipeline not in FAMILIES:
+        raise SettingsError(
+            f"model {model}: {INDEX} names the class {pipeline!r}; accepted: {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[pipeline]
+
+
+def published_settings(model: str) -> dict[str, Any]:
+    """The settings that a model starts from, where they differ from the defaults.
+
+    A hub id that is not in the cache costs a download of two small files. Raises SettingsError where the
+    model cannot be identified.
+    """
+    if facts := known_model(model):
+        return facts["settings"]
+    family = family_of(model, download=True)
+    config = _small_file(model, "transformer/config.json", download=True)
+    if family is None or config is None:
+        raise SettingsError(
+            f"model {model!r}: not a folder, not in the hub's cache and not on the hub; accepted: "
+            f"{', '.join(models())}, OWNER/NAME, a folder"
+        )
+    return family.defaults(config)
+
+
+def _small_file(model: str, name: str, download: bool) -> dict[str, Any] | None:
+    """A JSON file of a model's pipeline; None where it is not at hand. Raises SettingsError if damaged."""
+    folder = local_folder(model)
+    path = folder / name if folder else _hub_file(model, name, download)
+    if path is None or not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > SETTINGS_BYTES:
+            raise ValueError
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        raise SettingsError(f"model {model}: {path} is damaged; give a complete pipeline folder") from None
+
+
+def _hub_file(model: str, name: str, download: bool) -> Path | None:
+    if model.count("/") != 1 or model.startswith((".", "/", "~")) or Path(model).suffix:
+        return None
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(model, name, local_files_only=not download))
+    except (OSError, ValueError):
+        return None
