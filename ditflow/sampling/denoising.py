@@ -32,7 +32,7 @@ class Denoised:
 
 
 class Denoising:
-    """From noise to clean latents with the clip's motion. After a failed step `run` continues, with any Runner.
+    """From noise to clean latents with the clip's motion. `run` can be repeated after a failed step.
 
     Its state is that of the last finished step: `resume_from`, or the schedule's initial noise.
     """
