@@ -13,7 +13,8 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from ditflow.cli.main import doctor, main
+from ditflow.cli import doctor
+from ditflow.cli.main import main
 from ditflow.errors import DitflowError
 from ditflow.settings import settings
 
