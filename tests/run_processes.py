@@ -28,7 +28,8 @@ UNCOMPARED = ("run.json",)  # times and peak memory differ from run to run
 class ForkServer:
     """The tests' side of the warm process.
 
-    Of an undisturbed run, `calls` counts the functions and layers called in each stage; `whole` holds its files.
+    An undisturbed run is made first: `whole` holds its files, and `calls` counts the functions and layers that
+    a run calls in each stage.
     """
 
     def __init__(self, settings: Any, folder: Path):
@@ -96,11 +97,11 @@ def serve(config: str) -> None:
     os.dup2(2, 1)  # keep what libraries print out of the answers
     import torch
 
-    from ditflow.cli.main import main as cli
+    from ditflow.cli.main import main
     from ditflow.planning.choice import choose_plan
     from ditflow.settings import read_settings
 
-    assert cli.main(words) == 0
+    assert main(words) == 0
     choose_plan(read_settings(Path("run/settings.yaml")), torch.device("cpu"))  # cached for resuming forks
     counted = [*words, "--set", "output=counted"]
     assert forked({"folder": ".", "words": counted, "count": "calls.json", "no_cache": True}) == 0
@@ -127,7 +128,7 @@ def forked(case: dict[str, Any]) -> int:
 
 
 def child(case: dict[str, Any]) -> int:
-    from ditflow.cli.main import main as cli
+    from ditflow.cli.main import main
 
     os.chdir(case["folder"])
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
@@ -141,7 +142,7 @@ def child(case: dict[str, Any]) -> int:
         fill_disk(case["full_after"])
     trap = Trap(**case.get("trap", {}))
     trap.set()
-    code = cli.main(case["words"])
+    code = main(case["words"])
     sys.setprofile(None)
     if "count" in case:
         Path(case["count"]).write_text(json.dumps(trap.calls))
