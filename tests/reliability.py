@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "reliability.md"
 SURVIVED, LOST, UNTRIED = "survived", "lost", "not tried here"
 FAULTS = pytest.StashKey[dict[str, Counter]]()

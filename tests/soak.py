@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from random_pipeline import build_pipeline
+from tiny_pipelines import build_pipeline
 
 from ditflow import Settings, transfer
 from ditflow.cli.main import quieten_libraries

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import av
 import numpy as np
+from made_videos import made_frame, made_video, remuxed
 from PIL import Image
-from video_cases import made_frame, made_video, remuxed
 
 HUGE = 30_000  # pixels
 

@@ -5,7 +5,7 @@ from math import inf
 from types import SimpleNamespace
 
 import pytest
-from test_bench_timed import Machine
+from stand_in_meters import Machine
 
 from bench.timed import test_ratios as command
 from bench.timed.bounds import Bound

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_bench_gpu import SmokeMeter
+from stand_in_meters import SmokeMeter
 
 from bench import steps, timing
 from bench.energy import counter_of, energy_counter

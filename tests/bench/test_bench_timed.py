@@ -4,11 +4,11 @@ import json
 import statistics
 import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from repository import ROOT
+from stand_in_meters import Machine
 
 from bench import whole_run
 from bench.passes import Size
@@ -24,31 +24,6 @@ from ditflow.models.protocols import Grid
 
 TINY = Size("tiny", (2, 3, 4), 3, 16, text=5)
 TINY_CASE = Case(layers=2, guidance_block=1, grid=Grid(2, 2, 3), steps=5, optimisation_steps=1)
-
-
-class Machine:
-    """A clock that moves when work is done, and pytest-benchmark's fixture that reads it."""
-
-    def __init__(self, pace=lambda turn: 1.0):
-        self.now, self.turn, self.pace, self.order = 0.0, 0, pace, []
-        self.stats = SimpleNamespace(stats=SimpleNamespace(data=[]))
-
-    def work(self, name, seconds):
-        def call():
-            self.order.append(name)
-            self.now += seconds * self.pace(self.turn)
-
-        return call
-
-    def clock(self):
-        return self.now
-
-    def pedantic(self, target, args, setup, rounds):
-        for self.turn in range(rounds):
-            setup()
-            start = self.now
-            target(*args)
-            self.stats.stats.data.append(self.now - start)
 
 
 def played(machine, planted=False, ours=2.0):
@@ -131,7 +106,7 @@ torch.ones(2**24)
 print(torch.get_num_threads(), resident_mib("VmRSS") - before)
 """
     words = [sys.executable, "-c", code]
-    found = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     threads, kept = found.stdout.split()
     assert threads == "1" and float(kept) > 60
 

@@ -7,14 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_transformer
+from tiny_models import tiny_backbone
 
 from bench import whole_run
 from bench.released_way import ReleasedWay
 from bench.sides import FULL, QUICK, RIVAL, SIDES, Operations, flops, operations
 from bench.whole_run import Measured
 from ditflow.memory.plain import PlainRunner
-from ditflow.models.cogvideox.transformer import CogVideoX
 from ditflow.models.protocols import Grid, Inputs, Until
 from ditflow.planning.fake import fake_backbone, fake_inputs, fake_tensors
 from ditflow.settings import Settings
@@ -64,12 +63,12 @@ def test_the_rival_does_the_released_work():
 
 @pytest.fixture
 def inputs():
-    embedding = CogVideoX(tiny_transformer()).embedding(Grid(2, 4, 6))
+    embedding = tiny_backbone().embedding(Grid(2, 4, 6))
     return Inputs(torch.randn(1, 2, 4, 8, 12), torch.randn(1, 10, 12), torch.tensor([500]), embedding)
 
 
 def test_the_rival_computes_what_a_runner_does(inputs):
-    ours, rival = PlainRunner(CogVideoX(tiny_transformer())), ReleasedWay(CogVideoX(tiny_transformer()))
+    ours, rival = PlainRunner(tiny_backbone()), ReleasedWay(tiny_backbone())
     until, taken = Until("query_key", (GUIDED,)), Until("key_value", (INJECTED,))
     clip = replace(inputs, latents=torch.randn_like(inputs.latents))
     injected = ours.features(clip, {}, taken)
@@ -87,7 +86,7 @@ def same(first, second):
 
 
 def test_the_rivals_weights_get_gradients_on_the_way(inputs):
-    rival = ReleasedWay(CogVideoX(tiny_transformer()))
+    rival = ReleasedWay(tiny_backbone())
     rival.gradient(pull, "latents", inputs, {}, Until("query_key", (GUIDED,)), 1.0)
     before, guided, after = rival.transformer.transformer_blocks
     assert all(parameter.grad is not None for parameter in before.parameters())

@@ -13,9 +13,10 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from ditflow.cli.main import doctor, main
+from ditflow import settings
+from ditflow.cli import doctor
+from ditflow.cli.main import main
 from ditflow.errors import DitflowError
-from ditflow.settings import settings
 
 GIB = 1 << 30
 

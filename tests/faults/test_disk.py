@@ -5,7 +5,7 @@ import os
 import random
 
 import pytest
-from nursery import contents
+from run_processes import contents
 
 from ditflow.cli.main import main
 from ditflow.run_folder import lock
@@ -20,41 +20,41 @@ LIMITS = [
 ]
 
 
-def check_stopped_in_order(nursery, folder):
+def check_stopped_in_order(fork_server, folder):
     """One line, whole files under final names, and a way on once there is room."""
-    error = nursery.error(folder)
+    error = fork_server.error(folder)
     assert error.startswith("ditflow: ") and "cannot be written" in error and error.count("\n") == 1, error
     left = contents(folder / "run")
     assert not [name for name in left if name.endswith(".unfinished")]
     for name, data in left.items():
         if "/" not in name:
-            assert data == nursery.whole[name], name
+            assert data == fork_server.whole[name], name
     resumable = "settings.yaml" in left
     assert ("`ditflow resume run` goes on" in error) == resumable
-    assert nursery.resume(folder) == (0 if resumable else 1)
+    assert fork_server.resume(folder) == (0 if resumable else 1)
     if resumable:
-        assert contents(folder / "run") == nursery.whole
+        assert contents(folder / "run") == fork_server.whole
 
 
 @pytest.mark.parametrize("seed", FULL)
-def test_disk_full(nursery, tmp_path, seed):
-    after = random.Random(seed).randrange(len(nursery.whole) + 8)  # its own files, and those of its state
-    assert nursery.transfer(tmp_path, full_after=after) == 1
-    check_stopped_in_order(nursery, tmp_path)
+def test_disk_full(fork_server, tmp_path, seed):
+    after = random.Random(seed).randrange(len(fork_server.whole) + 8)  # its own files, and those of its state
+    assert fork_server.transfer(tmp_path, full_after=after) == 1
+    check_stopped_in_order(fork_server, tmp_path)
 
 
 @pytest.mark.parametrize("seed", LIMITS)
-def test_file_size_limit(nursery, tmp_path, seed):
-    largest = max(map(len, nursery.whole.values()))
-    assert nursery.transfer(tmp_path, largest_file=random.Random(seed).randrange(500, largest)) == 1
-    check_stopped_in_order(nursery, tmp_path)
+def test_file_size_limit(fork_server, tmp_path, seed):
+    largest = max(map(len, fork_server.whole.values()))
+    assert fork_server.transfer(tmp_path, largest_file=random.Random(seed).randrange(500, largest)) == 1
+    check_stopped_in_order(fork_server, tmp_path)
 
 
 @pytest.mark.fault("output in a place where no folder can be made")
-def test_no_folder_can_be_made(nursery, tmp_path):
+def test_no_folder_can_be_made(fork_server, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    assert nursery.transfer(tmp_path, "--output", "file/run") == 1
-    assert "cannot make the run folder file/run" in nursery.error(tmp_path)
+    assert fork_server.transfer(tmp_path, "--output", "file/run") == 1
+    assert "cannot make the run folder file/run" in fork_server.error(tmp_path)
     assert (tmp_path / "file").read_text() == "in the way"
 
 

@@ -5,15 +5,15 @@ import random
 
 import pytest
 import torch
-from nursery import contents
+from run_processes import contents
 from safetensors.torch import load_file
 
 FAULT = pytest.mark.fault
 
 
-def trap(nursery, stage):
+def trap(fork_server, stage):
     stage = f"layers of {stage}"
-    return {"stage": stage, "at": random.Random(stage).randint(1, nursery.calls[stage])}
+    return {"stage": stage, "at": random.Random(stage).randint(1, fork_server.calls[stage])}
 
 
 def latents(folder):
@@ -21,11 +21,11 @@ def latents(folder):
 
 
 @FAULT("out of memory while denoising")
-def test_falls_back_to_a_smaller_preset(nursery, tmp_path):
-    assert nursery.transfer(tmp_path, trap=trap(nursery, "denoise")) == 0, nursery.error(tmp_path)
-    assert "out of memory in denoise: going on with memory preset" in nursery.error(tmp_path)
-    torch.testing.assert_close(latents(tmp_path), latents(nursery.folder), rtol=1e-5, atol=1e-5)
-    assert contents(tmp_path / "run").keys() == nursery.whole.keys()
+def test_falls_back_to_a_smaller_preset(fork_server, tmp_path):
+    assert fork_server.transfer(tmp_path, trap=trap(fork_server, "denoise")) == 0, fork_server.error(tmp_path)
+    assert "out of memory in denoise: going on with memory preset" in fork_server.error(tmp_path)
+    torch.testing.assert_close(latents(tmp_path), latents(fork_server.folder), rtol=1e-5, atol=1e-5)
+    assert contents(tmp_path / "run").keys() == fork_server.whole.keys()
 
 
 @pytest.mark.parametrize(
@@ -35,19 +35,19 @@ def test_falls_back_to_a_smaller_preset(nursery, tmp_path):
         pytest.param("encode", marks=FAULT("out of memory while the clip is encoded")),
     ],
 )
-def test_goes_on_later_where_no_preset_needs_less(nursery, tmp_path, stage):
-    assert nursery.transfer(tmp_path, trap=trap(nursery, stage), no_cache=True) == 1
-    assert f"out of memory in {stage}" in nursery.error(tmp_path)
-    assert nursery.resume(tmp_path) == 0
-    assert contents(tmp_path / "run") == nursery.whole
+def test_goes_on_later_where_no_preset_needs_less(fork_server, tmp_path, stage):
+    assert fork_server.transfer(tmp_path, trap=trap(fork_server, stage), no_cache=True) == 1
+    assert f"out of memory in {stage}" in fork_server.error(tmp_path)
+    assert fork_server.resume(tmp_path) == 0
+    assert contents(tmp_path / "run") == fork_server.whole
 
 
 @FAULT("out of memory while decoding, in frames smaller than any tile")
-def test_latents_that_could_not_be_decoded_are_decoded_later(nursery, tmp_path):
-    assert nursery.transfer(tmp_path, trap=trap(nursery, "decode")) == 1
-    assert "out of memory in decode" in nursery.error(tmp_path)
-    assert torch.equal(latents(tmp_path), latents(nursery.folder))
+def test_latents_that_could_not_be_decoded_are_decoded_later(fork_server, tmp_path):
+    assert fork_server.transfer(tmp_path, trap=trap(fork_server, "decode")) == 1
+    assert "out of memory in decode" in fork_server.error(tmp_path)
+    assert torch.equal(latents(tmp_path), latents(fork_server.folder))
     assert not (tmp_path / "run" / "result.mp4").exists()
-    assert nursery.run(tmp_path, "decode", "run", "--quiet") == 0
-    assert contents(tmp_path / "run").keys() == nursery.whole.keys()
+    assert fork_server.run(tmp_path, "decode", "run", "--quiet") == 0
+    assert contents(tmp_path / "run").keys() == fork_server.whole.keys()
     assert json.loads((tmp_path / "run" / "run.json").read_text())["resumed"]

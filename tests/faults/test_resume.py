@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from nursery import contents
+from run_processes import contents
 from safetensors.torch import load_file
 
 from ditflow.cli.main import main
@@ -13,44 +13,46 @@ from ditflow.run_folder.checkpoint import FOLDER
 
 
 @pytest.mark.fault("the input video is removed in the middle of a run")
-def test_the_video_is_not_needed_again(nursery, stopped, clip):
+def test_the_video_is_not_needed_again(fork_server, stopped, clip):
     away = clip.with_suffix(".away")
     clip.rename(away)
     try:
-        assert nursery.resume(stopped.parent) == 0, nursery.error(stopped.parent)
+        assert fork_server.resume(stopped.parent) == 0, fork_server.error(stopped.parent)
     finally:
         away.rename(clip)
-    assert contents(stopped) == nursery.whole
+    assert contents(stopped) == fork_server.whole
     record = json.loads((stopped / "run.json").read_text())
     assert record["resumed"] and [len(losses) for losses in record["losses"]] == [1, 1]
 
 
-def test_resume_with_less_memory(nursery, stopped):
-    assert nursery.resume(stopped.parent, "--memory", "4gb") == 0, nursery.error(stopped.parent)
-    found, expected = (load_file(run / "latents.safetensors") for run in (stopped, nursery.folder / "run"))
+def test_resume_with_less_memory(fork_server, stopped):
+    assert fork_server.resume(stopped.parent, "--memory", "4gb") == 0, fork_server.error(stopped.parent)
+    found, expected = (
+        load_file(run / "latents.safetensors") for run in (stopped, fork_server.folder / "run")
+    )
     torch.testing.assert_close(found["latents"], expected["latents"], rtol=1e-5, atol=1e-5)
     assert "preset: 4gb" in (stopped / "settings.yaml").read_text()
 
 
-def test_finished(nursery, tmp_path, capsys):
-    run = shutil.copytree(nursery.folder / "run", tmp_path / "run")
+def test_finished(fork_server, tmp_path, capsys):
+    run = shutil.copytree(fork_server.folder / "run", tmp_path / "run")
     (run / FOLDER).mkdir()  # a process that was killed at the very end leaves it
     assert main(["resume", str(run)]) == 0
     told = capsys.readouterr()
     assert told.out == f"{run}\n"
     assert f"{run} is finished: there is nothing to go on with" in told.err
-    assert contents(run) == nursery.whole and not (run / FOLDER).exists()
+    assert contents(run) == fork_server.whole and not (run / FOLDER).exists()
 
 
-def test_decode_makes_the_videos_of_a_finished_run_again(nursery, tmp_path):
-    run = shutil.copytree(nursery.folder / "run", tmp_path / "run")
-    assert nursery.run(tmp_path, "decode", "run", "--quiet") == 1
-    assert "run/result.mp4 is there already: move it away" in nursery.error(tmp_path)
+def test_decode_makes_the_videos_of_a_finished_run_again(fork_server, tmp_path):
+    run = shutil.copytree(fork_server.folder / "run", tmp_path / "run")
+    assert fork_server.run(tmp_path, "decode", "run", "--quiet") == 1
+    assert "run/result.mp4 is there already: move it away" in fork_server.error(tmp_path)
     (run / "result.mp4").unlink()
     before = contents(run)
-    assert nursery.run(tmp_path, "decode", "run", "--quiet") == 0, nursery.error(tmp_path)
+    assert fork_server.run(tmp_path, "decode", "run", "--quiet") == 0, fork_server.error(tmp_path)
     found = contents(run)
-    assert found.pop("result.mp4") == nursery.whole["result.mp4"]
+    assert found.pop("result.mp4") == fork_server.whole["result.mp4"]
     assert found.keys() == before.keys()
     assert {name for name in found if found[name] != before[name]} <= {"comparison.mp4"}  # from reference.mp4
 

@@ -5,7 +5,7 @@ import shutil
 import signal
 
 import pytest
-from nursery import STAGES, contents
+from run_processes import STAGES, contents
 
 SIGNALS = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 143, "SIGINT": 130}  # and the exit codes
 SAYS = {"SIGKILL": "", "SIGTERM": "ditflow: terminated", "SIGINT": "ditflow: interrupted"}
@@ -18,25 +18,25 @@ CASES = [
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_ended_at_a_random_moment_of_every_phase(nursery, tmp_path, name):
+def test_ended_at_a_random_moment_of_every_phase(fork_server, tmp_path, name):
     run, draw = tmp_path / "run", random.Random(name)
     for stage in STAGES:
-        at = 1 + int(draw.uniform(0, 0.95) * nursery.calls[stage])
+        at = 1 + int(draw.uniform(0, 0.95) * fork_server.calls[stage])
         trap = {"stage": stage, "at": at, "signum": getattr(signal, name)}
-        go_on = nursery.resume if run.exists() else nursery.transfer
+        go_on = fork_server.resume if run.exists() else fork_server.transfer
         assert go_on(tmp_path, trap=trap, no_cache=stage == "text") == SIGNALS[name], stage
 
         for file, data in contents(run).items():
             if "/" not in file and not file.startswith("."):
-                assert data == nursery.whole[file], (stage, file)
-        error = nursery.error(tmp_path)
+                assert data == fork_server.whole[file], (stage, file)
+        error = fork_server.error(tmp_path)
         assert error.startswith(SAYS[name]) and error.count("\n") == bool(SAYS[name]), (stage, error)
         if run.exists() and not (run / "settings.yaml").exists():  # nothing was computed yet
             assert stage == "begin"
-            assert nursery.resume(tmp_path) == 1
-            assert "is no run folder" in nursery.error(tmp_path)
+            assert fork_server.resume(tmp_path) == 1
+            assert "is no run folder" in fork_server.error(tmp_path)
             shutil.rmtree(run)
         elif run.exists() and SAYS[name]:
             assert f"`ditflow resume {run.relative_to(tmp_path)}` goes on from there" in error
-    assert nursery.resume(tmp_path) == 0, nursery.error(tmp_path)
-    assert contents(run) == nursery.whole
+    assert fork_server.resume(tmp_path) == 0, fork_server.error(tmp_path)
+    assert contents(run) == fork_server.whole

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import yaml
-from nursery import contents
+from run_processes import contents
 
 from ditflow.cli.main import main
 from ditflow.run_folder import fingerprint as identity

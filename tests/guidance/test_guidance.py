@@ -5,16 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_transformer
 from einops import rearrange
-from test_backbone import random_inputs
+from tiny_models import backbone_of, random_inputs, tiny_backbone, tiny_transformer
 
 from ditflow.errors import DitflowError
 from ditflow.guidance.losses import FlowLoss, MoftLoss, SmmLoss
 from ditflow.guidance.optimise import LOSS_SCALE, Guidance, learning_rates, loss_scaler
 from ditflow.guidance.targets import check_blocks
 from ditflow.memory.plain import PlainRunner
-from ditflow.models.cogvideox.transformer import CogVideoX
 from ditflow.models.protocols import Grid, QueryKey, Until
 from ditflow.settings import Settings
 
@@ -139,7 +137,7 @@ def test_published_learning_rates():
 
 
 def test_float16_gradient_survives_only_with_the_loss_scale():
-    backbone = CogVideoX(tiny_transformer().half())
+    backbone = backbone_of(tiny_transformer().half())
     runner, inputs = PlainRunner(backbone), random_inputs(backbone, 3, 8, 12)
 
     def tiny_loss(_, read):
@@ -148,7 +146,7 @@ def test_float16_gradient_survives_only_with_the_loss_scale():
     def gradient(scale):
         return runner.gradient(tiny_loss, "latents", inputs, {}, Until("output", (1,)), scale)[1] / scale
 
-    exact = PlainRunner(CogVideoX(tiny_transformer())).gradient(
+    exact = PlainRunner(tiny_backbone()).gradient(
         lambda _, read: read.square().mean() * 1e-5,
         "latents",
         inputs,
@@ -161,7 +159,7 @@ def test_float16_gradient_survives_only_with_the_loss_scale():
 
 
 def test_overflowing_step_is_skipped_and_counted():
-    backbone = CogVideoX(tiny_transformer().half())
+    backbone = backbone_of(tiny_transformer().half())
     runner, inputs = PlainRunner(backbone), random_inputs(backbone, 3, 8, 12)
     loss = guidance(lambda _, read: read.float().square().sum() / 4, steps=8, dtype=torch.float16)
     found, losses, _ = loss.optimise(runner, inputs, {}, 0)
@@ -170,6 +168,16 @@ def test_overflowing_step_is_skipped_and_counted():
     assert len(losses) == 8
     assert found.latents.isfinite().all()
     assert not torch.equal(found.latents, inputs.latents)
+
+
+def test_the_loss_scale_goes_back_with_the_state():
+    loop = guidance(None, dtype=torch.float16)
+    loop.back_to(3)
+    assert loop.skipped == 3 and loop.scaler.get_scale() == LOSS_SCALE / 8
+    assert loop.may_overflow
+    loop.back_to(17)
+    assert not loop.may_overflow  # at half of its own size a gradient still overflows
+    assert not loss_scaler(torch.float32, torch.device("cpu")).is_enabled()
 
 
 def test_injected_keys_and_values_are_the_clips(backbone):

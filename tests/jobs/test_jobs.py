@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import little_transfer
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tiny_pipelines import latents, quick_settings
 
 from ditflow import Settings, transfer, video
 from ditflow.cli.main import main
@@ -26,10 +26,6 @@ from ditflow.settings import read_settings
 from ditflow.small.clips import main as write_made_clip
 
 FRAMES = 10  # of the settings
-
-
-def latents(run):
-    return load_file(run.folder / "latents.safetensors")["latents"]
 
 
 def test_run_folder(settings, tmp_path):
@@ -134,7 +130,7 @@ def test_embedding_is_kept_and_injected(settings, dtype, smallest, tmp_path, cap
 def embedded(clip, small_folder, tmp_path_factory):
     """The folder of a run that keeps the embedding it has optimised."""
     output = str(tmp_path_factory.mktemp("embedded") / "run")
-    return transfer(little_transfer(clip, small_folder, optimise="embedding", output=output)).folder
+    return transfer(quick_settings(clip, small_folder, optimise="embedding", output=output)).folder
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_jobs import latents
+from tiny_pipelines import latents
 
 from ditflow import transfer
 from ditflow.cli.main import main

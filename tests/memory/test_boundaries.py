@@ -5,15 +5,12 @@ from copy import deepcopy
 
 import pytest
 import torch
-from conftest import tiny_transformer
-from test_backbone import random_inputs
-from test_memory import DEPTH, square
+from tiny_models import DEPTH, backbone_of, random_inputs, square, tiny_backbone, tiny_transformer
 
 from ditflow.memory.block_inputs import HostBoundaries
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.streamed import Streamed
 from ditflow.memory.tracker import Tracker
-from ditflow.models.cogvideox.transformer import CogVideoX
 from ditflow.models.protocols import Inputs, Until
 
 CPU = torch.device("cpu")
@@ -55,7 +52,7 @@ def test_one_at_a_time_is_on_the_device():
 
 
 def test_buffers_are_made_once():
-    backbone = CogVideoX(tiny_transformer(layers=DEPTH))
+    backbone = tiny_backbone(layers=DEPTH)
     inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (3,))
     runner = BlockwiseRunner(backbone, boundaries="host")
     places, copied = [], []
@@ -71,7 +68,7 @@ def test_buffers_are_made_once():
 
 
 def test_a_gradient_that_broke_off_leaves_nothing_behind():
-    backbone = CogVideoX(tiny_transformer(layers=DEPTH))
+    backbone = tiny_backbone(layers=DEPTH)
     inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (1, 3))
     runner = BlockwiseRunner(backbone, keep="attention", boundaries="host")
     expected = runner.gradient(square, "latents", inputs, {}, until, 1.0)[1]
@@ -94,12 +91,12 @@ def test_copies_and_computations_wait_for_each_other(late, place, monkeypatch):
     """On a GPU, with one of the two made slow: whoever does not wait for the other finds wrong values."""
     cuda = torch.device("cuda")
     model = tiny_transformer(layers=DEPTH)
-    backbone = CogVideoX(model)
+    backbone = backbone_of(model)
     inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (1, 3))
     inputs = Inputs(
         *(getattr(inputs, name).to(cuda) for name in ("latents", "prompt", "timestep", "embedding"))
     )
-    expected = BlockwiseRunner(CogVideoX(deepcopy(model).to(cuda))).gradient(
+    expected = BlockwiseRunner(backbone_of(deepcopy(model).to(cuda))).gradient(
         square, "latents", inputs, {}, until, 1.0
     )[1]
     for part in (model.patch_embed, model.time_embedding, model.norm_final, model.norm_out, model.proj_out):

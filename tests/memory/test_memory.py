@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import tiny_transformer
-from test_backbone import random_inputs
+from tiny_models import DEPTH, random_inputs, square, tiny_backbone
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ditflow.guidance.losses import FlowLoss
@@ -14,11 +13,9 @@ from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.streamed import Streamed
 from ditflow.models.cogvideox import transformer as cogvideox
-from ditflow.models.cogvideox.transformer import CogVideoX
 from ditflow.models.protocols import Grid, Until
 from ditflow.settings import Settings
 
-DEPTH = 5
 READS = {
     "flow": Until("query_key", (3,)),
     "first-block": Until("query_key", (0,)),
@@ -34,18 +31,13 @@ POLICIES = {
 }
 
 
-def square(_, read):
-    tensors = read if isinstance(read, tuple) else (read,)
-    return sum(tensor.float().square().mean() for tensor in tensors)
-
-
 @pytest.mark.parametrize("wrt", ["latents", "embedding"])
 @pytest.mark.parametrize("until", READS.values(), ids=READS.keys())
 @pytest.mark.parametrize("rotary", [True, False], ids=["rotary", "additive"])
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
 def test_blockwise_equals_plain_autograd(policy, rotary, until, wrt, monkeypatch):
     monkeypatch.setattr(cogvideox, "CHUNK", 20)  # several chunks, the last one ragged
-    backbone = CogVideoX(tiny_transformer(rotary, layers=DEPTH))
+    backbone = tiny_backbone(rotary, layers=DEPTH)
     inputs = random_inputs(backbone, 3, 8, 12)
     injected = PlainRunner(backbone).features(random_inputs(backbone, 3, 8, 12), {}, Until("key_value", (2,)))
     expected = PlainRunner(backbone).gradient(square, wrt, inputs, injected, until, 8.0)
@@ -57,7 +49,7 @@ def test_blockwise_equals_plain_autograd(policy, rotary, until, wrt, monkeypatch
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
 def test_one_chunk_is_bit_for_bit_plain_autograd(policy):
-    backbone = CogVideoX(tiny_transformer(layers=DEPTH))
+    backbone = tiny_backbone(layers=DEPTH)
     inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (3,))
     loss = FlowLoss(
         PlainRunner(backbone).features(inputs, {}, until), Grid(3, 4, 6), Settings(model="small", rows="all")
@@ -84,7 +76,7 @@ def test_several_forwards_are_bit_for_bit_single_ones(backbone):
 
 
 def test_plain_gradient_wants_weights_that_stay():
-    backbone = CogVideoX(tiny_transformer(layers=DEPTH))
+    backbone = tiny_backbone(layers=DEPTH)
     inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (2,))
     expected = PlainRunner(backbone).gradient(square, "latents", inputs, {}, until, 1.0)
     forward = PlainRunner(backbone).forward([inputs], {})
@@ -110,7 +102,7 @@ class Count(TorchDispatchMode):
 
 
 def test_kept_attention_is_computed_once():
-    backbone = CogVideoX(tiny_transformer(layers=DEPTH))
+    backbone = tiny_backbone(layers=DEPTH)
     inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (3,))
     for keep, times in {"inputs": 6, "attention": 3}.items():
         with Count(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default) as kernel:
@@ -120,7 +112,7 @@ def test_kept_attention_is_computed_once():
 
 def test_attention_of_another_kernel_is_computed_again(monkeypatch):
     """One that is written out, which no list knows: its softmax runs twice and the gradient is right."""
-    backbone = CogVideoX(tiny_transformer(layers=DEPTH))
+    backbone = tiny_backbone(layers=DEPTH)
     inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (3,))
     expected = PlainRunner(backbone).gradient(square, "latents", inputs, {}, until, 1.0)
 
@@ -140,7 +132,7 @@ def test_kept_attention_holds_no_graph():
     """Beside the results of each block's attention, nothing of the way down is alive."""
     from ditflow.memory.kept_attention import KeptAttention
 
-    backbone = CogVideoX(tiny_transformer())
+    backbone = tiny_backbone()
     kept = KeptAttention(backbone.attention)
     attention = backbone.prepare(0, backbone.embed(random_inputs(backbone, 3, 8, 12)))
     query = weakref.ref(attention.query.untyped_storage())

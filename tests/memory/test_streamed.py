@@ -4,9 +4,7 @@ import random
 
 import pytest
 import torch
-from conftest import tiny_transformer
-from test_backbone import random_inputs
-from test_memory import DEPTH, square
+from tiny_models import DEPTH, random_inputs, square, tiny_backbone
 from torch import nn
 
 from ditflow.memory import host
@@ -16,7 +14,6 @@ from ditflow.memory.plain import PlainRunner
 from ditflow.memory.ring import Ring
 from ditflow.memory.streamed import Streamed
 from ditflow.memory.tracker import Tracker
-from ditflow.models.cogvideox.transformer import CogVideoX
 from ditflow.models.protocols import Until
 from ditflow.planning.fake import fake_tensors
 
@@ -26,7 +23,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def streamed_backbone(monkeypatch):
     """Blocks that fail when they compute with weights that are not on the device."""
-    backbone = CogVideoX(tiny_transformer(layers=DEPTH))
+    backbone = tiny_backbone(layers=DEPTH)
 
     def watch(weights):
         pool = {buffer.untyped_storage().data_ptr() for buffer in weights.device_buffers()}
@@ -72,7 +69,7 @@ def test_weights_in_host_memory_are_noticed(streamed_backbone):
 
 
 def test_turning_round_copies_nothing_twice():
-    backbone = CogVideoX(tiny_transformer(layers=DEPTH))
+    backbone = tiny_backbone(layers=DEPTH)
     weights = Streamed(backbone.blocks, CPU, 1)
     block = weights.blocks[0].bytes
 
@@ -89,7 +86,7 @@ def test_turning_round_copies_nothing_twice():
 
 @pytest.mark.parametrize("place", ["pinned", "pageable"])
 def test_early_end_of_a_walk_leaves_the_ring_usable(place):
-    backbone = CogVideoX(tiny_transformer(layers=DEPTH))
+    backbone = tiny_backbone(layers=DEPTH)
     inputs = random_inputs(backbone, 3, 8, 12)
     (expected,) = PlainRunner(backbone).forward([inputs], {})
     weights = Streamed(backbone.blocks, CPU, 0, place)

@@ -7,12 +7,10 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_transformer
-from test_backbone import random_inputs
+from tiny_models import backbone_of, random_inputs, tiny_transformer
 
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.models.attention import KERNELS, check_attention, load_attention
-from ditflow.models.cogvideox.transformer import CogVideoX
 from ditflow.settings.settings import ATTENTION
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -127,7 +125,7 @@ def test_the_model_attends_with_the_chosen_kernel(packages):
 
     packages("flash_attn", flash_attn_func=counted)
     model = tiny_transformer()
-    plain, chosen = CogVideoX(model), CogVideoX(model, attention="flash")
+    plain, chosen = backbone_of(model), backbone_of(model, attention="flash")
     inputs = random_inputs(plain, 3, 8, 12)
     stream = plain.embed(inputs)
     attention = plain.prepare(0, stream)
@@ -195,7 +193,7 @@ def test_a_package_that_does_not_load_is_one_line(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "sageattention", raising=False)
     with pytest.raises(DitflowError, match=r"cannot be loaded \(undefined symbol: _ZN3c10\); pip install"):
-        CogVideoX(tiny_transformer(), attention="sage")
+        backbone_of(tiny_transformer(), attention="sage")
 
 
 @pytest.mark.gpu

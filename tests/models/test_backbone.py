@@ -4,22 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import tiny_transformer
 from diffusers import CogVideoXPipeline
+from tiny_models import backbone_of, random_inputs, tiny_backbone, tiny_transformer
 
 from ditflow.errors import DitflowError
 from ditflow.memory.plain import PlainRunner
-from ditflow.models.cogvideox.transformer import CogVideoX
 from ditflow.models.protocols import Grid, Inputs
 
 SIZES = {"trained": (3, 8, 12), "square": (2, 8, 8), "tall": (5, 12, 6), "one-frame": (1, 4, 16)}
-
-
-def random_inputs(backbone, frames, height, width, text_length=10):
-    latents = torch.randn(1, frames, 4, height, width)
-    prompt = torch.randn(1, text_length, 12)
-    embedding = backbone.embedding(backbone.grid(latents))
-    return Inputs(latents, prompt, torch.tensor([601]), embedding)
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
@@ -40,7 +32,7 @@ def test_rotary_embedding_equals_the_pipelines(size):
     cos, sin = CogVideoXPipeline._prepare_rotary_positional_embeddings(
         pipeline, height * 8, width * 8, frames, torch.device("cpu")
     )
-    embedding = CogVideoX(model).embedding(Grid(frames, height // 2, width // 2))
+    embedding = backbone_of(model).embedding(Grid(frames, height // 2, width // 2))
     for one in embedding:  # queries, keys
         assert torch.equal(one[0], cos)
         assert torch.equal(one[1], sin)
@@ -49,7 +41,7 @@ def test_rotary_embedding_equals_the_pipelines(size):
 @pytest.mark.parametrize("text_length", [1, 7, 10, 23])
 def test_text_length_does_not_move_the_video_tokens(text_length):
     """The additive embedding belongs to the video tokens, however many text tokens stand before them."""
-    backbone = CogVideoX(tiny_transformer(rotary=False))
+    backbone = tiny_backbone(rotary=False)
     inputs = random_inputs(backbone, 3, 8, 12, text_length)
     stream = backbone.embed(inputs)
     bare = backbone.embed(Inputs(inputs.latents, inputs.prompt, inputs.timestep, inputs.embedding * 0))
@@ -59,4 +51,4 @@ def test_text_length_does_not_move_the_video_tokens(text_length):
 
 def test_other_patch_embeddings_are_refused():
     with pytest.raises(DitflowError, match="CogVideoX 1.5"):
-        CogVideoX(tiny_transformer(patch_size_t=2))
+        tiny_backbone(patch_size_t=2)

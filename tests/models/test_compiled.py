@@ -7,8 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import tiny_transformer
-from test_backbone import random_inputs
+from tiny_models import backbone_of, random_inputs, square, tiny_backbone, tiny_transformer
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
@@ -18,14 +17,13 @@ from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.streamed import Streamed
 from ditflow.models.cogvideox import transformer as cogvideox
-from ditflow.models.cogvideox.transformer import CogVideoX
 from ditflow.models.compiling import compile_piece, compiles
 from ditflow.models.protocols import Grid, Until
 from ditflow.settings import Settings
 
 
 def test_tapped_forward_and_loss_have_no_graph_break():
-    backbone = CogVideoX(tiny_transformer())
+    backbone = tiny_backbone()
     runner, until = PlainRunner(backbone), Until("query_key", (1, 2))
     inputs = random_inputs(backbone, 3, 8, 12)
     clip = runner.features(random_inputs(backbone, 3, 8, 12), {}, until)
@@ -42,11 +40,6 @@ def test_tapped_forward_and_loss_have_no_graph_break():
     value = compiled(latents)
     torch.testing.assert_close(value.detach(), expected)
     torch.testing.assert_close(torch.autograd.grad(value, latents)[0], expected_gradient)
-
-
-def square(_, read):
-    tensors = read if isinstance(read, tuple) else (read,)
-    return sum(tensor.float().square().mean() for tensor in tensors)
 
 
 @pytest.fixture
@@ -69,7 +62,7 @@ def test_few_graphs_serve_all_blocks(depth, resident, graphs, monkeypatch):
     """As many for five blocks as for two, wherever their weights are, and none in the next step."""
     monkeypatch.setattr(cogvideox, "CHUNK", 20)  # several chunks, the last one ragged
     model, until = tiny_transformer(layers=depth), Until("query_key", (depth - 1,))
-    eager, compiled = CogVideoX(model), CogVideoX(model, compiled=True)
+    eager, compiled = backbone_of(model), backbone_of(model, compiled=True)
     inputs = random_inputs(eager, 3, 8, 12)
     injected = PlainRunner(eager).features(random_inputs(eager, 3, 8, 12), {}, Until("key_value", (0,)))
     expected = guided_pass(BlockwiseRunner(eager), inputs, injected, until)
@@ -90,7 +83,7 @@ def test_few_graphs_serve_all_blocks(depth, resident, graphs, monkeypatch):
 @pytest.mark.parametrize("rotary, wrt", [(True, "embedding"), (False, "latents")], ids=["5b", "2b"])
 def test_compiled_pieces_under_plain_autograd(rotary, wrt, graphs):
     model, until = tiny_transformer(rotary, layers=2), Until("query_key", (1,))
-    eager, compiled = PlainRunner(CogVideoX(model)), PlainRunner(CogVideoX(model, compiled=True))
+    eager, compiled = PlainRunner(backbone_of(model)), PlainRunner(backbone_of(model, compiled=True))
     inputs = random_inputs(eager.backbone, 3, 8, 12)
     torch.testing.assert_close(
         compiled.gradient(square, wrt, inputs, {}, until, 8.0),
@@ -156,8 +149,8 @@ def test_missing_triton_is_said_beforehand(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_inductor_on_a_gpu():
     model = tiny_transformer(layers=3, attention_head_dim=64).to("cuda", torch.bfloat16)
-    exact = CogVideoX(tiny_transformer(layers=3, attention_head_dim=64).cuda())
-    eager, compiled = CogVideoX(model), CogVideoX(model, compiled=True)
+    exact = backbone_of(tiny_transformer(layers=3, attention_head_dim=64).cuda())
+    eager, compiled = backbone_of(model), backbone_of(model, compiled=True)
     inputs = random_inputs(exact, 3, 8, 12)
     inputs = replace(
         inputs,

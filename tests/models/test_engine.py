@@ -6,14 +6,12 @@ from types import ModuleType
 
 import pytest
 import torch
-from conftest import tiny_transformer
 from diffusers import AutoencoderKLCogVideoX
-from test_backbone import random_inputs
+from tiny_models import backbone_of, random_inputs, tiny_backbone, tiny_transformer
 from torch._dynamo.backends import registry
 
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.memory.plain import PlainRunner
-from ditflow.models.cogvideox.transformer import CogVideoX
 from ditflow.models.engine import BACKEND, check_engine, decode_with_tensorrt, denoise_with_tensorrt
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -42,7 +40,7 @@ def holds(operators, name):
 
 def test_all_of_a_block_but_its_attention_goes_through_it(tensorrt):
     model = tiny_transformer(layers=4)
-    eager, engine = CogVideoX(model), CogVideoX(model)
+    eager, engine = backbone_of(model), backbone_of(model)
     denoise_with_tensorrt(engine)
     inputs = random_inputs(eager, 3, 8, 12)
     expected = PlainRunner(eager).forward([inputs], {})
@@ -92,7 +90,7 @@ def test_a_missing_package_is_named_with_the_way_to_it(monkeypatch):
     with pytest.raises(DitflowError, match=r'pip install "ditflow\[tensorrt\]"'):
         check_engine("tensorrt", needs_gradient=False, device=CUDA, streams=False)
     with pytest.raises(DitflowError, match="torch_tensorrt cannot be loaded"):
-        denoise_with_tensorrt(CogVideoX(tiny_transformer()))
+        denoise_with_tensorrt(tiny_backbone())
 
 
 def test_what_can_be_done_is_not_refused(tensorrt):

@@ -3,35 +3,13 @@
 import gguf
 import pytest
 import torch
-from conftest import tiny_transformer
 from gguf import GGMLQuantizationType as Kind
+from quantised_models import exact_transformer, relative, write_gguf
 from torch import nn
 
 from ditflow.errors import DitflowError
 from ditflow.models.gguf_file import load_gguf, unpack_gguf
 from ditflow.models.storage import StoredLinear
-
-
-def exact_transformer():
-    return tiny_transformer(layers=2, attention_head_dim=32).requires_grad_(False)
-
-
-def write_gguf(path, transformer, kind):
-    """The matrices of a transformer's blocks in `kind`, other weights in float16, vectors in float32."""
-    writer = gguf.GGUFWriter(path, "cogvideox")
-    for name, tensor in transformer.named_parameters():
-        in_block = name.startswith("transformer_blocks") and "norm" not in name
-        found = Kind.F32 if tensor.dim() == 1 else kind if in_block else Kind.F16
-        writer.add_tensor(name, gguf.quants.quantize(tensor.detach().numpy(), found), raw_dtype=found)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def off(found, expected):
-    """The error's share of the norm, whatever its direction: a wrong scale and a wrong angle both count."""
-    return ((found.double() - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q4_0", "Q5_1"])
@@ -44,7 +22,7 @@ def test_gguf_file_gives_the_model_that_was_written(kind, tmp_path):
     for name, module in loaded.named_modules():
         if isinstance(module, nn.Linear | StoredLinear | nn.Conv2d | nn.LayerNorm):
             for part in ("weight", "bias"):
-                assert off(getattr(module, part), values[f"{name}.{part}"].double()) < most
+                assert relative(getattr(module, part), values[f"{name}.{part}"].double()) < most
     packed = [module for module in loaded.modules() if isinstance(module, StoredLinear)]
     assert len(packed) == (12 if kind.startswith("Q") else 0)
 
@@ -60,7 +38,7 @@ def test_gguf_kinds_that_need_long_rows(kind):
     stored = blocks.reshape(3, 2 * size)
     expected = torch.from_numpy(gguf.quants.dequantize(stored.numpy(), Kind[kind]))
     assert expected.shape == (3, 2 * weights)
-    assert off(unpack_gguf(Kind[kind], torch.float32, stored), expected.double()) < 1e-3
+    assert relative(unpack_gguf(Kind[kind], torch.float32, stored), expected.double()) < 1e-3
 
 
 def damaged(case, path):

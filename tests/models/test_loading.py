@@ -1,21 +1,19 @@
-"""Weights by name: local folders of the real layout, the hub without a network, LoRA files, devices."""
+"""Weights by name: local folders of the real layout, the hub without a network, LoRA files."""
 
 import json
 import shutil
 
 import pytest
 import torch
-from conftest import tiny_transformer
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
+from tiny_models import tiny_transformer
 
 from ditflow.errors import DitflowError
-from ditflow.jobs.device import choose_device
 from ditflow.models.hub import missing_files
 from ditflow.models.loading import ModelFolder, find_folder
 from ditflow.models.lora import add_lora, split_scale
-from ditflow.settings import Settings
 
 CPU = torch.device("cpu")
 
@@ -107,25 +105,6 @@ def test_unknown_model(model):
         DitflowError, match="accepted: 5b, 2b, small, small-sincos .configs/models/., OWNER/NAME"
     ):
         find_folder(model)
-
-
-def test_large_models_want_a_gpu(monkeypatch, small_folder):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for model in ("5b", "2b", "someone/else"):
-        with pytest.raises(DitflowError, match="needs a CUDA GPU.*--model small"):
-            choose_device(Settings(model=model))
-        assert choose_device(Settings(model=model, device="cpu")) == CPU
-    assert choose_device(Settings(model=str(small_folder), device="auto")) == CPU
-    with pytest.raises(DitflowError, match="accepted: auto, cpu"):
-        choose_device(Settings(device="toaster"))
-    with pytest.raises(DitflowError, match="accepted: auto, cpu"):
-        choose_device(Settings(device="meta"))
-
-
-def test_absent_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(DitflowError, match="0 CUDA GPUs"):
-        choose_device(Settings(device="cuda:1"))
 
 
 def lora_file(path, layer="to_q", seed=1):

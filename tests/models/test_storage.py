@@ -3,8 +3,8 @@
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
-from test_backbone import random_inputs
-from test_gguf_file import exact_transformer, off, write_gguf
+from quantised_models import exact_transformer, relative, write_gguf
+from tiny_models import backbone_of, random_inputs
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -13,7 +13,6 @@ from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.streamed import Streamed
 from ditflow.models import storage
-from ditflow.models.cogvideox.transformer import CogVideoX
 from ditflow.models.compiling import compile_piece
 from ditflow.models.gguf_file import load_gguf
 from ditflow.models.protocols import Until
@@ -93,10 +92,10 @@ def test_products_and_gradients_round_as_far_as_their_kind(kind, stored):
         tokens, upstream = inputs_of(layer)
         weight, bias = original.weight.double(), original.bias.double()
         out, gradient = product(layer, tokens, upstream)
-        assert most / 10 < off(out - layer.bias, tokens.double() @ weight.T) < most, name
-        assert off(out, tokens.double() @ weight.T + bias) < most
+        assert most / 10 < relative(out - layer.bias, tokens.double() @ weight.T) < most, name
+        assert relative(out, tokens.double() @ weight.T + bias) < most
         wanted = upstream.double() @ weight
-        assert off(gradient, wanted) < most
+        assert relative(gradient, wanted) < most
         cosine = torch.cosine_similarity(gradient.double().flatten(), wanted.flatten(), dim=0)
         assert cosine > 1 - most**2
         assert gradient.norm() / wanted.norm() == pytest.approx(1, abs=most)
@@ -113,8 +112,8 @@ def test_a_stored_layer_computes_with_its_weight_and_nothing_else(kind, dtype, m
         out, gradient = product(layer, tokens.to(dtype), upstream.to(dtype))
         assert out.dtype == gradient.dtype == layer.weight.dtype == dtype
         weight = layer.weight.double()
-        assert off(out, tokens.double() @ weight.T + layer.bias.double()) < most, name
-        assert off(gradient, upstream.double() @ weight) < most, name
+        assert relative(out, tokens.double() @ weight.T + layer.bias.double()) < most, name
+        assert relative(gradient, upstream.double() @ weight) < most, name
 
 
 @pytest.mark.parametrize("wrong", ["scale", "transposed", "rows"])
@@ -129,7 +128,8 @@ def test_a_wrong_weight_is_noticed(wrong):
     }[wrong]
     layer = StoredLinear(storage.unpack_rows, stored, None, torch.float32)
     tokens, upstream = inputs_of(layer)
-    assert off(product(layer, tokens, upstream)[1], upstream.double() @ weight.double()) > KINDS["int8"][0]
+    _, gradient = product(layer, tokens, upstream)
+    assert relative(gradient, upstream.double() @ weight.double()) > KINDS["int8"][0]
 
 
 def test_rows_of_zeros_and_of_any_size_are_kept():
@@ -137,7 +137,9 @@ def test_rows_of_zeros_and_of_any_size_are_kept():
     for dtype, most in ((torch.float8_e4m3fn, 0.035), (torch.int8, 0.015)):
         whole = storage.unpack_rows(torch.float32, *pack_rows(weight, dtype))
         assert torch.equal(whole[0], weight[0])
-        assert all(off(found, row.double()) < most for found, row in zip(whole[1:], weight[1:], strict=True))
+        assert all(
+            relative(found, row.double()) < most for found, row in zip(whole[1:], weight[1:], strict=True)
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -204,8 +206,8 @@ def energy(_, read):
 @pytest.mark.parametrize("kind", KINDS)
 def test_guided_gradient_equals_that_of_the_weights_made_whole(kind, stored):
     small, exact = stored(kind), exact_transformer()
-    backbone = CogVideoX(small)
-    whole = PlainRunner(CogVideoX(made_whole(stored(kind))))
+    backbone = backbone_of(small)
+    whole = PlainRunner(backbone_of(made_whole(stored(kind))))
     inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (1,))
 
     def both(runner):
@@ -215,8 +217,8 @@ def test_guided_gradient_equals_that_of_the_weights_made_whole(kind, stored):
     runners = [PlainRunner(backbone), BlockwiseRunner(backbone)]
     for runner in runners:
         for found, wanted in zip(both(runner), expected, strict=True):
-            assert off(found, wanted.double()) < 1e-6
-    assert off(both(PlainRunner(CogVideoX(exact)))[0], expected[0].double()) > 1e-4  # rounding is seen
+            assert relative(found, wanted.double()) < 1e-6
+    assert relative(both(PlainRunner(backbone_of(exact)))[0], expected[0].double()) > 1e-4  # rounding is seen
 
     resident = both(BlockwiseRunner(backbone))
     streamed = BlockwiseRunner(backbone, Streamed(backbone.blocks, CPU, 0, host="pageable"))
@@ -260,7 +262,9 @@ def test_gpu_equals_cpu(kind, stored):
         tokens, upstream = inputs_of(layer)
         expected = product(layers[name], tokens, upstream)
         found = product(layer, tokens.cuda(), upstream.cuda())
-        assert all(off(one.cpu(), other.double()) < 1e-5 for one, other in zip(found, expected, strict=True))
+        assert all(
+            relative(one.cpu(), other.double()) < 1e-5 for one, other in zip(found, expected, strict=True)
+        )
 
 
 @pytest.mark.parametrize("kind", storage.PACKINGS)
@@ -272,7 +276,7 @@ def test_weights_packed_on_a_gpu_go_back_to_where_they_were(kind, stored):
     assert {tensor.device.type for tensor in packed.parameters()} == {"cpu"}
     layers = linear_layers(stored(kind))
     for name, layer in linear_layers(packed).items():
-        assert off(layer.weight, layers[name].weight.double()) < KINDS[kind][0] / 10
+        assert relative(layer.weight, layers[name].weight.double()) < KINDS[kind][0] / 10
 
 
 def test_weights_are_checked_before_anything_is_loaded(tmp_path, monkeypatch):

@@ -1,13 +1,10 @@
-"""T5: the encoder with its blocks brought one by one, and embeddings kept from run to run."""
+"""T5: tokens, and the encoder with streamed blocks."""
 
 import logging
-import os
-import shutil
 
 import pytest
 import torch
 
-from ditflow.jobs import prompt_cache as prompts
 from ditflow.memory.streamed import Streamed
 from ditflow.models.cogvideox.text import blocks, encode_tokens, tokenise
 from ditflow.models.loading import ModelFolder
@@ -88,82 +85,3 @@ def test_walk_ends_and_nothing_stays_on_the_encoder(folder, tokens):
     assert weights.notes == expected
     encode_tokens(encoder, tokens)
     assert weights.notes == [*expected, "0 computed", "1 computed"]
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "ditflow" / "prompts"
-
-
-@pytest.fixture
-def encode(folder):
-    """Encodes, and notes how many texts it was given."""
-    encoder = folder.text_encoder()
-
-    def encode(tokens):
-        encode.calls.append(len(tokens))
-        return encode_tokens(encoder, tokens)
-
-    encode.calls = []
-    return encode
-
-
-def fields(texts):
-    return [texts.prompt, texts.negative_prompt, texts.source_prompt]
-
-
-def test_second_run_encodes_nothing(folder, tokens, encode, cache):
-    expected = encode_tokens(folder.text_encoder(), tokens).split(1)
-    first, second = (prompts.texts(folder, tokens, encode) for _ in range(2))
-    assert encode.calls == [3]
-    for texts in (first, second):
-        assert all(map(torch.equal, fields(texts), expected))
-    assert len(list(cache.iterdir())) == 3
-
-
-def test_what_is_new_is_encoded_alone_and_once(folder, tokens, encode, cache):
-    prompts.texts(folder, tokens, encode)
-    again = tokenise(folder.tokenizer(), ("a green square", PROMPTS[1], "a green square"), 16)
-    texts = prompts.texts(folder, again, encode)
-    assert encode.calls == [3, 1]
-    expected = encode_tokens(folder.text_encoder(), again).split(1)
-    for found, wanted in zip(fields(texts), expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-
-
-def test_another_precision_or_encoder_is_another_embedding(small_folder, tokens, tmp_path, encode, cache):
-    shutil.copytree(small_folder, tmp_path / "model")
-
-    def run(dtype="float32"):
-        prompts.texts(ModelFolder(str(tmp_path / "model"), dtype, CPU), tokens, encode)
-        return len(encode.calls)
-
-    assert [run(), run(), run("float16"), run("float16")] == [1, 1, 2, 2]
-    weights = tmp_path / "model" / "text_encoder" / "model.safetensors"
-    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
-    assert [run(), run()] == [3, 3]
-    (tmp_path / "model" / "vae" / "config.json").touch()
-    assert run() == 3
-
-
-@pytest.mark.parametrize("damage", [b"", b"not safetensors", None], ids=["empty", "other", "cut"])
-def test_damaged_embedding_is_made_anew(folder, tokens, encode, cache, damage):
-    expected = prompts.texts(folder, tokens, encode)
-    for file in cache.iterdir():
-        file.write_bytes(file.read_bytes()[:-10] if damage is None else damage)
-    for _ in range(2):
-        found = prompts.texts(folder, tokens, encode)
-        assert all(map(torch.equal, fields(found), fields(expected)))
-    assert encode.calls == [3, 3]
-    assert len(list(cache.iterdir())) == 3
-
-
-def test_cache_that_cannot_be_written_is_done_without(folder, tokens, encode, cache, caplog):
-    cache.parent.mkdir(parents=True)
-    cache.write_text("in the way")
-    with caplog.at_level(logging.INFO):
-        first, second = (prompts.texts(folder, tokens, encode) for _ in range(2))
-    assert all(map(torch.equal, fields(first), fields(second)))
-    assert encode.calls == [3, 3]
-    assert not caplog.records

@@ -1,9 +1,9 @@
 """The plan of the real 5B model, 480x720: exact, with no clock and no weights."""
 
 import json
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from bench.presets import FRAMES, PLANNED, planned, table
 from ditflow.memory.presets import GIB, presets
@@ -66,7 +66,7 @@ def test_larger_presets_do_less(on_file):
 
 
 def test_readme_has_what_is_on_file():
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for line in table(json.loads(PLANNED.read_text(encoding="utf-8"))):
         assert line in readme, f"README is out of date, `python -m bench.presets` prints its table: {line}"
 

@@ -1,13 +1,13 @@
 """The scripts around the Nsight tools: the commands they would run, what they refuse, where reports go."""
 
 import subprocess
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from profiles import roofline
 
-NSYS, NCU = (Path(__file__).parents[2] / "profiles" / f"{name}.sh" for name in ("nsys", "ncu"))
+NSYS, NCU = (ROOT / "profiles" / f"{name}.sh" for name in ("nsys", "ncu"))
 
 
 def ran(script, *words, path="/usr/bin:/bin", folder):

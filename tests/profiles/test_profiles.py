@@ -5,17 +5,16 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from repository import ROOT
 
 from profiles import roofline
 from profiles.explain import explain, parts, shares
 from profiles.trace import read_trace
 
-REPOSITORY = Path(__file__).parents[2]
-EXPORT = Path(__file__).parents[1] / "data" / "made-up-ncu-raw.csv"
+EXPORT = ROOT / "tests" / "data" / "made-up-ncu-raw.csv"
 
 
 def event(category, name, start, end, thread=1, **args):
@@ -123,7 +122,7 @@ def test_what_is_no_trace(tmp_path, content, message):
     if content is not None:
         path.write_text(content)
     words = [sys.executable, "-m", "profiles.explain", str(path)]
-    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert message in done.stderr
 

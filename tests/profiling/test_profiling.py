@@ -10,10 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import tiny_transformer
 from safetensors.torch import load_file
-from test_backbone import random_inputs
-from test_golden import SCHEDULER
+from tiny_models import ddim_schedule, random_inputs, text_embeddings, tiny_backbone
 
 from ditflow import transfer
 from ditflow.cli.main import main
@@ -21,13 +19,12 @@ from ditflow.errors import DitflowError
 from ditflow.guidance.optimise import Guidance, loss_scaler
 from ditflow.jobs import transfer as jobs
 from ditflow.memory.blockwise import BlockwiseRunner
-from ditflow.models.cogvideox.schedule import Schedule
-from ditflow.models.cogvideox.text import Texts
-from ditflow.models.cogvideox.transformer import CogVideoX, Pieces
+from ditflow.models.cogvideox.transformer import Pieces
 from ditflow.models.compiling import compile_piece
 from ditflow.models.protocols import Until
-from ditflow.profiling.capture import NsightCapture, Request, TorchCapture, ranges
-from ditflow.profiling.capture import capture as profiling
+from ditflow.profiling import capture as profiling
+from ditflow.profiling import ranges
+from ditflow.profiling.capture import NsightCapture, Request, TorchCapture
 from ditflow.run_folder.run import Run
 from ditflow.sampling.loop import Scale, Step, denoise
 from ditflow_kernels import motion_flow, motion_flow_loss, qk_norm_rope
@@ -41,7 +38,7 @@ KERNEL = "kernel/qk_norm_rope"
 @pytest.fixture
 def loop():
     """Four denoising steps of a tiny model, two of them guided with two optimisation steps each."""
-    backbone = CogVideoX(tiny_transformer())
+    backbone = tiny_backbone()
     inputs = random_inputs(backbone, 3, 8, 12)
     grid = backbone.grid(inputs.latents)
     flow = torch.ones(grid.frames, grid.frames, grid.height * grid.width, 2)
@@ -53,10 +50,10 @@ def loop():
         guidance = Guidance(
             loss, Until("query_key", (1,)), "latents", 2, [0.1, 0.1], loss_scaler(torch.float32, flow.device)
         )
-        schedule = Schedule("ddim", SCHEDULER, 4, flow.device, torch.Generator().manual_seed(0))
+        schedule = ddim_schedule(4)
         return denoise(
             BlockwiseRunner(backbone), schedule, Step(-1, inputs.latents, inputs.embedding, []),
-            inputs.embedding, Texts(*[inputs.prompt] * 3), Scale(1.0, False), 2, guidance, None, None,
+            inputs.embedding, text_embeddings(inputs.prompt), Scale(1.0, False), 2, guidance, None, None,
             lambda step: None,
         )  # fmt: skip
 

@@ -4,15 +4,11 @@ import threading
 
 import pytest
 import torch
-from conftest import tiny_transformer
-from test_backbone import random_inputs
-from test_golden import SCHEDULER
+from tiny_models import SCHEDULER, backbone_of, random_inputs, text_embeddings, tiny_transformer
 
 from ditflow.errors import DitflowError
 from ditflow.memory.plain import PlainRunner
 from ditflow.models.cogvideox.schedule import Moment
-from ditflow.models.cogvideox.text import Texts
-from ditflow.models.cogvideox.transformer import CogVideoX
 from ditflow.run_folder.checkpoint import State, StateFolder, StateWriter, read_state
 from ditflow.run_folder.run import Run
 from ditflow.sampling.denoising import Denoising
@@ -26,7 +22,7 @@ STEPS = 4
 @pytest.mark.parametrize("optimise", ["latent", "embedding"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_goes_on_bit_for_bit_from_every_state(tmp_path, optimise, scheduler, dtype):
-    backbone = CogVideoX(tiny_transformer().to(dtype))
+    backbone = backbone_of(tiny_transformer().to(dtype))
     inputs = random_inputs(backbone, 3, 8, 12)
     settings = Settings(
         model="small", dtype=str(dtype)[6:], steps=STEPS, guided=0.75, optimisation_steps=2,
@@ -34,7 +30,7 @@ def test_goes_on_bit_for_bit_from_every_state(tmp_path, optimise, scheduler, dty
     )  # fmt: skip
 
     def denoising():
-        texts, states = Texts(*[inputs.prompt] * 3), []
+        texts, states = text_embeddings(inputs.prompt), []
         made = Denoising(settings, SCHEDULER, texts, inputs.latents, lambda _: states.append(made.state))
         return made, states
 

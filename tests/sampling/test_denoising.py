@@ -2,14 +2,10 @@
 
 import pytest
 import torch
-from conftest import tiny_transformer
-from test_backbone import random_inputs
-from test_golden import SCHEDULER
+from tiny_models import SCHEDULER, random_inputs, text_embeddings, tiny_backbone
 
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
-from ditflow.models.cogvideox.text import Texts
-from ditflow.models.cogvideox.transformer import CogVideoX
 from ditflow.sampling.denoising import Denoising
 from ditflow.settings import Settings
 
@@ -38,13 +34,13 @@ class OutOfMemory(PlainRunner):
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
 @pytest.mark.parametrize("optimise", ["latent", "embedding"])
 def test_another_runner_goes_on_from_the_last_finished_step(optimise, scheduler):
-    backbone = CogVideoX(tiny_transformer())
+    backbone = tiny_backbone()
     inputs = random_inputs(backbone, 3, 8, 12)
     settings = Settings(
         model="small", dtype="float32", steps=5, guided=0.4, optimisation_steps=2, guidance_blocks=[2],
         optimise=optimise, scheduler=scheduler, guidance_scale=2,
     )  # fmt: skip
-    texts = Texts(*[inputs.prompt] * 3)
+    texts = text_embeddings(inputs.prompt)
 
     def denoising(seen):
         return Denoising(settings, SCHEDULER, texts, inputs.latents, seen.append)
@@ -66,10 +62,10 @@ def test_another_runner_goes_on_from_the_last_finished_step(optimise, scheduler)
 
 
 def test_the_other_runner_may_be_of_another_kind():
-    backbone = CogVideoX(tiny_transformer())
+    backbone = tiny_backbone()
     inputs = random_inputs(backbone, 3, 8, 12)
     settings = Settings(model="small", steps=3, guided=0.7, optimisation_steps=2, guidance_blocks=[2])
-    texts = Texts(*[inputs.prompt] * 3)
+    texts = text_embeddings(inputs.prompt)
     expected = Denoising(settings, SCHEDULER, texts, inputs.latents, lambda _: None).run(
         PlainRunner(backbone)
     )

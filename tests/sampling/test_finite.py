@@ -2,14 +2,9 @@
 
 import pytest
 import torch
-from conftest import tiny_transformer
-from test_backbone import random_inputs
-from test_golden import SCHEDULER
+from tiny_models import SCHEDULER, random_inputs, text_embeddings, tiny_backbone
 
-from ditflow.guidance.optimise import LOSS_SCALE, loss_scaler
 from ditflow.memory.plain import PlainRunner
-from ditflow.models.cogvideox.text import Texts
-from ditflow.models.cogvideox.transformer import CogVideoX
 from ditflow.sampling.denoising import Denoising
 from ditflow.sampling.finite import NotFinite, check_finite, check_optimisation
 from ditflow.settings import Settings
@@ -43,7 +38,7 @@ def denoising(backbone, inputs, **changes):
         model="small", steps=4, guided=0.5, optimisation_steps=3, guidance_blocks=[2], guidance_scale=1,
         dynamic_scale=False, **changes,
     )  # fmt: skip
-    return Denoising(settings, SCHEDULER, Texts(*[inputs.prompt] * 3), inputs.latents, lambda _: None)
+    return Denoising(settings, SCHEDULER, text_embeddings(inputs.prompt), inputs.latents, lambda _: None)
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")], ids=str)
@@ -66,7 +61,7 @@ def denoising(backbone, inputs, **changes):
 )
 @pytest.mark.parametrize("optimise", ["latent", "embedding"])
 def test_names_the_first_place_and_keeps_the_step_before(what, nth, message, last, poison, optimise):
-    backbone = CogVideoX(tiny_transformer())
+    backbone = tiny_backbone()
     inputs = random_inputs(backbone, 3, 8, 12)
     poisoned = denoising(backbone, inputs, optimise=optimise)
     with pytest.raises(NotFinite, match=message):
@@ -93,21 +88,9 @@ def test_encoded():
 
 
 @pytest.mark.fault("a learning rate that makes the optimisation run away")
-def test_run_away(nursery, tmp_path):
+def test_run_away(fork_server, tmp_path):
     words = ["--set", "learning_rate=[1e30, 1e30]", "--set", "optimisation_steps=3"]
-    assert nursery.transfer(tmp_path, *words) == 1
-    error = nursery.error(tmp_path)
+    assert fork_server.transfer(tmp_path, *words) == 1
+    error = fork_server.error(tmp_path)
     assert "of denoising step 1: with a smaller --learning-rate" in error
     assert "resume" not in error  # it would come to the same
-
-
-def test_the_loss_scale_goes_back_with_the_state():
-    from test_guidance import guidance
-
-    loop = guidance(None, dtype=torch.float16)
-    loop.back_to(3)
-    assert loop.skipped == 3 and loop.scaler.get_scale() == LOSS_SCALE / 8
-    assert loop.may_overflow
-    loop.back_to(17)
-    assert not loop.may_overflow  # at half of its own size a gradient still overflows
-    assert not loss_scaler(torch.float32, torch.device("cpu")).is_enabled()

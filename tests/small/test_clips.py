@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from clip_cases import first_seed, measured_centroids
+from made_videos import first_seed, measured_centroids
 
 from ditflow.small import clips
 from ditflow.small.vocabulary import COLOURS, SHAPES

@@ -7,11 +7,11 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from clip_cases import first_seed, measured_centroids
 from diffusers import CogVideoXPipeline
-from random_pipeline import build_pipeline
+from made_videos import first_seed, measured_centroids
 from safetensors.torch import load_file
 from sentencepiece import SentencePieceProcessor
+from tiny_pipelines import build_pipeline
 from transformers import T5Tokenizer
 
 from ditflow.errors import DitflowError

@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from clip_cases import measured_centroids
+from made_videos import measured_centroids
 
 from ditflow.small import clips
 from ditflow.small.clips import made_clip

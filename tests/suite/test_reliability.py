@@ -4,10 +4,10 @@ import os
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import pytest
-from reliability import FAULTS, LOST, ROOT, SURVIVED, TABLE, Row, read_page
+from reliability import FAULTS, LOST, SURVIVED, TABLE, Row, read_page
+from repository import ROOT
 
 
 def test_the_page_is_of_the_tests_there_are(request):
@@ -77,7 +77,7 @@ def test_failures_are_lost_and_what_is_skipped_is_not_survived(tmp_path):
     words = [sys.executable, "-m", "pytest", "-q", "-n1", "-p", "reliability", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*words, "-m", "fault", "--reliability", str(page), str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
         capture_output=True,
         text=True,
     )

@@ -8,8 +8,8 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from made_videos import COUNT, HEIGHT, KINDS, WIDTH, indices, made_frame, made_video, remuxed
 from PIL import Image
-from video_cases import COUNT, HEIGHT, KINDS, WIDTH, indices, made_frame, made_video, remuxed
 
 from ditflow.errors import DitflowError
 from ditflow.video import decoding, read_clip

@@ -7,8 +7,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from made_videos import COUNT, indices, made_frame
 from PIL import Image
-from video_cases import COUNT, indices, made_frame
 
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.video import read_clip

@@ -1,10 +1,12 @@
-"""Videos made by code for the tests: every kind of file, each frame telling its index."""
+"""Videos made by code: files of every kind whose frames show their index, and clips of moving shapes."""
 
+import itertools
 from pathlib import Path
 
 import av
 import numpy as np
 
+from ditflow.small.clips import made_clip
 from ditflow.video import Clip
 
 COUNT, HEIGHT, WIDTH = 40, 48, 64
@@ -68,3 +70,19 @@ def remuxed(source: Path, target: Path, change=lambda number, packet: packet, **
                 packet.stream = copy
                 new.mux(packet)
     return target
+
+
+def first_seed(**wanted):
+    """The lowest seed whose scene is plain and as wanted."""
+    for seed in itertools.count():
+        scene = made_clip(seed, frames=2).scene
+        if scene.backdrop == "plain" and all(getattr(scene, name) == it for name, it in wanted.items()):
+            return seed
+
+
+def measured_centroids(weights):
+    """(x, y) of the centre of mass of each frame, [frames, 2], from weights [frames, height, width]."""
+    height, width = weights.shape[1:]
+    masses = weights.sum(axis=(1, 2))
+    x, y = weights.sum(axis=1) @ np.arange(width), weights.sum(axis=2) @ np.arange(height)
+    return np.stack([x / masses, y / masses], axis=1)

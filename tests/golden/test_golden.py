@@ -1,49 +1,34 @@
 """The numbers of the released code, through the functions that the command uses."""
 
 import json
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
 from einops import rearrange
+from repository import ALL_GOLDEN, GOLDEN
 from safetensors import safe_open
+from tiny_models import SCHEDULER, backbone_of, text_embeddings
 
 from ditflow.guidance.targets import prepare_guidance
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
-from ditflow.models.cogvideox.text import Texts
-from ditflow.models.cogvideox.transformer import CogVideoX
 from ditflow.run_folder.embeddings import FILE, save_embeddings
 from ditflow.run_folder.run import Run
 from ditflow.sampling.denoising import Denoising
 from ditflow.settings import Settings
 from ditflow_kernels import motion_flow, motion_flow_loss
 
-OWN = Path(__file__).parents[1] / "golden"
-ALL = Path(os.environ.get("DITFLOW_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
 KINDS = ("amf", "guided")
 BACKENDS = ("reference", "chunked")
 TOLERANCE = 1e-4
-SCHEDULER = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": True,
-    "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": True,
-    "snr_shift_scale": 1.0,
-}
 
 
 def discovered(kind):
     """Every golden file of a kind, named; the repository's own and, where present, the whole set."""
-    found = [(f"own/{path.stem}", path) for path in sorted((OWN / kind).glob("*"))]
-    found += [(path.stem, path) for path in sorted((ALL / kind).glob("*"))]
+    found = [(f"own/{path.stem}", path) for path in sorted((GOLDEN / kind).glob("*"))]
+    found += [(path.stem, path) for path in sorted((ALL_GOLDEN / kind).glob("*"))]
     return [pytest.param(path, id=name) for name, path in found]
 
 
@@ -59,14 +44,14 @@ def relative(a, b):
 
 def test_whole_set_is_known():
     """A golden file that no test below checks is a failure, not an oversight."""
-    if not ALL.is_dir():
+    if not ALL_GOLDEN.is_dir():
         pytest.skip(
-            f"{ALL} is absent: set DITFLOW_GOLDEN to check all golden numbers, not only the repository's part"
+            f"{ALL_GOLDEN} is absent: only the repository's golden files are checked (see DITFLOW_GOLDEN)"
         )
     known = {"README.md", "transformer-2b", "transformer-5b", *KINDS}
-    assert {path.name for path in ALL.iterdir()} <= known
+    assert {path.name for path in ALL_GOLDEN.iterdir()} <= known
     for kind in KINDS:
-        paths = list((ALL / kind).iterdir())
+        paths = list((ALL_GOLDEN / kind).iterdir())
         assert paths
         assert all(path.suffix == ".safetensors" for path in paths)
 
@@ -130,10 +115,10 @@ def golden_settings(metadata):
 
 def load_backbone(name):
     """The golden model; the released code lays rotary grids over 720x480 pixels, whatever the config says."""
-    folder = OWN / f"transformer-{name}"
-    return CogVideoX(
+    folder = GOLDEN / f"transformer-{name}"
+    return backbone_of(
         CogVideoXTransformer3DModel.from_pretrained(
-            folder if folder.is_dir() else ALL / folder.name, sample_width=90, sample_height=60
+            folder if folder.is_dir() else ALL_GOLDEN / folder.name, sample_width=90, sample_height=60
         )
     )
 
@@ -141,7 +126,7 @@ def load_backbone(name):
 def run(settings, tensors, kind=PlainRunner, prompt="prompt_embeds"):
     """A golden run from its inputs; also the latents after each denoising step."""
     backbone = load_backbone(settings.model)
-    texts = Texts(tensors[prompt], tensors["negative_embeds"], tensors["source_embeds"])
+    texts = text_embeddings(tensors[prompt], tensors["negative_embeds"], tensors["source_embeds"])
     seen = []
     denoising = Denoising(settings, SCHEDULER, texts, tensors["motion_latent"], seen.append)
     denoised = denoising.run(kind(backbone))

@@ -1,6 +1,7 @@
-"""A warm process that runs the command line in forks of itself: no case pays for the start of torch.
+"""Run the command line in forks of a warm process, so that torch is imported once for all cases.
 
-In a fork, faults come at a chosen moment: the n-th call of a function, or of a layer, in a stage of the job.
+A fork can plant a fault: a signal or an out-of-memory error at the n-th call in a stage of the job, a full
+disk, or a limit on file size.
 """
 
 from __future__ import annotations
@@ -19,20 +20,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-TIMEOUT = 300  # seconds in which any case ends, even on a busy machine
+TIMEOUT = 300  # seconds; any case ends sooner, even on a busy machine
 STAGES = ("begin", "text", "encode", "denoise", "decode", "write")
-UNCOMPARED = ("run.json",)  # seconds and bytes, which nothing repeats
+UNCOMPARED = ("run.json",)  # times and peak memory differ from run to run
 
 
-class Nursery:
-    """The tests' side. `calls` counts the functions and the layers that a run calls in each stage."""
+class ForkServer:
+    """The tests' side of the warm process.
+
+    An undisturbed run is made first: `whole` holds its files. `calls` counts the functions and layers that a run
+    calls in each stage.
+    """
 
     def __init__(self, settings: Any, folder: Path):
         self.folder, self.config = folder, folder / "config.yaml"
         self.config.write_text(settings.to_yaml())
 
-    def __enter__(self) -> Nursery:
-        # no GPU: autograd's threads for one would not live on in a fork
+    def __enter__(self) -> ForkServer:
+        # without a GPU, because autograd's GPU threads do not survive a fork
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, __file__, str(self.config)],
@@ -51,7 +56,7 @@ class Nursery:
         self.process.wait(TIMEOUT)
 
     def run(self, folder: Path, *words: str, **faults: Any) -> int:
-        """The exit code of a command in a folder; minus the signal, where one ended it."""
+        """Run a command in a folder. Returns its exit code, or minus the signal that ended it."""
         case = {"folder": str(folder), "words": words, **faults}
         self.process.stdin.write(json.dumps(case) + "\n")
         self.process.stdin.flush()
@@ -64,7 +69,7 @@ class Nursery:
         return self.run(folder, "resume", "run", "--quiet", *words, **faults)
 
     def error(self, folder: Path) -> str:
-        """What the last command in a folder wrote to standard error."""
+        """Standard error of the last command that ran in a folder."""
         return (folder / "stderr").read_text()
 
     def _answer(self) -> Any:
@@ -75,10 +80,10 @@ class Nursery:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a run, hidden ones included, but those that never repeat."""
+    """All files of a run, hidden ones included, except those that differ from run to run."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in UNCOMPARED]
     found = {str(path.relative_to(folder)): path.read_bytes() for path in paths}
-    if data := found.get("embedding.safetensors"):  # its metadata are in another order each time
+    if data := found.get("embedding.safetensors"):  # safetensors writes metadata in random order
         start = 8 + int.from_bytes(data[:8], "little")
         header = json.dumps(json.loads(data[8:start]), sort_keys=True)
         found["embedding.safetensors"] = header.encode() + data[start:]
@@ -86,18 +91,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def serve(config: str) -> None:
-    """Run once, which is the undisturbed run; count the calls of another; then a fork for each line."""
+    """Make the undisturbed run, count the calls of another one, then fork for each line of standard input."""
     answers = os.fdopen(os.dup(1), "w")
     words = ["transfer", "--config", config, "--quiet"]
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # keep what libraries print out of the answers
     import torch
 
-    from ditflow.cli.main import main as cli
+    from ditflow.cli.main import main
     from ditflow.planning.choice import choose_plan
     from ditflow.settings import read_settings
 
-    assert cli.main(words) == 0
-    choose_plan(read_settings(Path("run/settings.yaml")), torch.device("cpu"))  # as resuming does; it is kept
+    assert main(words) == 0
+    choose_plan(read_settings(Path("run/settings.yaml")), torch.device("cpu"))  # cached for resuming forks
     counted = [*words, "--set", "output=counted"]
     assert forked({"folder": ".", "words": counted, "count": "calls.json", "no_cache": True}) == 0
     answers.write(Path("calls.json").read_text() + "\n")
@@ -110,7 +115,7 @@ def serve(config: str) -> None:
 def forked(case: dict[str, Any]) -> int:
     pid = os.fork()
     if not pid:
-        code = 70  # for what no case expects
+        code = 70  # an exit code that no case expects
         try:
             code = child(case)
         except BaseException:
@@ -123,10 +128,10 @@ def forked(case: dict[str, Any]) -> int:
 
 
 def child(case: dict[str, Any]) -> int:
-    from ditflow.cli.main import main as cli
+    from ditflow.cli.main import main
 
     os.chdir(case["folder"])
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     if case.get("no_cache"):
@@ -137,7 +142,7 @@ def child(case: dict[str, Any]) -> int:
         fill_disk(case["full_after"])
     trap = Trap(**case.get("trap", {}))
     trap.set()
-    code = cli.main(case["words"])
+    code = main(case["words"])
     sys.setprofile(None)
     if "count" in case:
         Path(case["count"]).write_text(json.dumps(trap.calls))
@@ -145,9 +150,9 @@ def child(case: dict[str, Any]) -> int:
 
 
 class Trap:
-    """Sends this process a signal, or raises an out-of-memory error, at a call of the main thread.
+    """Send this process a signal, or raise an out-of-memory error, at the `at`-th call of a stage.
 
-    Counted are the calls in each stage, and those of a layer's `forward` ("layers of decode") on their own.
+    Counts the main thread's calls in each stage and, apart from them, of any `forward` ("layers of decode").
     """
 
     def __init__(self, stage: str = "", at: int = 0, signum: int = 0):
@@ -173,7 +178,7 @@ class Trap:
     def _enter(self, stage: str) -> None:
         self.now = stage
         watches = not self.stage or self.stage.endswith(stage)
-        sys.setprofile(self.watch if watches else None)  # it slows down what it watches
+        sys.setprofile(self.watch if watches else None)  # profiling is slow: only where needed
 
     def watch(self, frame, event, _) -> None:
         if event not in ("call", "c_call"):
@@ -195,7 +200,7 @@ class Trap:
 
 
 def fill_disk(after: int) -> None:
-    """The disk is full once so many files have been written."""
+    """Make the disk full once this many files have been written."""
     from ditflow import files
 
     real, count = files._to_disk, Counter()

@@ -6,12 +6,15 @@ a forward that forgets one is found out; convolutions are in part a blur, so a s
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+from safetensors.torch import load_file
 from torch import nn
 
+from ditflow import Settings
 from ditflow.small.pipeline import TRANSFORMER, VAE, random_text_encoder, write_pipeline
 
 # set by trial, so that a random network is an instrument: gates are open, attention picks out a few tokens
@@ -38,6 +41,32 @@ def build_pipeline(folder: Path, *, seed: int = SEED, positional: str = "rope") 
         _randomise(transformer)
         _randomise(vae)
     write_pipeline(folder, random_text_encoder(), transformer, vae)
+
+
+def quick_settings(clip, model, **changes):
+    """Settings of a transfer that takes about a second."""
+    common = Settings(
+        video=str(clip),
+        prompt="a red circle on a blue background",
+        negative_prompt="",
+        model=str(model),
+        dtype="float32",
+        device="cpu",
+        size="48x32",
+        frames=10,
+        steps=4,
+        guided=0.5,
+        optimisation_steps=2,
+        learning_rate=[0.05, 0.02],
+        guidance_blocks=[2],
+        guidance_scale=2,
+    )
+    return replace(common, **changes)
+
+
+def latents(run):
+    """The latents that a run has saved."""
+    return load_file(run.folder / "latents.safetensors")["latents"]
 
 
 @torch.no_grad()

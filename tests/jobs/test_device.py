@@ -1,0 +1,27 @@
+"""Which device a run computes on, and which it refuses."""
+
+import pytest
+import torch
+
+from ditflow.errors import DitflowError
+from ditflow.jobs.device import choose_device
+from ditflow.settings import Settings
+
+
+def test_large_models_want_a_gpu(monkeypatch, small_folder):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for model in ("5b", "2b", "someone/else"):
+        with pytest.raises(DitflowError, match="needs a CUDA GPU.*--model small"):
+            choose_device(Settings(model=model))
+        assert choose_device(Settings(model=model, device="cpu")) == torch.device("cpu")
+    assert choose_device(Settings(model=str(small_folder), device="auto")) == torch.device("cpu")
+    with pytest.raises(DitflowError, match="accepted: auto, cpu"):
+        choose_device(Settings(device="toaster"))
+    with pytest.raises(DitflowError, match="accepted: auto, cpu"):
+        choose_device(Settings(device="meta"))
+
+
+def test_absent_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(DitflowError, match="0 CUDA GPUs"):
+        choose_device(Settings(device="cuda:1"))

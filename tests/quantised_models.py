@@ -1,0 +1,28 @@
+"""A transformer to quantise, its GGUF file, and the error that quantising makes."""
+
+import gguf
+from gguf import GGMLQuantizationType as Kind
+from tiny_models import tiny_transformer
+
+
+def exact_transformer():
+    """In float32, with rows that are long enough for every kind of quantisation under test."""
+    return tiny_transformer(layers=2, attention_head_dim=32).requires_grad_(False)
+
+
+def write_gguf(path, transformer, kind):
+    """The matrices of a transformer's blocks in `kind`, other weights in float16, vectors in float32."""
+    writer = gguf.GGUFWriter(path, "cogvideox")
+    for name, tensor in transformer.named_parameters():
+        in_block = name.startswith("transformer_blocks") and "norm" not in name
+        found = Kind.F32 if tensor.dim() == 1 else kind if in_block else Kind.F16
+        writer.add_tensor(name, gguf.quants.quantize(tensor.detach().numpy(), found), raw_dtype=found)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def relative(found, expected):
+    """The error as a share of the norm: a wrong scale and a wrong direction both count."""
+    return ((found.double() - expected).norm() / expected.norm()).item()
