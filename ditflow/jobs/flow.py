@@ -41,7 +41,8 @@ def flow(settings: Settings, progress: Progress | None = None) -> Run:
 
 def _draw(job: Job, name: str, flow: np.ndarray, grid: Grid) -> None:
     """Pictures of a flow [frames (query), frames (key), height * width, 2]."""
-    sheet, arrows = draw_flow(job.clip, rearrange(flow, "q k (h w) c -> q k h w c", h=grid.height))
+    pairs = rearrange(flow, "q k (h w) c -> q k h w c", h=grid.height)
+    sheet, arrows = draw_flow(job.clip, pairs, job.folder.family.latent_spans(job.settings.frames))
     job.run.write_picture(f"flow_{name}.png", sheet)
     job.write(f"arrows_{name}", arrows)
 

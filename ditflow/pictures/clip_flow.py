@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ditflow.pictures.flow_pictures import arrows, flow_sheet
@@ -14,11 +16,12 @@ SMALLEST_FRAME = 256  # pixels: lower frames are enlarged, so that arrows do not
 def draw_flow(
     clip: Clip,
     flow: np.ndarray,  # [frames (query), frames (key), height, width, 2] in latent patches
+    spans: Sequence[range],  # of `ModelFamily.latent_spans`
 ) -> tuple[np.ndarray, Clip]:
     """The sheet, and the clip's latent frames one after the other with arrows to the next one."""
     frames, _, _, width, _ = flow.shape
     sheet = flow_sheet(flow, max(1, LARGEST_SHEET // (frames * width * 2)))
-    shown = latent_frames(len(clip.frames), frames)
+    shown = latent_frames(len(clip.frames), spans)
     enlarge = -(-SMALLEST_FRAME // clip.frames.shape[1])
     pictures = [
         arrows(
@@ -30,7 +33,6 @@ def draw_flow(
     return sheet, Clip(np.stack(pictures), clip.frame_rate * frames / len(clip.frames))
 
 
-def latent_frames(count: int, latent_count: int) -> list[int]:
-    """The video frame that each latent frame stands for: the middle of the frames it was made from."""
-    edges = np.linspace(0, count, latent_count + 1)
-    return [int((first + last) // 2) for first, last in zip(edges, edges[1:], strict=False)]
+def latent_frames(count: int, spans: Sequence[range]) -> list[int]:
+    """Of `count` video frames, the one in the middle of those that each latent frame stands for."""
+    return [min(span[len(span) // 2], count - 1) for span in spans]

@@ -24,6 +24,7 @@ from ditflow.errors import DitflowError
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.own_flow import OwnFlow, read_own_flow
 from ditflow.files import whole_or_absent
+from ditflow.models.families import family_of
 from ditflow.pictures.charts import loss_chart, phase_table
 from ditflow.pictures.clip_flow import latent_frames
 from ditflow.pictures.flow_pictures import colour_wheel, scale_of
@@ -118,7 +119,8 @@ def _flow(run: FinishedRun) -> tuple[str, dict[str, Any] | None]:
         next=str(min(1, frames - 1)),
         wheel=_png(_wheel()),
     )
-    pictures = {name: _pictures(run.clip(name), frames) for name in ("reference", "result")}
+    spans = family_of(run.settings.model).latent_spans(run.settings.frames)
+    pictures = {name: _pictures(run.clip(name), spans) for name in ("reference", "result")}
     found = {str(block): _block(flow, largest) for block, flow in blocks.items()}
     return section, {
         "frames": frames,
@@ -138,10 +140,10 @@ def _block(flow: OwnFlow, largest: float) -> dict[str, Any]:
     return {"distance": flow.distance, "reference": side(flow.reference), "result": side(flow.result)}
 
 
-def _pictures(clip: video.Clip, count: int) -> list[str]:
-    """The frames that stand for the model's own, as JPEG."""
+def _pictures(clip: video.Clip, spans: Sequence[range]) -> list[str]:
+    """The frame that stands for each latent frame, as JPEG."""
     found = []
-    for index in latent_frames(len(clip.frames), count):
+    for index in latent_frames(len(clip.frames), spans):
         picture, packed = Image.fromarray(clip.frames[index]), BytesIO()
         picture.thumbnail(LARGEST_PICTURE)
         picture.save(packed, "JPEG", quality=88)
