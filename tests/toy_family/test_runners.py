@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from toy_family.toy_models import random_inputs, toy_transformer
 
 from ditflow.guidance.losses import FlowLoss
 from ditflow.memory.placement import make_runner
@@ -11,6 +10,7 @@ from ditflow.memory.presets import presets
 from ditflow.memory.streamed import Streamed
 from ditflow.models.protocols import Capture
 from ditflow.settings import Settings
+from toy_family.toy_models import random_inputs, toy_transformer
 
 CPU = torch.device("cpu")
 CAPTURES = {
