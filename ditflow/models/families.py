@@ -38,11 +38,12 @@ class ModelFamily(Protocol):
     packed_parts: tuple[str, ...]  # of a block: the modules whose linear layers `--weights` packs
 
     schedulers: tuple[str, ...]  # `--scheduler`
-    tiles: tuple[str, ...]  # of VAE decoding, WIDTHxHEIGHT in pixels, the largest first
+    tiles: tuple[str, ...]  # of VAE decoding, WIDTHxHEIGHT in pixels, the largest first; at least one
     size_multiple: int  # pixels
     least_frames: int
     frame_rate: Fraction  # frames a second of a source that does not tell
     has_dynamic_scale: bool
+    takes_lora: bool
 
     def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The published settings of a model with this transformer configuration."""
@@ -76,7 +77,7 @@ class ModelFamily(Protocol):
         """A text encoder as loading makes it, with unset weights; for planning."""
 
     def lora_state_dict(self, source: str, **options: Any) -> dict[str, Tensor]:
-        """A LoRA's tensors by diffusers' names."""
+        """A LoRA's tensors by diffusers' names; only called where `takes_lora`."""
 
     def transformer(self, network: nn.Module, attention: str, compiled: bool) -> Transformer: ...
 

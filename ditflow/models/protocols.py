@@ -28,7 +28,7 @@ class Inputs:
 
     latents: Tensor  # [1, frames, channels, height, width]
     prompt: Tensor  # [1, text tokens, text channels]
-    timestep: Tensor  # [1], of the dtype that the schedule uses
+    timestep: Tensor  # [1], integer or floating; 0 is the noise level of clean latents
     embedding: Tensor  # rotary [2 (q, k), 2 (cos, sin), S, head_dim] or additive [1, S, channels]
 
 

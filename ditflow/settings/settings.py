@@ -186,3 +186,5 @@ def check_family(settings: Settings, family: ModelFamily) -> None:
             raise SettingsError(f"{name}: {given!r} given, accepted: {', '.join(accepted)}")
     if settings.dynamic_scale and not family.has_dynamic_scale:
         raise SettingsError(f"dynamic_scale: {family.pipeline} has none; use --no-dynamic-scale")
+    if settings.lora and not family.takes_lora:
+        raise SettingsError(f"lora: {family.pipeline} takes none; leave out --lora")

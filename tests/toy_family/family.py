@@ -27,7 +27,7 @@ class ToyFamily:
     size_multiple = 8
     least_frames = 5
     frame_rate = Fraction(12)
-    has_dynamic_scale = False
+    has_dynamic_scale = takes_lora = False
 
     def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -81,7 +81,7 @@ class ToyFamily:
         return ToyTextModel(ToyTextConfig(**config))
 
     def lora_state_dict(self, source: str, **options: Any) -> dict[str, Tensor]:
-        raise NotImplementedError("the toy takes no LoRA")
+        raise NotImplementedError
 
     def transformer(self, network: nn.Module, attention: str, compiled: bool) -> ToyTransformer:
         return ToyTransformer(network, attention, compiled)

@@ -33,6 +33,7 @@ class CogVideoXFamily:
     least_frames = 9
     frame_rate = Fraction(8)
     has_dynamic_scale = True
+    takes_lora = True
 
     def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         like = "5b" if self.embedding_kind(config) == "rotary" else "2b"
