@@ -21,7 +21,7 @@ from ditflow.jobs import transfer as jobs
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.models.cogvideox.transformer import Pieces
 from ditflow.models.compiling import compile_piece
-from ditflow.models.protocols import Until
+from ditflow.models.protocols import Capture
 from ditflow.profiling import capture as profiling
 from ditflow.profiling import ranges
 from ditflow.profiling.capture import NsightCapture, Request, TorchCapture
@@ -48,7 +48,12 @@ def loop():
 
     def run():
         guidance = Guidance(
-            loss, Until("query_key", (1,)), "latents", 2, [0.1, 0.1], loss_scaler(torch.float32, flow.device)
+            loss,
+            Capture("query_key", (1,)),
+            "latents",
+            2,
+            [0.1, 0.1],
+            loss_scaler(torch.float32, flow.device),
         )
         schedule = ddim_schedule(4)
         return denoise(
