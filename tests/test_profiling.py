@@ -31,7 +31,7 @@ from ditflow.profiling.capture import capture as profiling
 from ditflow.run_folder.run import Run
 from ditflow.sampling.loop import Scale, Step, denoise
 from ditflow_kernels import motion_flow, motion_flow_loss, qk_norm_rope
-from ditflow_kernels.launchers import LAUNCHERS
+from ditflow_kernels.fakes import LAUNCHERS
 from profiles.explain import explain
 from profiles.trace import read_trace
 

@@ -12,7 +12,7 @@ from itertools import chain
 from bench.gates.gate import Gate, Metrics
 from bench.gates.launches import cases
 from bench.gates.resources import Resources, resources
-from ditflow_kernels.launch import LAUNCHES
+from ditflow_kernels.tuning import LAUNCHES
 
 
 def gates() -> dict[str, Gate]:

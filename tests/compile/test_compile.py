@@ -10,7 +10,7 @@ from bench.gates import table
 from bench.gates.compiled import compile_all, metrics
 from bench.gates.launches import cases
 from bench.gates.resources import SHARED_LIMIT, resources
-from ditflow_kernels.launch import LAUNCHES
+from ditflow_kernels.tuning import LAUNCHES
 
 NAMES = [case.name for case in cases()]
 

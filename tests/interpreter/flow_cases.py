@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ditflow_kernels.launch import LAUNCHES, OLDEST, ProductLaunch, RowLaunch
 from ditflow_kernels.motion_flow import triton as passes
+from ditflow_kernels.tuning import LAUNCHES, OLDEST, ProductLaunch, RowLaunch
 
-PROBLEM = sys.modules[passes.__name__ + ".problem"]
+PROBLEM = sys.modules[passes.__name__ + ".tiled_operands"]
 EPSILON = {torch.float32: 2e-6, torch.float16: 2**-11}
 
 

@@ -8,8 +8,8 @@ nor do the float32 copies of the inputs that a CPU takes for fp16 and for hard f
 import torch
 from torch import Tensor
 
-from ditflow_kernels.motion_flow.panels import Panel, all_panels, counting_panels
-from ditflow_kernels.motion_flow.problem import Problem, product
+from ditflow_kernels.motion_flow.chunks import Panel, all_panels, counting_panels
+from ditflow_kernels.motion_flow.frame_operands import Problem, product
 from ditflow_kernels.motion_flow.scaling import scale_into
 from ditflow_kernels.workspace import workspace_bytes
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ditflow_kernels.launchers import launcher_of
+from ditflow_kernels.fakes import launcher_of
 from ditflow_kernels.observed import operator
 from ditflow_kernels.qk_norm_rope.layout import Norm, Wanted
 

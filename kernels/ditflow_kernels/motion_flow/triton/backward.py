@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditflow_kernels.motion_flow.triton.problem import Panel, Problem
+from ditflow_kernels.motion_flow.triton.tiled_operands import Panel, Problem
 from ditflow_kernels.motion_flow.triton.tiles import (
     cells_in_frame,
     grouped_tile,

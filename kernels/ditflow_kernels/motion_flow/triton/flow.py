@@ -7,12 +7,12 @@ from ditflow_kernels.motion_flow.scaling import scale_into
 from ditflow_kernels.motion_flow.triton.backward import backward
 from ditflow_kernels.motion_flow.triton.combine import combine
 from ditflow_kernels.motion_flow.triton.forward import forward
-from ditflow_kernels.motion_flow.triton.problem import (
+from ditflow_kernels.motion_flow.triton.gradients import Gradients
+from ditflow_kernels.motion_flow.triton.tiled_operands import (
     FLOW_WORKSPACE_BYTES,
     GRADIENT_WORKSPACE_BYTES,
     Problem,
 )
-from ditflow_kernels.motion_flow.triton.products import Gradients
 
 
 def soft_flow(

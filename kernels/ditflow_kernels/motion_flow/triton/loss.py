@@ -7,8 +7,8 @@ from ditflow_kernels.motion_flow.triton.activity import activity
 from ditflow_kernels.motion_flow.triton.combine import Loss, combine
 from ditflow_kernels.motion_flow.triton.forward import forward
 from ditflow_kernels.motion_flow.triton.grad_logits import grad_logits
-from ditflow_kernels.motion_flow.triton.problem import GRADIENT_WORKSPACE_BYTES, Problem
-from ditflow_kernels.motion_flow.triton.products import Gradients
+from ditflow_kernels.motion_flow.triton.gradients import Gradients
+from ditflow_kernels.motion_flow.triton.tiled_operands import GRADIENT_WORKSPACE_BYTES, Problem
 
 # half of what float16 holds
 FLOAT16_ROOM = 2.0**15

@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditflow_kernels.launch import check_device, launches
 from ditflow_kernels.qk_norm_rope.layout import Norm, Wanted, alike, block_shape, parts
-from ditflow_kernels.qk_norm_rope.triton.rows import quarter_turned, unit_rows
+from ditflow_kernels.qk_norm_rope.triton.tiles import quarter_turned, unit_rows
+from ditflow_kernels.tuning import check_device, launches
 
 
 @triton.jit

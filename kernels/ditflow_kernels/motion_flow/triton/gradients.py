@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ditflow_kernels.motion_flow.triton.problem import Panel, Problem
+from ditflow_kernels.motion_flow.triton.tiled_operands import Panel, Problem
 
 
 class Gradients:

@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ditflow_kernels.launch import ProductLaunch, RowLaunch, check_device, launches
+from ditflow_kernels.tuning import ProductLaunch, RowLaunch, check_device, launches
 
 # Fewest panels are fastest: the flow of 49 frames of CogVideoX-5B in one, its loss in two.
 FLOW_WORKSPACE_BYTES = 44 * 10**6
