@@ -1,6 +1,7 @@
-"""The launchers behind the operators, for whoever counts what they allocate.
+"""The fake implementation of each operator, kept where a memory counter can call it.
 
-Torch shows a dispatch mode an operator, not what happens inside it: a counting mode runs the launcher itself.
+A dispatch mode sees an operator as one call and misses what it allocates inside. A mode that counts memory
+calls the fake instead, under itself.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-LAUNCHERS: dict[OpOverload, Callable[..., Any]] = {}  # with the launch itself left out
+FAKES: dict[OpOverload, Callable[..., Any]] = {}
 
 
-def launcher_of(operation: OpOverload) -> Callable:
-    """Decorator: this is what the operation does but for its launches, and so also its fake."""
+def fake_of(operator: OpOverload) -> Callable:
+    """Decorator: register a function with torch, and here, as the operator's fake.
 
-    def register(launcher: Callable) -> Callable:
-        torch.library.register_fake(operation, launcher)
-        LAUNCHERS[operation] = launcher
-        return launcher
+    The function allocates the results and the workspace exactly as the operator does, and launches nothing.
+    """
+
+    def register(fake: Callable) -> Callable:
+        torch.library.register_fake(operator, fake)
+        FAKES[operator] = fake
+        return fake
 
     return register

@@ -1,102 +1,101 @@
-"""Launch parameters of every Triton kernel, a frozen table by architecture: what runs is what was tested."""
+"""Launch parameters of every Triton kernel: a frozen table by architecture, so that what runs was tested."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
-import triton
 
 
 @dataclass(frozen=True)
-class TokenLaunch:
-    """A program owns one token and takes its heads a tile [heads, head_dim] at a time."""
+class TokenTuning:
+    """For kernels whose program owns one token and loops over tiles [heads, head_dim] of it."""
 
-    tile_elements: int  # heads x head_dim of a tile, each padded to a power of two
+    tile_elements: int  # heads * head_dim of a tile, each padded to a power of two
     num_warps: int
-    num_stages: int  # tiles on their way
+    num_stages: int  # tiles in flight
 
 
 @dataclass(frozen=True)
-class ProductLaunch:
-    """A program multiplies a tile of queries with a tile of keys, a block of channels at a time."""
+class ProductTuning:
+    """For kernels that multiply a tile of queries by a tile of keys, one block of channels at a time."""
 
     block_m: int  # queries
     block_n: int  # keys
     block_k: int  # channels
-    group_m: int  # tiles of queries that meet a tile of keys at about the same time
+    group_m: int  # query tiles that share a key tile while L2 holds it
     num_warps: int
-    num_stages: int  # blocks of channels on their way
+    num_stages: int  # blocks of channels in flight
 
 
 @dataclass(frozen=True)
-class RowLaunch:
-    """A program takes some rows of a tile that a product left in memory."""
+class ElementwiseTuning:
+    """For kernels that update a tile of queries and keys in memory."""
 
-    block_rows: int
+    block_m: int  # queries
     num_warps: int
 
 
 @dataclass(frozen=True)
-class Launches:
-    """How one architecture launches each kernel: a field is a kernel's name without `_kernel`.
+class Tuning:
+    """One architecture's parameters. A field is a kernel's name without `_kernel`.
 
-    `motion_flow` is for the kernels that must agree on tiles: motion_flow_forward, _backward, _hard and
-    the row kernels that read what they wrote, motion_flow_combine, _hard_combine, _activity.
+    `motion_flow` covers the kernels that must agree on tiles: the products motion_flow_forward, _backward and
+    _hard, and motion_flow_combine, _hard_combine and _activity, which share their query tiles.
     """
 
-    qk_norm_rope_forward: TokenLaunch
-    qk_norm_rope_backward: TokenLaunch
-    motion_flow: ProductLaunch
-    motion_flow_float32: ProductLaunch
-    motion_flow_grad_logits: RowLaunch
+    qk_norm_rope_forward: TokenTuning
+    qk_norm_rope_backward: TokenTuning
+    motion_flow: ProductTuning
+    motion_flow_float32: ProductTuning
+    motion_flow_grad_logits: ElementwiseTuning
 
 
-# a 16-byte copy of bf16 a thread and tile; the three tiles of 48 heads of 64 are all on their way at once.
-# With fewer threads, cos and sin of a head of 64 would be waited for before the first tile is asked for
-FORWARD = TokenLaunch(tile_elements=1024, num_warps=4, num_stages=4)
-# tiles of tokens and of gradients, two of each at once
-BACKWARD = TokenLaunch(tile_elements=1024, num_warps=4, num_stages=3)
+# each thread copies 16 bytes of bf16 a tile; all three tiles of 48 heads of 64 are in flight at once.
+# Fewer threads would have to wait for the cos and sin of a head of 64 before they request the first tile
+NORM_ROPE_FORWARD = TokenTuning(tile_elements=1024, num_warps=4, num_stages=4)
+# two tiles of inputs and two of gradients in flight
+NORM_ROPE_BACKWARD = TokenTuning(tile_elements=1024, num_warps=4, num_stages=3)
 
-# mma.sync: 128 accumulators a thread, and two programs on a multiprocessor
-MMA = ProductLaunch(block_m=128, block_n=128, block_k=32, group_m=8, num_warps=4, num_stages=4)
-# 96 KiB of shared memory: two programs, so that one's epilogue hides behind the other's products
-WGMMA = ProductLaunch(block_m=128, block_n=128, block_k=64, group_m=8, num_warps=4, num_stages=3)
-# the epilogue takes the whole tile out of tensor memory at once: with four warps it would spill
-TCGEN05 = ProductLaunch(block_m=128, block_n=128, block_k=64, group_m=8, num_warps=8, num_stages=4)
+# mma.sync: 128 accumulators a thread, two programs a multiprocessor
+MMA_SYNC = ProductTuning(block_m=128, block_n=128, block_k=32, group_m=8, num_warps=4, num_stages=4)
+# 96 KiB of shared memory: two programs, so that one's epilogue overlaps the other's product
+WGMMA = ProductTuning(block_m=128, block_n=128, block_k=64, group_m=8, num_warps=4, num_stages=3)
+# the epilogue reads the whole tile from tensor memory at once: four warps would spill
+TCGEN05 = ProductTuning(block_m=128, block_n=128, block_k=64, group_m=8, num_warps=8, num_stages=4)
 # float32 without tf32 has no matrix unit: small tiles
-FLOAT32 = ProductLaunch(block_m=64, block_n=64, block_k=16, group_m=8, num_warps=4, num_stages=3)
+FLOAT32 = ProductTuning(block_m=64, block_n=64, block_k=16, group_m=8, num_warps=4, num_stages=3)
 # 32 elements a thread
-GRAD_LOGITS = RowLaunch(block_rows=32, num_warps=4)
+GRAD_LOGITS = ElementwiseTuning(block_m=32, num_warps=4)
 
-LAUNCHES: Mapping[int, Launches] = MappingProxyType(
+
+def _tuning(product: ProductTuning) -> Tuning:
+    """Architectures differ in their matrix unit only."""
+    return Tuning(NORM_ROPE_FORWARD, NORM_ROPE_BACKWARD, product, FLOAT32, GRAD_LOGITS)
+
+
+TUNING: Mapping[int, Tuning] = MappingProxyType(
     {
-        80: Launches(FORWARD, BACKWARD, MMA, FLOAT32, GRAD_LOGITS),
-        86: Launches(FORWARD, BACKWARD, MMA, FLOAT32, GRAD_LOGITS),
-        89: Launches(FORWARD, BACKWARD, MMA, FLOAT32, GRAD_LOGITS),
-        90: Launches(FORWARD, BACKWARD, WGMMA, FLOAT32, GRAD_LOGITS),
-        100: Launches(FORWARD, BACKWARD, TCGEN05, FLOAT32, GRAD_LOGITS),
-        120: Launches(FORWARD, BACKWARD, MMA, FLOAT32, GRAD_LOGITS),
+        80: _tuning(MMA_SYNC),
+        86: _tuning(MMA_SYNC),
+        89: _tuning(MMA_SYNC),
+        90: _tuning(WGMMA),
+        100: _tuning(TCGEN05),
+        120: _tuning(MMA_SYNC),
     }
 )
-OLDEST = min(LAUNCHES)
+OLDEST = min(TUNING)
 
 
 def architecture(device: torch.device) -> int:
-    """90 for compute capability 9.0; the oldest in the table where there is no device to ask."""
+    """Compute capability times ten: 9.0 is 90. The table's oldest if the device is not a CUDA device."""
     if device.type != "cuda":
         return OLDEST
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
 
-def launches(device: torch.device) -> Launches:
-    """The table's row for a device: of its architecture, else of the next older one."""
+def tuning_for(device: torch.device) -> Tuning:
+    """The table's entry for the device's architecture, or else for the nearest older one."""
     ours = architecture(device)
-    return LAUNCHES[max((known for known in LAUNCHES if known <= ours), default=OLDEST)]
-
-
-def check_device(device: torch.device) -> None:
-    """Raises ValueError where a Triton kernel cannot be launched."""
-    if device.type != "cuda" and not triton.knobs.runtime.interpret:
-        raise ValueError(f"backend 'triton' needs a CUDA device, not {device}: use backend 'chunked'")
+    return TUNING[max((known for known in TUNING if known <= ours), default=OLDEST)]

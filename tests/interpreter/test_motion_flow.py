@@ -163,8 +163,8 @@ def test_operators_are_what_torch_expects(monkeypatch):
     query, key = video_tokens(shape)
     settings = shape.grid, 2.0, "triton", None
     torch.library.opcheck(operators.hard_flow, (query, key, shape.grid, "triton", None))
-    flow, logsumexp = operators.soft_flow(query, key, *settings)
+    flow, log2sumexp = operators.soft_flow(query, key, *settings)
     torch.library.opcheck(
-        operators.flow_gradients, (torch.randn_like(flow), query, key, flow, logsumexp, *settings)
+        operators.flow_gradients, (torch.randn_like(flow), query, key, flow, log2sumexp, *settings)
     )
     torch.library.opcheck(operators.soft_flow, (query.requires_grad_(), key.requires_grad_(), *settings))

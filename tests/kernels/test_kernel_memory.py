@@ -52,7 +52,7 @@ def test_flow_forward(hard, precision):
             else:
                 chunked.soft_flow(query, key, SHAPE.grid, 2.0, budget)
         copies = 2 * TOKENS * CHANNELS * 4 if hard and precision != torch.float32 else 0
-        flows = ROWS * (8 + 8 + 8)  # expected cells with logsumexp, or likeliest cells; the flow
+        flows = ROWS * (8 + 8 + 8)  # expected cells with log2sumexp, or likeliest cells; the flow
         assert counted.peak <= budget + copies + flows
         peaks.append(counted.peak)
     assert BUDGETS[0] / 3 < peaks[1] - peaks[0] < TOKENS**2 * 4

@@ -1,4 +1,4 @@
-"""How the chunked backend walks the `[S, S]` logits: some query rows against some whole key frames."""
+"""How the chunked backend splits the `[S, S]` logits: some queries of a frame against whole key frames."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -7,40 +7,44 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ditflow_kernels.workspace import panels
+from ditflow_kernels.workspace import even_slices
 
 
-class Panel(NamedTuple):
-    """Neighbouring cells of one query frame, and the key frames that matter to them."""
+class Chunk(NamedTuple):
+    """Neighbouring queries of one frame, and the key frames to multiply them with."""
 
-    frame: int  # query frame
-    cells: slice  # its cells
-    runs: list[slice]  # key frames, neighbours together
-
-
-def all_panels(frames: int, cells: int, bytes_per_row: int, budget: int) -> Iterator[Panel]:
-    """Every query row against every key frame."""
-    for frame in range(frames):
-        for stretch in panels(cells, bytes_per_row, budget):
-            yield Panel(frame, stretch, [slice(0, frames)])
+    query_frame: int
+    queries: slice  # cells of the query frame
+    key_frame_runs: list[slice]  # neighbouring frames joined
 
 
-def counting_panels(counts: Tensor, bytes_per_row: int, budget: int) -> list[Panel]:
-    """Every query row against the key frames in which a row of its panel counts; these may be none.
+def all_chunks(frames: int, cells: int, bytes_per_query: int, budget: int) -> Iterator[Chunk]:
+    """Every query against every key frame."""
+    for query_frame in range(frames):
+        for queries in even_slices(cells, bytes_per_query, budget):
+            yield Chunk(query_frame, queries, [slice(0, frames)])
 
-    counts: [frames (query), frames (key), cells] bool. Waits for the device once.
+
+def counted_chunks(
+    counted: Tensor,  # [frames (query), frames (key), cells] bool
+    bytes_per_query: int,
+    budget: int,
+) -> list[Chunk]:
+    """Every query, against the key frames for which a row of its chunk counts: possibly none.
+
+    Waits for the device once.
     """
-    frames, _, cells = counts.shape
-    stretches = list(panels(cells, bytes_per_row, budget))
-    wanted = torch.stack([counts[:, :, stretch].any(dim=-1) for stretch in stretches], dim=1).tolist()
+    frames, _, cells = counted.shape
+    slices = list(even_slices(cells, bytes_per_query, budget))
+    wanted = torch.stack([counted[:, :, queries].any(dim=-1) for queries in slices], dim=1).tolist()
     return [
-        Panel(frame, stretch, _runs(key_frames))
-        for frame, of_frame in enumerate(wanted)
-        for stretch, key_frames in zip(stretches, of_frame, strict=True)
+        Chunk(query_frame, queries, _true_slices(key_frames))
+        for query_frame, of_frame in enumerate(wanted)
+        for queries, key_frames in zip(slices, of_frame, strict=True)
     ]
 
 
-def _runs(wanted: list[bool]) -> list[slice]:
-    """Neighbouring true positions as slices."""
-    runs = (list(positions) for on, positions in groupby(range(len(wanted)), wanted.__getitem__) if on)
+def _true_slices(flags: list[bool]) -> list[slice]:
+    """Each run of neighbouring true flags as a slice."""
+    runs = (list(positions) for on, positions in groupby(range(len(flags)), flags.__getitem__) if on)
     return [slice(run[0], run[-1] + 1) for run in runs]

@@ -1,4 +1,4 @@
-"""One motion flow problem as the Triton passes see it, and how it is cut into tiles and panels."""
+"""Queries and keys as the Triton passes multiply them, and how the logits are cut into tiles and panels."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,33 +9,34 @@ import torch
 import triton
 from torch import Tensor
 
-from ditflow_kernels.tuning import ProductLaunch, RowLaunch, check_device, launches
+from ditflow_kernels.backends import check_triton_device
+from ditflow_kernels.tuning import ElementwiseTuning, ProductTuning, tuning_for
 
-# Fewest panels are fastest: the flow of 49 frames of CogVideoX-5B in one, its loss in two.
+# Fewer panels are faster. These fit the flow of 49 frames of CogVideoX-5B in one panel, its loss in two.
 FLOW_WORKSPACE_BYTES = 44 * 10**6
 GRADIENT_WORKSPACE_BYTES = 560 * 10**6
 
 
 class Panel(NamedTuple):
-    """Neighbouring query tokens that a pass takes at a time; all but the last panel are whole tiles."""
+    """Neighbouring query tokens that a pass takes at once. All panels but the last are whole tiles."""
 
-    first: int
-    rows: int
+    first_query: int
+    queries: int
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What every pass over the logits reads."""
+class TiledOperands:
+    """The operands of `Q K^T`, its scale, and its tiles."""
 
-    query: Tensor  # [tokens, channels], unit steps in channels
-    key: Tensor  # [tokens, channels]
+    query: Tensor  # [tokens, channels], channels contiguous
+    key: Tensor  # [tokens, channels], channels contiguous
     frames: int
     height: int
     width: int
     scale: float  # temperature / (heads * sqrt(head_dim))
-    tiles: ProductLaunch
-    rows: RowLaunch
-    launch: bool  # False: allocate what a launch would, and leave the launch out
+    tiles: ProductTuning
+    grad_logits_tuning: ElementwiseTuning
+    launch: bool  # False: allocate, but launch nothing
 
     @classmethod
     def of(
@@ -45,21 +46,21 @@ class Problem:
         grid: tuple[int, int, int],
         temperature: float,
         launch: bool,
-    ) -> "Problem":
+    ) -> "TiledOperands":
         if launch:
-            check_device(query.device)
+            check_triton_device(query.device)
         frames, height, width = (int(size) for size in grid)
         heads, head_dim = (int(size) for size in query.shape[1:])
-        table = launches(query.device)
+        tuning = tuning_for(query.device)
         return cls(
-            _side_by_side(query),
-            _side_by_side(key),
+            _heads_concatenated(query),
+            _heads_concatenated(key),
             frames,
             height,
             width,
             temperature / (heads * sqrt(head_dim)),
-            table.motion_flow_float32 if query.dtype == torch.float32 else table.motion_flow,
-            table.motion_flow_grad_logits,
+            tuning.motion_flow_float32 if query.dtype == torch.float32 else tuning.motion_flow,
+            tuning.motion_flow_grad_logits,
             launch,
         )
 
@@ -76,7 +77,8 @@ class Problem:
         return int(self.query.shape[1])
 
     @property
-    def scale_of_base_2(self) -> float:
+    def scale_log2(self) -> float:
+        """The scale that gives logits in base 2."""
         return self.scale * log2(e)
 
     @property
@@ -85,17 +87,17 @@ class Problem:
 
     @property
     def segments(self) -> int:
-        """A segment is what a tile and a frame of keys share; tile + frame numbers them."""
+        """A segment is the overlap of a key tile and a frame, numbered by tile + frame."""
         return self.key_tiles + self.frames - 1
 
     @property
-    def panel_width(self) -> int:
-        """Columns of a panel in memory: whole tiles, so that each row is aligned for wide stores."""
+    def padded_keys(self) -> int:
+        """Columns of a panel in memory: whole key tiles, so that each row is aligned for wide stores."""
         return self.key_tiles * self.tiles.block_n
 
     @property
-    def kept_dtype(self) -> torch.dtype:
-        """In which gradients wait for their factor: bf16 has the range for it, fp16 has not."""
+    def unscaled_dtype(self) -> torch.dtype:
+        """Dtype of gradients before their factor: bf16 has enough range for them, fp16 has not."""
         return torch.bfloat16 if self.query.dtype == torch.bfloat16 else torch.float32
 
     @property
@@ -103,16 +105,16 @@ class Problem:
         return 4 * 2 * self.frames * self.tokens
 
     @property
-    def statistics_bytes_per_row(self) -> int:
+    def statistics_bytes_per_query(self) -> int:
         return 4 * 4 * self.segments
 
     @property
-    def panel_bytes_per_row(self) -> int:
-        return self.query.element_size() * self.panel_width
+    def logits_bytes_per_query(self) -> int:
+        return self.query.element_size() * self.padded_keys
 
     @property
-    def block_shape(self) -> dict[str, int]:
-        """What a kernel of products is compiled for."""
+    def product_options(self) -> dict[str, int]:
+        """Constants and launch options of the kernels that multiply queries by keys."""
         tiles = self.tiles
         return {
             "CHANNELS": self.channels,
@@ -124,35 +126,35 @@ class Problem:
             "num_stages": tiles.num_stages,
         }
 
-    def query_tiles(self, rows: int) -> int:
-        return triton.cdiv(rows, self.tiles.block_m)
+    def query_tiles(self, queries: int) -> int:
+        return triton.cdiv(queries, self.tiles.block_m)
 
-    def panel_rows(self, bytes_per_row: int, budget: int) -> int:
-        """Rows of a panel: whole tiles, one at least, as few and as equal panels as the budget allows."""
+    def panel_size(self, bytes_per_query: int, budget: int) -> int:
+        """Queries of a panel, in whole tiles: the fewest and most even panels within the budget."""
         tiles = self.query_tiles(self.tokens)
-        at_most = max(1, budget // (bytes_per_row * self.tiles.block_m))
-        return triton.cdiv(tiles, triton.cdiv(tiles, at_most)) * self.tiles.block_m
+        most = max(1, budget // (bytes_per_query * self.tiles.block_m))
+        return triton.cdiv(tiles, triton.cdiv(tiles, most)) * self.tiles.block_m
 
-    def gradient_panel_rows(self, bytes_per_row: int, budget: int) -> int:
-        """The same where the keys' gradient is summed over panels: in float32, and that is memory too."""
-        if (one_panel := self.panel_rows(bytes_per_row, budget)) >= self.tokens:
-            return one_panel
-        sums = 0 if self.kept_dtype == torch.float32 else 4 * self.tokens * self.channels
-        return self.panel_rows(bytes_per_row, budget - sums)
+    def gradient_panel_size(self, bytes_per_query: int, budget: int) -> int:
+        """The same for gradients: a float32 sum for the key gradient counts if there are several panels."""
+        if (whole := self.panel_size(bytes_per_query, budget)) >= self.tokens:
+            return whole
+        sums = 0 if self.unscaled_dtype == torch.float32 else 4 * self.tokens * self.channels
+        return self.panel_size(bytes_per_query, budget - sums)
 
-    def sum_dtype(self, panel_rows: int) -> torch.dtype:
-        """In which the keys' gradient is formed: one panel needs no sum."""
-        return self.kept_dtype if panel_rows >= self.tokens else torch.float32
+    def key_gradient_dtype(self, panel_size: int) -> torch.dtype:
+        """Dtype in which the key gradient is formed: float32 if several panels are added up."""
+        return self.unscaled_dtype if panel_size >= self.tokens else torch.float32
 
-    def panels(self, panel_rows: int) -> Iterator[Panel]:
-        for first in range(0, self.tokens, panel_rows):
-            yield Panel(first, min(panel_rows, self.tokens - first))
+    def panels(self, panel_size: int) -> Iterator[Panel]:
+        for first in range(0, self.tokens, panel_size):
+            yield Panel(first, min(panel_size, self.tokens - first))
 
-    def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.query.device)
 
 
-def _side_by_side(tokens: Tensor) -> Tensor:
-    """[S, heads, head_dim] as [S, channels] with unit steps; a copy only where memory lies otherwise."""
+def _heads_concatenated(tokens: Tensor) -> Tensor:
+    """[S, heads, head_dim] as [S, channels] with contiguous channels; copied only if no view has them."""
     flat = tokens.reshape(tokens.shape[0], -1)
     return flat if flat.stride(1) == 1 else flat.contiguous()
