@@ -1,4 +1,4 @@
-"""What each kernel takes on every architecture of the launch table, compiled where no GPU is."""
+"""What each kernel takes on every architecture of the tuning table, compiled where no GPU is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def gates() -> dict[str, Gate]:
 
 
 def compile_all() -> dict[tuple[str, int], list[Resources]]:
-    """Every case on every architecture of the launch table, on all processors."""
+    """Every case on every architecture of the tuning table, on all processors."""
     jobs = [(case.name, architecture) for case in cases() for architecture in TUNING]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:

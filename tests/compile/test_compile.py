@@ -1,4 +1,4 @@
-"""Every kernel of the launch table, compiled for every architecture in it; no GPU is needed."""
+"""Every kernel, compiled for every architecture of the tuning table; no GPU is needed."""
 
 from dataclasses import replace
 

@@ -64,7 +64,7 @@ def test_panels(workspace_bytes, monkeypatch):
     assert_like_definition(*video_tokens(shape), shape.grid, 2.0, workspace_bytes)
 
 
-def test_the_launch_table_as_it_is():
+def test_the_tuning_table_as_it_is():
     shape = Shape((3, 7, 9), 3, 16)
     assert_like_definition(*video_tokens(shape), shape.grid, 2.0)
 

@@ -38,7 +38,7 @@ def test_temperatures(temperature, precision):
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("budget", [1, 100_000])
-def test_many_panels(budget, precision):
+def test_many_chunks(budget, precision):
     assert_flow_within_budget(SHAPES["odd_cells"], precision, 2.0, workspace_bytes=budget)
 
 
