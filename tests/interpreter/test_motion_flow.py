@@ -69,6 +69,16 @@ def test_the_tuning_table_as_it_is():
     assert_like_definition(*video_tokens(shape), shape.grid, 2.0)
 
 
+def test_every_backend_saves_the_same_log2sumexp(monkeypatch):
+    shape = SHAPES["odd_cells"]
+    use_tiles(monkeypatch, shape)
+    tokens = video_tokens(shape)
+    (_, ours), (_, plain) = (
+        operators.soft_flow(*tokens, shape.grid, 2.0, backend, None) for backend in ("triton", "chunked")
+    )
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+
+
 @PRECISIONS
 def test_large_logits_stay_finite(precision, monkeypatch):
     shape = SHAPES["many_frames_a_tile"]
