@@ -35,7 +35,7 @@ KINDS = {  # file: codec, pixel format, codec options
 
 
 def made_frame(index: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """Flat grey that says its index, a quarter of red at the upper left, a green bar that moves."""
+    """A frame whose grey level shows its index, with a red upper left quarter and a moving green bar."""
     frame = np.full((height, width, 3), 8 + 6 * index, np.uint8)
     frame[: height // 2, : width // 2] = (200, 30, 30)
     frame[-height // 4 :, index % (width - 4) : index % (width - 4) + 4] = (30, 200, 30)
@@ -43,6 +43,7 @@ def made_frame(index: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarr
 
 
 def indices(clip: Clip) -> list[int]:
+    """The index that each frame shows."""
     return [round((float(frame[4, -4].mean()) - 8) / 6) for frame in clip.frames]
 
 
@@ -60,7 +61,7 @@ def made_video(
 
 
 def remuxed(source: Path, target: Path, change=lambda number, packet: packet, **options: str) -> Path:
-    """The packets in a new file, each as `change` gives it back."""
+    """Copy a video's packets to a new file; `change` may replace a packet, or drop it by returning None."""
     with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
         stream = old.streams.video[0]
         copy = new.add_stream_from_template(stream)
@@ -73,7 +74,7 @@ def remuxed(source: Path, target: Path, change=lambda number, packet: packet, **
 
 
 def first_seed(**wanted):
-    """The lowest seed whose scene is plain and as wanted."""
+    """The lowest seed of a made clip with a plain backdrop and the wanted properties."""
     for seed in itertools.count():
         scene = made_clip(seed, frames=2).scene
         if scene.backdrop == "plain" and all(getattr(scene, name) == it for name, it in wanted.items()):

@@ -1,6 +1,6 @@
-"""The parts of `make test`, one after the other, and how long each took.
+"""Run the parts of `make test` one after the other, and print how long each took.
 
-Each argument is `NAME: COMMAND`. The first that fails ends it; its exit status is this program's.
+Each argument is `NAME: COMMAND`. The first failure ends the run, and its exit status becomes this program's.
 """
 
 import subprocess

@@ -1,6 +1,6 @@
-"""A plugin of pytest that keeps `docs/reliability.md`: what tests marked `fault(what)` try, and how it ends.
+"""Pytest plugin that writes `docs/reliability.md`: what tests marked `fault(what)` try, and how each ended.
 
-`make reliability` runs them and writes the page; `test_reliability.py` compares it with the tests there are.
+`make reliability` runs those tests and writes the page; `test_reliability.py` compares it with the tests.
 """
 
 import re
@@ -16,38 +16,38 @@ SURVIVED, LOST, UNTRIED = "survived", "lost", "not tried here"
 FAULTS = pytest.StashKey[dict[str, Counter]]()
 HEAD = """# What a run survives
 
-Every fault that the tests bring about, and how it ended. `make reliability` runs those tests and writes this
-page; `make test` fails where it is not of the tests there are, or where anything is lost. A fault counts as
-survived where every case of it passed: the work could go on, or was refused in a line that says why, no file
-was left half written under its own name, and nothing of the user's was touched. What exactly is asked of a
-row is in the file named above it.
+Every fault that the tests cause, and how it ended. `make reliability` runs those tests and writes this page;
+`make test` fails if the page does not match the tests, or if a fault is lost. A fault counts as survived if
+all of its cases pass: the run continued or could be resumed, or it was refused in one line that says why; no
+file under its final name was left incomplete; and none of the user's files was touched. The file named above
+each table holds the exact checks.
 
 """
 
 
 @dataclass(frozen=True, order=True)
 class Row:
-    """One fault; all of its cases have to end well."""
+    """One fault; every one of its cases has to end well."""
 
-    file: str  # of the tests, from the root of the repository
+    file: str  # test file, relative to the root of the repository
     fault: str
     cases: int
     outcome: str
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--reliability", type=Path, metavar="FILE", help="write how the faults tried ended")
+    parser.addoption("--reliability", type=Path, metavar="FILE", help="write how each fault ended")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[FAULTS] = defaultdict(Counter)
     path = config.getoption("--reliability")
-    if path and not hasattr(config, "workerinput"):  # one of several processes
+    if path and not hasattr(config, "workerinput"):  # not in a worker process
         config.pluginmanager.register(Outcomes(path))
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Whether or not it is run: what it would try, by file."""
+    """Note the fault that a test causes, by file, whether or not the test is run."""
     file = item.path.relative_to(item.config.rootpath).as_posix()
     found = item.config.stash[FAULTS][file]
     if marker := item.get_closest_marker("fault"):
@@ -58,15 +58,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 class Outcomes:
-    """Gathers how each case ended, and writes the page when all have."""
+    """Collects how each case ended, and writes the page at the end of the session."""
 
     def __init__(self, path: Path):
         self.path = path
         self.titles: dict[str, str] = {}
-        self.found: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # by case, the worst so far
+        # by fault, the worst outcome of each case so far
+        self.found: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Of a case's preparation, the case itself, and what comes after."""
+        """Called for a case's setup, the case itself and its teardown."""
         for file, title, what in (value for name, value in report.user_properties if name == "fault"):
             self.titles[file] = title
             cases = self.found[file, what]

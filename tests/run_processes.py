@@ -28,8 +28,8 @@ UNCOMPARED = ("run.json",)  # times and peak memory differ from run to run
 class ForkServer:
     """The tests' side of the warm process.
 
-    An undisturbed run is made first: `whole` holds its files. `calls` counts the functions and layers that a run
-    calls in each stage.
+    An undisturbed run comes first: `whole` holds its files, `calls` counts the functions and layers that each
+    stage calls.
     """
 
     def __init__(self, settings: Any, folder: Path):

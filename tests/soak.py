@@ -1,6 +1,6 @@
-"""Many small transfers in one process, whose memory has to stay as it is: `make soak`, or with --transfers N.
+"""Make many small transfers in one process and fail if its memory grows: `make soak`, or with --transfers N.
 
-Prints what the process holds as it goes on, and fails where it has grown.
+Prints what the process holds from time to time.
 """
 
 import argparse
@@ -23,16 +23,16 @@ from ditflow import Settings, transfer
 from ditflow.cli.main import quieten_libraries
 from ditflow.small.clips import main as write_made_clip
 
-TRANSFERS, WARM = 200, 20  # what libraries keep for good, they have by the WARM-th
+TRANSFERS, WARM = 200, 20  # by the WARM-th, libraries hold all that they keep for good
 WINDOW = 10  # transfers
-GROWTH = 1.02  # at most, from the WARM-th on
+GROWTH = 1.02  # allowed since the WARM-th
 LINES = 20
 PLAIN = ("builtins", "importlib")
 PROMPTS = ("a red circle on a blue background", "a green square on a white background")
 
 
 def transfers(settings: Settings, count: int) -> Iterator[int]:
-    """Run so many, each with another seed and the prompts in turn; the number of each when it is done."""
+    """Run `count` transfers with different seeds and alternating prompts; yields each number when done."""
     for number in range(1, count + 1):
         run = transfer(replace(settings, seed=number, prompt=PROMPTS[number % len(PROMPTS)]))
         shutil.rmtree(run.folder)
@@ -41,10 +41,10 @@ def transfers(settings: Settings, count: int) -> Iterator[int]:
 
 
 def living() -> dict[str, int]:
-    """What Python and the system say that this process holds.
+    """Count what this process holds.
 
-    Objects of classes only: plain lists, functions and the like also belong to caches of Python's own, as of
-    each state of a folder that packages may be in.
+    Leaves out objects of builtin types, because Python's own caches, such as those of imports, hold changing
+    numbers of lists and functions.
     """
     gc.collect()
     kinds = [type(each) for each in gc.get_objects()]
@@ -57,7 +57,7 @@ def living() -> dict[str, int]:
 
 
 def memory() -> dict[str, int]:
-    """Bytes resident on the host and, where there is a GPU, reserved on it."""
+    """Bytes resident on the host and, if there is a GPU, reserved on it."""
     gc.collect()
     found = {"host bytes": psutil.Process().memory_info().rss}
     if torch.cuda.is_available():
@@ -85,9 +85,9 @@ def little_settings(folder: Path) -> Settings:
 
 
 def grown(readings: dict[int, dict[str, int]]) -> list[str]:
-    """What has become more than it may since the WARM-th transfer, a line each.
+    """Return a line for each reading that has grown too much since the WARM-th transfer.
 
-    Medians of WINDOW transfers: what one of them takes and gives back is no growth.
+    Compares medians over WINDOW transfers, because a single transfer may take memory and give it back.
     """
     before = [readings[number] for number in range(WARM, WARM + WINDOW)]
     after = [readings[number] for number in sorted(readings)[-WINDOW:]]

@@ -6,10 +6,9 @@ Tests call these functions instead of the project's constructors; only this file
 import torch
 from diffusers import CogVideoXTransformer3DModel
 
-from ditflow.models.cogvideox.schedule import Schedule
-from ditflow.models.cogvideox.text import Texts
-from ditflow.models.cogvideox.transformer import CogVideoX
-from ditflow.models.protocols import Inputs
+from ditflow.models.cogvideox.schedule import CogVideoXSchedule
+from ditflow.models.cogvideox.transformer import CogVideoXTransformer
+from ditflow.models.protocols import Inputs, Texts
 
 DEPTH = 5  # blocks: enough to keep some on the device and stream several
 SCHEDULER = {  # as in the golden runs
@@ -50,7 +49,7 @@ def tiny_transformer(rotary=True, layers=3, seed=0, **changes):
 
 def backbone_of(transformer, **options):
     """The project's wrapper around a transformer of diffusers."""
-    return CogVideoX(transformer, **options)
+    return CogVideoXTransformer(transformer, **options)
 
 
 def tiny_backbone(rotary=True, layers=3, **changes):
@@ -70,8 +69,17 @@ def text_embeddings(prompt, negative=None, source=None):
     return Texts(prompt, *(prompt if other is None else other for other in (negative, source)))
 
 
+def settings_schedule(settings):
+    """As a job makes it."""
+    return tiny_schedule(settings.scheduler, settings.steps, settings.seed)
+
+
 def ddim_schedule(steps):
-    return Schedule("ddim", SCHEDULER, steps, torch.device("cpu"), torch.Generator().manual_seed(0))
+    return tiny_schedule("ddim", steps)
+
+
+def tiny_schedule(kind, steps, seed=0):
+    return CogVideoXSchedule(kind, SCHEDULER, steps, torch.device("cpu"), torch.Generator().manual_seed(seed))
 
 
 def square(_, read):
@@ -85,7 +93,7 @@ class BlockCalls:
 
     def __init__(self, backbone, monkeypatch):
         self.prepared, self.finished, self.heads = [], [], 0
-        for name, calls in (("prepare", self.prepared), ("finish", self.finished)):
+        for name, calls in (("prepare", self.prepared), ("feed_forward", self.finished)):
             original = getattr(backbone, name)
 
             def counted(index, *rest, original=original, calls=calls):

@@ -1,8 +1,9 @@
-"""A small pipeline with random weights, for tests: an instrument whose every weight matters.
+"""A small pipeline with random weights in which every weight matters, and quick transfers with it.
 
-Gates are open, so a gradient reaches the latents from every block; attention is neither uniform nor a copy of
-one token; two prompts give velocities that differ by some per cent; norms and biases are not the identity, so
-a forward that forgets one is found out; convolutions are in part a blur, so a shape leaves a trace there.
+Gates are open, so that a gradient reaches the latents from every block. Attention is neither uniform nor a
+copy of one token. Two prompts give velocities that differ by some per cent. Norms and biases are not the
+identity, so that a forward that leaves one out gives another result. Convolutions are partly a blur, so that
+the latents show where a shape is.
 """
 
 import math
@@ -17,8 +18,8 @@ from torch import nn
 from ditflow import Settings
 from ditflow.small.pipeline import TRANSFORMER, VAE, random_text_encoder, write_pipeline
 
-# set by trial, so that a random network is an instrument: gates are open, attention picks out a few tokens
-# (the text's among them, so that prompts matter), a clip's latents vary about as much as noise
+# found by trial: gates are open, attention picks out a few tokens (also of the text, so that prompts matter),
+# and a clip's latents vary about as much as noise
 GAINS = {
     "norm1.linear.weight": 2.0,
     "norm2.linear.weight": 2.0,
@@ -26,12 +27,12 @@ GAINS = {
     "norm_k.weight": 1.7,
     "encoder.conv_out.conv.weight": 2.0,
 }
-SEED = 4  # one whose autoencoder leaves a moving shape where it is
-BLUR_SHARE = 0.6  # of a 3 x 3 (x 3) convolution, so that a shape keeps its place; the rest is white
+SEED = 4  # with this seed the autoencoder keeps a moving shape in its place
+BLUR_SHARE = 0.6  # of a 3 x 3 (x 3) convolution, so that a shape keeps its place; the rest is noise
 
 
 def build_pipeline(folder: Path, *, seed: int = SEED, positional: str = "rope") -> None:
-    """Write one to `folder` (absent or empty); `positional` is "rope" as in 5B or "sincos" as in 2B."""
+    """Write a pipeline to `folder`, absent or empty; `positional` is "rope" (as 5B) or "sincos" (as 2B)."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
         transformer = CogVideoXTransformer3DModel(
@@ -71,7 +72,7 @@ def latents(run):
 
 @torch.no_grad()
 def _randomise(network: nn.Module) -> None:
-    """Normal weights that keep a signal's variance, biases of 0.1, norms near but not at the identity."""
+    """Draw weights that keep a signal's variance, biases of about 0.1, and norms near the identity."""
     for name, weights in network.named_parameters():
         if weights.ndim == 1:
             nn.init.normal_(weights, mean=1.0 if name.endswith("weight") else 0.0, std=0.1)
@@ -85,7 +86,7 @@ def _randomise(network: nn.Module) -> None:
 
 
 def _random_blur(shape: torch.Size) -> torch.Tensor:
-    """Convolution weights [out, in, (3,) 3, 3]: channels mixed at random, each smoothed in space."""
+    """Convolution weights [out, in, (3,) 3, 3] that mix channels at random and blur each in space."""
     line = torch.tensor([0.25, 0.5, 0.25])
     kernel = line[:, None] * line
     if len(shape) == 5:  # time is causal: the last tap is the frame itself

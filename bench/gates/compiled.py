@@ -1,4 +1,4 @@
-"""What each kernel takes on every architecture of the launch table, compiled where no GPU is."""
+"""What each kernel takes on every architecture of the tuning table, compiled where no GPU is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from itertools import chain
 from bench.gates.gate import Gate, Metrics
 from bench.gates.launches import cases
 from bench.gates.resources import Resources, resources
-from ditflow_kernels.launch import LAUNCHES
+from ditflow_kernels.tuning import TUNING
 
 
 def gates() -> dict[str, Gate]:
@@ -20,8 +20,8 @@ def gates() -> dict[str, Gate]:
 
 
 def compile_all() -> dict[tuple[str, int], list[Resources]]:
-    """Every case on every architecture of the launch table, on all processors."""
-    jobs = [(case.name, architecture) for case in cases() for architecture in LAUNCHES]
+    """Every case on every architecture of the tuning table, on all processors."""
+    jobs = [(case.name, architecture) for case in cases() for architecture in TUNING]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
         return dict(zip(jobs, pool.map(compile_one, *zip(*jobs, strict=True)), strict=True))

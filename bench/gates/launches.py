@@ -64,8 +64,8 @@ def hard(heads, dtype):
 def flow_backward(heads, dtype):
     frames, height, width = GRID
     grad, flow = torch.empty(2, frames, frames, height * width, 2)
-    logsumexp = torch.empty(frames, frames, height * width)
-    flow_gradients(grad, *queries_and_keys(heads, dtype), flow, logsumexp, GRID, 2.0, None)
+    log2sumexp = torch.empty(frames, frames, height * width)
+    flow_gradients(grad, *queries_and_keys(heads, dtype), flow, log2sumexp, GRID, 2.0, None)
 
 
 def loss(heads, dtype):

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from ditflow_kernels import launch
+from ditflow_kernels import tuning
 
 KIB = 1024
 SHARED_LIMIT = {80: 163 * KIB, 86: 99 * KIB, 89: 99 * KIB, 90: 227 * KIB, 100: 227 * KIB, 120: 99 * KIB}
@@ -108,7 +108,7 @@ def recorded(case: Case, architecture: int) -> list[Launch]:
         torch.no_grad(),
         triton.knobs.runtime.scope(),
         patch.object(JITFunction, "run", record),
-        patch.object(launch, "architecture", lambda device: architecture),
+        patch.object(tuning, "architecture", lambda device: architecture),
     ):
         # a launcher launches from a processor's tensors only if it believes in the interpreter
         triton.knobs.runtime.interpret = True

@@ -196,7 +196,7 @@ def kernels() -> Lines:
 
     device = _any_device()
     if FASTEST[device.type] == "triton":
-        from ditflow_kernels.launch import architecture
+        from ditflow_kernels.tuning import architecture
 
         yield "kernels", f"triton, on sm_{architecture(device)}"
     else:

@@ -32,7 +32,7 @@ def clip_features(
     embedding: Tensor,
 ) -> dict[int, Any]:
     """What a loss reads of the clip: one forward at timestep 0 with nothing injected."""
-    timestep = torch.zeros(1, device=latents.device)
+    timestep = torch.zeros(1, dtype=runner.transformer.timestep_dtype, device=latents.device)
     return runner.features(Inputs(latents, source_prompt, timestep, embedding), {}, capture)
 
 

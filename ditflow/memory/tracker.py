@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ditflow.memory.host import is_on_host
-from ditflow_kernels.launchers import LAUNCHERS
+from ditflow_kernels.fakes import FAKES
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -43,9 +43,9 @@ class Tracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if operation in LAUNCHERS and isinstance(args[0], FakeTensor):
+        if operation in FAKES and isinstance(args[0], FakeTensor):
             with self:  # torch would not show what it allocates inside
-                result = LAUNCHERS[operation](*args, **kwargs)
+                result = FAKES[operation](*args, **kwargs)
         else:
             result = operation(*args, **kwargs)
         packet = operation.overloadpacket

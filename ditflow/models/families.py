@@ -164,9 +164,15 @@ def published_settings(model: str) -> dict[str, Any]:
     if family is None or config is None:
         raise SettingsError(
             f"model {model!r}: not a folder, not in the hub's cache and not on the hub; accepted: "
-            f"{', '.join(models())}, OWNER/NAME, a folder"
+            f"{', '.join(models())} (configs/models/), OWNER/NAME, a folder"
         )
-    return family.defaults(config)
+    try:
+        return family.defaults(config)
+    except KeyError as missing:
+        raise SettingsError(
+            f"model {model}: transformer/config.json is damaged, it lacks {missing}; give a complete pipeline "
+            "folder"
+        ) from None
 
 
 def _small_file(model: str, name: str, download: bool) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ class Inputs:
 
     latents: Tensor  # [1, frames, channels, height, width]
     prompt: Tensor  # [1, text tokens, text channels]
-    timestep: Tensor  # [1], integer or floating; 0 is the noise level of clean latents
+    timestep: Tensor  # [1], of `Transformer.timestep_dtype`; 0 is the noise level of clean latents
     embedding: Tensor  # rotary [2 (q, k), 2 (cos, sin), S, head_dim] or additive [1, S, channels]
 
 
@@ -132,6 +132,7 @@ class Transformer(Protocol):
     network: nn.Module  # the blocks and everything around them
     blocks: nn.ModuleList
     embedding_kind: Literal["rotary", "additive"]
+    timestep_dtype: torch.dtype  # of `Inputs.timestep`, as the family's schedules make it
 
     @property
     def dtype(self) -> torch.dtype: ...

@@ -72,7 +72,8 @@ class FakeModel:
         tokens, channels = family.prompt_shape(transformer.network.config)
         prompt = torch.empty(1, tokens, channels, dtype=transformer.dtype)
         embedding = transformer.embedding(transformer.grid(latents))
-        return Inputs(latents, prompt, torch.empty(1), embedding)
+        timestep = torch.empty(1, dtype=transformer.timestep_dtype)
+        return Inputs(latents, prompt, timestep, embedding)
 
 
 @contextmanager

@@ -66,8 +66,8 @@ class MemoryFallback:
         """The plan in a few words. Presets are named after GPUs, so a CPU run does not mention them."""
         if self.on_gpu:
             return f"memory preset {self.plan.preset.name}"
-        again = {"none": "nothing", "attention": "all but attention", "block": "each block"}
-        return f"on the CPU, {again[self.plan.preset.checkpoint]} computed twice"
+        scope = {"none": "off", "attention": "of all but attention", "block": "of every block"}
+        return f"gradient checkpointing {scope[self.plan.preset.checkpoint]}"
 
     @property
     def resolved(self) -> Settings:

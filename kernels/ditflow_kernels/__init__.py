@@ -1,7 +1,7 @@
-"""Attention Motion Flow as tensor operations: flow, loss with gradients, query and key preparation."""
+"""Attention motion flow as tensor operations: flow, loss with gradients, query and key preparation."""
 
-# None of this imports torch: the functions import their backend when they are called. `motion_flow` and
-# `qk_norm_rope` name folders too; binding them here makes the names mean the functions.
+# This loads neither torch nor Triton: the functions import their backend when called. `motion_flow` and
+# `qk_norm_rope` are also the names of subpackages; these imports bind both names to the functions.
 from ditflow_kernels.motion_flow.api import attention_with_motion_flow, motion_flow, motion_flow_loss
 from ditflow_kernels.qk_norm_rope.api import qk_norm_rope
 

@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs: a backend is a module of that name in the operation's folder."""
+"""Which implementation of an operation runs. A backend is a module of that name in the operation's folder."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 def choose(backend: str, device: device, dtype: dtype) -> str:
-    """The backend's name, "auto" resolved; nothing is imported, so that torch.compile can trace it.
+    """The name of the backend to run, with "auto" resolved. Imports nothing, so torch.compile can trace it.
 
-    Raises ValueError for a backend that does not exist and for a dtype that the backend does not compute in.
+    Raises ValueError for an unknown backend, and for a dtype that the backend does not support.
     """
     name = FASTEST.get(device.type, "chunked") if backend == "auto" else backend
     if name not in BACKENDS:
@@ -34,9 +34,17 @@ def choose(backend: str, device: device, dtype: dtype) -> str:
     return name
 
 
+def check_triton_device(device: device) -> None:
+    """Raise ValueError where no Triton kernel can be launched."""
+    import triton
+
+    if device.type != "cuda" and not triton.knobs.runtime.interpret:
+        raise ValueError(f"backend 'triton' needs a CUDA device, not {device}: use backend 'chunked'")
+
+
 @contextmanager
 def as_on(device_type: str) -> Iterator[None]:
-    """Let "auto" mean on the CPU what it means on another device: fake tensors stand for that device."""
+    """Resolve "auto" on the CPU as it would be on `device_type`, for fake CPU tensors that stand for it."""
     before = FASTEST["cpu"]
     FASTEST["cpu"] = FASTEST[device_type]
     try:

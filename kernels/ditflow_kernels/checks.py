@@ -1,4 +1,4 @@
-"""What the public functions of several operations ask of their arguments."""
+"""Argument checks that several public functions share."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def check_alike(axes: str, **tensors: Tensor) -> None:
-    """Raise ValueError unless all have one shape, of as many axes as are named, one dtype and one device."""
+def check_matching(axes: str, **tensors: Tensor) -> None:
+    """Raise ValueError unless all tensors have one shape with the axes named, one dtype and one device."""
     *others, last = tensors
     names = f"{', '.join(others)} and {last}"
     shapes = [list(tensor.shape) for tensor in tensors.values()]
@@ -21,6 +21,6 @@ def check_alike(axes: str, **tensors: Tensor) -> None:
 
 
 def check_text_length(text_length: int, tokens: int) -> None:
-    """Raise ValueError unless so many of the tokens can be text."""
+    """Raise ValueError unless `text_length` is between 0 and the number of tokens."""
     if not 0 <= text_length <= tokens:
-        raise ValueError(f"text_length {text_length} must lie within the {tokens} tokens")
+        raise ValueError(f"text_length {text_length} must be between 0 and the {tokens} tokens given")

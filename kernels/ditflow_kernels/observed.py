@@ -1,4 +1,4 @@
-"""Operators of torch that tell an observer when they begin and end. Without one, they look at one name."""
+"""Torch operators whose calls a profiler can see by name. Without an observer a call costs one comparison."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _range: Callable[[str], AbstractContextManager] | None = None
 
 @contextmanager
 def observed_by(range_of: Callable[[str], AbstractContextManager]) -> Iterator[None]:
-    """Meanwhile every call of an operator is inside `range_of` its name."""
+    """Run every operator call inside the context manager `range_of(operator name)`."""
     global _range
     _range = range_of
     try:
@@ -24,7 +24,7 @@ def observed_by(range_of: Callable[[str], AbstractContextManager]) -> Iterator[N
 
 
 def operator(name: str) -> Callable[[Callable], CustomOpDef]:
-    """Decorator: what torch's operator `ditflow::<name>` does; `torch.compile` does not look inside."""
+    """Decorator: make the function torch's operator `ditflow::<name>`, opaque to `torch.compile`."""
 
     def register(function: Callable) -> CustomOpDef:
         @wraps(function)

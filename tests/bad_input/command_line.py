@@ -1,4 +1,4 @@
-"""The command line in this process, and what it has to say of bad input: one line."""
+"""Run the command line in this process, and assert that it accepts input or refuses it in one line."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,19 +23,19 @@ class Answer:
 
 
 def case(what: str, *values: object):
-    """Parameters of a test, and the row of docs/reliability.md that it is."""
+    """Parameters of a test that is a row of docs/reliability.md."""
     return pytest.param(*values, id=what, marks=pytest.mark.fault(what))
 
 
 def begun(settings: Settings, progress: Progress) -> Run:
-    """A transfer as far as all is checked, the clip read and its folder made."""
+    """A transfer until everything is checked, the clip read and the run folder made."""
     with Job.begin(settings, progress, needs=("video", "prompt")) as job:
         job.write_reference()
         return job.run
 
 
 def begun_and_read(settings: Settings, progress: Progress) -> Run:
-    """And its prompts encoded."""
+    """As `begun`, and the prompts encoded."""
     with Job.begin(settings, progress, needs=("video", "prompt")) as job:
         job.write_reference()
         job.texts()
@@ -43,14 +43,14 @@ def begun_and_read(settings: Settings, progress: Progress) -> Run:
 
 
 def transfer_words(model: Path, source: object, prompt: str = "a red circle") -> list[str]:
-    """A transfer with the random pipeline, of a size that costs nothing."""
+    """A transfer command with the random pipeline, at a size that costs next to nothing."""
     words = ["transfer", "--model", str(model), "--video", str(source), "--prompt", prompt]
     words += ["--frames", str(FRAMES), "--size", "48x32", "--guidance-blocks", "2"]
     return [*words, "--negative-prompt", "", "--device", "cpu", "--dtype", "float32"]
 
 
 def answer(capfd, words: list[str]) -> Answer:
-    """What a command says. Nothing may get past `main` but argparse's way out."""
+    """Run a command. Only argparse's SystemExit may escape `main`."""
     capfd.readouterr()
     try:
         code = main(words)
@@ -61,7 +61,7 @@ def answer(capfd, words: list[str]) -> Answer:
 
 
 def assert_refused(capfd, words: list[str], code: int, *parts: str) -> None:
-    """One line that says all the `parts`, the exit code, and no new file in the current folder."""
+    """The error is one line with all the `parts`, the exit code is `code`, and no file was made here."""
     before = sorted(Path().rglob("*"))
     found = answer(capfd, words)
     assert found.error.startswith("ditflow: ") and found.error.count("\n") == 1, found.error
@@ -72,7 +72,7 @@ def assert_refused(capfd, words: list[str], code: int, *parts: str) -> None:
 
 
 def assert_begins(capfd, words: list[str], warning: str = "") -> video.Clip:
-    """The run begins, with this warning or none; what it has read of the clip."""
+    """The run begins, with this warning or none. Returns the clip as it was read."""
     found = answer(capfd, [*words, "--quiet"])
     assert found.code == 0, found.error
     assert warning in found.error and found.error.count("\n") == bool(warning), found.error

@@ -1,4 +1,4 @@
-"""Videos and image folders that are damaged, strange or hostile, made by code."""
+"""Damaged, strange or hostile videos and image folders, made by code."""
 
 import os
 import struct
@@ -43,19 +43,19 @@ def content(given: bytes):
 
 
 def packets(path: Path) -> list[tuple[int, int]]:
-    """Where each frame's bytes are, and how many."""
+    """Position and size in bytes of each frame in the file."""
     with av.open(str(path)) as container:
         return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
 
 
 def few_frames(path: Path) -> None:
-    """A file that a download has left unfinished."""
+    """An unfinished download: the index is there, and five frames."""
     whole = front(path).read_bytes()
     path.write_bytes(whole[: packets(path)[5][0]])
 
 
 def garbled(path: Path) -> None:
-    """A sound header and index; every frame is noise."""
+    """A video with an intact header and index whose frames are all noise."""
     whole = bytearray(front(path).read_bytes())
     noise = np.random.default_rng(0)
     for position, size in packets(path):
@@ -88,7 +88,7 @@ def frames_of(count: int):
 
 
 def huge_in_matroska(path: Path) -> None:
-    """A small video, whose header says HUGE x HUGE."""
+    """A small video whose header claims HUGE x HUGE."""
     made_video(path, "ffv1", "yuv420p", {}, width=320, height=256)
     width, height = b"\xb0\x82" + struct.pack(">H", 320), b"\xba\x82" + struct.pack(">H", 256)
     whole = path.read_bytes()
@@ -98,7 +98,7 @@ def huge_in_matroska(path: Path) -> None:
 
 
 def huge_in_mp4(path: Path) -> None:
-    """A small video, whose container says HUGE x HUGE; the codec's own header says what is true."""
+    """A small video whose container claims HUGE x HUGE; the codec's own header is right."""
     whole = bytearray(made_video(path).read_bytes())
     place = whole.index(b"avc1", whole.index(b"stsd")) + 28
     assert struct.unpack(">HH", whole[place : place + 4]) == (64, 48)
@@ -118,7 +118,7 @@ def gif(side: int):
 
 
 def ten_million_frames(path: Path) -> None:
-    """A video of 40 frames, whose index says that it has ten million."""
+    """A video of 40 frames whose index claims ten million."""
     whole = bytearray(made_video(path).read_bytes())
     sizes, times = whole.index(b"stsz"), whole.index(b"stts")
     whole[sizes + 8 : sizes + 16] = struct.pack(">II", 1, 10_000_000)
@@ -139,7 +139,7 @@ def uneven(path: Path) -> None:
 
 
 def turned(path: Path) -> None:
-    """A phone's upright video: stored lying, to be shown a quarter clockwise."""
+    """A phone's upright video: stored in landscape, with a flag to rotate it by 90 degrees clockwise."""
     whole = bytearray(made_video(path).read_bytes())
     matrix = whole.index(b"tkhd") + 44
     whole[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
@@ -147,7 +147,7 @@ def turned(path: Path) -> None:
 
 
 def folder(change: Callable[[Path], object] = lambda path: None):
-    """Twelve images, changed."""
+    """A folder of twelve images, then changed by `change`."""
 
     def write(path: Path) -> None:
         path.mkdir()
@@ -171,7 +171,7 @@ def second_size(path: Path) -> None:
 
 
 def png(side: int):
-    """A picture whose header says that it is a square of that side, with the pixels of none."""
+    """A picture whose header claims a square of that side, with hardly any pixel data."""
 
     def change(path: Path) -> None:
         header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
@@ -186,7 +186,7 @@ def png(side: int):
 
 
 def postscript(path: Path) -> None:
-    """A program for printers, which Pillow would give to Ghostscript."""
+    """PostScript, which Pillow would pass to Ghostscript."""
     (path / "frame03.png").write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\nshowpage\n%%EOF\n"
     )

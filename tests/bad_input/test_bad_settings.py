@@ -1,4 +1,4 @@
-"""Numbers, prompts, settings files and words: refused in one line, or taken, through the command line."""
+"""Numbers, prompts, settings files and options: the command line accepts them or refuses them in one line."""
 
 from dataclasses import fields
 
@@ -12,8 +12,8 @@ from ditflow.settings import Settings
 
 CONFIG = ["transfer", "--model", "small", "--print-config"]
 NUMBERS = {item.name: item.metadata for item in fields(Settings) if item.metadata["least"] is not None}
-LISTS = {"learning_rate": ["0.1"], "guidance_blocks": [], "injection_blocks": []}  # what goes with a number
-NO_NUMBERS = ("", "ten", "nan", "inf", "1e999", "9" * 5000)
+LISTS = {"learning_rate": ["0.1"], "guidance_blocks": [], "injection_blocks": []}  # appended to the number
+NOT_NUMBERS = ("", "ten", "nan", "inf", "1e999", "9" * 5000)
 
 
 @pytest.fixture(autouse=True)
@@ -23,20 +23,20 @@ def empty_folder(monkeypatch, tmp_path):
 
 
 def settings_with(name: str, value: object) -> list[str]:
-    """Words that give a setting this value, and print what is made of it."""
+    """A command that gives a setting this value and prints the resulting settings."""
     # so that no block is both guided and injected
     apart = ["--set", "injection=off" if name == "guidance_blocks" else "guidance=off"]
     values = [str(value), *LISTS.get(name, [])]
     return [*CONFIG, *apart, "--set", f"{name}={','.join(values)}"]
 
 
-def test_every_number_has_two_ends():
+def test_every_number_has_two_limits():
     assert all(metadata["most"] is not None for metadata in NUMBERS.values())
     assert len(NUMBERS) == 13
 
 
 @pytest.mark.parametrize(
-    "name", [case(f"--{name.replace('_', '-')} at its ends and beyond", name) for name in NUMBERS]
+    "name", [case(f"--{name.replace('_', '-')} at and beyond its limits", name) for name in NUMBERS]
 )
 def test_numbers(name, capfd):
     least, most = NUMBERS[name]["least"], NUMBERS[name]["most"]
@@ -45,26 +45,28 @@ def test_numbers(name, capfd):
         assert (given[0] if isinstance(given, list) else given) == end
     assert_refused(capfd, settings_with(name, least - 1), 2, f"{name}: ", "given, at least", str(least))
     assert_refused(capfd, settings_with(name, 2 * most), 2, f"{name}: ", "given, at most", str(most))
-    for value in NO_NUMBERS:
-        if value or name not in ("guidance_blocks", "injection_blocks"):  # which may be none
+    for value in NOT_NUMBERS:
+        if value or name not in ("guidance_blocks", "injection_blocks"):  # these may be empty
             assert_refused(capfd, settings_with(name, value), 2, f"{name}: ", "number", "accepted")
 
 
 @pytest.mark.parametrize(
     ("size", "parts"),
     [
-        case("a size that is not in sixteens", "720x479", ["multiples of 16 accepted; nearest: 720x480"]),
-        case("a size of nothing", "0x0", ["nearest: 16x16"]),
-        case("a size of one number, or of three", "720x480x3", ["WIDTHxHEIGHT accepted"]),
-        case("a size that no memory holds", "8208x16", ["at most 8192 accepted"]),
+        case(
+            "a size that is not a multiple of 16", "720x479", ["multiples of 16 accepted; nearest: 720x480"]
+        ),
+        case("a size of 0x0", "0x0", ["nearest: 16x16"]),
+        case("a size of three numbers", "720x480x3", ["WIDTHxHEIGHT accepted"]),
+        case("a size above the limit", "8208x16", ["at most 8192 accepted"]),
     ],
 )
 def test_sizes(size, parts, capfd):
     assert_refused(capfd, [*CONFIG, "--size", size], 2, "size: ", *parts)
 
 
-@pytest.mark.fault("a size at its ends")
-def test_sizes_at_their_ends(capfd):
+@pytest.mark.fault("a size at its limits")
+def test_sizes_at_their_limits(capfd):
     for size in ("16x16", "8192x8192"):
         assert yaml.safe_load(answer(capfd, [*CONFIG, "--size", size]).output)["size"] == size
 
@@ -103,7 +105,7 @@ def test_prompts_refused(prompt, parts, small_folder, clip, capfd):
         case("a prompt like a path", "../etc", ""),
     ],
 )
-def test_prompts_taken(prompt, warning, small_folder, clip, capfd, monkeypatch, tmp_path):
+def test_prompts_accepted(prompt, warning, small_folder, clip, capfd, monkeypatch, tmp_path):
     monkeypatch.setattr(jobs, "transfer", begun_and_read)
     assert_begins(capfd, transfer_words(small_folder, clip, prompt), warning)
     (run,) = (tmp_path / "here" / "runs").iterdir()
@@ -120,28 +122,30 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     ("content", "parts"),
     [
         case("YAML with an anchor bomb", f"{BOMB}prompt: *i\n", ["line 2: *a is an alias; write out"]),
-        case("YAML that holds itself", "lora: &a [*a]\n", ["line 1: *a is an alias; write out"]),
+        case("YAML that contains itself", "lora: &a [*a]\n", ["line 1: *a is an alias; write out"]),
         case(
             "YAML with a tag", "prompt: !!python/object/apply:os.getcwd []\n", ["os.getcwd is a tag; leave"]
         ),
         case("YAML with an unknown key", "stepz: 4\n", ["unknown setting 'stepz': did you mean 'steps'?"]),
         case(
-            "YAML with a key twice", "seed: 1\nsteps: 4\nseed: 2\n", ["'seed' is given 2 times; give it once"]
+            "YAML with a duplicate key",
+            "seed: 1\nsteps: 4\nseed: 2\n",
+            ["'seed' is given 2 times; give it once"],
         ),
         case(
             "YAML with a list for a text", "prompt: [a, b]\n", ["prompt: ['a', 'b'] given, a text accepted"]
         ),
-        case("YAML with names for a number", "steps: {a: 1}\n", ["steps: {'a': 1} given, a whole number"]),
         case(
-            "YAML with a date that is none", "prompt: 2026-13-45\n", ["is not YAML: month must be in 1..12"]
+            "YAML with a mapping for a number", "steps: {a: 1}\n", ["steps: {'a': 1} given, a whole number"]
         ),
-        case("YAML of a list", "- a\n- b\n", ["expected lines of `setting: value`"]),
+        case("YAML with an impossible date", "prompt: 2026-13-45\n", ["is not YAML: month must be in 1..12"]),
+        case("YAML that is a list", "- a\n- b\n", ["expected lines of `setting: value`"]),
         case("an empty settings file", "", ["expected lines of `setting: value`"]),
         case("YAML nested five thousand times", "lora: " + "[" * 5_000, ["nested too deep"]),
         case("a settings file of megabytes", "# long\n" * 500_000, [f"larger than {SETTINGS_BYTES} bytes"]),
         case("a settings file that is not UTF-8", b"prompt: na\xefve\n", ["is not YAML: 'utf-8' codec"]),
-        case("a settings file of zero bytes", bytes(64), ["is not YAML: unacceptable character"]),
-        case("a video in the place of settings", b"\0\0\0\x20ftypisom" + bytes(range(256)), ["is not YAML"]),
+        case("a settings file of NUL bytes", bytes(64), ["is not YAML: unacceptable character"]),
+        case("a video as the settings file", b"\0\0\0\x20ftypisom" + bytes(range(256)), ["is not YAML"]),
     ],
 )
 def test_settings_files(content, parts, tmp_path, capfd):
@@ -150,8 +154,8 @@ def test_settings_files(content, parts, tmp_path, capfd):
     assert_refused(capfd, ["transfer", "--config", str(path)], 2, *parts)
 
 
-@pytest.mark.fault("a device without end, or a folder, in the place of settings")
-def test_settings_that_are_no_file(tmp_path, capfd):
+@pytest.mark.fault("an endless device or a folder as the settings file")
+def test_settings_that_are_not_a_file(tmp_path, capfd):
     assert_refused(capfd, ["transfer", "--config", "/dev/zero"], 2, f"larger than {SETTINGS_BYTES} bytes")
     assert_refused(capfd, ["transfer", "--config", str(tmp_path)], 2, "Is a directory; give a YAML file")
 
@@ -163,13 +167,17 @@ def test_settings_that_are_no_file(tmp_path, capfd):
         case("an option without its value", "transfer --steps", 2, ["--steps: expected one argument"]),
         case("an unknown command", "transform", 2, ["invalid choice: 'transform'", "transfer"]),
         case(
-            "a memory that is no size", "transfer --memory lots", 2, ["memory: 'lots' given; accepted: auto"]
+            "a --memory that is not a size",
+            "transfer --memory lots",
+            2,
+            ["memory: 'lots' given; accepted: auto"],
         ),
+        case("an unknown device", "transfer --video {clip} --prompt x --device toaster", 2, ["auto, cpu"]),
         case(
-            "a device that is none", "transfer --video {clip} --prompt x --device toaster", 2, ["auto, cpu"]
-        ),
-        case(
-            "a home folder of nobody", "transfer --video ~nobody-here/a.mp4 --prompt x", 1, ["does not exist"]
+            "the home folder of an unknown user",
+            "transfer --video ~nobody-here/a.mp4 --prompt x",
+            1,
+            ["does not exist"],
         ),
         case(
             "a name of 300 letters",
@@ -178,7 +186,7 @@ def test_settings_that_are_no_file(tmp_path, capfd):
             ["of any file; shorten"],
         ),
         case(
-            "a block that the model has not",
+            "a block that the model does not have",
             "transfer --video {clip} --prompt x --guidance-blocks 7",
             1,
             ["0 to 5"],
@@ -199,8 +207,8 @@ def test_words(words, code, parts, clip, small_folder, capfd):
     assert_refused(capfd, given[:1] + model + given[1:], code, *parts)
 
 
-@pytest.mark.fault("an error that nobody foresaw")
-def test_unforeseen(capfd, monkeypatch):
+@pytest.mark.fault("an unexpected error")
+def test_unexpected_error(capfd, monkeypatch):
     def broken(*_):
         raise LookupError("first line\nsecond \x1b[31mline")
 
@@ -213,7 +221,7 @@ def test_unforeseen(capfd, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["transfer", "inject", "flow", "plan", "evaluate", "report"])
-def test_debug_shows_where_a_refusal_arose(command, capfd, monkeypatch):
+def test_debug_shows_where_a_refusal_came_from(command, capfd, monkeypatch):
     words = {"inject": ["--from", "absent"], "evaluate": ["absent"], "report": ["absent"]}
     found = answer(capfd, [command, *words.get(command, ["--set", "steps=0"]), "--debug"])
     last = found.error.splitlines()[-1]

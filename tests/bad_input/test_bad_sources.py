@@ -1,4 +1,4 @@
-"""Videos and image folders: refused in one line, or read, through the command line."""
+"""Videos and image folders: the command line reads them or refuses them in one line."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ LIST = b"ffconcat version 1.0\nfile b.mp4\n"
 
 @pytest.fixture(autouse=True)
 def beginning_alone(monkeypatch, tmp_path):
-    """In an empty folder of its own, beside the sources."""
+    """Only begins the transfer, in an empty folder beside the sources."""
     monkeypatch.setattr(jobs, "transfer", begun)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -32,24 +32,26 @@ def beginning_alone(monkeypatch, tmp_path):
         case("an empty file", "a.mp4", content(b""), UNREADABLE),
         case("a text under a video's name", "a.mp4", content(b"hello\n"), UNREADABLE),
         case("a picture under a video's name", "a.mp4", sources.picture, UNREADABLE),
-        case("a file of sound alone", "a.mp4", sources.sound, ["no video stream, only audio: give a video"]),
+        case("a file with audio only", "a.mp4", sources.sound, ["no video stream, only audio: give a video"]),
         case("a video of one frame", "a.mkv", frames_of(1), ["only 1 frames", "give a longer video"]),
-        case("a video of one frame too few", "a.mkv", frames_of(8), ["only 8 frames", "give a longer video"]),
+        case("a video one frame too short", "a.mkv", frames_of(8), ["only 8 frames", "give a longer video"]),
         case("a video whose frames are noise", "a.mp4", sources.garbled, NO_FRAME),
-        case("a video that says 30000x30000", "a.mkv", sources.huge_in_matroska, NO_FRAME),
+        case("a video that claims 30000x30000", "a.mkv", sources.huge_in_matroska, NO_FRAME),
         case("a GIF of 65535x65535 in a few bytes", "a.gif", gif(65535), NO_FRAME),
         case("a GIF of 16000x16000 in a few bytes", "a.gif", gif(16000), NO_FRAME),
-        case("a video that says ten million frames", "a.mp4", sources.ten_million_frames, NO_FRAME),
+        case("a video that claims ten million frames", "a.mp4", sources.ten_million_frames, NO_FRAME),
         case("a playlist under a video's name", "a.mp4", content(PLAYLIST), UNREADABLE),
         case("a list of files under a video's name", "a.mp4", content(LIST), UNREADABLE),
         case("a pipe in the place of a video", "a.mp4", sources.pipe, ["is no file: give a video file or"]),
         case(
-            "a picture that says 10000x10000",
+            "a picture that claims 10000x10000",
             "a",
             folder(png(10_000)),
             ["is 10000x10000, and", "scale it down"],
         ),
-        case("a picture that says 30000x30000", "a", folder(png(30_000)), ["900000000 pixels", "replace it"]),
+        case(
+            "a picture that claims 30000x30000", "a", folder(png(30_000)), ["900000000 pixels", "replace it"]
+        ),
         case(
             "PostScript as PNG", "a", folder(sources.postscript), ["frame03.png is not an image", "replace"]
         ),
@@ -65,17 +67,17 @@ def test_refused(name, make, parts, small_folder, tmp_path, capfd):
     ("name", "make", "warning"),
     [
         case("a variable frame rate", "a.mp4", sources.uneven, ""),
-        case("a video to be shown turned", "a.mp4", sources.turned, ""),
+        case("a video with a rotation flag", "a.mp4", sources.turned, ""),
         case("a video of odd width and height", "a.mkv", of_kind("ffv1", "yuv444p", 63, 47), ""),
         case("a video twenty times as wide as high", "a.mkv", of_kind("ffv1", "yuv444p", 320, 16), ""),
-        case("a video of 10 bits", "a.mp4", of_kind("libx264", "yuv420p10le"), ""),
+        case("a 10-bit video", "a.mp4", of_kind("libx264", "yuv420p10le"), ""),
         case("a video with transparency", "a.mov", of_kind("qtrle", "argb"), ""),
         case("an MP4 under an AVI's name", "a.avi", sources.mp4_renamed, ""),
         case("a name in capitals with emoji and spaces", "🐻 Bär.MP4", sources.mp4_renamed, ""),
-        case("a container that lies of 30000x30000", "a.mp4", sources.huge_in_mp4, ""),
+        case("a container that claims 30000x30000", "a.mp4", sources.huge_in_mp4, ""),
         case("images of several sizes", "a", folder(sources.second_size), ""),
         case(
-            "a gap in the numbers of images",
+            "a gap in the image numbers",
             "a",
             folder(sources.gap),
             "frame03.png is followed by frame05.png",
@@ -88,7 +90,7 @@ def test_read(name, make, warning, small_folder, tmp_path, capfd):
     assert len({frame.tobytes() for frame in clip.frames}) > 1 and np.ptp(clip.frames[0]) > 50
 
 
-@pytest.mark.fault("more frames, pixels or images than are read")
+@pytest.mark.fault("more frames, pixels or images than the limits")
 def test_limits(small_folder, tmp_path, capfd, monkeypatch):
     words = transfer_words(small_folder, sources.front(tmp_path / "a.mp4"))
     far = ["frame 400016: cut the source", "no more than 200000 frames"]

@@ -1,4 +1,4 @@
-"""Whatever is in a settings file, a record or a safetensors file: a value comes back, or a DitflowError."""
+"""Random settings files, run records and safetensors files: reading gives a value or a DitflowError."""
 
 import json
 import struct
@@ -95,7 +95,7 @@ def test_tensors(folder, header, metadata, noise, cut):
                 assert path.name in str(error)
 
 
-@pytest.mark.fault("records of runs of random values and random bytes")
+@pytest.mark.fault("run records of random values and random bytes")
 @given(
     record=st.fixed_dictionaries(
         {"versions": VALUES, "device": VALUES, "phases": VALUES}, optional={"losses": VALUES}

@@ -1,4 +1,4 @@
-"""Files from somebody else: nothing in them runs, nothing is read or written elsewhere because of them."""
+"""Files from strangers: nothing in them is executed, and they cause no read or write outside their folder."""
 
 import json
 import os
@@ -24,7 +24,7 @@ RECORD = {"versions": {}, "device": "cpu", "phases": {}}
 
 
 class Hostile:
-    """Unpickled, it leaves a file in the current folder."""
+    """Creates a file in the current folder when unpickled."""
 
     def __reduce__(self):
         return Path.touch, (Path("ran"),)
@@ -49,7 +49,7 @@ def folder_with_pickle(path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch, tmp_path):
-    """An empty folder of its own; the transfer begins and no more."""
+    """An empty current folder; a transfer only begins."""
     monkeypatch.setattr(jobs, "transfer", begun)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -60,12 +60,18 @@ def here(monkeypatch, tmp_path):
     ("option", "name", "make", "parts"),
     [
         case("a pickle as LoRA", "--lora={}", "a.pt", torch_pickle, PICKLE),
-        case("a pickle as LoRA, called safetensors", "--lora={}", "a.safetensors", torch_pickle, PICKLE),
-        case("a bare pickle as LoRA, called safetensors", "--lora={}", "a.safetensors", bare_pickle, PICKLE),
-        case("a LoRA folder with a pickle alone", "--lora={}", "lora", folder_with_pickle, PICKLE),
+        case("a pickle as LoRA, named .safetensors", "--lora={}", "a.safetensors", torch_pickle, PICKLE),
+        case("a bare pickle as LoRA, named .safetensors", "--lora={}", "a.safetensors", bare_pickle, PICKLE),
+        case("a LoRA folder with only a pickle", "--lora={}", "lora", folder_with_pickle, PICKLE),
         case("a LoRA with a header of 2^60 bytes", "--lora={}", "a.safetensors", header_bomb, ["is damaged"]),
         case("a pickle as embedding", "--set=saved_embedding={}", "a.pt", torch_pickle, PICKLE),
-        case("a pickle called safetensors", "--set=saved_embedding={}", "a.safetensors", bare_pickle, PICKLE),
+        case(
+            "a pickle as embedding, named .safetensors",
+            "--set=saved_embedding={}",
+            "a.safetensors",
+            bare_pickle,
+            PICKLE,
+        ),
         case(
             "an embedding's header of 2^60 bytes",
             "--set=saved_embedding={}",
@@ -73,7 +79,7 @@ def here(monkeypatch, tmp_path):
             header_bomb,
             ["damaged"],
         ),
-        case("a pickle called GGUF", "--weights={}", "a.gguf", torch_pickle, ["not a complete GGUF file"]),
+        case("a pickle named .gguf", "--weights={}", "a.gguf", torch_pickle, ["not a complete GGUF file"]),
     ],
 )
 def test_weights(option, name, make, parts, small_folder, clip, tmp_path, capfd):
@@ -114,8 +120,8 @@ def huge_config(model: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        case("a model with pickles alone", in_pickles, PICKLE),
-        case("a model with a pickle called safetensors", renamed_pickle, PICKLE),
+        case("a model with only pickles", in_pickles, PICKLE),
+        case("a model with a pickle named .safetensors", renamed_pickle, PICKLE),
         case("a model whose index names a file elsewhere", index_elsewhere, ["'../../elsewhere.bin'"]),
         case("a model with code", changed("text_encoder", auto_map={"AutoModel": "own.Own"}), ["auto_map"]),
         case(
@@ -127,7 +133,7 @@ def huge_config(model: Path) -> None:
             ["of a 'Own', not CogVideoX"],
         ),
         case("a model of 10^9 layers", changed("transformer", num_layers=10**9), ["at most 1000 accepted"]),
-        case("a model's settings of megabytes", huge_config, ["config.json is larger than"]),
+        case("a model with a huge config file", huge_config, ["config.json is larger than"]),
     ],
 )
 def test_models(change, parts, small_folder, clip, tmp_path, capfd):
@@ -136,8 +142,8 @@ def test_models(change, parts, small_folder, clip, tmp_path, capfd):
     assert_refused(capfd, transfer_words(model, clip), 1, str(model), *parts)
 
 
-@pytest.mark.fault("a text encoder that names an attention kernel to be fetched")
-def test_no_kernel_is_fetched(small_folder, tmp_path):
+@pytest.mark.fault("a text encoder that names an attention kernel to download")
+def test_no_kernel_is_downloaded(small_folder, tmp_path):
     model = shutil.copytree(small_folder, tmp_path / "model")
     changed("text_encoder", attn_implementation="somebody/kernel")(model)
     encoder = ModelFolder(str(model), "float32", torch.device("cpu")).text_encoder()
@@ -148,7 +154,7 @@ def test_no_kernel_is_fetched(small_folder, tmp_path):
     "output",
     [
         case("settings with an output elsewhere", "{}/home"),
-        case("settings with an output above", "../../above"),
+        case("settings with an output in a parent folder", "../../above"),
     ],
 )
 def test_output_of_a_settings_file(output, tmp_path, capfd):
@@ -159,7 +165,7 @@ def test_output_of_a_settings_file(output, tmp_path, capfd):
     told = ["its output", "is neither in its own folder nor in this one; say --output"]
     assert_refused(capfd, words, 2, str(config), *told)
     assert "output: mine" in answer(capfd, [*words, "--output", "mine"]).output
-    config.write_text(f"model: small\noutput: {config.parent}\n")  # as a run's own settings say
+    config.write_text(f"model: small\noutput: {config.parent}\n")  # as in the settings that a run writes
     assert answer(capfd, words).code == 0
 
 
@@ -178,10 +184,10 @@ def finished(tmp_path, clip) -> Path:
 @pytest.mark.parametrize(
     ("name", "command"),
     [
-        case("a run whose result is a link out", "result.mp4", "evaluate"),
-        case("a run whose record is a link out", "run.json", "report"),
-        case("a run whose settings are a link out", "settings.yaml", "inject --from"),
-        case("a run whose embedding is a link out", "embedding.safetensors", "inject --from"),
+        case("a run whose result is a link out of its folder", "result.mp4", "evaluate"),
+        case("a run whose record is a link out of its folder", "run.json", "report"),
+        case("a run whose settings are a link out of its folder", "settings.yaml", "inject --from"),
+        case("a run whose embedding is a link out of its folder", "embedding.safetensors", "inject --from"),
     ],
 )
 def test_links_out_of_a_run(name, command, finished, tmp_path, capfd):
@@ -189,13 +195,13 @@ def test_links_out_of_a_run(name, command, finished, tmp_path, capfd):
     (finished / name).symlink_to(tmp_path / "private")
     told = f"{name} is a link out of the run folder: put the file itself there"
     assert_refused(capfd, [*command.split(), str(finished)], 1, told)
-    (tmp_path / "private").rename(finished / "kept")  # one that stays inside is none of that
+    (tmp_path / "private").rename(finished / "kept")  # a link that stays inside is fine
     (finished / name).unlink()
     (finished / name).symlink_to("kept")
     assert inside(finished, name).exists()
 
 
-@pytest.mark.fault("a run whose frames are links out, or lead to themselves")
+@pytest.mark.fault("a run whose frames are links out of its folder, or to themselves")
 def test_links_out_of_frames(finished, tmp_path):
     (finished / "settings.yaml").write_text("model: small\nformat: frames\n")
     (finished / "result").mkdir()
@@ -209,7 +215,7 @@ def test_links_out_of_frames(finished, tmp_path):
         FinishedRun.open(finished).clip("result")
 
 
-@pytest.mark.fault("a run folder with a link out where something is written")
+@pytest.mark.fault("a run folder with a link out of it where a file is written")
 def test_nothing_is_written_through_a_link(finished, tmp_path):
     (tmp_path / "private").mkdir()
     (tmp_path / "private" / "notes").write_text("mine")
@@ -222,13 +228,13 @@ def test_nothing_is_written_through_a_link(finished, tmp_path):
     assert os.listdir(tmp_path / "private") == ["notes"]
 
 
-@pytest.mark.fault("a run's output elsewhere, in the settings that inject starts from")
+@pytest.mark.fault("inject from a run whose settings name an output elsewhere")
 def test_inject_writes_here(finished, capfd):
     found = answer(capfd, ["inject", "--from", str(finished), "--print-config"])
     assert found.code == 0 and "output: ''" in found.output
 
 
-@pytest.mark.fault("a run whose record and prompt are made to act on a page")
+@pytest.mark.fault("a run whose record and prompt carry scripts for the report page")
 def test_report_of_a_hostile_run(finished, monkeypatch, capfd):
     (finished / "settings.yaml").write_text(
         "model: small\nframes: 9\nprompt: </title><script>alert(1)</script>\n"

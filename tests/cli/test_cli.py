@@ -1,4 +1,4 @@
-"""The command line: what it understands, its exit codes, and that it answers before torch is there."""
+"""The command line: flags, precedence, exit codes, and answers that do not import torch."""
 
 import subprocess
 import sys
@@ -99,7 +99,7 @@ def test_exit_codes(monkeypatch, capsys, tmp_path, outcome, code, message):
     "words", [["--help"], ["transfer", "--help"], ["transfer", "--steps", "x"], ["nonsense"]]
 )
 def test_answers_without_torch(words):
-    """Help and usage errors import nothing heavy: that is what keeps them under half a second."""
+    """Help and usage errors import nothing heavy, which keeps them under half a second."""
     code = f"""if True:
         import sys
         from ditflow.cli.main import main
@@ -113,8 +113,8 @@ def test_answers_without_torch(words):
     assert done.returncode == 0, done.stderr
 
 
-def test_another_memory_brings_its_own_decode_tile(capsys, tmp_path):
-    """A run's settings name what it used; that is kept in a replay, and not where --memory says otherwise."""
+def test_memory_on_the_command_line_resets_preset_and_decode_tile(capsys, tmp_path):
+    """A run's settings record the preset and tile it used. Replays keep them; --memory resets them."""
     used = {"model": "small", "memory": "24", "preset": "16gb", "decode_tile": "none"}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(used))
 

@@ -1,4 +1,4 @@
-"""`ditflow doctor`: it tells what is there, whatever is missing or fails, and nothing about who asks."""
+"""`ditflow doctor`: reports the machine whatever is missing or fails, and hides private details."""
 
 import json
 import platform
@@ -31,7 +31,7 @@ def only(monkeypatch, **probes):
 
 @pytest.fixture
 def person(monkeypatch, tmp_path):
-    """Someone with everything in the home folder, whose machine has a name and whose shell has secrets."""
+    """A user whose caches are in the home folder, with a host name and secrets in the environment."""
     home = tmp_path / "alice"
     home.mkdir()
     for name, value in {
@@ -49,7 +49,7 @@ def person(monkeypatch, tmp_path):
     return home
 
 
-def test_nothing_tells_who_asks(person, monkeypatch, capsys):
+def test_private_details_are_hidden(person, monkeypatch, capsys):
     def fails():
         yield "told", f"{person / 'models' / '5b'} and /data/alice/models, 1 alicepool"
         raise OSError(
@@ -67,7 +67,7 @@ def test_nothing_tells_who_asks(person, monkeypatch, capsys):
         assert "~/hub: " in said and "~/cache/ditflow: " in said
 
 
-def test_json_is_the_same_facts(monkeypatch, capsys):
+def test_json_holds_the_same_facts(monkeypatch, capsys):
     def one():
         yield "a", "1"
         yield "b", "two words"
@@ -83,7 +83,7 @@ def test_json_is_the_same_facts(monkeypatch, capsys):
     }
 
 
-def test_a_probe_that_fails_is_a_line(monkeypatch):
+def test_a_failing_probe_becomes_a_line(monkeypatch):
     def broken():
         yield "half", "told"
         raise RuntimeError("the other half\nand a traceback")
@@ -102,7 +102,7 @@ def test_a_probe_that_fails_is_a_line(monkeypatch):
 
 
 def test_it_works_with_nothing_installed():
-    """Not even torch; and what is there is told before torch would be imported."""
+    """Not even torch: facts that do not need it are still reported."""
     code = """if True:
         import sys
         for name in ("torch", "triton", "diffusers", "psutil", "huggingface_hub", "packaging"):
@@ -117,7 +117,7 @@ def test_it_works_with_nothing_installed():
         assert found[where][name].startswith("cannot be told: ModuleNotFoundError"), found[where]
 
 
-def test_packages_and_what_is_missing_of_them(monkeypatch):
+def test_installed_and_missing_packages(monkeypatch):
     provided = set(metadata.metadata("ditflow").get_all("Provides-Extra"))
     assert set(doctor.EXTRAS) == provided - {"dev"}
 
@@ -154,7 +154,7 @@ def test_weights_in_the_cache(monkeypatch, small_folder, tmp_path):
 
 @pytest.fixture
 def gpu(monkeypatch, tmp_path, small_folder):
-    """A machine with one, as its driver and torch would tell of it; the default model is a small one."""
+    """A machine with a GPU, as far as the driver and torch report. The default model is the small one."""
     program = tmp_path / "nvidia-smi"
     program.write_text('#!/bin/sh\necho "NVIDIA H100, 560.35.03, 70000 MiB, 81559 MiB"\n')
     program.chmod(0o755)
@@ -177,7 +177,7 @@ def gpu(monkeypatch, tmp_path, small_folder):
     return program
 
 
-def test_a_gpu_and_what_a_run_makes_of_it(gpu, small_folder):
+def test_a_gpu_and_how_a_run_would_use_it(gpu, small_folder):
     found = section("machine")
     assert found["GPU 0, by driver"] == "NVIDIA H100, driver 560.35.03, 70000 MiB free of 81559 MiB"
     assert found["torch"] == "built for CUDA 13.0"
@@ -189,7 +189,7 @@ def test_a_gpu_and_what_a_run_makes_of_it(gpu, small_folder):
     assert found["preset"].endswith(", 9 frames of 48x32)")
 
 
-def test_a_driver_that_is_absent_or_broken(gpu, monkeypatch):
+def test_a_missing_or_broken_driver(gpu, monkeypatch):
     gpu.write_text('#!/bin/sh\necho "NVIDIA-SMI has failed because it lost its driver."\nexit 9\n')
     assert dict(doctor.driver())["driver"].startswith("nvidia-smi fails: NVIDIA-SMI has failed")
     gpu.unlink()

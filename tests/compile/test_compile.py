@@ -1,4 +1,4 @@
-"""Every kernel of the launch table, compiled for every architecture in it; no GPU is needed."""
+"""Every kernel, compiled for every architecture of the tuning table; no GPU is needed."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from bench.gates import table
 from bench.gates.compiled import compile_all, metrics
 from bench.gates.launches import cases
 from bench.gates.resources import SHARED_LIMIT, resources
-from ditflow_kernels.launch import LAUNCHES
+from ditflow_kernels.tuning import TUNING
 
 NAMES = [case.name for case in cases()]
 
@@ -20,7 +20,7 @@ def compiled():
     return compile_all()
 
 
-@pytest.mark.parametrize("architecture", LAUNCHES)
+@pytest.mark.parametrize("architecture", TUNING)
 @pytest.mark.parametrize("name", NAMES)
 def test_kernels_are_what_they_have_to_be(name, architecture, compiled):
     assert compiled[name, architecture]
@@ -48,10 +48,10 @@ def test_another_use_of_a_kernel_is_seen():
 
 
 def test_every_architecture_has_its_limits():
-    assert set(LAUNCHES) == set(SHARED_LIMIT)
+    assert set(TUNING) == set(SHARED_LIMIT)
 
 
-@pytest.mark.parametrize("architecture", LAUNCHES)
+@pytest.mark.parametrize("architecture", TUNING)
 def test_a_good_product_passes(architecture):
     (kernel,) = resources(pointer_product(64, 128, 32, 3), architecture)
     for each in (check_shared_memory, check_spills, check_async_copies, check_matrix_unit):

@@ -1,4 +1,4 @@
-"""A disk that is full at a random moment, a file that may not grow, folders that cannot be written in."""
+"""A full disk, a limit on file size, and folders that cannot be written to."""
 
 import errno
 import os
@@ -15,13 +15,13 @@ FULL = [
     for seed in range(1, 4)
 ]
 LIMITS = [
-    pytest.param(seed, marks=pytest.mark.fault("file-size limit of a random size"), id=str(seed))
+    pytest.param(seed, marks=pytest.mark.fault("a random limit on file size"), id=str(seed))
     for seed in range(1, 3)
 ]
 
 
-def check_stopped_in_order(fork_server, folder):
-    """One line, whole files under final names, and a way on once there is room."""
+def assert_stopped_cleanly(fork_server, folder):
+    """One line of error, whole files under final names, and a run that resumes once there is room."""
     error = fork_server.error(folder)
     assert error.startswith("ditflow: ") and "cannot be written" in error and error.count("\n") == 1, error
     left = contents(folder / "run")
@@ -38,19 +38,19 @@ def check_stopped_in_order(fork_server, folder):
 
 @pytest.mark.parametrize("seed", FULL)
 def test_disk_full(fork_server, tmp_path, seed):
-    after = random.Random(seed).randrange(len(fork_server.whole) + 8)  # its own files, and those of its state
+    after = random.Random(seed).randrange(len(fork_server.whole) + 8)  # run files, then state files
     assert fork_server.transfer(tmp_path, full_after=after) == 1
-    check_stopped_in_order(fork_server, tmp_path)
+    assert_stopped_cleanly(fork_server, tmp_path)
 
 
 @pytest.mark.parametrize("seed", LIMITS)
 def test_file_size_limit(fork_server, tmp_path, seed):
     largest = max(map(len, fork_server.whole.values()))
     assert fork_server.transfer(tmp_path, largest_file=random.Random(seed).randrange(500, largest)) == 1
-    check_stopped_in_order(fork_server, tmp_path)
+    assert_stopped_cleanly(fork_server, tmp_path)
 
 
-@pytest.mark.fault("output in a place where no folder can be made")
+@pytest.mark.fault("an output where no folder can be made")
 def test_no_folder_can_be_made(fork_server, tmp_path):
     (tmp_path / "file").write_text("in the way")
     assert fork_server.transfer(tmp_path, "--output", "file/run") == 1
@@ -60,7 +60,7 @@ def test_no_folder_can_be_made(fork_server, tmp_path):
 
 @pytest.mark.fault("resume in a read-only folder")
 def test_read_only_folder(stopped, monkeypatch, capsys):
-    """Root may write anywhere: so the system's answer is put in its place."""
+    """Tests may run as root, who may write anywhere, so the system call is replaced by one that fails."""
 
     def refuse(*_):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))

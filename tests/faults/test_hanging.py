@@ -1,4 +1,4 @@
-"""A decoder that never comes back: reading ends all the same."""
+"""A video decoder that hangs is given up on."""
 
 import threading
 
@@ -14,7 +14,7 @@ def impatient(monkeypatch):
 
 
 @pytest.mark.fault("a video decoder that hangs")
-def test_decoder(clip, impatient, monkeypatch):
+def test_a_hanging_decoder_times_out(clip, impatient, monkeypatch):
     forever = threading.Event()
     monkeypatch.setattr(reading, "read_video", lambda *_: forever.wait())
     with pytest.raises(DitflowError, match=r"square.mp4 could not be read within 0 s"):
@@ -22,7 +22,7 @@ def test_decoder(clip, impatient, monkeypatch):
     forever.set()
 
 
-def test_what_goes_wrong_in_time_is_told_as_it_is(tmp_path):
+def test_an_error_before_the_deadline_is_reported_as_it_is(tmp_path):
     (tmp_path / "clip.mp4").write_text("no video")
     with pytest.raises(DitflowError, match="clip.mp4"):
         video.read_clip(tmp_path / "clip.mp4", frames=10, size=None)

@@ -1,4 +1,4 @@
-"""An out-of-memory error at a random layer of each phase."""
+"""An out-of-memory error in a random layer of each phase."""
 
 import json
 import random
@@ -31,19 +31,19 @@ def test_falls_back_to_a_smaller_preset(fork_server, tmp_path):
 @pytest.mark.parametrize(
     "stage",
     [
-        pytest.param("text", marks=FAULT("out of memory while prompts are encoded, with no smaller preset")),
-        pytest.param("encode", marks=FAULT("out of memory while the clip is encoded")),
+        pytest.param("text", marks=FAULT("out of memory while encoding prompts, with no smaller preset")),
+        pytest.param("encode", marks=FAULT("out of memory while encoding the clip")),
     ],
 )
-def test_goes_on_later_where_no_preset_needs_less(fork_server, tmp_path, stage):
+def test_resumes_later_where_no_preset_needs_less(fork_server, tmp_path, stage):
     assert fork_server.transfer(tmp_path, trap=trap(fork_server, stage), no_cache=True) == 1
     assert f"out of memory in {stage}" in fork_server.error(tmp_path)
     assert fork_server.resume(tmp_path) == 0
     assert contents(tmp_path / "run") == fork_server.whole
 
 
-@FAULT("out of memory while decoding, in frames smaller than any tile")
-def test_latents_that_could_not_be_decoded_are_decoded_later(fork_server, tmp_path):
+@FAULT("out of memory while decoding frames smaller than any tile")
+def test_latents_are_kept_and_decoded_later(fork_server, tmp_path):
     assert fork_server.transfer(tmp_path, trap=trap(fork_server, "decode")) == 1
     assert "out of memory in decode" in fork_server.error(tmp_path)
     assert torch.equal(latents(tmp_path), latents(fork_server.folder))

@@ -1,4 +1,4 @@
-"""What can be done with a run's folder: go on with it, decode it, or be told why not."""
+"""`ditflow resume` and `ditflow decode`: what they do with a run folder, and what they refuse."""
 
 import json
 import shutil
@@ -12,8 +12,8 @@ from ditflow.cli.main import main
 from ditflow.run_folder.checkpoint import FOLDER
 
 
-@pytest.mark.fault("the input video is removed in the middle of a run")
-def test_the_video_is_not_needed_again(fork_server, stopped, clip):
+@pytest.mark.fault("the input video is removed during a run")
+def test_resuming_does_not_need_the_video(fork_server, stopped, clip):
     away = clip.with_suffix(".away")
     clip.rename(away)
     try:
@@ -34,9 +34,9 @@ def test_resume_with_less_memory(fork_server, stopped):
     assert "preset: 4gb" in (stopped / "settings.yaml").read_text()
 
 
-def test_finished(fork_server, tmp_path, capsys):
+def test_resuming_a_finished_run_only_cleans_up(fork_server, tmp_path, capsys):
     run = shutil.copytree(fork_server.folder / "run", tmp_path / "run")
-    (run / FOLDER).mkdir()  # a process that was killed at the very end leaves it
+    (run / FOLDER).mkdir()  # left by a process that was killed at the very end
     assert main(["resume", str(run)]) == 0
     told = capsys.readouterr()
     assert told.out == f"{run}\n"
@@ -44,7 +44,7 @@ def test_finished(fork_server, tmp_path, capsys):
     assert contents(run) == fork_server.whole and not (run / FOLDER).exists()
 
 
-def test_decode_makes_the_videos_of_a_finished_run_again(fork_server, tmp_path):
+def test_decode_remakes_the_videos_of_a_finished_run(fork_server, tmp_path):
     run = shutil.copytree(fork_server.folder / "run", tmp_path / "run")
     assert fork_server.run(tmp_path, "decode", "run", "--quiet") == 1
     assert "run/result.mp4 is there already: move it away" in fork_server.error(tmp_path)
@@ -54,17 +54,18 @@ def test_decode_makes_the_videos_of_a_finished_run_again(fork_server, tmp_path):
     found = contents(run)
     assert found.pop("result.mp4") == fork_server.whole["result.mp4"]
     assert found.keys() == before.keys()
-    assert {name for name in found if found[name] != before[name]} <= {"comparison.mp4"}  # from reference.mp4
+    remade = {name for name in found if found[name] != before[name]}
+    assert remade <= {"comparison.mp4"}  # rebuilt from the compressed reference.mp4
 
 
 @pytest.mark.parametrize("command", ["resume", "decode"])
-def test_other_folders(tmp_path, capsys, command):
+def test_folders_that_are_not_runs(tmp_path, capsys, command):
     assert main([command, str(tmp_path)]) == 1
     assert capsys.readouterr().err == (
         f"ditflow: {tmp_path} is no run folder: it has no settings.yaml; give a transfer's\n"
     )
 
 
-def test_not_denoised_yet(stopped, capsys):
+def test_decode_before_denoising_is_finished(stopped, capsys):
     assert main(["decode", str(stopped)]) == 1
     assert f"has no latents.safetensors: `ditflow resume {stopped}`" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A run that is ended at a random moment of every phase in turn, resumed each time: nothing is lost."""
+"""A run that is ended at a random moment of every phase and resumed each time loses nothing."""
 
 import random
 import shutil
@@ -7,12 +7,10 @@ import signal
 import pytest
 from run_processes import STAGES, contents
 
-SIGNALS = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 143, "SIGINT": 130}  # and the exit codes
+SIGNALS = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 143, "SIGINT": 130}  # name: exit code
 SAYS = {"SIGKILL": "", "SIGTERM": "ditflow: terminated", "SIGINT": "ditflow: interrupted"}
 CASES = [
-    pytest.param(
-        name, id=name, marks=pytest.mark.fault(f"{name} in each phase in turn, and in its resumption")
-    )
+    pytest.param(name, id=name, marks=pytest.mark.fault(f"{name} in each phase, resuming after each"))
     for name in SIGNALS
 ]
 
@@ -31,7 +29,7 @@ def test_ended_at_a_random_moment_of_every_phase(fork_server, tmp_path, name):
                 assert data == fork_server.whole[file], (stage, file)
         error = fork_server.error(tmp_path)
         assert error.startswith(SAYS[name]) and error.count("\n") == bool(SAYS[name]), (stage, error)
-        if run.exists() and not (run / "settings.yaml").exists():  # nothing was computed yet
+        if run.exists() and not (run / "settings.yaml").exists():  # before anything was computed
             assert stage == "begin"
             assert fork_server.resume(tmp_path) == 1
             assert "is no run folder" in fork_server.error(tmp_path)

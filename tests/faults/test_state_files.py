@@ -1,4 +1,4 @@
-"""States that cannot be gone on from are refused in one line, before any work, and nothing is changed."""
+"""Run states that cannot be resumed are refused in one line, before any work and without changing a file."""
 
 import os
 import random
@@ -22,14 +22,14 @@ DAMAGE = [
 
 
 def refusal(folder, capsys):
-    """What `resume` says when it refuses, having left everything as it was."""
+    """Assert that `resume` refuses in one line and changes no file; return the line."""
     before = contents(folder)
     assert main(["resume", str(folder), "--quiet"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("ditflow: ") and error.count("\n") == 1
     after = contents(folder)
     for hidden in {name for name in before.keys() - after.keys() if "/." in f"/{name}"}:
-        del before[hidden]  # what the killed process had left
+        del before[hidden]  # leftovers of the killed process
     assert after == before
     return error
 
@@ -57,7 +57,7 @@ def test_missing(stopped, capsys, name):
 
 
 @pytest.mark.fault("state written by an older version")
-def test_older(stopped, capsys, monkeypatch):
+def test_state_of_another_version(stopped, capsys, monkeypatch):
     monkeypatch.setattr(identity, "FORMAT", "2")
     assert "written by another version of ditflow (its format is 1" in refusal(stopped, capsys)
 
@@ -74,7 +74,7 @@ def test_other_settings(stopped, capsys, change):
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae"])
-@pytest.mark.fault("weights exchanged between interruption and resume")
+@pytest.mark.fault("weights replaced between interruption and resume")
 def test_other_weights(stopped, small_folder, capsys, part):
     path = next((small_folder / part).glob("*.safetensors"))
     with flipped(path):
@@ -93,7 +93,7 @@ def flipped(path):
         path.write_bytes(whole)
 
 
-@pytest.mark.fault("two processes at once in one run folder")
+@pytest.mark.fault("two processes in one run folder at once")
 def test_two_at_once(stopped, capsys):
     with locked(stopped):
         for command in ("resume", "decode"):
@@ -104,7 +104,7 @@ def test_two_at_once(stopped, capsys):
     assert not (stopped / ".lock").exists()
 
 
-def test_the_lock_of_a_dead_process_holds_nobody_up(tmp_path):
+def test_a_lock_file_left_by_a_dead_process_does_not_block(tmp_path):
     (tmp_path / ".lock").write_text("process 1 on elsewhere")
     with locked(tmp_path):
         assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
@@ -112,7 +112,7 @@ def test_the_lock_of_a_dead_process_holds_nobody_up(tmp_path):
 
 
 @pytest.mark.parametrize("name", [FOLDER, ".lock"])
-@pytest.mark.fault("a run folder whose state or lock is a link out of it")
+@pytest.mark.fault("a run folder whose state or lock is a link out of the folder")
 def test_links_out_are_refused(stopped, tmp_path, capsys, name):
     outside = tmp_path / "outside"
     (stopped / name).rename(outside) if (stopped / name).exists() else outside.write_text("precious")

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,12 +10,12 @@ from diffusers import CogVideoXTransformer3DModel
 from einops import rearrange
 from repository import ALL_GOLDEN, GOLDEN
 from safetensors import safe_open
-from tiny_models import SCHEDULER, backbone_of, text_embeddings
+from tiny_models import backbone_of, settings_schedule, text_embeddings
 
 from ditflow.guidance.targets import prepare_guidance
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
-from ditflow.run_folder.embeddings import FILE, save_embeddings
+from ditflow.run_folder.embeddings import FILE, embedding_facts, read_embeddings, save_embeddings
 from ditflow.run_folder.run import Run
 from ditflow.sampling.denoising import Denoising
 from ditflow.settings import Settings
@@ -128,7 +129,14 @@ def run(settings, tensors, kind=PlainRunner, prompt="prompt_embeds"):
     backbone = load_backbone(settings.model)
     texts = text_embeddings(tensors[prompt], tensors["negative_embeds"], tensors["source_embeds"])
     seen = []
-    denoising = Denoising(settings, SCHEDULER, texts, tensors["motion_latent"], seen.append)
+    schedule = settings_schedule(settings)
+    saved = None
+    if settings.saved_embedding:
+        facts = embedding_facts(settings, schedule.timesteps, backbone.embedding_kind)
+        saved = read_embeddings(Path(settings.saved_embedding), facts, settings.guided_steps)
+    denoising = Denoising(
+        settings, schedule, texts, tensors["motion_latent"], seen.append, saved_embeddings=saved
+    )
     denoised = denoising.run(kind(backbone))
     return denoised, [step.latents for step in seen]
 
@@ -148,7 +156,9 @@ def test_guided(path, kind, tmp_path):
         assert relative(torch.tensor(denoised.losses).flatten(), tensors["losses"]) < TOLERANCE
 
     if "inject_final_latents" in tensors:
-        save_embeddings(Run(tmp_path), denoised.embeddings, denoised.facts)
+        timesteps = settings_schedule(settings).timesteps
+        facts = embedding_facts(settings, timesteps, load_backbone(settings.model).embedding_kind)
+        save_embeddings(Run(tmp_path), denoised.embeddings, facts)
         reuse = replace(settings, saved_embedding=str(tmp_path / FILE))
         injected, _ = run(reuse, tensors, kind, "inject_prompt_embeds")
         assert not injected.losses
@@ -165,14 +175,14 @@ def test_reference_flow(path):
         assert not expected
         return
     runner = PlainRunner(load_backbone(settings.model))
-    grid = runner.backbone.grid(tensors["motion_latent"])
+    grid = runner.transformer.grid(tensors["motion_latent"])
     guidance = prepare_guidance(
         runner,
         settings,
         grid,
         tensors["motion_latent"],
         tensors["source_embeds"],
-        runner.backbone.embedding(grid),
+        runner.transformer.embedding(grid),
     )
     assert set(guidance.loss.references) == set(expected)
     for block, name in expected.items():

@@ -13,7 +13,7 @@ from ditflow.guidance.losses import FlowLoss, MoftLoss, SmmLoss
 from ditflow.guidance.optimise import LOSS_SCALE, Guidance, learning_rates, loss_scaler
 from ditflow.guidance.targets import check_blocks
 from ditflow.memory.plain import PlainRunner
-from ditflow.models.protocols import Grid, QueryKey, Until
+from ditflow.models.protocols import Capture, Grid, QueryKey
 from ditflow.settings import Settings
 
 GRID = Grid(3, 4, 5)
@@ -88,7 +88,7 @@ def guidance(
     loss, variable="latents", steps=3, rates=(0.1,), blocks=(1,), what="output", dtype=torch.float32
 ):
     scaler = loss_scaler(dtype, torch.device("cpu"))
-    return Guidance(loss, Until(what, blocks), variable, steps, list(rates), scaler)
+    return Guidance(loss, Capture(what, blocks), variable, steps, list(rates), scaler)
 
 
 @pytest.mark.parametrize("variable", ["latents", "embedding"])
@@ -102,10 +102,12 @@ def test_optimisation_is_plain_adam(backbone, variable):
     adam = torch.optim.Adam([expected], lr=0.1)
     for loss, total in zip(losses, gradients, strict=True):
         given = {"latents": inputs.latents, "embedding": inputs.embedding, variable: expected}
-        stream = backbone.embed(SimpleNamespace(prompt=inputs.prompt, timestep=inputs.timestep, **given))
+        carried, shared = backbone.embed(
+            SimpleNamespace(prompt=inputs.prompt, timestep=inputs.timestep, **given)
+        )
         for index in range(2):
-            stream = backbone.finish(index, stream, backbone.prepare(index, stream))
-        value = stream.video.square().mean()
+            carried = runner.block(index, carried, shared, {})
+        value = carried[0].square().mean()
         torch.testing.assert_close(loss, value.detach())
         adam.zero_grad()
         value.backward()
@@ -120,8 +122,8 @@ def test_several_blocks_are_averaged(backbone):
     runner, inputs = PlainRunner(backbone), random_inputs(backbone, 3, 8, 12)
 
     def gradient(*blocks):
-        until = Until("output", blocks)
-        return runner.gradient(lambda _, read: read.square().mean(), "latents", inputs, {}, until, 1.0)
+        capture = Capture("output", blocks)
+        return runner.gradient(lambda _, read: read.square().mean(), "latents", inputs, {}, capture, 1.0)
 
     (first, a), (second, b), (both, c) = gradient(0), gradient(2), gradient(2, 0)
     torch.testing.assert_close(both, (first + second) / 2)
@@ -144,14 +146,14 @@ def test_float16_gradient_survives_only_with_the_loss_scale():
         return read.float().square().mean() * 1e-5
 
     def gradient(scale):
-        return runner.gradient(tiny_loss, "latents", inputs, {}, Until("output", (1,)), scale)[1] / scale
+        return runner.gradient(tiny_loss, "latents", inputs, {}, Capture("output", (1,)), scale)[1] / scale
 
     exact = PlainRunner(tiny_backbone()).gradient(
         lambda _, read: read.square().mean() * 1e-5,
         "latents",
         inputs,
         {},
-        Until("output", (1,)),
+        Capture("output", (1,)),
         1.0,
     )[1]
     assert (gradient(LOSS_SCALE) - exact).norm() < 0.02 * exact.norm()
@@ -172,10 +174,10 @@ def test_overflowing_step_is_skipped_and_counted():
 
 def test_the_loss_scale_goes_back_with_the_state():
     loop = guidance(None, dtype=torch.float16)
-    loop.back_to(3)
+    loop.restore(3)
     assert loop.skipped == 3 and loop.scaler.get_scale() == LOSS_SCALE / 8
     assert loop.may_overflow
-    loop.back_to(17)
+    loop.restore(17)
     assert not loop.may_overflow  # at half of its own size a gradient still overflows
     assert not loss_scaler(torch.float32, torch.device("cpu")).is_enabled()
 
@@ -185,11 +187,11 @@ def test_injected_keys_and_values_are_the_clips(backbone):
     runner, inputs = PlainRunner(backbone), random_inputs(backbone, 3, 8, 12)
     other = random_inputs(backbone, 3, 8, 12)
     (plain,) = runner.forward([inputs], {})
-    own = runner.features(inputs, {}, Until("key_value", (1,)))
+    own = runner.features(inputs, {}, Capture("key_value", (1,)))
     assert torch.equal(runner.forward([inputs], own)[0], plain)
-    both = runner.features(inputs, {}, Until("key_value", (1, 2)))[1]  # not the deepest: read on the way
+    both = runner.features(inputs, {}, Capture("key_value", (1, 2)))[1]  # not the deepest: read on the way
     assert all(torch.equal(a, b) for a, b in zip(both, own[1], strict=True))
-    theirs = runner.features(other, {}, Until("key_value", (1,)))
+    theirs = runner.features(other, {}, Capture("key_value", (1,)))
     assert (runner.forward([inputs], theirs)[0] - plain).abs().max() > 1e-3
 
 

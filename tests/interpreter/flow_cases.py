@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ditflow_kernels.launch import LAUNCHES, OLDEST, ProductLaunch, RowLaunch
 from ditflow_kernels.motion_flow import triton as passes
+from ditflow_kernels.tuning import OLDEST, TUNING, ElementwiseTuning, ProductTuning
 
-PROBLEM = sys.modules[passes.__name__ + ".problem"]
+OPERANDS = sys.modules[passes.__name__ + ".tiled_operands"]
 EPSILON = {torch.float32: 2e-6, torch.float16: 2**-11}
 
 
@@ -38,12 +38,12 @@ SHAPES = {
 
 def use_tiles(monkeypatch, shape: Shape) -> None:
     """Launch with the shape's tiles: those of the table would take a toy whole."""
-    tiles = ProductLaunch(*shape.tile, group_m=2, num_warps=4, num_stages=1)
-    rows = RowLaunch(block_rows=16, num_warps=4)
-    table = replace(
-        LAUNCHES[OLDEST], motion_flow=tiles, motion_flow_float32=tiles, motion_flow_grad_logits=rows
+    tiles = ProductTuning(*shape.tile, group_m=2, num_warps=4, num_stages=1)
+    elementwise = ElementwiseTuning(block_m=16, num_warps=4)
+    tuning = replace(
+        TUNING[OLDEST], motion_flow=tiles, motion_flow_float32=tiles, motion_flow_grad_logits=elementwise
     )
-    monkeypatch.setattr(PROBLEM, "launches", lambda device: table)
+    monkeypatch.setattr(OPERANDS, "tuning_for", lambda device: tuning)
 
 
 def poison(monkeypatch) -> None:

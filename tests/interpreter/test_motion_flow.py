@@ -64,9 +64,19 @@ def test_panels(workspace_bytes, monkeypatch):
     assert_like_definition(*video_tokens(shape), shape.grid, 2.0, workspace_bytes)
 
 
-def test_the_launch_table_as_it_is():
+def test_the_tuning_table_as_it_is():
     shape = Shape((3, 7, 9), 3, 16)
     assert_like_definition(*video_tokens(shape), shape.grid, 2.0)
+
+
+def test_every_backend_saves_the_same_log2sumexp(monkeypatch):
+    shape = SHAPES["odd_cells"]
+    use_tiles(monkeypatch, shape)
+    tokens = video_tokens(shape)
+    (_, ours), (_, plain) = (
+        operators.soft_flow(*tokens, shape.grid, 2.0, backend, None) for backend in ("triton", "chunked")
+    )
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
 
 
 @PRECISIONS
@@ -163,8 +173,8 @@ def test_operators_are_what_torch_expects(monkeypatch):
     query, key = video_tokens(shape)
     settings = shape.grid, 2.0, "triton", None
     torch.library.opcheck(operators.hard_flow, (query, key, shape.grid, "triton", None))
-    flow, logsumexp = operators.soft_flow(query, key, *settings)
+    flow, log2sumexp = operators.soft_flow(query, key, *settings)
     torch.library.opcheck(
-        operators.flow_gradients, (torch.randn_like(flow), query, key, flow, logsumexp, *settings)
+        operators.flow_gradients, (torch.randn_like(flow), query, key, flow, log2sumexp, *settings)
     )
     torch.library.opcheck(operators.soft_flow, (query.requires_grad_(), key.requires_grad_(), *settings))

@@ -83,13 +83,13 @@ def test_every_mode_makes_another_video(settings):
     }
     with Job.begin(settings, Progress(), needs=()) as job:
         texts, reference, runner = job.texts(), job.encode(), job.runner()
-        scheduler = job.folder.config("scheduler")
-        results = {
-            name: Denoising(replace(job.settings, **change), scheduler, texts, reference, lambda step: None)
-            .run(runner)
-            .latents
-            for name, change in modes.items()
-        }
+        results = {}
+        for name, change in modes.items():
+            settings = replace(job.settings, **change)
+            generator = torch.Generator().manual_seed(settings.seed)
+            schedule = job.folder.schedule(settings.scheduler, settings.steps, generator)
+            denoising = Denoising(settings, schedule, texts, reference, lambda step: None)
+            results[name] = denoising.run(runner).latents
     names = list(results)
     for index, name in enumerate(names):
         assert results[name].isfinite().all()

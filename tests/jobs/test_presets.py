@@ -12,12 +12,12 @@ from ditflow import transfer
 from ditflow.cli.main import main
 from ditflow.errors import DitflowError
 from ditflow.memory.blockwise import BlockwiseRunner
+from ditflow.memory.presets import PRESETS
 from ditflow.memory.streamed import Streamed
 from ditflow.models.cogvideox import text
-from ditflow.models.cogvideox import vae as autoencoder
+from ditflow.models.cogvideox.vae import CogVideoXAutoencoder
 from ditflow.planning import choice, plan
 from ditflow.settings import read_settings
-from ditflow.settings.settings import PRESETS
 
 DEPTH = 6  # blocks of the small model
 
@@ -28,7 +28,7 @@ def nothing_stays(monkeypatch):
     monkeypatch.setattr(
         plan,
         "_resident_blocks",
-        lambda phases, preset, room, sizes: 3 if preset.checkpoint == "none" else 0,
+        lambda phases, preset, free, sizes: 3 if preset.checkpoint == "none" else 0,
     )
 
 
@@ -87,9 +87,9 @@ def test_next_smaller_preset_where_memory_runs_out(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(choice, "LESS", 2.0)  # a small model with nothing resident: no preset needs much less
     where, name = {
-        "text": (text, "encode_tokens"),
+        "text": (text.T5TextEncoder, "encode"),
         "denoise": (BlockwiseRunner, "forward"),
-        "decode": (autoencoder, "decode"),
+        "decode": (CogVideoXAutoencoder, "decode"),
     }[phase]
     monkeypatch.setattr(where, name, out_of_memory(times, getattr(where, name)))
     with caplog.at_level(logging.WARNING):
@@ -97,8 +97,8 @@ def test_next_smaller_preset_where_memory_runs_out(
     used = ["12gb", "8gb"][times - 1]
     lines = [record.message for record in caplog.records if "out of memory" in record.message]
     assert lines == [
-        f"out of memory in {phase}: going on with memory preset {name}, 0 blocks on the device"
-        for name in ["12gb", "8gb"][:times]
+        f"out of memory in {phase}: continuing with gradient checkpointing of every block, 0 blocks resident"
+        for _ in range(times)
     ]
     found = read_settings(run.folder / "settings.yaml")
     assert (found.memory, found.preset) == ("16gb", used)
@@ -111,7 +111,7 @@ def test_next_smaller_preset_where_memory_runs_out(
 def test_no_preset_is_small_enough(settings, monkeypatch):
     monkeypatch.setattr(BlockwiseRunner, "gradient", out_of_memory(99, BlockwiseRunner.gradient))
     with pytest.raises(
-        DitflowError, match="out of memory in denoise, and no memory preset needs less; fewer"
+        DitflowError, match="out of memory in denoise, and no memory preset needs less; use fewer"
     ):
         transfer(replace(settings, memory="6gb"))
 
@@ -121,7 +121,7 @@ def test_no_preset_is_small_enough(settings, monkeypatch):
     [
         (["--attention", "sage"], "sage has no gradient, and this run optimises: use --attention sdpa"),
         (["--attention", "flash"], "--attention flash: .*available here: sdpa"),
-        (["--engine", "tensorrt"], "--engine tensorrt: no gradient comes through it"),
+        (["--engine", "tensorrt"], "--engine tensorrt has no gradient, and this run optimises"),
         (["--weights", "nf3"], "--weights nf3: unknown; accepted: full, fp8, int8, nf4 or a .gguf file"),
         (["--weights", "absent.gguf"], "no such file"),
         (["--memory", "little"], "memory: 'little' given; accepted: auto, gigabytes such as 8, or 4gb"),

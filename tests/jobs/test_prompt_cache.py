@@ -7,8 +7,7 @@ import shutil
 import pytest
 import torch
 
-from ditflow.jobs import prompt_cache as prompts
-from ditflow.models.cogvideox.text import encode_tokens, tokenise
+from ditflow.jobs.prompt_cache import encode_texts
 from ditflow.models.loading import ModelFolder
 
 CPU = torch.device("cpu")
@@ -22,7 +21,7 @@ def folder(small_folder):
 
 @pytest.fixture
 def tokens(folder):
-    return tokenise(folder.tokenizer(), PROMPTS, 16)
+    return folder.tokenise(PROMPTS)
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def encode(folder):
 
     def encode(tokens):
         encode.calls.append(len(tokens))
-        return encode_tokens(encoder, tokens)
+        return encoder.encode(tokens)
 
     encode.calls = []
     return encode
@@ -49,8 +48,8 @@ def fields(texts):
 
 
 def test_second_run_encodes_nothing(folder, tokens, encode, cache):
-    expected = encode_tokens(folder.text_encoder(), tokens).split(1)
-    first, second = (prompts.texts(folder, tokens, encode) for _ in range(2))
+    expected = folder.text_encoder().encode(tokens).split(1)
+    first, second = (encode_texts(folder, tokens, encode) for _ in range(2))
     assert encode.calls == [3]
     for texts in (first, second):
         assert all(map(torch.equal, fields(texts), expected))
@@ -58,11 +57,11 @@ def test_second_run_encodes_nothing(folder, tokens, encode, cache):
 
 
 def test_what_is_new_is_encoded_alone_and_once(folder, tokens, encode, cache):
-    prompts.texts(folder, tokens, encode)
-    again = tokenise(folder.tokenizer(), ("a green square", PROMPTS[1], "a green square"), 16)
-    texts = prompts.texts(folder, again, encode)
+    encode_texts(folder, tokens, encode)
+    again = folder.tokenise(("a green square", PROMPTS[1], "a green square"))
+    texts = encode_texts(folder, again, encode)
     assert encode.calls == [3, 1]
-    expected = encode_tokens(folder.text_encoder(), again).split(1)
+    expected = folder.text_encoder().encode(again).split(1)
     for found, wanted in zip(fields(texts), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
@@ -71,7 +70,7 @@ def test_another_precision_or_encoder_is_another_embedding(small_folder, tokens,
     shutil.copytree(small_folder, tmp_path / "model")
 
     def run(dtype="float32"):
-        prompts.texts(ModelFolder(str(tmp_path / "model"), dtype, CPU), tokens, encode)
+        encode_texts(ModelFolder(str(tmp_path / "model"), dtype, CPU), tokens, encode)
         return len(encode.calls)
 
     assert [run(), run(), run("float16"), run("float16")] == [1, 1, 2, 2]
@@ -84,11 +83,11 @@ def test_another_precision_or_encoder_is_another_embedding(small_folder, tokens,
 
 @pytest.mark.parametrize("damage", [b"", b"not safetensors", None], ids=["empty", "other", "cut"])
 def test_damaged_embedding_is_made_anew(folder, tokens, encode, cache, damage):
-    expected = prompts.texts(folder, tokens, encode)
+    expected = encode_texts(folder, tokens, encode)
     for file in cache.iterdir():
         file.write_bytes(file.read_bytes()[:-10] if damage is None else damage)
     for _ in range(2):
-        found = prompts.texts(folder, tokens, encode)
+        found = encode_texts(folder, tokens, encode)
         assert all(map(torch.equal, fields(found), fields(expected)))
     assert encode.calls == [3, 3]
     assert len(list(cache.iterdir())) == 3
@@ -98,7 +97,7 @@ def test_cache_that_cannot_be_written_is_done_without(folder, tokens, encode, ca
     cache.parent.mkdir(parents=True)
     cache.write_text("in the way")
     with caplog.at_level(logging.INFO):
-        first, second = (prompts.texts(folder, tokens, encode) for _ in range(2))
+        first, second = (encode_texts(folder, tokens, encode) for _ in range(2))
     assert all(map(torch.equal, fields(first), fields(second)))
     assert encode.calls == [3, 3]
     assert not caplog.records

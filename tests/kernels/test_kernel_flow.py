@@ -5,6 +5,7 @@ import torch
 from kernel_cases import DEVICES, PRECISIONS, SHAPES, Shape, assert_within_budget, video_tokens
 
 from ditflow_kernels import attention_with_motion_flow, motion_flow
+from ditflow_kernels.motion_flow import operators
 
 
 def flow_and_gradients(function, query, key, grid, temperature, **options):
@@ -38,8 +39,18 @@ def test_temperatures(temperature, precision):
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("budget", [1, 100_000])
-def test_many_panels(budget, precision):
+def test_many_chunks(budget, precision):
     assert_flow_within_budget(SHAPES["odd_cells"], precision, 2.0, workspace_bytes=budget)
+
+
+def test_the_saved_log2sumexp_is_in_base_2():
+    shape = SHAPES["odd_cells"]
+    (frames, height, width), channels = shape.grid, shape.heads * shape.head_dim
+    query, key = (tokens.float() for tokens in video_tokens(shape))
+    _, log2sumexp = operators.soft_flow(query, key, shape.grid, 2.0, "chunked", None)
+    logits = query.double().flatten(1) @ key.double().flatten(1).T * 2 * shape.head_dim**0.5 / channels
+    rows = logits.view(frames, height * width, frames, height * width).transpose(1, 2)
+    torch.testing.assert_close(log2sumexp.double(), rows.exp().sum(dim=-1).log2(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)

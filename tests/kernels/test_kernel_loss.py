@@ -52,7 +52,7 @@ def test_temperatures(temperature, precision):
 
 @pytest.mark.parametrize("rows", ["moving", "all"])
 @pytest.mark.parametrize("budget", [1, 300_000])
-def test_many_panels(budget, rows):
+def test_many_chunks(budget, rows):
     shape = SHAPES["odd_cells"]
     assert_loss_within_budget(shape, torch.float32, rows, reference_flow(shape), workspace_bytes=budget)
 
@@ -108,7 +108,7 @@ def test_work_is_three_products_of_the_blocks_that_count(moving):
 
 
 def test_rows_that_do_not_count_give_no_gradient():
-    """A panel without a counting row is skipped, and inside a panel the others are masked."""
+    """A chunk without a row that counts is skipped; within a chunk the other rows are masked."""
     shape = SHAPES["odd_cells"]
     reference = torch.zeros_like(reference_flow(shape))
     reference[1, 2, 40] = 1.0

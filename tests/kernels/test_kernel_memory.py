@@ -52,7 +52,7 @@ def test_flow_forward(hard, precision):
             else:
                 chunked.soft_flow(query, key, SHAPE.grid, 2.0, budget)
         copies = 2 * TOKENS * CHANNELS * 4 if hard and precision != torch.float32 else 0
-        flows = ROWS * (8 + 8 + 8)  # expected cells with logsumexp, or likeliest cells; the flow
+        flows = ROWS * (8 + 8 + 8)  # expected coordinates with log2sumexp, or likeliest cells; the flow
         assert counted.peak <= budget + copies + flows
         peaks.append(counted.peak)
     assert BUDGETS[0] / 3 < peaks[1] - peaks[0] < TOKENS**2 * 4
@@ -88,7 +88,7 @@ def test_loss_and_gradients(rows, precision):
 
 
 def assert_gradients_within(peaks, query):
-    """Beside the panels: gradients to the queries, float32 sums for the keys, two tensors like the flow."""
+    """Beside the chunks: query gradients, float32 sums of key gradients, two tensors like the flow."""
     beside = query.nbytes + TOKENS * CHANNELS * 4 + 2 * ROWS * 8
     for budget, peak in zip(BUDGETS, peaks, strict=True):
         assert peak <= budget + beside

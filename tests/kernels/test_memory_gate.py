@@ -118,7 +118,7 @@ def test_fp16(budget):
 
 
 def test_any_grid_keeps_the_bound_of_the_flow():
-    assert flow_bytes((21, 45, 80)) <= 48 * MB + 4 * 21 * 21 * 45 * 80  # and the logsumexp
+    assert flow_bytes((21, 45, 80)) <= 48 * MB + 4 * 21 * 21 * 45 * 80  # and the log2sumexp
 
 
 def test_the_count_sees_what_is_kept_alive():
@@ -145,8 +145,8 @@ def test_the_operators_fake_is_the_launcher_without_the_launch(monkeypatch):
     with FakeTensorMode():
         query, key, reference = video((2, 5, 7))
         settings = (2, 5, 7), 2.0, "triton", None
-        flow, logsumexp = operators.soft_flow(query, key, *settings)
-        operators.flow_gradients(flow, query, key, flow, logsumexp, *settings)
+        flow, log2sumexp = operators.soft_flow(query, key, *settings)
+        operators.flow_gradients(flow, query, key, flow, log2sumexp, *settings)
         operators.loss_and_gradients(query, key, reference, (2, 5, 7), 2.0, "moving", "triton", None)
         operators.hard_flow(query, key, (2, 5, 7), "triton", None)
     assert called == [{"launch": False}] * 4

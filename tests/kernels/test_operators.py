@@ -41,9 +41,9 @@ def test_operators_are_what_torch_expects(precision):
     )
     query, key = query.detach(), key.detach()
     torch.library.opcheck(operators.hard_flow, (query, key, GRID, "chunked", None))
-    flow, logsumexp = operators.soft_flow(query, key, *settings)
+    flow, log2sumexp = operators.soft_flow(query, key, *settings)
     grad = torch.randn_like(flow)
-    torch.library.opcheck(operators.flow_gradients, (grad, query, key, flow, logsumexp, *settings))
+    torch.library.opcheck(operators.flow_gradients, (grad, query, key, flow, log2sumexp, *settings))
     loss, grad_query, grad_key, factor = operators.loss_and_gradients(
         query, key, still_in_part(), GRID, 2.0, "all", "chunked", None
     )

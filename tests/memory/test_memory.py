@@ -13,35 +13,37 @@ from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.streamed import Streamed
 from ditflow.models.cogvideox import transformer as cogvideox
-from ditflow.models.protocols import Grid, Until
+from ditflow.models.protocols import Capture, Grid
 from ditflow.settings import Settings
 
 READS = {
-    "flow": Until("query_key", (3,)),
-    "first-block": Until("query_key", (0,)),
-    "two-blocks": Until("query_key", (1, 4)),
-    "output": Until("output", (3,)),
-    "two-outputs": Until("output", (0, 2)),
+    "flow": Capture("query_key", (3,)),
+    "first-block": Capture("query_key", (0,)),
+    "two-blocks": Capture("query_key", (1, 4)),
+    "output": Capture("output", (3,)),
+    "two-outputs": Capture("output", (0, 2)),
 }
 POLICIES = {
     "inputs": {},
     "attention": {"keep": "attention"},
-    "inputs-on-host": {"boundaries": "host"},
-    "attention-and-host": {"keep": "attention", "boundaries": "host"},
+    "inputs-on-host": {"block_inputs": "host"},
+    "attention-and-host": {"keep": "attention", "block_inputs": "host"},
 }
 
 
 @pytest.mark.parametrize("wrt", ["latents", "embedding"])
-@pytest.mark.parametrize("until", READS.values(), ids=READS.keys())
+@pytest.mark.parametrize("capture", READS.values(), ids=READS.keys())
 @pytest.mark.parametrize("rotary", [True, False], ids=["rotary", "additive"])
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
-def test_blockwise_equals_plain_autograd(policy, rotary, until, wrt, monkeypatch):
-    monkeypatch.setattr(cogvideox, "CHUNK", 20)  # several chunks, the last one ragged
+def test_blockwise_equals_plain_autograd(policy, rotary, capture, wrt, monkeypatch):
+    monkeypatch.setattr(cogvideox, "CHUNK", 20)  # batch chunks, the last one ragged
     backbone = tiny_backbone(rotary, layers=DEPTH)
     inputs = random_inputs(backbone, 3, 8, 12)
-    injected = PlainRunner(backbone).features(random_inputs(backbone, 3, 8, 12), {}, Until("key_value", (2,)))
-    expected = PlainRunner(backbone).gradient(square, wrt, inputs, injected, until, 8.0)
-    found = BlockwiseRunner(backbone, **policy).gradient(square, wrt, inputs, injected, until, 8.0)
+    injected = PlainRunner(backbone).features(
+        random_inputs(backbone, 3, 8, 12), {}, Capture("key_value", (2,))
+    )
+    expected = PlainRunner(backbone).gradient(square, wrt, inputs, injected, capture, 8.0)
+    found = BlockwiseRunner(backbone, **policy).gradient(square, wrt, inputs, injected, capture, 8.0)
     torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=0)
     assert (found[1] - expected[1]).norm() <= 1e-6 * expected[1].norm()
     assert found[1].dtype == torch.float32
@@ -50,26 +52,30 @@ def test_blockwise_equals_plain_autograd(policy, rotary, until, wrt, monkeypatch
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
 def test_one_chunk_is_bit_for_bit_plain_autograd(policy):
     backbone = tiny_backbone(layers=DEPTH)
-    inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (3,))
+    inputs, capture = random_inputs(backbone, 3, 8, 12), Capture("query_key", (3,))
     loss = FlowLoss(
-        PlainRunner(backbone).features(inputs, {}, until), Grid(3, 4, 6), Settings(model="small", rows="all")
+        PlainRunner(backbone).features(inputs, {}, capture),
+        Grid(3, 4, 6),
+        Settings(model="small", rows="all"),
     )
-    expected = PlainRunner(backbone).gradient(loss, "latents", inputs, {}, until, 1.0)
+    expected = PlainRunner(backbone).gradient(loss, "latents", inputs, {}, capture, 1.0)
     runner = BlockwiseRunner(backbone, **policy)
     for _ in range(2):  # the second one finds what the first has left behind
-        found = runner.gradient(loss, "latents", inputs, {}, until, 1.0)
+        found = runner.gradient(loss, "latents", inputs, {}, capture, 1.0)
         assert torch.equal(found[0], expected[0])
         assert torch.equal(found[1], expected[1])
 
 
-def test_several_forwards_are_bit_for_bit_single_ones(backbone):
+def test_batch_forwards_are_bit_for_bit_single_ones(backbone):
     """With the prompt and without it, through each block in turn."""
     inputs = random_inputs(backbone, 3, 8, 12)
-    several = [inputs, replace(inputs, prompt=torch.randn_like(inputs.prompt))]
-    injected = PlainRunner(backbone).features(random_inputs(backbone, 3, 8, 12), {}, Until("key_value", (1,)))
-    expected = [PlainRunner(backbone).forward([each], injected)[0] for each in several]
+    batch = [inputs, replace(inputs, prompt=torch.randn_like(inputs.prompt))]
+    injected = PlainRunner(backbone).features(
+        random_inputs(backbone, 3, 8, 12), {}, Capture("key_value", (1,))
+    )
+    expected = [PlainRunner(backbone).forward([each], injected)[0] for each in batch]
     weights = Streamed(backbone.blocks, torch.device("cpu"), 0)
-    found = PlainRunner(backbone, weights).forward(several, injected)
+    found = PlainRunner(backbone, weights).forward(batch, injected)
     assert all(map(torch.equal, found, expected))
     assert not torch.equal(*found)
     assert weights.copied_bytes == sum(block.bytes for block in weights.blocks)  # once for both
@@ -77,16 +83,16 @@ def test_several_forwards_are_bit_for_bit_single_ones(backbone):
 
 def test_plain_gradient_wants_weights_that_stay():
     backbone = tiny_backbone(layers=DEPTH)
-    inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (2,))
-    expected = PlainRunner(backbone).gradient(square, "latents", inputs, {}, until, 1.0)
+    inputs, capture = random_inputs(backbone, 3, 8, 12), Capture("query_key", (2,))
+    expected = PlainRunner(backbone).gradient(square, "latents", inputs, {}, capture, 1.0)
     forward = PlainRunner(backbone).forward([inputs], {})
     runner = PlainRunner(backbone, Streamed(backbone.blocks, torch.device("cpu"), 3))
     for _ in range(2):
         assert torch.equal(runner.forward([inputs], {})[0], forward[0])
-        assert torch.equal(runner.gradient(square, "latents", inputs, {}, until, 1.0)[1], expected[1])
+        assert torch.equal(runner.gradient(square, "latents", inputs, {}, capture, 1.0)[1], expected[1])
     runner = PlainRunner(backbone, Streamed(backbone.blocks, torch.device("cpu"), 2))
     with pytest.raises(ValueError, match="block 2 needs the weights"):
-        runner.gradient(square, "latents", inputs, {}, until, 1.0)
+        runner.gradient(square, "latents", inputs, {}, capture, 1.0)
 
 
 class Count(TorchDispatchMode):
@@ -103,40 +109,40 @@ class Count(TorchDispatchMode):
 
 def test_kept_attention_is_computed_once():
     backbone = tiny_backbone(layers=DEPTH)
-    inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (3,))
+    inputs, capture = random_inputs(backbone, 3, 8, 12), Capture("query_key", (3,))
     for keep, times in {"inputs": 6, "attention": 3}.items():
         with Count(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default) as kernel:
-            BlockwiseRunner(backbone, keep=keep).gradient(square, "latents", inputs, {}, until, 1.0)
+            BlockwiseRunner(backbone, keep=keep).gradient(square, "latents", inputs, {}, capture, 1.0)
         assert kernel.times == times
 
 
 def test_attention_of_another_kernel_is_computed_again(monkeypatch):
     """One that is written out, which no list knows: its softmax runs twice and the gradient is right."""
     backbone = tiny_backbone(layers=DEPTH)
-    inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (3,))
-    expected = PlainRunner(backbone).gradient(square, "latents", inputs, {}, until, 1.0)
+    inputs, capture = random_inputs(backbone, 3, 8, 12), Capture("query_key", (3,))
+    expected = PlainRunner(backbone).gradient(square, "latents", inputs, {}, capture, 1.0)
 
     def written_out(inputs):
         weights = torch.einsum("bqmd,bkmd->bmqk", inputs.query, inputs.key) / inputs.query.shape[-1] ** 0.5
         return torch.einsum("bmqk,bkmd->bqmd", weights.softmax(dim=-1), inputs.value)
 
-    monkeypatch.setattr(backbone, "attention", written_out)
+    monkeypatch.setattr(backbone, "attend", written_out)
     runner = BlockwiseRunner(backbone, keep="attention")
     with Count(torch.ops.aten._softmax.default) as softmax:
-        found = runner.gradient(square, "latents", inputs, {}, until, 1.0)
+        found = runner.gradient(square, "latents", inputs, {}, capture, 1.0)
     assert softmax.times == 6
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_kept_attention_holds_no_graph():
-    """Beside the results of each block's attention, nothing of the way down is alive."""
+    """Beside the results of each block's attention, nothing of the forward is alive."""
     from ditflow.memory.kept_attention import KeptAttention
 
     backbone = tiny_backbone()
-    kept = KeptAttention(backbone.attention)
-    attention = backbone.prepare(0, backbone.embed(random_inputs(backbone, 3, 8, 12)))
+    kept = KeptAttention(backbone.attend)
+    attention = backbone.prepare(0, *backbone.embed(random_inputs(backbone, 3, 8, 12)))
     query = weakref.ref(attention.query.untyped_storage())
-    attended = kept.down(attention)
+    attended = kept.forward(attention)
     assert not attended.requires_grad
     assert kept.results
     del attention

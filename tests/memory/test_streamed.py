@@ -14,7 +14,7 @@ from ditflow.memory.plain import PlainRunner
 from ditflow.memory.ring import Ring
 from ditflow.memory.streamed import Streamed
 from ditflow.memory.tracker import Tracker
-from ditflow.models.protocols import Until
+from ditflow.models.protocols import Capture
 from ditflow.planning.fake import fake_tensors
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ def streamed_backbone(monkeypatch):
 
     def watch(weights):
         pool = {buffer.untyped_storage().data_ptr() for buffer in weights.device_buffers()}
-        for name in ("prepare", "add_attention", "feed_forward", "feed_forward_reverse"):
+        for name in ("prepare", "add_attention", "feed_forward", "feed_forward_backward"):
             original = getattr(backbone, name)
 
             def checked(index, *rest, original=original):
@@ -47,15 +47,15 @@ def streamed_backbone(monkeypatch):
 @pytest.mark.parametrize("resident", [0, 2, DEPTH - 1, DEPTH])
 def test_streamed_weights_change_nothing_but_their_place(streamed_backbone, resident, place, keep):
     backbone, watch = streamed_backbone
-    inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (1, 3))
+    inputs, capture = random_inputs(backbone, 3, 8, 12), Capture("query_key", (1, 3))
     plain = BlockwiseRunner(backbone)
-    expected = plain.gradient(square, "latents", inputs, {}, until, 1.0), plain.forward([inputs], {})
+    expected = plain.gradient(square, "latents", inputs, {}, capture, 1.0), plain.forward([inputs], {})
 
     weights = Streamed(backbone.blocks, CPU, resident, place)
     watch(weights)
-    runner = BlockwiseRunner(backbone, weights, keep=keep, boundaries="host")
+    runner = BlockwiseRunner(backbone, weights, keep=keep, block_inputs="host")
     for _ in range(2):
-        found = runner.gradient(square, "latents", inputs, {}, until, 1.0), runner.forward([inputs], {})
+        found = runner.gradient(square, "latents", inputs, {}, capture, 1.0), runner.forward([inputs], {})
         assert torch.equal(found[0][1], expected[0][1])
         assert torch.equal(found[1][0], expected[1][0])
 

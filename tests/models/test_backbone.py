@@ -18,9 +18,7 @@ SIZES = {"trained": (3, 8, 12), "square": (2, 8, 8), "tall": (5, 12, 6), "one-fr
 def test_forward_equals_diffusers(backbone, size):
     inputs = random_inputs(backbone, *size)
     rope = tuple(inputs.embedding[0]) if backbone.rotary else None
-    expected = backbone.transformer(
-        inputs.latents, inputs.prompt, inputs.timestep, image_rotary_emb=rope
-    ).sample
+    expected = backbone.network(inputs.latents, inputs.prompt, inputs.timestep, image_rotary_emb=rope).sample
     (found,) = PlainRunner(backbone).forward([inputs], {})
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -43,10 +41,11 @@ def test_text_length_does_not_move_the_video_tokens(text_length):
     """The additive embedding belongs to the video tokens, however many text tokens stand before them."""
     backbone = tiny_backbone(rotary=False)
     inputs = random_inputs(backbone, 3, 8, 12, text_length)
-    stream = backbone.embed(inputs)
-    bare = backbone.embed(Inputs(inputs.latents, inputs.prompt, inputs.timestep, inputs.embedding * 0))
-    torch.testing.assert_close(stream.video - bare.video, inputs.embedding, rtol=1e-4, atol=1e-5)
-    assert torch.equal(stream.text, bare.text)
+    (video, text), _ = backbone.embed(inputs)
+    without = Inputs(inputs.latents, inputs.prompt, inputs.timestep, inputs.embedding * 0)
+    (bare_video, bare_text), _ = backbone.embed(without)
+    torch.testing.assert_close(video - bare_video, inputs.embedding, rtol=1e-4, atol=1e-5)
+    assert torch.equal(text, bare_text)
 
 
 def test_other_patch_embeddings_are_refused():

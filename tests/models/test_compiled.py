@@ -18,24 +18,24 @@ from ditflow.memory.plain import PlainRunner
 from ditflow.memory.streamed import Streamed
 from ditflow.models.cogvideox import transformer as cogvideox
 from ditflow.models.compiling import compile_piece, compiles
-from ditflow.models.protocols import Grid, Until
+from ditflow.models.protocols import Capture, Grid
 from ditflow.settings import Settings
 
 
 def test_tapped_forward_and_loss_have_no_graph_break():
     backbone = tiny_backbone()
-    runner, until = PlainRunner(backbone), Until("query_key", (1, 2))
+    runner, capture = PlainRunner(backbone), Capture("query_key", (1, 2))
     inputs = random_inputs(backbone, 3, 8, 12)
-    clip = runner.features(random_inputs(backbone, 3, 8, 12), {}, until)
+    clip = runner.features(random_inputs(backbone, 3, 8, 12), {}, capture)
     loss = FlowLoss(clip, Grid(3, 4, 6), Settings(model="small"))
 
     def guided(latents):
-        read = runner.read(replace(inputs, latents=latents), {}, until)
+        read = runner.read(replace(inputs, latents=latents), {}, capture)
         values = [loss(block, tokens) for block, tokens in read.items()]
         return torch.stack(values).mean()
 
     compiled = torch.compile(guided, fullgraph=True, backend="aot_eager")
-    expected, expected_gradient = runner.gradient(loss, "latents", inputs, {}, until, 1.0)
+    expected, expected_gradient = runner.gradient(loss, "latents", inputs, {}, capture, 1.0)
     latents = inputs.latents.clone().requires_grad_()
     value = compiled(latents)
     torch.testing.assert_close(value.detach(), expected)
@@ -50,10 +50,10 @@ def graphs(monkeypatch):
     return counter
 
 
-def guided_pass(runner, inputs, injected, until):
+def guided_pass(runner, inputs, injected, capture):
     """All that a guided step computes."""
-    loss, gradient = runner.gradient(square, "latents", inputs, injected, until, 1.0)
-    read = runner.features(inputs, injected, until)[until.deepest]
+    loss, gradient = runner.gradient(square, "latents", inputs, injected, capture, 1.0)
+    read = runner.features(inputs, injected, capture)[capture.deepest]
     return [loss, gradient, *read, *runner.forward([inputs], injected)]
 
 
@@ -61,17 +61,17 @@ def guided_pass(runner, inputs, injected, until):
 def test_few_graphs_serve_all_blocks(depth, resident, graphs, monkeypatch):
     """As many for five blocks as for two, wherever their weights are, and none in the next step."""
     monkeypatch.setattr(cogvideox, "CHUNK", 20)  # several chunks, the last one ragged
-    model, until = tiny_transformer(layers=depth), Until("query_key", (depth - 1,))
+    model, capture = tiny_transformer(layers=depth), Capture("query_key", (depth - 1,))
     eager, compiled = backbone_of(model), backbone_of(model, compiled=True)
     inputs = random_inputs(eager, 3, 8, 12)
-    injected = PlainRunner(eager).features(random_inputs(eager, 3, 8, 12), {}, Until("key_value", (0,)))
-    expected = guided_pass(BlockwiseRunner(eager), inputs, injected, until)
+    injected = PlainRunner(eager).features(random_inputs(eager, 3, 8, 12), {}, Capture("key_value", (0,)))
+    expected = guided_pass(BlockwiseRunner(eager), inputs, injected, capture)
 
     weights = Streamed(compiled.blocks, torch.device("cpu"), resident, host="pageable")
     runner = BlockwiseRunner(compiled, weights)
     counts = []
     for _ in range(2):
-        torch.testing.assert_close(guided_pass(runner, inputs, injected, until), expected)
+        torch.testing.assert_close(guided_pass(runner, inputs, injected, capture), expected)
         counts.append(graphs.frame_count)
     before, output, feed_forward, chunks = 2, 2, 1, 3  # two: without and with gradient; video, ragged, text
     assert counts == [before + output + feed_forward + chunks] * 2
@@ -82,12 +82,12 @@ def test_few_graphs_serve_all_blocks(depth, resident, graphs, monkeypatch):
 
 @pytest.mark.parametrize("rotary, wrt", [(True, "embedding"), (False, "latents")], ids=["5b", "2b"])
 def test_compiled_pieces_under_plain_autograd(rotary, wrt, graphs):
-    model, until = tiny_transformer(rotary, layers=2), Until("query_key", (1,))
+    model, capture = tiny_transformer(rotary, layers=2), Capture("query_key", (1,))
     eager, compiled = PlainRunner(backbone_of(model)), PlainRunner(backbone_of(model, compiled=True))
-    inputs = random_inputs(eager.backbone, 3, 8, 12)
+    inputs = random_inputs(eager.transformer, 3, 8, 12)
     torch.testing.assert_close(
-        compiled.gradient(square, wrt, inputs, {}, until, 8.0),
-        eager.gradient(square, wrt, inputs, {}, until, 8.0),
+        compiled.gradient(square, wrt, inputs, {}, capture, 8.0),
+        eager.gradient(square, wrt, inputs, {}, capture, 8.0),
     )
     assert graphs.frame_count > 0
 
@@ -158,7 +158,7 @@ def test_inductor_on_a_gpu():
         prompt=inputs.prompt.cuda(),
         timestep=inputs.timestep.cuda(),
     )
-    until = Until("query_key", (2,))
-    passes = (guided_pass(BlockwiseRunner(model), inputs, {}, until) for model in (exact, eager, compiled))
+    capture = Capture("query_key", (2,))
+    passes = (guided_pass(BlockwiseRunner(model), inputs, {}, capture) for model in (exact, eager, compiled))
     for right, rounded, found in zip(*passes, strict=True):
         assert (found - right).norm() <= 2 * (rounded - right).norm() + 1e-3 * right.norm()

@@ -2,7 +2,7 @@
 
 import sys
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +12,9 @@ from torch._dynamo.backends import registry
 
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.memory.plain import PlainRunner
+from ditflow.models.cogvideox.vae import CogVideoXAutoencoder
 from ditflow.models.engine import BACKEND, check_engine, decode_with_tensorrt, denoise_with_tensorrt
+from ditflow.planning.fallback import check_streaming
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -59,7 +61,7 @@ def test_the_decoder_goes_through_it_and_nothing_else_of_the_vae(tensorrt):
     vae.requires_grad_(False).eval()
     latents = torch.randn(1, 4, 2, 4, 4)
     expected = vae.decode(latents).sample
-    decode_with_tensorrt(vae)
+    decode_with_tensorrt(CogVideoXAutoencoder(vae))
     posterior = vae.encode(expected).latent_dist.mode()
     assert posterior.shape == latents.shape
     assert not tensorrt
@@ -69,30 +71,30 @@ def test_the_decoder_goes_through_it_and_nothing_else_of_the_vae(tensorrt):
 
 
 def test_a_run_that_optimises_is_refused_first():
-    with pytest.raises(
-        SettingsError, match="no gradient comes through it.*`ditflow inject` or --no-guidance"
-    ):
-        check_engine("tensorrt", needs_gradient=True, device=CPU, streams=True)
+    with pytest.raises(SettingsError, match="has no gradient.*`ditflow inject` or --no-guidance"):
+        check_engine("tensorrt", needs_gradient=True, device=CPU)
 
 
 def test_streamed_weights_are_refused():
     with pytest.raises(SettingsError, match="needs all weights on the device.*larger --memory"):
-        check_engine("tensorrt", needs_gradient=False, device=CUDA, streams=True)
+        check_streaming(SimpleNamespace(engine="tensorrt"), SimpleNamespace(streamed=1))
+    check_streaming(SimpleNamespace(engine="tensorrt"), SimpleNamespace(streamed=0))
+    check_streaming(SimpleNamespace(engine="torch"), SimpleNamespace(streamed=1))
 
 
 def test_a_cpu_is_refused(tensorrt):
     with pytest.raises(DitflowError, match="needs a CUDA GPU, and this run computes on cpu"):
-        check_engine("tensorrt", needs_gradient=False, device=CPU, streams=False)
+        check_engine("tensorrt", needs_gradient=False, device=CPU)
 
 
 def test_a_missing_package_is_named_with_the_way_to_it(monkeypatch):
     monkeypatch.setitem(sys.modules, BACKEND, None)
     with pytest.raises(DitflowError, match=r'pip install "ditflow\[tensorrt\]"'):
-        check_engine("tensorrt", needs_gradient=False, device=CUDA, streams=False)
+        check_engine("tensorrt", needs_gradient=False, device=CUDA)
     with pytest.raises(DitflowError, match="torch_tensorrt cannot be loaded"):
         denoise_with_tensorrt(tiny_backbone())
 
 
 def test_what_can_be_done_is_not_refused(tensorrt):
-    check_engine("tensorrt", needs_gradient=False, device=CUDA, streams=False)
-    check_engine("torch", needs_gradient=True, device=CPU, streams=True)
+    check_engine("tensorrt", needs_gradient=False, device=CUDA)
+    check_engine("torch", needs_gradient=True, device=CPU)

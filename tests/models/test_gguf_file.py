@@ -3,6 +3,7 @@
 import gguf
 import pytest
 import torch
+from diffusers import CogVideoXTransformer3DModel
 from gguf import GGMLQuantizationType as Kind
 from quantised_models import exact_transformer, relative, write_gguf
 from torch import nn
@@ -16,7 +17,7 @@ from ditflow.models.storage import StoredLinear
 def test_gguf_file_gives_the_model_that_was_written(kind, tmp_path):
     exact, path = exact_transformer(), tmp_path / "model.gguf"
     write_gguf(path, exact, Kind[kind])
-    loaded = load_gguf(path, exact.config, torch.float32)
+    loaded = load_gguf(path, CogVideoXTransformer3DModel, exact.config, torch.float32)
     values = dict(exact.named_parameters())
     most = {"F16": 5e-4, "BF16": 3e-3, "Q4_0": 0.12, "Q5_1": 0.05}[kind]
     for name, module in loaded.named_modules():
@@ -79,5 +80,5 @@ def test_gguf_file_that_is_not_the_models(case, says, tmp_path):
     path = tmp_path / "model.gguf"
     config = damaged(case, path)
     with pytest.raises(DitflowError, match=says) as raised:
-        load_gguf(path, config, torch.float32)
+        load_gguf(path, CogVideoXTransformer3DModel, config, torch.float32)
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)

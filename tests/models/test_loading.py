@@ -11,11 +11,13 @@ from safetensors.torch import save_file
 from tiny_models import tiny_transformer
 
 from ditflow.errors import DitflowError
+from ditflow.models.cogvideox.family import CogVideoXFamily
 from ditflow.models.hub import missing_files
 from ditflow.models.loading import ModelFolder, find_folder
 from ditflow.models.lora import add_lora, split_scale
 
 CPU = torch.device("cpu")
+READ = CogVideoXFamily().lora_state_dict
 
 
 @pytest.fixture
@@ -30,15 +32,15 @@ def no_network(monkeypatch, tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_local_folder_loads_part_by_part(small_folder, dtype):
     folder = ModelFolder(str(small_folder), dtype, CPU)
-    backbone, vae, encoder = folder.backbone(), folder.vae(), folder.text_encoder()
-    for module in (backbone.transformer, vae, encoder):
+    backbone, vae, encoder = folder.transformer(), folder.autoencoder(), folder.text_encoder()
+    for module in (backbone.network, vae.network, encoder.network):
         assert {parameter.dtype for parameter in module.parameters()} <= {
             getattr(torch, dtype),
             torch.float32,
         }
     assert backbone.dtype == getattr(torch, dtype)
     assert folder.config("scheduler")["prediction_type"] == "v_prediction"
-    assert folder.tokenizer()("a red circle").input_ids[-1] == 1
+    assert folder.tokenise(["a red circle"])[0, -1] == 0  # padded
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_damaged_folder(small_folder, tmp_path, break_it, message):
     shutil.copytree(small_folder, tmp_path / "model")
     break_it(tmp_path / "model")
     with pytest.raises(DitflowError) as error:
-        ModelFolder(str(tmp_path / "model"), "float32", CPU).backbone()
+        ModelFolder(str(tmp_path / "model"), "float32", CPU).transformer()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -72,7 +74,7 @@ def test_pickled_weights_are_not_read(small_folder, tmp_path):
     torch.save({"x": torch.ones(1)}, weights.with_suffix(".bin"))
     weights.unlink()
     with pytest.raises(DitflowError, match=r"\.bin is a pickle, and reading one can run code"):
-        ModelFolder(str(tmp_path / "model"), "float32", CPU).backbone()
+        ModelFolder(str(tmp_path / "model"), "float32", CPU).transformer()
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_cached_model_needs_no_network(no_network, small_folder, tmp_path):
 @pytest.mark.parametrize("model", ["no-such-model", "./absent", "/absent/folder", "a/b/c"])
 def test_unknown_model(model):
     with pytest.raises(
-        DitflowError, match="accepted: 5b, 2b, small, small-sincos .configs/models/., OWNER/NAME"
+        DitflowError, match="accepted: 2b, 5b, small, small-sincos .configs/models/., OWNER/NAME"
     ):
         find_folder(model)
 
@@ -126,8 +128,8 @@ def test_loras_add_up(tmp_path):
     second = lora_file(tmp_path / "second.safetensors", seed=2)
     model = tiny_transformer()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    add_lora(model, f"{tmp_path / 'first.safetensors'}:0.5")
-    add_lora(model, str(tmp_path / "second.safetensors"))
+    add_lora(model, f"{tmp_path / 'first.safetensors'}:0.5", READ)
+    add_lora(model, str(tmp_path / "second.safetensors"), READ)
     after = dict(model.named_parameters())
     assert after.keys() == before.keys()  # merged: no adapter is left to pay for
     changed = "transformer_blocks.0.attn1.to_q.weight"
@@ -143,15 +145,15 @@ def test_bad_loras(tmp_path, monkeypatch):
     }
     for name, message in refused.items():
         with pytest.raises(DitflowError, match=message):
-            add_lora(tiny_transformer(), str(tmp_path / name))
+            add_lora(tiny_transformer(), str(tmp_path / name), READ)
     with pytest.raises(DitflowError, match="give a .safetensors file, a folder or OWNER/NAME"):
-        add_lora(tiny_transformer(), "")
+        add_lora(tiny_transformer(), "", READ)
     save_file({"unet.to_q.lora_A.weight": torch.ones(2, 2)}, tmp_path / "other.safetensors")
     with pytest.raises(DitflowError, match="holds no weights for this transformer"):
-        add_lora(tiny_transformer(), str(tmp_path / "other.safetensors"))
+        add_lora(tiny_transformer(), str(tmp_path / "other.safetensors"), READ)
     lora_file(tmp_path / "wide.safetensors")
     with pytest.raises(DitflowError, match="wide.safetensors"):
-        add_lora(tiny_transformer(num_attention_heads=4), str(tmp_path / "wide.safetensors"))
+        add_lora(tiny_transformer(num_attention_heads=4), str(tmp_path / "wide.safetensors"), READ)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_a_download_cut_short_is_found_out(no_network, small_folder, tmp_path, b
     folder = cache / "snapshots" / ("a" * 40)
     shutil.copytree(small_folder, folder)
     break_it(folder)
-    assert missing_files(folder) == missing
+    assert missing_files(folder, CogVideoXFamily.parts) == missing
     if missing:
         with pytest.raises(DitflowError, match="the download failed"):
             find_folder("5b")

@@ -13,13 +13,15 @@ from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.streamed import Streamed
 from ditflow.models import storage
+from ditflow.models.cogvideox.family import CogVideoXFamily
 from ditflow.models.compiling import compile_piece
 from ditflow.models.gguf_file import load_gguf
-from ditflow.models.protocols import Until
+from ditflow.models.protocols import Capture
 from ditflow.models.storage import StoredLinear, check_weights, pack_rows, store_weights
 from ditflow.planning.fake import fake_tensors
 
 CPU = torch.device("cpu")
+PARTS = CogVideoXFamily.packed_parts
 # how far a product and its reverse may be off with normally distributed weights, as a share of their norm,
 # and bytes a weight; Q8_0 is the GGUF file of this precision
 KINDS = {"fp8": (0.035, 1.0), "int8": (0.015, 1.0), "nf4": (0.12, 0.5625), "Q8_0": (0.01, 1.0625)}
@@ -36,8 +38,8 @@ def stored(tmp_path_factory):
         if dtype != torch.float32:  # fake modules cannot be converted
             transformer = transformer.to(dtype)
         if kind == "Q8_0":
-            return load_gguf(file, transformer.config, dtype).requires_grad_(False).eval()
-        store_weights(transformer, kind, CPU)
+            return load_gguf(file, type(transformer), transformer.config, dtype).requires_grad_(False).eval()
+        store_weights(transformer.transformer_blocks, PARTS, kind, CPU)
         return transformer
 
     return make
@@ -208,10 +210,12 @@ def test_guided_gradient_equals_that_of_the_weights_made_whole(kind, stored):
     small, exact = stored(kind), exact_transformer()
     backbone = backbone_of(small)
     whole = PlainRunner(backbone_of(made_whole(stored(kind))))
-    inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (1,))
+    inputs, capture = random_inputs(backbone, 3, 8, 12), Capture("query_key", (1,))
 
     def both(runner):
-        return runner.gradient(energy, "latents", inputs, {}, until, 1.0)[1], runner.forward([inputs], {})[0]
+        return runner.gradient(energy, "latents", inputs, {}, capture, 1.0)[1], runner.forward([inputs], {})[
+            0
+        ]
 
     expected = both(whole)
     runners = [PlainRunner(backbone), BlockwiseRunner(backbone)]
@@ -272,7 +276,7 @@ def test_gpu_equals_cpu(kind, stored):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_weights_packed_on_a_gpu_go_back_to_where_they_were(kind, stored):
     packed = exact_transformer()
-    store_weights(packed, kind, torch.device("cuda"))
+    store_weights(packed.transformer_blocks, PARTS, kind, torch.device("cuda"))
     assert {tensor.device.type for tensor in packed.parameters()} == {"cpu"}
     layers = linear_layers(stored(kind))
     for name, layer in linear_layers(packed).items():

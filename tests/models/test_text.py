@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from ditflow.memory.streamed import Streamed
-from ditflow.models.cogvideox.text import blocks, encode_tokens, tokenise
 from ditflow.models.loading import ModelFolder
 
 CPU = torch.device("cpu")
@@ -20,14 +19,14 @@ def folder(small_folder):
 
 @pytest.fixture
 def tokens(folder):
-    return tokenise(folder.tokenizer(), PROMPTS, 16)
+    return folder.tokenise(PROMPTS)
 
 
 def test_long_prompt_is_cut_with_a_warning(folder, caplog):
     with caplog.at_level(logging.WARNING, "ditflow"):
-        tokenise(folder.tokenizer(), ["a red circle"], 16)
+        folder.tokenise(["a red circle"])
         assert not caplog.records
-        cut = tokenise(folder.tokenizer(), ["a red circle", "a red circle " * 20], 16)
+        cut = folder.tokenise(["a red circle", "a red circle " * 20])
     assert "longer than the model's 16 tokens" in caplog.text
     assert caplog.text.count("circle") == 15  # of 20; the last token is the end of the text
     assert cut.shape == (2, 16)
@@ -35,8 +34,8 @@ def test_long_prompt_is_cut_with_a_warning(folder, caplog):
 
 def test_prompts_together_are_prompts_alone(folder, tokens):
     encoder = folder.text_encoder()
-    together = encode_tokens(encoder, tokens)
-    alone = torch.cat([encode_tokens(encoder, row[None]) for row in tokens])
+    together = encoder.encode(tokens)
+    alone = torch.cat([encoder.encode(row[None]) for row in tokens])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
     assert (alone[0] - alone[1]).abs().max() > 0.1
 
@@ -44,18 +43,18 @@ def test_prompts_together_are_prompts_alone(folder, tokens):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])  # with float16 some weights are in float32
 def test_streamed_encoder_is_the_resident_one(small_folder, tokens, dtype):
     folder = ModelFolder(str(small_folder), dtype, CPU)
-    expected = encode_tokens(folder.text_encoder(), tokens)
+    expected = folder.text_encoder().encode(tokens)
     encoder = folder.text_encoder()
-    weights = Streamed(blocks(encoder), CPU, 0, host="pageable")
-    assert len(blocks(encoder)) == 2
+    weights = Streamed(encoder.layers, CPU, 0, host="pageable")
+    assert len(encoder.layers) == 2
     pool = {buffer.untyped_storage().data_ptr() for buffer in weights.device_buffers()}
     places = []
-    for block in blocks(encoder):
+    for block in encoder.layers:
         block.register_forward_hook(
             lambda block, *_: places.append({p.untyped_storage().data_ptr() for p in block.parameters()})
         )
-    assert torch.equal(encode_tokens(encoder, tokens, weights), expected)
-    assert torch.equal(encode_tokens(encoder, tokens, weights), expected)
+    assert torch.equal(encoder.encode(tokens, weights), expected)
+    assert torch.equal(encoder.encode(tokens, weights), expected)
     assert len(places) == 4
     assert all(place <= pool for place in places)
 
@@ -75,13 +74,13 @@ class Noted:
 
 def test_walk_ends_and_nothing_stays_on_the_encoder(folder, tokens):
     encoder, weights = folder.text_encoder(), Noted()
-    for index, block in enumerate(blocks(encoder)):
+    for index, block in enumerate(encoder.layers):
         block.register_forward_hook(lambda *_, index=index: weights.notes.append(f"{index} computed"))
-    encode_tokens(encoder, tokens, weights)
+    encoder.encode(tokens, weights)
     expected = [0, "0 computed", 1, "1 computed", "end"]
     assert weights.notes == expected
     with pytest.raises(IndexError):
-        encode_tokens(encoder, tokens + 10**6, weights)  # no such tokens
+        encoder.encode(tokens + 10**6, weights)  # no such tokens
     assert weights.notes == expected
-    encode_tokens(encoder, tokens)
+    encoder.encode(tokens)
     assert weights.notes == [*expected, "0 computed", "1 computed"]

@@ -6,11 +6,10 @@ import pytest
 from repository import ROOT
 
 from bench.presets import FRAMES, PLANNED, planned, table
-from ditflow.memory.presets import GIB, presets
+from ditflow.memory.presets import GIB, PRESETS, presets
 from ditflow.memory.ring import Ring
 from ditflow.planning.choice import make_plans, phases_of
 from ditflow.settings import Settings
-from ditflow.settings.settings import PRESETS
 
 PETA = 10**15
 TRANSFORMER = ("reference", "injection", "optimise", "denoise")

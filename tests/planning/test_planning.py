@@ -9,14 +9,13 @@ import torch
 
 from ditflow.cli.main import main
 from ditflow.errors import DitflowError
-from ditflow.memory.presets import GIB, budget, presets
+from ditflow.memory.presets import GIB, PRESETS, budget, presets
 from ditflow.memory.ring import Ring
 from ditflow.planning import choice
-from ditflow.planning import phases as planning_phases
+from ditflow.planning.fake import FakeModel
 from ditflow.planning.phases import Phases
 from ditflow.planning.plan import Phase, Plan, make_plan
 from ditflow.settings import Settings
-from ditflow.settings.settings import PRESETS
 
 MIB = 1 << 20
 
@@ -70,7 +69,7 @@ def test_work_of_a_run(phases, settings):
 def test_tiles_counted_once_are_counted_right(phases, monkeypatch):
     from contextlib import nullcontext
 
-    from ditflow.planning import phases as module
+    from ditflow.models.cogvideox import vae as module
 
     quick = phases.decode("144x96"), phases.encode()
     monkeypatch.setattr(module, "each_shape_once", lambda *_: nullcontext())
@@ -84,18 +83,18 @@ def test_tiles_counted_once_are_counted_right(phases, monkeypatch):
 def test_plan_is_what_really_happens(settings, phases, name, resident):
     """Peak, work and copies of one optimisation step of the real model, its weights streamed."""
     from ditflow.guidance.targets import prepare_guidance
-    from ditflow.memory.arrange import around, place, runner_of
+    from ditflow.memory.placement import make_runner, outside, place
     from ditflow.memory.tracker import Tracker
     from ditflow.models.loading import ModelFolder
-    from ditflow.models.protocols import Until
+    from ditflow.models.protocols import Capture
 
     preset = named(name)
     sizes = phases.block_bytes
-    work = phases.optimise(preset.checkpoint, preset.boundaries)
+    work = phases.optimise(preset.checkpoint, preset.block_inputs)
     with torch.device("cpu"):
-        backbone = ModelFolder(settings.model, settings.dtype, torch.device("cpu")).backbone()
-        weights = place(backbone.transformer, backbone.blocks, torch.device("cpu"), resident, host="pinned")
-        runner = runner_of(backbone, weights, preset.checkpoint, preset.boundaries)
+        backbone = ModelFolder(settings.model, settings.dtype, torch.device("cpu")).transformer()
+        weights = place(backbone.network, backbone.blocks, torch.device("cpu"), resident, host="pinned")
+        runner = make_runner(backbone, weights, preset.checkpoint, preset.block_inputs)
     given = phases.inputs
     inputs = type(given)(
         torch.randn(given.latents.shape), torch.randn(given.prompt.shape), torch.zeros(1, dtype=torch.int64),
@@ -105,13 +104,13 @@ def test_plan_is_what_really_happens(settings, phases, name, resident):
         runner, settings, backbone.grid(inputs.latents), inputs.latents, inputs.prompt, inputs.embedding
     )
     guidance.steps = 1
-    injected = runner.features(inputs, {}, Until("key_value", settings.injection_blocks))
+    injected = runner.features(inputs, {}, Capture("key_value", settings.injection_blocks))
     guidance.optimise(runner, inputs, injected, 0)
     before = runner.copied_bytes
     held = [torch.empty_like(inputs.latents) for _ in range(2)]
     held += [torch.empty_like(inputs.prompt) for _ in range(3)]
     held += [inputs.latents, inputs.embedding, *injected[0], *weights.device_buffers()]
-    with Tracker([*held, *around(backbone.transformer, backbone.blocks)]) as found:
+    with Tracker([*held, *outside(backbone.network, backbone.blocks)]) as found:
         guidance.optimise(runner, inputs, injected, 0)
     ring = Ring(sizes, resident)
     for _ in range(2):
@@ -260,13 +259,13 @@ def test_a_plan_checks_what_a_run_checks(settings, words, says, capsys):
 
 
 def test_a_plan_makes_each_model_once(settings, monkeypatch):
-    made, real = [], planning_phases.fake_vae
+    made, real = [], FakeModel.autoencoder
 
-    def counted(settings):
-        made.append(settings)
-        return real(settings)
+    def counted(model):
+        made.append(model)
+        return real(model)
 
-    monkeypatch.setattr(planning_phases, "fake_vae", counted)
+    monkeypatch.setattr(FakeModel, "autoencoder", counted)
     phases = Phases(settings)
     first = phases.encode(), phases.decode("none"), phases.decode("144x96")
     assert (phases.encode(), phases.decode("none"), phases.decode("144x96")) == first

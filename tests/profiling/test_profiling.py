@@ -21,14 +21,14 @@ from ditflow.jobs import transfer as jobs
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.models.cogvideox.transformer import Pieces
 from ditflow.models.compiling import compile_piece
-from ditflow.models.protocols import Until
+from ditflow.models.protocols import Capture
 from ditflow.profiling import capture as profiling
 from ditflow.profiling import ranges
 from ditflow.profiling.capture import NsightCapture, Request, TorchCapture
 from ditflow.run_folder.run import Run
 from ditflow.sampling.loop import Scale, Step, denoise
 from ditflow_kernels import motion_flow, motion_flow_loss, qk_norm_rope
-from ditflow_kernels.launchers import LAUNCHERS
+from ditflow_kernels.fakes import FAKES
 from profiles.explain import explain
 from profiles.trace import read_trace
 
@@ -48,7 +48,12 @@ def loop():
 
     def run():
         guidance = Guidance(
-            loss, Until("query_key", (1,)), "latents", 2, [0.1, 0.1], loss_scaler(torch.float32, flow.device)
+            loss,
+            Capture("query_key", (1,)),
+            "latents",
+            2,
+            [0.1, 0.1],
+            loss_scaler(torch.float32, flow.device),
         )
         schedule = ddim_schedule(4)
         return denoise(
@@ -115,7 +120,7 @@ def test_every_operator_has_a_name():
         motion_flow(query[0], key[0], grid, 2.0, hard=True)
         flow = motion_flow(query[0], key[0], grid, 2.0)
         (flow.sum() + motion_flow_loss(query[0], key[0], flow.detach(), grid, 2.0)).backward()
-    names = {f"kernel/{operator.name().removeprefix('ditflow::')}" for operator in LAUNCHERS}
+    names = {f"kernel/{operator.name().removeprefix('ditflow::')}" for operator in FAKES}
     assert {name for (name,) in recorder.seen} == names
     seen = len(recorder.seen)
     motion_flow(query[0], key[0], grid, 2.0, hard=True)

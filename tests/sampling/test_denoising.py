@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import SCHEDULER, random_inputs, text_embeddings, tiny_backbone
+from tiny_models import random_inputs, settings_schedule, text_embeddings, tiny_backbone
 
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
@@ -43,7 +43,7 @@ def test_another_runner_goes_on_from_the_last_finished_step(optimise, scheduler)
     texts = text_embeddings(inputs.prompt)
 
     def denoising(seen):
-        return Denoising(settings, SCHEDULER, texts, inputs.latents, seen.append)
+        return Denoising(settings, settings_schedule(settings), texts, inputs.latents, seen.append)
 
     whole = []
     expected = denoising(whole).run(PlainRunner(backbone))
@@ -66,10 +66,10 @@ def test_the_other_runner_may_be_of_another_kind():
     inputs = random_inputs(backbone, 3, 8, 12)
     settings = Settings(model="small", steps=3, guided=0.7, optimisation_steps=2, guidance_blocks=[2])
     texts = text_embeddings(inputs.prompt)
-    expected = Denoising(settings, SCHEDULER, texts, inputs.latents, lambda _: None).run(
+    expected = Denoising(settings, settings_schedule(settings), texts, inputs.latents, lambda _: None).run(
         PlainRunner(backbone)
     )
-    interrupted = Denoising(settings, SCHEDULER, texts, inputs.latents, lambda _: None)
+    interrupted = Denoising(settings, settings_schedule(settings), texts, inputs.latents, lambda _: None)
     with pytest.raises(torch.OutOfMemoryError):
         interrupted.run(OutOfMemory(backbone, 4))
     found = interrupted.run(BlockwiseRunner(backbone))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import SCHEDULER, random_inputs, text_embeddings, tiny_backbone
+from tiny_models import random_inputs, settings_schedule, text_embeddings, tiny_backbone
 
 from ditflow.memory.plain import PlainRunner
 from ditflow.sampling.denoising import Denoising
@@ -38,7 +38,8 @@ def denoising(backbone, inputs, **changes):
         model="small", steps=4, guided=0.5, optimisation_steps=3, guidance_blocks=[2], guidance_scale=1,
         dynamic_scale=False, **changes,
     )  # fmt: skip
-    return Denoising(settings, SCHEDULER, text_embeddings(inputs.prompt), inputs.latents, lambda _: None)
+    schedule, texts = settings_schedule(settings), text_embeddings(inputs.prompt)
+    return Denoising(settings, schedule, texts, inputs.latents, lambda _: None)
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")], ids=str)

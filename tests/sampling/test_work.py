@@ -11,11 +11,11 @@ from ditflow.sampling.loop import Scale, Step, denoise
 def test_no_injection_runs_no_injection_pass(monkeypatch):
     runner = PlainRunner(tiny_backbone(layers=DEPTH))
 
-    inputs = random_inputs(runner.backbone, 3, 8, 12)
+    inputs = random_inputs(runner.transformer, 3, 8, 12)
     texts = text_embeddings(inputs.prompt)
 
     def blocks_run(injection):
-        counts = BlockCalls(runner.backbone, monkeypatch)
+        counts = BlockCalls(runner.transformer, monkeypatch)
         schedule = ddim_schedule(4)
         denoise(
             runner, schedule, Step(-1, inputs.latents, inputs.embedding, []), inputs.embedding, texts,

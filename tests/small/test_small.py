@@ -15,10 +15,10 @@ from tiny_pipelines import build_pipeline
 from transformers import T5Tokenizer
 
 from ditflow.errors import DitflowError
-from ditflow.models.cogvideox.vae import decode, encode
+from ditflow.models.families import shipped_folder
 from ditflow.models.loading import ModelFolder
 from ditflow.settings import Settings
-from ditflow.small import SMALL_MODELS, pipeline_folder
+from ditflow.small import SMALL_MODELS
 from ditflow.small.clips import made_clip
 from ditflow.small.pipeline import random_text_encoder
 from ditflow.small.vocabulary import COLOURS, SHAPES
@@ -132,11 +132,11 @@ def test_same_seed_same_bytes(small_folder, tmp_path):
 
 @pytest.fixture(params=SMALL_MODELS)
 def shipped(request):
-    return request.param, pipeline_folder(request.param)
+    return request.param, shipped_folder(request.param)
 
 
 def test_shipped_folders_are_small_and_without_pickles():
-    found = [contents(pipeline_folder(name)) for name in SMALL_MODELS]
+    found = [contents(shipped_folder(name)) for name in SMALL_MODELS]
     assert sum(len(data) for files in found for data in files.values()) < 16 * 2**20
     for files in found:
         assert {path.suffix for path in files} == {".json", ".safetensors", ".model"}
@@ -152,7 +152,7 @@ def test_shipped_weights_are_float16_and_finite(shipped):
 
 
 def test_shipped_models_differ_in_their_transformers_alone():
-    rope, sincos = (contents(pipeline_folder(name)) for name in SMALL_MODELS)
+    rope, sincos = (contents(shipped_folder(name)) for name in SMALL_MODELS)
     assert {path.parts[0] for path, data in rope.items() if sincos.get(path) != data} == {"transformer"}
     assert rope.keys() == sincos.keys()
 
@@ -161,31 +161,31 @@ def test_shipped_model_loads_by_its_name(shipped):
     name, path = shipped
     folder = ModelFolder(name, "float32", torch.device("cpu"))
     assert folder.path == path
-    backbone = folder.backbone()
+    backbone = folder.transformer()
     assert backbone.rotary == (SMALL_MODELS[name] == "rope")
     assert max(Settings(model=name).guidance_blocks) < len(backbone.blocks)
-    encoder = folder.text_encoder().state_dict()
+    encoder = folder.text_encoder().network.state_dict()
     assert all(torch.equal(encoder[key], value) for key, value in random_text_encoder().state_dict().items())
 
 
 def test_shipped_autoencoder_knows_held_out_clips():
     folder = ModelFolder("small", "float32", torch.device("cpu"))
-    vae, clip = folder.vae(), made_clip(3).frames
-    again = decode(vae, encode(vae, torch.from_numpy(clip)), len(clip)).numpy()
+    vae, clip = folder.autoencoder(), made_clip(3).frames
+    again = vae.decode(vae.encode(torch.from_numpy(clip)), len(clip), "none").numpy()
     assert 10 * np.log10(255**2 / np.square(again - clip.astype(float)).mean()) > 22
 
 
 def test_sincos_has_a_positional_embedding():
-    transformer = load(pipeline_folder("small-sincos"), torch.float32).transformer
+    transformer = load(shipped_folder("small-sincos"), torch.float32).transformer
     embedding = transformer.patch_embed.pos_embedding[0]
     assert embedding.shape == (16 + 576, 128)
     assert embedding[:16].abs().max() == 0
     assert len(embedding[16:].unique(dim=0)) == 576  # each place its own
-    assert not hasattr(load(pipeline_folder("small"), torch.float32).transformer.patch_embed, "pos_embedding")
+    assert not hasattr(load(shipped_folder("small"), torch.float32).transformer.patch_embed, "pos_embedding")
 
 
 def test_colours_and_shapes_are_single_tokens():
-    tokenizer = T5Tokenizer.from_pretrained(pipeline_folder("small") / "tokenizer")
+    tokenizer = T5Tokenizer.from_pretrained(shipped_folder("small") / "tokenizer")
     ids = [tokenizer(word).input_ids for word in (*COLOURS, *SHAPES)]
     assert all(len(pair) == 2 and tokenizer.unk_token_id not in pair for pair in ids)  # the word and the end
     assert len({word for word, _ in ids}) == 12
@@ -194,7 +194,7 @@ def test_colours_and_shapes_are_single_tokens():
 
 @pytest.mark.parametrize("text", ["A Zebra, reduced!", "the dog's  42 balls", "", "blue"])
 def test_tokenizer_reads_any_text_as_sentencepiece_does(text):
-    folder = pipeline_folder("small")
+    folder = shipped_folder("small")
     tokenizer = T5Tokenizer.from_pretrained(folder / "tokenizer")
     ids = tokenizer(text).input_ids
     assert ids[:-1] == SentencePieceProcessor(model_file=str(folder / "tokenizer/spiece.model")).encode(text)

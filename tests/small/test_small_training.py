@@ -221,12 +221,15 @@ def test_what_a_later_stage_started_from_is_not_trained_on(checkpoints, tmp_path
 @pytest.mark.parametrize("style", ["rope", "sincos"])
 def test_export_is_what_was_trained(checkpoints, style):
     folder = ModelFolder(str(checkpoints / "models" / style), "float16", CPU)
-    assert folder.backbone().rotary == (style == "rope")
+    assert folder.transformer().rotary == (style == "rope")
     last = {"rope": "tracking", "sincos": "sincos"}[style]
     wanted = averaged(checkpoints / f"{last}.safetensors")
-    exported = folder.backbone().transformer.state_dict()
+    exported = folder.transformer().network.state_dict()
     assert all(torch.equal(exported[name], weights.half()) for name, weights in wanted.items())
-    wanted, vae = autoencoder.trained_autoencoder(checkpoints).state_dict(), folder.vae().state_dict()
+    wanted, vae = (
+        autoencoder.trained_autoencoder(checkpoints).state_dict(),
+        folder.autoencoder().network.state_dict(),
+    )
     assert all(torch.equal(vae[name], weights.half()) for name, weights in wanted.items())
     scale = float(latents.material(checkpoints, CPU).scale)
     assert folder.config("vae")["scaling_factor"] == pytest.approx(scale, abs=1e-4)
@@ -246,7 +249,7 @@ def test_latents_of_an_earlier_autoencoder_are_refused(checkpoints, tmp_path):
 
 
 def test_the_shipped_models_can_be_trained_further(checkpoints, tmp_path, monkeypatch):
-    monkeypatch.setattr(shipped, "pipeline_folder", lambda name: checkpoints / "models" / SMALL_MODELS[name])
+    monkeypatch.setattr(shipped, "shipped_folder", lambda name: checkpoints / "models" / SMALL_MODELS[name])
     monkeypatch.setattr(torch, "compile", lambda network: network)
     shutil.copy(checkpoints / "sincos.safetensors", tmp_path)  # is not touched
     before = (tmp_path / "sincos.safetensors").read_bytes()

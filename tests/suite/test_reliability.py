@@ -1,4 +1,4 @@
-"""`docs/reliability.md` is of the tests there are, nothing in it is lost, and its writer does not flatter."""
+"""`docs/reliability.md` matches the tests, no fault in it is lost, and failures are written as lost."""
 
 import os
 import subprocess
@@ -10,8 +10,8 @@ from reliability import FAULTS, LOST, SURVIVED, TABLE, Row, read_page
 from repository import ROOT
 
 
-def test_the_page_is_of_the_tests_there_are(request):
-    """Of those collected in this session, which in `make test` are all; `make reliability` writes it anew."""
+def test_the_page_matches_the_tests(request):
+    """Compares the tests collected in this session, which are all of them in `make test`."""
     written = defaultdict(Counter)
     for row in read_page(TABLE.read_text(encoding="utf-8")):
         written[row.file][row.fault] += row.cases
@@ -69,8 +69,8 @@ def test_no_fault():
 '''
 
 
-def test_failures_are_lost_and_what_is_skipped_is_not_survived(tmp_path):
-    """In another process than the one that writes, as `make reliability` runs them."""
+def test_failed_faults_are_lost_and_skipped_ones_not_tried(tmp_path):
+    """With a worker process that runs the tests and another that writes, as in `make reliability`."""
     (tmp_path / "test_trial.py").write_text(TRIED)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = fault(what)\n")
     page = tmp_path / "page.md"

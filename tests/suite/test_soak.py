@@ -1,4 +1,4 @@
-"""Long runs do not grow: what one process holds after some transfers, and after more."""
+"""A process that makes many transfers does not grow."""
 
 import threading
 
@@ -7,15 +7,15 @@ import soak
 import torch
 
 
-@pytest.mark.fault("transfer after transfer in one process: no object, tensor, thread or open file more")
+@pytest.mark.fault("many transfers in one process: no growth in objects, tensors, threads or open files")
 def test_transfers_leave_nothing_behind(tmp_path):
     found = [soak.living() for _ in soak.transfers(soak.little_settings(tmp_path), 6)]
-    for name in found[0]:  # a library may hold a few objects for a moment; what is left behind adds up
+    for name in found[0]:  # a library may hold a few objects for a moment; a leak adds up
         counts = [each[name] for each in found]
         assert min(counts[3:]) <= max(counts[:3]), (name, counts)
 
 
-def test_what_is_left_behind_is_seen(tmp_path):
+def test_a_leak_is_noticed(tmp_path):
     before, leave = soak.living(), threading.Event()
     kept = [torch.ones(1), soak.Settings(model="small")]
     one_more = threading.Thread(target=leave.wait)
@@ -29,7 +29,7 @@ def test_what_is_left_behind_is_seen(tmp_path):
     assert kept
 
 
-def test_growth_counts_once_it_is_warm():
+def test_growth_counts_after_the_warm_up():
     def readings(*host):
         return {number: {"host bytes": host[number >= soak.WARM], "tensors": 5} for number in range(1, 41)}
 

@@ -128,6 +128,7 @@ class ToyTransformer:
     """Implements `ditflow.models.protocols.Transformer`."""
 
     embedding_kind = "rotary"
+    timestep_dtype = torch.float32
 
     def __init__(self, network: ToyTransformer3DModel, attention: str = "sdpa", compiled: bool = False):
         self.network = network.requires_grad_(False).eval()

@@ -69,7 +69,7 @@ class CogVideoXFamily:
         return config["num_layers"]
 
     def embedding_kind(self, config: Mapping[str, Any]) -> Literal["rotary", "additive"]:
-        return "rotary" if config.get("use_rotary_positional_embeddings") else "additive"
+        return "rotary" if config["use_rotary_positional_embeddings"] else "additive"
 
     def network(self, part: str) -> type:
         if part == "transformer":

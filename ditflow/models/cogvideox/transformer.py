@@ -36,6 +36,8 @@ class CogVideoXTransformer:
     the attention kernel's package cannot be loaded.
     """
 
+    timestep_dtype = torch.int64
+
     def __init__(self, network: CogVideoXTransformer3DModel, attention: str = "sdpa", compiled: bool = False):
         config = network.config
         if config.patch_size_t is not None or config.use_learned_positional_embeddings:
@@ -50,7 +52,7 @@ class CogVideoXTransformer:
         self.attention = load_attention(attention)
         self.pieces = Pieces()
         if compiled:
-            self.compile_pieces("inductor")
+            self.pieces = Pieces(*map(compile_piece, Pieces()))
 
     @property
     def dtype(self) -> torch.dtype:

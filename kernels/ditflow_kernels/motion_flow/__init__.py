@@ -1,1 +1,1 @@
-"""Motion flow between frames, read off the head-averaged attention between their patches."""
+"""Motion flow between the frames of a video, from the head-averaged attention between their patches."""

@@ -1,4 +1,4 @@
-"""The public functions of motion flow: they check what they are given, once, and hand it to a backend."""
+"""The public functions of motion flow. They check the arguments; the backends trust them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from ditflow_kernels.backends import choose
-from ditflow_kernels.checks import check_alike, check_text_length
+from ditflow_kernels.checks import check_matching, check_text_length
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,13 +26,13 @@ def motion_flow(
 ) -> Tensor:  # [frames (query), frames (key), height * width, 2]
     """Where each patch goes: `softmax_j(temperature * mean_heads(q_i . k_j / sqrt(head_dim))) . c_j - c_i`.
 
-    The softmax is over the patches j of one key frame, c_j is the cell of j. Displacements are (x, y) in
+    The softmax is over the patches j of one key frame; c_j is the position of j. Displacements are (x, y) in
     latent patches, x to the right and y down, in float32 (float64 for float64 input). Video tokens only.
-    `hard` takes the likeliest cell, the lowest index on a tie, and has no gradient. `workspace_bytes` bounds
-    the temporary memory of a pass beyond its results; None is the backend's own bound. Source: DiTFlow
+    `hard=True` takes the likeliest patch, the lowest index on a tie, and has no gradient. `workspace_bytes`
+    bounds a pass's temporary memory beyond its results; None uses the backend's default. Source: DiTFlow
     (CVPR 2025), Attention Motion Flow, with the logits averaged over heads.
 
-    Raises ValueError where shapes, dtypes or devices do not match, or the backend is unknown.
+    Raises ValueError if shapes, dtypes or devices do not match, or if the backend is unknown.
     """
     _check_tokens(query, key, grid)
     chosen = choose(backend, query.device, query.dtype)
@@ -62,12 +62,12 @@ def motion_flow_loss(
 ) -> Tensor:  # scalar
     """`mean((motion_flow - reference) ** 2)` over both components of the rows that count, in patches squared.
 
-    `rows="moving"` counts the rows with `|reference| > 0`, `"all"` every row. Where none counts, the loss is
-    0 with zero gradients. float32 (float64 for float64 input). `reference` gets no gradient.
-    `workspace_bytes` bounds the temporary memory beyond the loss and its gradients: fewer bytes, more and
-    smaller panels of query rows. None is the backend's own bound.
+    A row is one patch and one key frame. `rows="moving"` counts the rows with `|reference| > 0`, `"all"`
+    counts every row. If no row counts, the loss and its gradients are 0. float32 (float64 for float64 input).
+    `reference` gets no gradient. `workspace_bytes` bounds the temporary memory beyond the loss and its
+    gradients; with less, the work is split into more, smaller parts. None uses the backend's default.
 
-    Raises ValueError where shapes, dtypes or devices do not match, or the backend or `rows` is unknown.
+    Raises ValueError if shapes, dtypes or devices do not match, or if the backend or `rows` is unknown.
     """
     _check_tokens(query, key, grid)
     frames, height, width = grid
@@ -102,13 +102,13 @@ def attention_with_motion_flow(
 ) -> tuple[Tensor, Tensor]:  # [1, T + S, heads, head_dim], [frames, frames, height * width, 2]
     """`softmax(q k^T / sqrt(head_dim)) v` of all tokens, and the soft motion flow of the video tokens.
 
-    The attention half is torch's scaled_dot_product_attention.
+    The attention is torch's scaled_dot_product_attention.
 
-    Raises ValueError as `motion_flow` does, and for a batch that is not 1: a flow belongs to one video.
+    Raises ValueError as `motion_flow` does, and if the batch is not 1.
     """
-    check_alike("1, text + video, heads, head_dim", query=query, key=key, value=value)
+    check_matching("1, text + video, heads, head_dim", query=query, key=key, value=value)
     if query.shape[0] != 1:
-        raise ValueError(f"a flow belongs to one video: pass a batch of 1, not {query.shape[0]}")
+        raise ValueError(f"motion flow takes one video at a time: pass a batch of 1, not {query.shape[0]}")
     check_text_length(text_length, query.shape[1])
     flow = motion_flow(query[0, text_length:], key[0, text_length:], grid, temperature, backend=backend)
 
@@ -119,7 +119,7 @@ def attention_with_motion_flow(
 
 
 def _check_tokens(query: Tensor, key: Tensor, grid: tuple[int, int, int]) -> None:
-    check_alike("S, heads, head_dim", query=query, key=key)
+    check_matching("S, heads, head_dim", query=query, key=key)
     tokens = query.shape[0]
     if len(grid) != 3 or min(grid) < 1 or prod(grid) != tokens:
         raise ValueError(

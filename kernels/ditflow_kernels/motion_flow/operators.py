@@ -1,4 +1,4 @@
-"""The operators that torch sees, whichever backend computes: it knows their shapes, gradients and FLOPs."""
+"""Motion flow as torch operators, for every backend: fakes, gradients and FLOPs."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ditflow_kernels.launchers import launcher_of
+from ditflow_kernels.fakes import fake_of
 from ditflow_kernels.motion_flow.scaling import scale_into
 from ditflow_kernels.observed import operator
 
@@ -47,8 +47,8 @@ def motion_flow_loss(
     squares = (flow - reference).square().sum(dim=-1)
     if rows == "all":
         return squares.mean() / 2
-    counts = (reference != 0).any(dim=-1)
-    return squares.where(counts, 0).sum() / (2 * counts.sum().clamp(min=1))
+    counted = (reference != 0).any(dim=-1)
+    return squares.where(counted, 0).sum() / (2 * counted.sum().clamp(min=1))
 
 
 @operator("motion_flow")
@@ -59,11 +59,11 @@ def soft_flow(
     temperature: float,
     backend: str,
     workspace_bytes: int | None,
-) -> tuple[Tensor, Tensor]:  # flow, logsumexp
+) -> tuple[Tensor, Tensor]:  # flow, log2sumexp
     return _passes(backend).soft_flow(query, key, grid, temperature, workspace_bytes)
 
 
-@launcher_of(torch.ops.ditflow.motion_flow.default)
+@fake_of(torch.ops.ditflow.motion_flow.default)
 def _(query, key, grid, temperature, backend, workspace_bytes):
     return _passes(backend).soft_flow(query, key, grid, temperature, workspace_bytes, launch=False)
 
@@ -79,7 +79,7 @@ def hard_flow(
     return _passes(backend).hard_flow(query, key, grid, workspace_bytes)
 
 
-@launcher_of(torch.ops.ditflow.motion_flow_hard.default)
+@fake_of(torch.ops.ditflow.motion_flow_hard.default)
 def _(query, key, grid, backend, workspace_bytes):
     return _passes(backend).hard_flow(query, key, grid, workspace_bytes, launch=False)
 
@@ -90,20 +90,20 @@ def flow_gradients(
     query: Tensor,
     key: Tensor,
     flow: Tensor,
-    logsumexp: Tensor,
+    log2sumexp: Tensor,
     grid: Sequence[int],
     temperature: float,
     backend: str,
     workspace_bytes: int | None,
 ) -> tuple[Tensor, Tensor]:
     passes = _passes(backend)
-    return passes.flow_gradients(grad, query, key, flow, logsumexp, grid, temperature, workspace_bytes)
+    return passes.flow_gradients(grad, query, key, flow, log2sumexp, grid, temperature, workspace_bytes)
 
 
-@launcher_of(torch.ops.ditflow.motion_flow_backward.default)
-def _(grad, query, key, flow, logsumexp, grid, temperature, backend, workspace_bytes):
+@fake_of(torch.ops.ditflow.motion_flow_backward.default)
+def _(grad, query, key, flow, log2sumexp, grid, temperature, backend, workspace_bytes):
     settings = grid, temperature, workspace_bytes
-    return _passes(backend).flow_gradients(grad, query, key, flow, logsumexp, *settings, launch=False)
+    return _passes(backend).flow_gradients(grad, query, key, flow, log2sumexp, *settings, launch=False)
 
 
 @operator("motion_flow_loss")
@@ -116,12 +116,12 @@ def loss_and_gradients(
     rows: str,
     backend: str,
     workspace_bytes: int | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # loss, gradients but for a factor, the factor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # loss, gradients without their factor, the factor
     passes = _passes(backend)
     return passes.loss_and_gradients(query, key, reference, grid, temperature, rows, workspace_bytes)
 
 
-@launcher_of(torch.ops.ditflow.motion_flow_loss.default)
+@fake_of(torch.ops.ditflow.motion_flow_loss.default)
 def _(query, key, reference, grid, temperature, rows, backend, workspace_bytes):
     settings = grid, temperature, rows, workspace_bytes
     return _passes(backend).loss_and_gradients(query, key, reference, *settings, launch=False)
@@ -130,13 +130,13 @@ def _(query, key, reference, grid, temperature, rows, backend, workspace_bytes):
 @operator("motion_flow_loss_backward")
 def scaled_gradients(
     grad: Tensor,  # [] of the loss
-    grad_query: Tensor,  # but for the factor, of any shape
+    grad_query: Tensor,  # without the factor, in any shape
     grad_key: Tensor,
     factor: Tensor,  # []
     shape: Sequence[int],  # of the results
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """`grad * factor` times each, in float32, rounded once."""
+    """Both gradients times `grad * factor`: multiplied in float32, rounded once."""
     scaled = []
     for unscaled in (grad_query, grad_key):
         result = torch.empty_like(unscaled, dtype=dtype)
@@ -144,12 +144,12 @@ def scaled_gradients(
     return tuple(scaled)
 
 
-@launcher_of(torch.ops.ditflow.motion_flow_loss_backward.default)
+@fake_of(torch.ops.ditflow.motion_flow_loss_backward.default)
 def _(grad, grad_query, grad_key, factor, shape, dtype):
     return tuple(grad_query.new_empty(shape, dtype=dtype) for _ in range(2))
 
 
-def _keep_flow(ctx, inputs, output) -> None:
+def _save_flow(ctx, inputs, output) -> None:
     query, key, *ctx.settings = inputs
     ctx.save_for_backward(query, key, *output)
     ctx.mark_non_differentiable(output[1])
@@ -159,19 +159,19 @@ def _flow_backward(ctx, grad, _):
     return *flow_gradients(grad, *ctx.saved_tensors, *ctx.settings), *[None] * 4
 
 
-def _keep_loss(ctx, inputs, output) -> None:
+def _save_loss(ctx, inputs, output) -> None:
     ctx.like = inputs[0].shape, inputs[0].dtype
     ctx.save_for_backward(*output[1:])
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # zeros as large as the gradients, for outputs that have none
+    ctx.set_materialize_grads(False)  # or torch makes zeros for outputs without gradients, as large as these
 
 
 def _loss_backward(ctx, grad, *_):
     return *scaled_gradients(grad, *ctx.saved_tensors, *ctx.like), *[None] * 6
 
 
-soft_flow.register_autograd(_flow_backward, setup_context=_keep_flow)
-loss_and_gradients.register_autograd(_loss_backward, setup_context=_keep_loss)
+soft_flow.register_autograd(_flow_backward, setup_context=_save_flow)
+loss_and_gradients.register_autograd(_loss_backward, setup_context=_save_loss)
 
 
 def _product_flops(query_shape: Sequence[int]) -> int:
@@ -187,7 +187,7 @@ def _flow_flops(query_shape, *shapes, **options) -> int:
 
 @register_flop_formula(torch.ops.ditflow.motion_flow_loss)
 def _loss_flops(query_shape, *shapes, **options) -> int:
-    """Three products: what blocks without a row that counts save is not known from shapes."""
+    """Three products. Frames without a row that counts are skipped, but shapes do not tell how many."""
     return 3 * _product_flops(query_shape)
 
 
@@ -199,7 +199,7 @@ def _backward_flops(grad_shape, query_shape, *shapes, **options) -> int:
 
 @register_flop_formula(torch.ops.ditflow.motion_flow_loss_backward)
 def _scaling_flops(*shapes, **options) -> int:
-    """None that count: no products of matrices."""
+    """Zero: FLOP counts include matrix products only."""
     return 0
 
 

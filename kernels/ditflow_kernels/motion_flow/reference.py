@@ -1,4 +1,4 @@
-"""Motion flow from its definition, in any float dtype: for tests and reading. Holds [heads, S, S] logits."""
+"""Motion flow from its definition, in any floating dtype, for tests and reading. Holds [heads, S, S]."""
 
 import torch
 from torch import Tensor
@@ -12,17 +12,20 @@ def motion_flow(
     *,
     hard: bool = False,
 ) -> Tensor:  # [frames, frames, height * width, 2]
-    """Expected (if hard, likeliest) cell of the key frame minus the query's own cell: (x, y) in patches."""
+    """Expected (if hard, likeliest) position in the key frame minus the query's own: (x, y) in patches."""
     frames, height, width = grid
     head_logits = torch.einsum("imd,jmd->mij", query, key) / query.shape[-1] ** 0.5
     logits = head_logits.mean(dim=0)
     logits = logits.view(frames, height * width, frames, height * width)  # query frame, cell, key frame, cell
 
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    cells = torch.stack([x.flatten(), y.flatten()], dim=-1).to(query)  # [height * width, 2]
+    coordinates = torch.stack([x.flatten(), y.flatten()], dim=-1).to(query)  # [height * width, 2]
 
-    target = cells[logits.argmax(dim=-1)] if hard else (temperature * logits).softmax(dim=-1) @ cells
-    flow = target - cells[:, None, :]  # [query frame, cell, key frame, 2]
+    if hard:
+        target = coordinates[logits.argmax(dim=-1)]
+    else:
+        target = (temperature * logits).softmax(dim=-1) @ coordinates
+    flow = target - coordinates[:, None, :]  # [query frame, cell, key frame, 2]
     return flow.transpose(1, 2).to(torch.promote_types(query.dtype, torch.float32))
 
 
@@ -38,9 +41,9 @@ def motion_flow_loss(
     """Mean squared difference from `reference` over both components of the rows that count."""
     flow = motion_flow(query, key, grid, temperature)
     if rows == "moving":
-        counts = reference.norm(dim=-1) > 0
+        counted = reference.norm(dim=-1) > 0
     else:
-        counts = torch.ones_like(reference[..., 0], dtype=torch.bool)
-    if not counts.any():
+        counted = torch.ones_like(reference[..., 0], dtype=torch.bool)
+    if not counted.any():
         return 0 * flow.sum()
-    return (flow - reference)[counts].square().mean()
+    return (flow - reference)[counted].square().mean()

@@ -1,17 +1,17 @@
-"""The last step to a gradient: the one factor that its passes left out."""
+"""The last step of every gradient: multiply it by the one factor that its passes left out."""
 
 import torch
 from torch import Tensor
 
-PIECES = 16
+CPU_PIECES = 16
 
 
 def scale_into(scaled: Tensor, unscaled: Tensor, factor: Tensor) -> Tensor:
-    """`unscaled * factor` for a factor of no dimension, in float32, rounded once to `scaled`."""
-    # a factor of no dimension would be rounded to the dtype of the other first
+    """Write `unscaled * factor` to `scaled`, multiplied in float32 and rounded once. `factor` is 0-d."""
+    # torch would first round a 0-d factor to the dtype of the other operand
     factor = factor.view([1] * unscaled.ndim)
-    # a CPU makes float32 copies of what it mixes: not of all at once
-    pieces = PIECES if unscaled.device.type == "cpu" else 1
-    for into, part in zip(scaled.chunk(pieces), unscaled.chunk(pieces), strict=True):
-        torch.mul(part, factor, out=into)
+    # a CPU copies operands of mixed dtypes to float32: avoid copying all at once
+    pieces = CPU_PIECES if unscaled.device.type == "cpu" else 1
+    for target, part in zip(scaled.chunk(pieces), unscaled.chunk(pieces), strict=True):
+        torch.mul(part, factor, out=target)
     return scaled

@@ -1,1 +1,1 @@
-"""Queries and keys made ready for attention: layer norm over each head, then rotary embedding."""
+"""Query and key preparation for attention: layer norm over each head, then rotary embedding."""

@@ -1,11 +1,11 @@
-"""The public function that makes queries and keys ready: it checks what it is given, once."""
+"""The public function that prepares queries and keys. It checks the arguments; the backends trust them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from ditflow_kernels.backends import choose
-from ditflow_kernels.checks import check_alike, check_text_length
+from ditflow_kernels.checks import check_matching, check_text_length
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,20 +23,21 @@ def qk_norm_rope(
     *,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:  # [B, T + S, heads, head_dim] twice
-    """`x = layer_norm(x)` over head_dim; then for video tokens `x * cos + turned(x) * sin`.
+    """`x = layer_norm(x)` over head_dim, then for video tokens `x * cos + rotate(x) * sin`.
 
-    `turned` takes each pair of neighbouring channels (a, b) to (-b, a), CogVideoX's convention. The inputs
-    are left as they are. Gradients go to query, key and rope (there summed over batch and heads in float32);
-    the norms are constants.
+    `rotate` maps each pair of neighbouring channels (a, b) to (-b, a), CogVideoX's convention. The inputs are
+    not modified. Query, key and rope get gradients (rope's summed over batch and heads in float32); the norms
+    are constants.
 
-    Raises ValueError where shapes, dtypes or devices do not match, or the backend is unknown.
+    Raises ValueError if shapes, dtypes or devices do not match, or if the backend is unknown.
     """
-    check_alike("B, text + video, heads, head_dim", query=query, key=key)
+    check_matching("B, text + video, heads, head_dim", query=query, key=key)
     check_text_length(text_length, query.shape[1])
     _check_rope(query, rope, text_length)
-    norms = (
-        _constant(name, norm, query) for name, norm in [("norm_query", norm_query), ("norm_key", norm_key)]
-    )
+    norms = [
+        _checked_norm(name, norm, query)
+        for name, norm in [("norm_query", norm_query), ("norm_key", norm_key)]
+    ]
     chosen = choose(backend, query.device, query.dtype)
     if chosen == "reference":
         from ditflow_kernels.qk_norm_rope import reference
@@ -54,14 +55,14 @@ def _check_rope(query: Tensor, rope: Tensor | None, text_length: int) -> None:
     expected = [2, 2, tokens - text_length, head_dim]
     if list(rope.shape) != expected or head_dim % 2:
         raise ValueError(
-            f"rope {list(rope.shape)} must be {expected}, (query, key) x (cos, sin), head_dim even"
+            f"rope {list(rope.shape)} must be {expected}, (query, key) x (cos, sin), with an even head_dim"
         )
     if rope.device != query.device:
         raise ValueError(f"rope is on {rope.device}, query on {query.device}: use one device")
 
 
-def _constant(name: str, norm: Norm, query: Tensor) -> Norm:
-    """The norm without gradients, checked."""
+def _checked_norm(name: str, norm: Norm, query: Tensor) -> Norm:
+    """The norm, checked and detached."""
     if norm is None:
         return None
     weight, bias, eps = norm

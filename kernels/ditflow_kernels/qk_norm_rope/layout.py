@@ -1,4 +1,4 @@
-"""What the passes are given: how queries and keys lie in memory, and the tile a program takes of them."""
+"""What the passes share: the type of a norm, which gradients are wanted, memory layout and tile shape."""
 
 from typing import NamedTuple
 
@@ -8,39 +8,39 @@ Norm = tuple[Tensor, Tensor, float] | None  # weight [head_dim], bias [head_dim]
 
 
 class Wanted(NamedTuple):
-    """Which gradients a backward pass is asked for."""
+    """Which gradients a backward pass computes."""
 
     query: bool
     key: bool
     rope: bool
 
 
-def alike(first: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """The tensors with one set of strides and unit steps in head_dim: as they are where that holds already.
+def with_same_strides(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Both tensors with equal strides and contiguous channels; copied only if they are not so already.
 
-    Queries and keys come alike from the projections, be they two matrices or views of a fused one. A token's
-    heads lie within the reach of 32 bits.
+    Projections give queries and keys equal strides, as two matrices or as views of a fused one. A token's
+    heads must also lie within 2^31 elements: the kernels address them with 32 bits.
     """
-    within_reach = first.stride(-1) == 1 and first.stride(-2) * first.shape[-2] < 2**31
-    if within_reach and all(other.stride() == first.stride() for other in others):
-        return first, *others
-    return first.contiguous(), *(other.contiguous() for other in others)
+    in_reach = first.stride(-1) == 1 and first.stride(-2) * first.shape[-2] < 2**31
+    if in_reach and first.stride() == second.stride():
+        return first, second
+    return first.contiguous(), second.contiguous()
 
 
-def parts(norm: Norm) -> tuple[Tensor | None, Tensor | None, float]:
-    """Weight, bias and eps as a kernel takes them."""
+def norm_arguments(norm: Norm) -> tuple[Tensor | None, Tensor | None, float]:
+    """Weight, bias and eps as kernel arguments."""
     if norm is None:
         return None, None, 0.0
     weight, bias, eps = norm
     return weight.contiguous(), bias.contiguous(), eps
 
 
-def block_shape(heads: int, head_dim: int, tile_elements: int) -> tuple[int, int]:
-    """Heads and channels of a tile, both powers of two; at least a pair of channels."""
-    channels = max(2, power_of_two(head_dim))
-    return max(1, min(power_of_two(heads), tile_elements // channels)), channels
+def tile_shape(heads: int, head_dim: int, tile_elements: int) -> tuple[int, int]:
+    """Heads and channels of a tile: powers of two, and at least one pair of channels."""
+    channels = max(2, next_power_of_two(head_dim))
+    return max(1, min(next_power_of_two(heads), tile_elements // channels)), channels
 
 
-def power_of_two(size: int) -> int:
-    """The smallest power of two that is not below `size`."""
+def next_power_of_two(size: int) -> int:
+    """The smallest power of two that is at least `size`."""
     return 1 << (size - 1).bit_length()

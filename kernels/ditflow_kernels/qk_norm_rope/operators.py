@@ -1,4 +1,4 @@
-"""The operators that torch sees, whichever backend computes: it knows their shapes, gradients and FLOPs."""
+"""Query and key preparation as torch operators, for every backend: fakes, gradients and FLOPs."""
 
 from importlib import import_module
 from types import ModuleType
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ditflow_kernels.launchers import launcher_of
+from ditflow_kernels.fakes import fake_of
 from ditflow_kernels.observed import operator
 from ditflow_kernels.qk_norm_rope.layout import Norm, Wanted
 
@@ -24,10 +24,10 @@ def qk_norm_rope(
 ) -> tuple[Tensor, Tensor]:  # contiguous
     """See `ditflow_kernels.qk_norm_rope`."""
     prepared = prepare(query, key, *_flat(norm_query), *_flat(norm_key), rope, text_length, backend)
-    # one operator gives both: undo what torch then believes of a result without a variable behind it
-    turning = rope is not None and rope.requires_grad
+    # torch marks both results of the operator as differentiable if any input is; detach those that are not
+    rope_wants_gradient = rope is not None and rope.requires_grad
     return tuple(
-        result if turning or source.requires_grad else result.detach()
+        result if rope_wants_gradient or source.requires_grad else result.detach()
         for result, source in zip(prepared, (query, key), strict=True)
     )
 
@@ -50,7 +50,7 @@ def prepare(
     return _passes(backend).qk_norm_rope_forward(query, key, *norms, rope, text_length)
 
 
-@launcher_of(torch.ops.ditflow.qk_norm_rope.default)
+@fake_of(torch.ops.ditflow.qk_norm_rope.default)
 def _(
     query, key, weight_query, bias_query, eps_query, weight_key, bias_key, eps_key, rope, text_length, backend
 ):
@@ -72,7 +72,7 @@ def prepare_backward(
     eps_key: float,
     rope: Tensor | None,
     text_length: int,
-    wanted: list[bool],  # of query, key, rope
+    wanted: list[bool],  # query, key, rope
     backend: str,
 ) -> list[Tensor]:  # the wanted gradients
     norms = _norm(weight_query, bias_query, eps_query), _norm(weight_key, bias_key, eps_key)
@@ -82,7 +82,7 @@ def prepare_backward(
     return [gradient for gradient in gradients if gradient is not None]
 
 
-@launcher_of(torch.ops.ditflow.qk_norm_rope_backward.default)
+@fake_of(torch.ops.ditflow.qk_norm_rope_backward.default)
 def _(
     grad_query, grad_key, query, key, weight_query, bias_query, eps_query,
     weight_key, bias_key, eps_key, rope, text_length, wanted, backend,
@@ -94,13 +94,13 @@ def _(
     return [gradient for gradient in gradients if gradient is not None]
 
 
-def _keep(ctx, inputs, output) -> None:
+def _save_inputs(ctx, inputs, output) -> None:
     query, key, weight_query, bias_query, eps_query, weight_key, bias_key, eps_key, rope, *rest = inputs
     ctx.save_for_backward(query, key, weight_query, bias_query, weight_key, bias_key, rope)
     ctx.settings = eps_query, eps_key, *rest
 
 
-def _gradients(ctx, grad_query, grad_key):
+def _backward(ctx, grad_query, grad_key):
     query, key, weight_query, bias_query, weight_key, bias_key, rope = ctx.saved_tensors
     eps_query, eps_key, text_length, backend = ctx.settings
     wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[8]]
@@ -117,12 +117,12 @@ def _gradients(ctx, grad_query, grad_key):
     return to_query, to_key, *[None] * 6, to_rope, None, None
 
 
-prepare.register_autograd(_gradients, setup_context=_keep)
+prepare.register_autograd(_backward, setup_context=_save_inputs)
 
 
 @register_flop_formula([torch.ops.ditflow.qk_norm_rope, torch.ops.ditflow.qk_norm_rope_backward])
 def _flops(*shapes, **options) -> int:
-    """None that count: no products of matrices."""
+    """Zero: FLOP counts include matrix products only."""
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Layer norm over each head and rotary embedding from their definitions; any floating dtype."""
+"""Layer norm over each head and rotary embedding, from their definitions, in any floating dtype."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ def qk_norm_rope(
     rope: Tensor | None,  # [2 (query, key), 2 (cos, sin), S, head_dim]
     text_length: int,
 ) -> tuple[Tensor, Tensor]:
-    """Norm all tokens, then rotate the video tokens."""
+    """Normalise all tokens, then rotate the video tokens."""
     rope_query, rope_key = (None, None) if rope is None else rope
     prepared_query = _prepare(query, norm_query, rope_query, text_length)
     prepared_key = _prepare(key, norm_key, rope_key, text_length)
@@ -33,5 +33,5 @@ def _prepare(
     pairs = video.unflatten(-1, (-1, 2))
     rotated = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1).flatten(-2)
     precise = torch.promote_types(tokens.dtype, torch.float32)
-    turned = video.to(precise) * cos + rotated.to(precise) * sin
-    return torch.cat([text, turned.to(tokens.dtype)], dim=1)
+    result = video.to(precise) * cos + rotated.to(precise) * sin
+    return torch.cat([text, result.to(tokens.dtype)], dim=1)

@@ -1,10 +1,10 @@
-"""Before the loss: which blocks of a query tile and a key frame have a row that counts."""
+"""Before the loss: which query tiles have a row that counts, for each key frame."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditflow_kernels.motion_flow.triton.problem import Problem
+from ditflow_kernels.motion_flow.triton.tiled_operands import TiledOperands
 
 
 @triton.jit
@@ -16,20 +16,24 @@ def motion_flow_activity_kernel(
     BLOCK_M: tl.constexpr,
 ):
     query_tile, key_frame = tl.program_id(0), tl.program_id(1)
-    row = query_tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    query_frame = row // cells
-    index = (query_frame * frames + key_frame) * cells + row - query_frame * cells
-    kept = row < frames * cells
-    x = tl.load(reference_ptr + 2 * index, mask=kept, other=0.0)
-    y = tl.load(reference_ptr + 2 * index + 1, mask=kept, other=0.0)
-    counts = ((x != 0) | (y != 0)).to(tl.int32)
-    tl.store(active_ptr + query_tile * frames + key_frame, tl.max(counts, axis=0))
+    query = query_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    query_frame = query // cells
+    index = (query_frame * frames + key_frame) * cells + query - query_frame * cells
+    inside = query < frames * cells
+    x = tl.load(reference_ptr + 2 * index, mask=inside, other=0.0)
+    y = tl.load(reference_ptr + 2 * index + 1, mask=inside, other=0.0)
+    counted = ((x != 0) | (y != 0)).to(tl.int32)
+    tl.store(active_ptr + query_tile * frames + key_frame, tl.max(counted, axis=0))
 
 
-def activity(problem: Problem, reference: Tensor, active: Tensor) -> None:
-    """Fill the table: 1 where a row of the query tile has a reference that is not zero, else 0."""
-    if problem.launch:
+def activity(
+    operands: TiledOperands,
+    reference: Tensor,  # [frames, frames, cells, 2] float32
+    active: Tensor,  # [query tiles, frames] int32
+) -> None:
+    """Fill the table: 1 where the query tile has a nonzero reference for the key frame, else 0."""
+    if operands.launch:
         motion_flow_activity_kernel[tuple(active.shape)](
-            reference, active, problem.frames, problem.cells,
-            BLOCK_M=problem.tiles.block_m, num_warps=problem.tiles.num_warps,
+            reference, active, operands.frames, operands.cells,
+            BLOCK_M=operands.tiles.block_m, num_warps=operands.tiles.num_warps,
         )  # fmt: skip

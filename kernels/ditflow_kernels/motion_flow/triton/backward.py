@@ -1,18 +1,18 @@
-"""Backward pass of the soft flow: queries times keys again, straight to the gradient of the logits."""
+"""Backward of the soft flow: queries times keys again, reduced straight to the gradient of the logits."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditflow_kernels.motion_flow.triton.problem import Panel, Problem
+from ditflow_kernels.motion_flow.triton.tiled_operands import Panel, TiledOperands
 from ditflow_kernels.motion_flow.triton.tiles import (
     cells_in_frame,
+    coordinates,
+    flow_index,
+    frames_of_tile,
     grouped_tile,
     logits_tile,
-    positions,
-    pull_on_cells,
-    row_index,
-    tile_frames,
+    offsets_along_gradient,
 )
 
 
@@ -21,17 +21,17 @@ def motion_flow_backward_kernel(
     query_ptr,  # [tokens, CHANNELS]
     key_ptr,  # [tokens, CHANNELS]
     flow_ptr,  # [frames (query), frames (key), cells, 2]
-    pull_ptr,  # [frames (query), frames (key), cells, 2]
-    logsumexp_ptr,  # [frames (query), frames (key), cells]
-    panel_ptr,  # [panel rows, key tiles * BLOCK_N]
+    grad_flow_ptr,  # [frames (query), frames (key), cells, 2]
+    log2sumexp_ptr,  # [frames (query), frames (key), cells]
+    grad_logits_ptr,  # [panel_size, key tiles * BLOCK_N]
     query_stride,
     key_stride,
-    first_row,
-    rows,
+    first_query,  # of the panel
+    queries,  # in the panel
     frames,
     cells,
     width,
-    scale,  # to logits in base 2
+    scale_log2,
     CHANNELS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -40,50 +40,50 @@ def motion_flow_backward_kernel(
 ):
     tokens = frames * cells
     key_tiles = tl.cdiv(tokens, BLOCK_N)
-    query_tile, key_tile = grouped_tile(tl.cdiv(rows, BLOCK_M), key_tiles, GROUP_M)
-    first_frame, last_frame = tile_frames(key_tile, tokens, cells, BLOCK_N)
-    first_query = first_row + query_tile * BLOCK_M
-    # [BLOCK_M, BLOCK_N]
-    grad = scale * logits_tile(
-        query_ptr, key_ptr, query_stride, key_stride, first_query, key_tile * BLOCK_N, tokens,
+    query_tile, key_tile = grouped_tile(tl.cdiv(queries, BLOCK_M), key_tiles, GROUP_M)
+    first_frame, last_frame = frames_of_tile(key_tile, tokens, cells, BLOCK_N)
+    tile_query = first_query + query_tile * BLOCK_M
+    # [BLOCK_M, BLOCK_N]; logits, then probabilities, then their gradient, all in place:
+    # a second tile would not fit in registers
+    tile = scale_log2 * logits_tile(
+        query_ptr, key_ptr, query_stride, key_stride, tile_query, key_tile * BLOCK_N, tokens,
         CHANNELS, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
-    query = tl.minimum(first_query + tl.arange(0, BLOCK_M), tokens - 1)
-    # everything happens in place: a second tile would not fit in registers
+    query = tl.minimum(tile_query + tl.arange(0, BLOCK_M), tokens - 1)
     for frame in tl.range(first_frame, last_frame + 1, num_stages=1):
         cell, inside = cells_in_frame(key_tile, frame, cells, BLOCK_N)
-        # keys beyond the last token repeat it: they go with its frame, so that all weights are finite
+        # keys beyond the last token repeat it: treat them as its frame's, so that every weight is finite
         inside = inside | ((frame == last_frame) & (cell >= 0))
-        logsumexp = tl.load(logsumexp_ptr + row_index(query, frame, frames, cells)) * 1.4426950408889634
-        grad = tl.where(inside[None, :], grad - logsumexp[:, None], grad)
-    grad = tl.exp2(grad)
+        log2sumexp = tl.load(log2sumexp_ptr + flow_index(query, frame, frames, cells))
+        tile = tl.where(inside[None, :], tile - log2sumexp[:, None], tile)
+    tile = tl.exp2(tile)
     for frame in tl.range(first_frame, last_frame + 1, num_stages=1):
         cell, inside = cells_in_frame(key_tile, frame, cells, BLOCK_N)
-        x, y = positions(cell, width)
-        index = row_index(query, frame, frames, cells)
-        pull = pull_on_cells(flow_ptr, pull_ptr, query, index, cells, width, x, y)
-        grad = tl.where(inside[None, :], grad * pull, grad)
+        x, y = coordinates(cell, width)
+        index = flow_index(query, frame, frames, cells)
+        along = offsets_along_gradient(flow_ptr, grad_flow_ptr, query, index, cells, width, x, y)
+        tile = tl.where(inside[None, :], tile * along, tile)
     panel_row = query_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = key_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    row_ptrs = panel_ptr + panel_row.to(tl.int64) * (key_tiles * BLOCK_N)
-    grad = grad.to(panel_ptr.dtype.element_ty)
-    tl.store(row_ptrs[:, None] + columns[None, :], grad, mask=(panel_row < rows)[:, None])
+    row_ptrs = grad_logits_ptr + panel_row.to(tl.int64) * (key_tiles * BLOCK_N)
+    tile = tile.to(grad_logits_ptr.dtype.element_ty)
+    tl.store(row_ptrs[:, None] + columns[None, :], tile, mask=(panel_row < queries)[:, None])
 
 
 def backward(
-    problem: Problem,
+    operands: TiledOperands,
     panel: Panel,
     flow: Tensor,  # [frames, frames, cells, 2] float32
-    pull: Tensor,  # [frames, frames, cells, 2] float32
-    logsumexp: Tensor,  # [frames, frames, cells] float32
-    grad_logits: Tensor,  # [panel rows, panel width]
+    grad_flow: Tensor,  # [frames, frames, cells, 2] float32
+    log2sumexp: Tensor,  # [frames, frames, cells] float32
+    grad_logits: Tensor,  # [panel_size, padded keys]
 ) -> None:
-    """Fill the panel with `probability * (pull . (cell - expected cell))`."""
-    if problem.launch:
-        programs = problem.query_tiles(panel.rows) * problem.key_tiles
+    """Fill the panel with `probability * (grad_flow . (coordinates - expected coordinates))`."""
+    if operands.launch:
+        programs = operands.query_tiles(panel.queries) * operands.key_tiles
         motion_flow_backward_kernel[(programs,)](
-            problem.query, problem.key, flow, pull, logsumexp, grad_logits,
-            problem.query.stride(0), problem.key.stride(0), panel.first, panel.rows,
-            problem.frames, problem.cells, problem.width, problem.scale_of_base_2,
-            **problem.block_shape,
+            operands.query, operands.key, flow, grad_flow, log2sumexp, grad_logits,
+            operands.query.stride(0), operands.key.stride(0), panel.first_query, panel.queries,
+            operands.frames, operands.cells, operands.width, operands.scale_log2,
+            **operands.product_options,
         )  # fmt: skip

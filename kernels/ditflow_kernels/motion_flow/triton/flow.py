@@ -1,4 +1,4 @@
-"""Soft flow, and its gradients from the saved logsumexp."""
+"""The soft flow with its gradients, and the hard flow."""
 
 import torch
 from torch import Tensor
@@ -7,12 +7,14 @@ from ditflow_kernels.motion_flow.scaling import scale_into
 from ditflow_kernels.motion_flow.triton.backward import backward
 from ditflow_kernels.motion_flow.triton.combine import combine
 from ditflow_kernels.motion_flow.triton.forward import forward
-from ditflow_kernels.motion_flow.triton.problem import (
+from ditflow_kernels.motion_flow.triton.gradients import Gradients
+from ditflow_kernels.motion_flow.triton.hard_combine import hard_combine
+from ditflow_kernels.motion_flow.triton.hard_forward import hard_forward
+from ditflow_kernels.motion_flow.triton.tiled_operands import (
     FLOW_WORKSPACE_BYTES,
     GRADIENT_WORKSPACE_BYTES,
-    Problem,
+    TiledOperands,
 )
-from ditflow_kernels.motion_flow.triton.products import Gradients
 
 
 def soft_flow(
@@ -23,51 +25,78 @@ def soft_flow(
     workspace_bytes: int | None,
     launch: bool = True,
 ) -> tuple[Tensor, Tensor]:  # [frames, frames, cells, 2], [frames, frames, cells] float32
-    """Flow and logsumexp. The workspace holds the segments' statistics."""
+    """Flow and log2sumexp. The workspace holds the statistics of the segments."""
     with torch.cuda.device_of(query):
-        problem = Problem.of(query, key, grid, temperature, launch)
-        flow = problem.new(problem.frames, problem.frames, problem.cells, 2)
-        logsumexp = problem.new(problem.frames, problem.frames, problem.cells)
+        operands = TiledOperands.of(query, key, grid, temperature, launch)
+        flow = operands.empty(operands.frames, operands.frames, operands.cells, 2)
+        log2sumexp = operands.empty(operands.frames, operands.frames, operands.cells)
         budget = FLOW_WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes
-        panel_rows = problem.panel_rows(problem.statistics_bytes_per_row, budget)
-        statistics = problem.new(4, problem.segments, panel_rows)
-        for panel in problem.panels(panel_rows):
-            forward(problem, panel, statistics, None, None)
-            combine(problem, panel, statistics, flow, logsumexp)
-    return flow, logsumexp
+        panel_size = operands.panel_size(operands.statistics_bytes_per_query, budget)
+        statistics = operands.empty(4, operands.segments, panel_size)
+        for panel in operands.panels(panel_size):
+            forward(operands, panel, statistics, None, None)
+            combine(operands, panel, statistics, flow, log2sumexp)
+    return flow, log2sumexp
 
 
 def flow_gradients(
-    grad: Tensor,  # [frames, frames, cells, 2], of the flow
+    grad_flow: Tensor,  # [frames, frames, cells, 2]
     query: Tensor,  # [S, heads, head_dim]
     key: Tensor,  # [S, heads, head_dim]
     flow: Tensor,  # [frames, frames, cells, 2]
-    logsumexp: Tensor,  # [frames, frames, cells]
+    log2sumexp: Tensor,  # [frames, frames, cells]
     grid: tuple[int, int, int],
     temperature: float,
     workspace_bytes: int | None,
     launch: bool = True,
 ) -> tuple[Tensor, Tensor]:  # as query and key
-    """The workspace holds panels of the logits' gradient, and the sums for the keys if there are several."""
+    """Gradients of query and key.
+
+    The workspace holds a panel of the logits' gradient, and with several panels the float32 key gradient.
+    """
     with torch.cuda.device_of(query):
-        problem = Problem.of(query, key, grid, temperature, launch)
-        # the panels see a gradient of size 1, its size joins the factor: in fp16 a small one would vanish
-        size = torch.linalg.vector_norm(grad, torch.inf).clamp(min=torch.finfo(torch.float32).tiny)
-        pull = (grad / size).contiguous()
+        operands = TiledOperands.of(query, key, grid, temperature, launch)
+        # scale grad_flow to size 1 and its size into the factor: a small one would vanish in fp16
+        size = torch.linalg.vector_norm(grad_flow, torch.inf).clamp(min=torch.finfo(torch.float32).tiny)
+        grad_flow = (grad_flow / size).contiguous()
         budget = GRADIENT_WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes
-        budget -= problem.flow_bytes
-        in_place = problem.kept_dtype == query.dtype
+        budget -= operands.flow_bytes
+        in_place = operands.unscaled_dtype == query.dtype
         if not in_place:
-            budget -= 2 * 4 * problem.tokens * problem.channels  # results without their factor
-        panel_rows = problem.gradient_panel_rows(problem.panel_bytes_per_row, budget)
-        gradients = Gradients(problem, panel_rows)
-        grad_logits = problem.new(panel_rows, problem.panel_width, dtype=query.dtype)
-        for panel in problem.panels(panel_rows):
-            backward(problem, panel, flow, pull, logsumexp, grad_logits)
+            budget -= 2 * 4 * operands.tokens * operands.channels  # unscaled gradients
+        panel_size = operands.gradient_panel_size(operands.logits_bytes_per_query, budget)
+        gradients = Gradients(operands, panel_size)
+        grad_logits = operands.empty(panel_size, operands.padded_keys, dtype=query.dtype)
+        for panel in operands.panels(panel_size):
+            backward(operands, panel, flow, grad_flow, log2sumexp, grad_logits)
             gradients.add(panel, grad_logits)
         del grad_logits
         results = []
-        for kept in gradients.kept():
-            result = kept if in_place else torch.empty_like(kept, dtype=query.dtype)
-            results.append(scale_into(result, kept, size * problem.scale).view(query.shape))
+        for unscaled in gradients.unscaled():
+            result = unscaled if in_place else torch.empty_like(unscaled, dtype=query.dtype)
+            results.append(scale_into(result, unscaled, size * operands.scale).view(query.shape))
     return tuple(results)
+
+
+def hard_flow(
+    query: Tensor,  # [S, heads, head_dim]
+    key: Tensor,  # [S, heads, head_dim]
+    grid: tuple[int, int, int],
+    workspace_bytes: int | None,
+    launch: bool = True,
+) -> Tensor:  # [frames, frames, cells, 2] float32
+    """Coordinates of the likeliest cell minus those of the query's own cell.
+
+    The workspace holds the largest logit of each query and segment, and its key.
+    """
+    with torch.cuda.device_of(query):
+        operands = TiledOperands.of(query, key, grid, 1.0, launch)
+        flow = operands.empty(operands.frames, operands.frames, operands.cells, 2)
+        budget = FLOW_WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes
+        panel_size = operands.panel_size(operands.statistics_bytes_per_query // 2, budget)
+        maximum = operands.empty(operands.segments, panel_size)
+        likeliest = operands.empty(operands.segments, panel_size, dtype=torch.int32)
+        for panel in operands.panels(panel_size):
+            hard_forward(operands, panel, maximum, likeliest)
+            hard_combine(operands, panel, maximum, likeliest, flow)
+    return flow

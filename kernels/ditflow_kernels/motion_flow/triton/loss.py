@@ -1,17 +1,17 @@
-"""The loss, with its gradients up to one factor."""
+"""The loss, and its gradients up to one factor, in one pass over the logits."""
 
 import torch
 from torch import Tensor
 
 from ditflow_kernels.motion_flow.triton.activity import activity
-from ditflow_kernels.motion_flow.triton.combine import Loss, combine
+from ditflow_kernels.motion_flow.triton.combine import LossTensors, combine
 from ditflow_kernels.motion_flow.triton.forward import forward
 from ditflow_kernels.motion_flow.triton.grad_logits import grad_logits
-from ditflow_kernels.motion_flow.triton.problem import GRADIENT_WORKSPACE_BYTES, Problem
-from ditflow_kernels.motion_flow.triton.products import Gradients
+from ditflow_kernels.motion_flow.triton.gradients import Gradients
+from ditflow_kernels.motion_flow.triton.tiled_operands import GRADIENT_WORKSPACE_BYTES, TiledOperands
 
 # half of what float16 holds
-FLOAT16_ROOM = 2.0**15
+FLOAT16_LIMIT = 2.0**15
 
 
 def loss_and_gradients(
@@ -24,44 +24,44 @@ def loss_and_gradients(
     workspace_bytes: int | None,
     launch: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [], [S, channels] twice, []
-    """Loss, gradients to query and key but for a factor, the factor."""
+    """The loss, the gradients of query and key without their factor, and the factor."""
     with torch.cuda.device_of(query):
-        problem = Problem.of(query, key, grid, temperature, launch)
+        operands = TiledOperands.of(query, key, grid, temperature, launch)
         reference = reference.float().contiguous()
-        flow, pull = torch.empty_like(reference), torch.empty_like(reference)
-        logsumexp = problem.new(problem.frames, problem.frames, problem.cells)
-        sums = problem.new(2, problem.query_tiles(problem.tokens), problem.frames)
+        flow, grad_flow = torch.empty_like(reference), torch.empty_like(reference)
+        log2sumexp = operands.empty(operands.frames, operands.frames, operands.cells)
+        sums = operands.empty(2, operands.query_tiles(operands.tokens), operands.frames)
         active = None
         if rows == "moving":
             active = torch.empty_like(sums[0], dtype=torch.int32)
-            activity(problem, reference, active)
-        asked = Loss(active, reference, pull, sums, _shrink(problem, reference))
+            activity(operands, reference, active)
+        loss = LossTensors(active, reference, grad_flow, sums, _grad_scale(operands, reference))
 
         budget = GRADIENT_WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes
-        budget -= 3 * problem.flow_bytes  # flow, pull, logsumexp, sums
-        bytes_per_row = problem.panel_bytes_per_row + problem.statistics_bytes_per_row
-        panel_rows = problem.gradient_panel_rows(bytes_per_row, budget)
-        gradients = Gradients(problem, panel_rows)
-        statistics = problem.new(4, problem.segments, panel_rows)
-        weights = problem.new(panel_rows, problem.panel_width, dtype=query.dtype)
-        for panel in problem.panels(panel_rows):
-            forward(problem, panel, statistics, weights, active)
-            combine(problem, panel, statistics, flow, logsumexp, asked)
-            grad_logits(problem, panel, weights, statistics, flow, pull, logsumexp, active)
+        budget -= 3 * operands.flow_bytes  # flow, grad_flow, log2sumexp, sums
+        bytes_per_query = operands.logits_bytes_per_query + operands.statistics_bytes_per_query
+        panel_size = operands.gradient_panel_size(bytes_per_query, budget)
+        gradients = Gradients(operands, panel_size)
+        statistics = operands.empty(4, operands.segments, panel_size)
+        weights = operands.empty(panel_size, operands.padded_keys, dtype=query.dtype)
+        for panel in operands.panels(panel_size):
+            forward(operands, panel, statistics, weights, active)
+            combine(operands, panel, statistics, flow, log2sumexp, loss)
+            grad_logits(operands, panel, weights, statistics, flow, grad_flow, log2sumexp, active)
             gradients.add(panel, weights)
         del statistics, weights
 
-        squares, counting = sums.sum(dim=(1, 2)).unbind()
-        counting = counting.clamp(min=1)
-        factor = problem.scale / counting
-        if asked.shrink is not None:
-            factor = factor / asked.shrink
-        return squares / (2 * counting), *gradients.kept(), factor
+        squares, counted = sums.sum(dim=(1, 2)).unbind()
+        counted = counted.clamp(min=1)
+        factor = operands.scale / counted
+        if loss.grad_scale is not None:
+            factor = factor / loss.grad_scale
+        return squares / (2 * counted), *gradients.unscaled(), factor
 
 
-def _shrink(problem: Problem, reference: Tensor) -> Tensor | None:
-    """What keeps a gradient of the logits within float16, however far the reference points; 1 for most."""
-    if problem.query.dtype != torch.float16:
+def _grad_scale(operands: TiledOperands, reference: Tensor) -> Tensor | None:
+    """For float16: what keeps the gradient of the logits in range; 1 unless the reference is far off."""
+    if operands.query.dtype != torch.float16:
         return None
-    farthest = torch.linalg.vector_norm(reference, torch.inf) + max(problem.height, problem.width)
-    return FLOAT16_ROOM / (farthest * (problem.height + problem.width)).clamp(min=FLOAT16_ROOM)
+    farthest = torch.linalg.vector_norm(reference, torch.inf) + max(operands.height, operands.width)
+    return FLOAT16_LIMIT / (farthest * (operands.height + operands.width)).clamp(min=FLOAT16_LIMIT)

@@ -1,6 +1,7 @@
-"""Backward pass: a program owns one token's queries or keys in all batches, and so its sums over heads.
+"""Backward: each program owns the queries or the keys of one token in all batches.
 
-Nothing but the inputs is kept for it: each row is normalised again from them.
+So it sums the gradients of cos and sin over heads and batch on its own. Forward saves only its inputs; the
+kernel normalises them again.
 """
 
 import torch
@@ -8,97 +9,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditflow_kernels.launch import check_device, launches
-from ditflow_kernels.qk_norm_rope.layout import Norm, Wanted, alike, block_shape, parts
-from ditflow_kernels.qk_norm_rope.triton.rows import quarter_turned, unit_rows
-
-
-@triton.jit
-def token_gradients(
-    tokens_ptr,  # this token's [heads, head_dim] in the first batch
-    grad_prepared_ptr,
-    grad_tokens_ptr,  # contiguous, or None
-    weight_ptr,  # [head_dim] or None
-    bias_ptr,
-    eps,
-    cos_ptr,  # this token's [head_dim] or None
-    sin_ptr,
-    grad_cos_ptr,  # this token's [head_dim] or None
-    grad_sin_ptr,
-    is_video,
-    batches,
-    tokens,
-    stride_batch,
-    stride_head,
-    grad_stride_batch,
-    grad_stride_head,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_HEADS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    channels = tl.arange(0, BLOCK_D)
-    inside = channels < HEAD_DIM
-    if weight_ptr is not None:
-        weight = tl.load(weight_ptr + channels, mask=inside, other=0.0).to(tl.float32)
-        bias = tl.load(bias_ptr + channels, mask=inside, other=0.0).to(tl.float32)
-    if cos_ptr is not None:
-        # text is turned by nothing: cos 1, sin 0
-        cos = tl.load(cos_ptr + channels, mask=inside & is_video, other=1.0).to(tl.float32)
-        sin = tl.load(sin_ptr + channels, mask=inside & is_video, other=0.0).to(tl.float32)
-    # [BLOCK_HEADS, BLOCK_D], summed over their rows once, at the end
-    grad_cos = tl.zeros([BLOCK_HEADS, BLOCK_D], tl.float32)
-    grad_sin = tl.zeros([BLOCK_HEADS, BLOCK_D], tl.float32)
-    for batch in range(0, batches):
-        source = batch * tl.cast(stride_batch, tl.int64)
-        grad_source = batch * tl.cast(grad_stride_batch, tl.int64)
-        target = batch * tokens * (HEADS * HEAD_DIM)
-        for first_head in tl.range(0, HEADS, BLOCK_HEADS, num_stages=STAGES):
-            heads = first_head + tl.arange(0, BLOCK_HEADS)
-            mask = (heads < HEADS)[:, None] & inside[None, :]
-            # [BLOCK_HEADS, BLOCK_D]
-            offsets = grad_source + heads[:, None] * grad_stride_head + channels[None, :]
-            grad = tl.load(grad_prepared_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-            if weight_ptr is not None or grad_cos_ptr is not None:
-                offsets = source + heads[:, None] * stride_head + channels[None, :]
-                values = tl.load(tokens_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-            if weight_ptr is not None:
-                unit, inverse = unit_rows(values, eps, HEAD_DIM, BLOCK_D)
-                values = unit * weight[None, :] + bias[None, :]
-            if grad_cos_ptr is not None:
-                grad_cos += grad * values
-                grad_sin += grad * quarter_turned(values, BLOCK_HEADS, BLOCK_D)
-            if grad_tokens_ptr is not None:
-                if cos_ptr is not None:
-                    grad = grad * cos[None, :] - quarter_turned(grad * sin[None, :], BLOCK_HEADS, BLOCK_D)
-                if weight_ptr is not None:
-                    # what would move a row's mean or its length is lost in the norm
-                    grad = grad * weight[None, :]
-                    mean = tl.sum(grad, axis=1) / HEAD_DIM
-                    along = tl.sum(grad * unit, axis=1) / HEAD_DIM
-                    grad = (grad - mean[:, None] - unit * along[:, None]) * inverse[:, None]
-                offsets = target + heads[:, None] * HEAD_DIM + channels[None, :]
-                tl.store(grad_tokens_ptr + offsets, grad.to(grad_tokens_ptr.dtype.element_ty), mask=mask)
-    if grad_cos_ptr is not None:
-        tl.store(grad_cos_ptr + channels, tl.sum(grad_cos, axis=0), mask=inside & is_video)
-        tl.store(grad_sin_ptr + channels, tl.sum(grad_sin, axis=0), mask=inside & is_video)
+from ditflow_kernels.backends import check_triton_device
+from ditflow_kernels.qk_norm_rope.layout import Norm, Wanted, norm_arguments, tile_shape, with_same_strides
+from ditflow_kernels.qk_norm_rope.triton.tiles import is_given, normalize, rotate_pairs, select
+from ditflow_kernels.tuning import tuning_for
 
 
 @triton.jit
 def qk_norm_rope_backward_kernel(
     query_ptr,  # [B, T + S, heads, head_dim]
-    key_ptr,  # the same, with the same strides
+    key_ptr,  # as query, with the same strides
     grad_prepared_query_ptr,  # [B, T + S, heads, head_dim]
-    grad_prepared_key_ptr,  # the same, with the same strides
+    grad_prepared_key_ptr,  # as grad_prepared_query, with the same strides
     grad_query_ptr,  # [B, T + S, heads, head_dim], contiguous, or None
     grad_key_ptr,
-    weight_query_ptr,  # [head_dim] or None, as the next three
+    weight_query_ptr,  # [head_dim] or None, like the next three
     bias_query_ptr,
     weight_key_ptr,
     bias_key_ptr,
     rope_ptr,  # [2 (query, key), 2 (cos, sin), S, head_dim] or None
-    grad_rope_ptr,  # the same, float32, or None
+    grad_rope_ptr,  # as rope, float32, or None
     eps_query,
     eps_key,
     batches,
@@ -116,37 +46,69 @@ def qk_norm_rope_backward_kernel(
     STAGES: tl.constexpr,
 ):
     token, tokens = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
-    source = token * stride_token
-    grad_source = token * grad_stride_token
-    target = token * (HEADS * HEAD_DIM)
-    is_video = token >= text_length
-    # [S, head_dim] is one table of rope
-    position = (token - text_length) * HEAD_DIM
+    is_key = tl.program_id(1) == 1
+    input_ptr = select(is_key, query_ptr, key_ptr) + token * stride_token
+    grad_output_ptr = select(is_key, grad_prepared_query_ptr, grad_prepared_key_ptr)
+    grad_output_ptr += token * grad_stride_token
+    grad_input_ptr = select(is_key, grad_query_ptr, grad_key_ptr)
+    wants_input = is_given(is_key, grad_query_ptr, grad_key_ptr)
+    weight_ptr = select(is_key, weight_query_ptr, weight_key_ptr)
+    bias_ptr = select(is_key, bias_query_ptr, bias_key_ptr)
+    has_norm = is_given(is_key, weight_query_ptr, weight_key_ptr)
+    eps = tl.where(is_key, eps_key, eps_query)
+
+    channels = tl.arange(0, BLOCK_D)
+    inside = channels < HEAD_DIM
+    # where this token's cos is in rope; its sin follows one table [S, head_dim] later
+    is_video = inside & (token >= text_length)
     table = (tokens - text_length) * HEAD_DIM
-    if tl.program_id(1) == 0:
-        token_gradients(
-            query_ptr + source, grad_prepared_query_ptr + grad_source,
-            None if grad_query_ptr is None else grad_query_ptr + target,
-            weight_query_ptr, bias_query_ptr, eps_query,
-            None if rope_ptr is None else rope_ptr + position,
-            None if rope_ptr is None else rope_ptr + table + position,
-            None if grad_rope_ptr is None else grad_rope_ptr + position,
-            None if grad_rope_ptr is None else grad_rope_ptr + table + position,
-            is_video, batches, tokens, stride_batch, stride_head, grad_stride_batch, grad_stride_head,
-            HEADS, HEAD_DIM, BLOCK_HEADS, BLOCK_D, STAGES,
-        )  # fmt: skip
-    else:
-        token_gradients(
-            key_ptr + source, grad_prepared_key_ptr + grad_source,
-            None if grad_key_ptr is None else grad_key_ptr + target,
-            weight_key_ptr, bias_key_ptr, eps_key,
-            None if rope_ptr is None else rope_ptr + 2 * table + position,
-            None if rope_ptr is None else rope_ptr + 3 * table + position,
-            None if grad_rope_ptr is None else grad_rope_ptr + 2 * table + position,
-            None if grad_rope_ptr is None else grad_rope_ptr + 3 * table + position,
-            is_video, batches, tokens, stride_batch, stride_head, grad_stride_batch, grad_stride_head,
-            HEADS, HEAD_DIM, BLOCK_HEADS, BLOCK_D, STAGES,
-        )  # fmt: skip
+    cos_offset = tl.where(is_key, 2 * table, 0) + (token - text_length) * HEAD_DIM
+    if weight_ptr is not None:
+        weight = tl.load(weight_ptr + channels, mask=inside, other=0.0).to(tl.float32)
+        bias = tl.load(bias_ptr + channels, mask=inside, other=0.0).to(tl.float32)
+    if rope_ptr is not None:
+        # text is not rotated: cos 1, sin 0
+        cos_ptrs = rope_ptr + cos_offset + channels
+        cos = tl.load(cos_ptrs, mask=is_video, other=1.0).to(tl.float32)
+        sin = tl.load(cos_ptrs + table, mask=is_video, other=0.0).to(tl.float32)
+    # [BLOCK_HEADS, BLOCK_D], summed over heads once at the end
+    grad_cos = tl.zeros([BLOCK_HEADS, BLOCK_D], tl.float32)
+    grad_sin = tl.zeros([BLOCK_HEADS, BLOCK_D], tl.float32)
+    for batch in range(0, batches):
+        input_batch = batch * tl.cast(stride_batch, tl.int64)
+        grad_batch = batch * tl.cast(grad_stride_batch, tl.int64)
+        output_batch = (batch * tokens + token) * (HEADS * HEAD_DIM)
+        for first_head in tl.range(0, HEADS, BLOCK_HEADS, num_stages=STAGES):
+            heads = first_head + tl.arange(0, BLOCK_HEADS)
+            mask = (heads < HEADS)[:, None] & inside[None, :]
+            # [BLOCK_HEADS, BLOCK_D]
+            offsets = grad_batch + heads[:, None] * grad_stride_head + channels[None, :]
+            grad = tl.load(grad_output_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+            if weight_ptr is not None or grad_rope_ptr is not None:
+                offsets = input_batch + heads[:, None] * stride_head + channels[None, :]
+                values = tl.load(input_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+            if weight_ptr is not None:
+                normalized, rstd = normalize(values, eps, HEAD_DIM, BLOCK_D)
+                values = tl.where(has_norm, normalized * weight[None, :] + bias[None, :], values)
+            if grad_rope_ptr is not None:
+                grad_cos += grad * values
+                grad_sin += grad * rotate_pairs(values, BLOCK_HEADS, BLOCK_D)
+            if wants_input:
+                if rope_ptr is not None:
+                    grad = grad * cos[None, :] - rotate_pairs(grad * sin[None, :], BLOCK_HEADS, BLOCK_D)
+                if weight_ptr is not None:
+                    # the norm removes changes of a head's mean and of its length
+                    scaled = grad * weight[None, :]
+                    mean = tl.sum(scaled, axis=1) / HEAD_DIM
+                    along = tl.sum(scaled * normalized, axis=1) / HEAD_DIM
+                    scaled = (scaled - mean[:, None] - normalized * along[:, None]) * rstd[:, None]
+                    grad = tl.where(has_norm, scaled, grad)
+                offsets = output_batch + heads[:, None] * HEAD_DIM + channels[None, :]
+                tl.store(grad_input_ptr + offsets, grad.to(grad_input_ptr.dtype.element_ty), mask=mask)
+    if grad_rope_ptr is not None:
+        grad_cos_ptrs = grad_rope_ptr + cos_offset + channels
+        tl.store(grad_cos_ptrs, tl.sum(grad_cos, axis=0), mask=is_video)
+        tl.store(grad_cos_ptrs + table, tl.sum(grad_sin, axis=0), mask=is_video)
 
 
 def qk_norm_rope_backward(
@@ -161,23 +123,23 @@ def qk_norm_rope_backward(
     wanted: Wanted,
     launch: bool = True,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # contiguous, the last float32
-    """Gradients to query, key and rope, None where not wanted; launches unless told not to."""
-    query, key = alike(query, key)
-    grad_prepared_query, grad_prepared_key = alike(grad_prepared_query, grad_prepared_key)
+    """Gradients of query, key and rope, None where not wanted; without `launch` they are allocated only."""
+    query, key = with_same_strides(query, key)
+    grad_prepared_query, grad_prepared_key = with_same_strides(grad_prepared_query, grad_prepared_key)
     rope = None if rope is None else rope.contiguous()
     grad_query = query.new_empty(query.shape) if wanted.query else None
     grad_key = key.new_empty(key.shape) if wanted.key else None
     grad_rope = rope.new_empty(rope.shape, dtype=torch.float32) if wanted.rope else None
     if not query.numel() and grad_rope is not None:
-        grad_rope.zero_()  # a batch of none
+        grad_rope.zero_()  # no batch to sum over
     if not launch or not query.numel():
         return grad_query, grad_key, grad_rope
-    check_device(query.device)
+    check_triton_device(query.device)
     batch, tokens, heads, head_dim = query.shape
-    parameters = launches(query.device).qk_norm_rope_backward
-    block_heads, block_d = block_shape(heads, head_dim, parameters.tile_elements)
-    weight_query, bias_query, eps_query = parts(norm_query)
-    weight_key, bias_key, eps_key = parts(norm_key)
+    tuning = tuning_for(query.device).qk_norm_rope_backward
+    block_heads, block_d = tile_shape(heads, head_dim, tuning.tile_elements)
+    weight_query, bias_query, eps_query = norm_arguments(norm_query)
+    weight_key, bias_key, eps_key = norm_arguments(norm_key)
     with torch.cuda.device_of(query):
         qk_norm_rope_backward_kernel[(tokens, 2)](
             query, key, grad_prepared_query, grad_prepared_key, grad_query, grad_key,
@@ -185,6 +147,6 @@ def qk_norm_rope_backward(
             eps_query, eps_key, batch, text_length,
             *query.stride()[:3], *grad_prepared_query.stride()[:3],
             HEADS=heads, HEAD_DIM=head_dim, BLOCK_HEADS=block_heads, BLOCK_D=block_d,
-            STAGES=parameters.num_stages, num_warps=parameters.num_warps,
+            STAGES=tuning.num_stages, num_warps=tuning.num_warps,
         )  # fmt: skip
     return grad_query, grad_key, grad_rope

@@ -1,63 +1,23 @@
-"""Forward pass: a program reads one token's queries or keys once and writes them ready."""
+"""Forward: each program reads the queries or the keys of one token once and writes them prepared."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditflow_kernels.launch import check_device, launches
-from ditflow_kernels.qk_norm_rope.layout import Norm, alike, block_shape, parts
-from ditflow_kernels.qk_norm_rope.triton.rows import quarter_turned, unit_rows
-
-
-@triton.jit
-def prepare_token(
-    tokens_ptr,  # this token's [heads, head_dim]
-    prepared_ptr,  # this token's [heads, head_dim], contiguous
-    weight_ptr,  # [head_dim] or None
-    bias_ptr,
-    eps,
-    cos_ptr,  # this token's [head_dim] or None
-    sin_ptr,
-    is_video,
-    stride_head,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_HEADS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    channels = tl.arange(0, BLOCK_D)
-    inside = channels < HEAD_DIM
-    if weight_ptr is not None:
-        weight = tl.load(weight_ptr + channels, mask=inside, other=0.0).to(tl.float32)
-        bias = tl.load(bias_ptr + channels, mask=inside, other=0.0).to(tl.float32)
-    if cos_ptr is not None:
-        # text is turned by nothing: cos 1, sin 0
-        cos = tl.load(cos_ptr + channels, mask=inside & is_video, other=1.0).to(tl.float32)
-        sin = tl.load(sin_ptr + channels, mask=inside & is_video, other=0.0).to(tl.float32)
-    for first_head in tl.range(0, HEADS, BLOCK_HEADS, num_stages=STAGES):
-        heads = first_head + tl.arange(0, BLOCK_HEADS)
-        mask = (heads < HEADS)[:, None] & inside[None, :]
-        # [BLOCK_HEADS, BLOCK_D]
-        offsets = heads[:, None] * stride_head + channels[None, :]
-        values = tl.load(tokens_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-        if weight_ptr is not None:
-            unit, _ = unit_rows(values, eps, HEAD_DIM, BLOCK_D)
-            values = unit * weight[None, :] + bias[None, :]
-        if cos_ptr is not None:
-            values = values * cos[None, :] + quarter_turned(values, BLOCK_HEADS, BLOCK_D) * sin[None, :]
-        offsets = heads[:, None] * HEAD_DIM + channels[None, :]
-        tl.store(prepared_ptr + offsets, values.to(prepared_ptr.dtype.element_ty), mask=mask)
+from ditflow_kernels.backends import check_triton_device
+from ditflow_kernels.qk_norm_rope.layout import Norm, norm_arguments, tile_shape, with_same_strides
+from ditflow_kernels.qk_norm_rope.triton.tiles import is_given, normalize, rotate_pairs, select
+from ditflow_kernels.tuning import tuning_for
 
 
 @triton.jit
 def qk_norm_rope_forward_kernel(
     query_ptr,  # [B, T + S, heads, head_dim]
-    key_ptr,  # the same, with the same strides
+    key_ptr,  # as query, with the same strides
     prepared_query_ptr,  # [B, T + S, heads, head_dim], contiguous
     prepared_key_ptr,
-    weight_query_ptr,  # [head_dim] or None, as the next three
+    weight_query_ptr,  # [head_dim] or None, like the next three
     bias_query_ptr,
     weight_key_ptr,
     bias_key_ptr,
@@ -75,29 +35,41 @@ def qk_norm_rope_forward_kernel(
     STAGES: tl.constexpr,
 ):
     token, tokens = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
+    is_key = tl.program_id(1) == 1
     batch = tl.program_id(2).to(tl.int64)
-    source = batch * stride_batch + token * stride_token
-    target = (batch * tokens + token) * (HEADS * HEAD_DIM)
-    is_video = token >= text_length
-    # [S, head_dim] is one table of rope
-    position = (token - text_length) * HEAD_DIM
-    table = (tokens - text_length) * HEAD_DIM
-    if tl.program_id(1) == 0:
-        prepare_token(
-            query_ptr + source, prepared_query_ptr + target,
-            weight_query_ptr, bias_query_ptr, eps_query,
-            None if rope_ptr is None else rope_ptr + position,
-            None if rope_ptr is None else rope_ptr + table + position,
-            is_video, stride_head, HEADS, HEAD_DIM, BLOCK_HEADS, BLOCK_D, STAGES,
-        )  # fmt: skip
-    else:
-        prepare_token(
-            key_ptr + source, prepared_key_ptr + target,
-            weight_key_ptr, bias_key_ptr, eps_key,
-            None if rope_ptr is None else rope_ptr + 2 * table + position,
-            None if rope_ptr is None else rope_ptr + 3 * table + position,
-            is_video, stride_head, HEADS, HEAD_DIM, BLOCK_HEADS, BLOCK_D, STAGES,
-        )  # fmt: skip
+    input_ptr = select(is_key, query_ptr, key_ptr) + batch * stride_batch + token * stride_token
+    output_ptr = select(is_key, prepared_query_ptr, prepared_key_ptr)
+    output_ptr += (batch * tokens + token) * (HEADS * HEAD_DIM)
+    weight_ptr = select(is_key, weight_query_ptr, weight_key_ptr)
+    bias_ptr = select(is_key, bias_query_ptr, bias_key_ptr)
+    has_norm = is_given(is_key, weight_query_ptr, weight_key_ptr)
+    eps = tl.where(is_key, eps_key, eps_query)
+
+    channels = tl.arange(0, BLOCK_D)
+    inside = channels < HEAD_DIM
+    if weight_ptr is not None:
+        weight = tl.load(weight_ptr + channels, mask=inside, other=0.0).to(tl.float32)
+        bias = tl.load(bias_ptr + channels, mask=inside, other=0.0).to(tl.float32)
+    if rope_ptr is not None:
+        # text is not rotated: cos 1, sin 0
+        is_video = inside & (token >= text_length)
+        table = (tokens - text_length) * HEAD_DIM
+        cos_ptrs = rope_ptr + tl.where(is_key, 2 * table, 0) + (token - text_length) * HEAD_DIM + channels
+        cos = tl.load(cos_ptrs, mask=is_video, other=1.0).to(tl.float32)
+        sin = tl.load(cos_ptrs + table, mask=is_video, other=0.0).to(tl.float32)
+    for first_head in tl.range(0, HEADS, BLOCK_HEADS, num_stages=STAGES):
+        heads = first_head + tl.arange(0, BLOCK_HEADS)
+        mask = (heads < HEADS)[:, None] & inside[None, :]
+        # [BLOCK_HEADS, BLOCK_D]
+        offsets = heads[:, None] * stride_head + channels[None, :]
+        values = tl.load(input_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        if weight_ptr is not None:
+            normalized, _ = normalize(values, eps, HEAD_DIM, BLOCK_D)
+            values = tl.where(has_norm, normalized * weight[None, :] + bias[None, :], values)
+        if rope_ptr is not None:
+            values = values * cos[None, :] + rotate_pairs(values, BLOCK_HEADS, BLOCK_D) * sin[None, :]
+        offsets = heads[:, None] * HEAD_DIM + channels[None, :]
+        tl.store(output_ptr + offsets, values.to(output_ptr.dtype.element_ty), mask=mask)
 
 
 def qk_norm_rope_forward(
@@ -109,24 +81,24 @@ def qk_norm_rope_forward(
     text_length: int,
     launch: bool = True,
 ) -> tuple[Tensor, Tensor]:  # contiguous
-    """Allocates what it returns, and launches unless told not to."""
-    query, key = alike(query, key)
+    """Prepared queries and keys; without `launch` they are allocated only."""
+    query, key = with_same_strides(query, key)
     prepared_query, prepared_key = query.new_empty(query.shape), key.new_empty(key.shape)
     rope = None if rope is None else rope.contiguous()
     if not launch or not query.numel():
         return prepared_query, prepared_key
-    check_device(query.device)
+    check_triton_device(query.device)
     batch, tokens, heads, head_dim = query.shape
-    parameters = launches(query.device).qk_norm_rope_forward
-    block_heads, block_d = block_shape(heads, head_dim, parameters.tile_elements)
-    weight_query, bias_query, eps_query = parts(norm_query)
-    weight_key, bias_key, eps_key = parts(norm_key)
+    tuning = tuning_for(query.device).qk_norm_rope_forward
+    block_heads, block_d = tile_shape(heads, head_dim, tuning.tile_elements)
+    weight_query, bias_query, eps_query = norm_arguments(norm_query)
+    weight_key, bias_key, eps_key = norm_arguments(norm_key)
     with torch.cuda.device_of(query):
         qk_norm_rope_forward_kernel[(tokens, 2, batch)](
             query, key, prepared_query, prepared_key,
             weight_query, bias_query, weight_key, bias_key, rope,
             eps_query, eps_key, text_length, *query.stride()[:3],
             HEADS=heads, HEAD_DIM=head_dim, BLOCK_HEADS=block_heads, BLOCK_D=block_d,
-            STAGES=parameters.num_stages, num_warps=parameters.num_warps,
+            STAGES=tuning.num_stages, num_warps=tuning.num_warps,
         )  # fmt: skip
     return prepared_query, prepared_key

@@ -7,11 +7,11 @@ import pytest
 import torch
 from tiny_models import DEPTH, backbone_of, random_inputs, square, tiny_backbone, tiny_transformer
 
-from ditflow.memory.block_inputs import HostBoundaries
+from ditflow.memory.block_inputs import HostBlockInputs
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.streamed import Streamed
 from ditflow.memory.tracker import Tracker
-from ditflow.models.protocols import Inputs, Until
+from ditflow.models.protocols import Capture, Inputs
 
 CPU = torch.device("cpu")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -22,43 +22,43 @@ def tokens(dtype=torch.float32, length=6):
 
 
 def test_they_come_back_as_they_went():
-    boundaries = HostBoundaries(CPU)
+    saved = HostBlockInputs(CPU)
     for dtype, length, count in [(torch.float32, 6, 4), (torch.bfloat16, 6, 4), (torch.float32, 9, 2)]:
         pushed = [tokens(dtype, length) for _ in range(count)]
-        boundaries.begin(count, pushed[0])
+        saved.begin(count, pushed[0])
         for each in pushed:
-            boundaries.push(each)
+            saved.push(each)
         for expected in reversed(pushed):
-            found = boundaries.pop()
+            found = saved.pop()
             assert all(map(torch.equal, found, expected))
 
 
 def test_one_at_a_time_is_on_the_device():
     """Whoever pushes keeps nothing: only the topmost is still there."""
-    boundaries, kept = HostBoundaries(CPU), []
-    boundaries.begin(5, tokens())
+    saved, kept = HostBlockInputs(CPU), []
+    saved.begin(5, tokens())
     for _ in range(5):
         pushed = tokens()
         kept.append(weakref.ref(pushed[0].untyped_storage()))
-        boundaries.push(pushed)
+        saved.push(pushed)
         del pushed
     assert [storage() is not None for storage in kept] == [False] * 4 + [True]
     with Tracker() as found:
         for _ in range(5):
-            boundaries.pop()
+            saved.pop()
     size = 4 * (6 + 3) * 8
     assert found.peak_bytes == 2 * size  # the one handed out, and the one on its way
-    assert found.copied_bytes == boundaries.copied_bytes == 4 * size
+    assert found.copied_bytes == saved.copied_bytes == 4 * size
 
 
 def test_buffers_are_made_once():
     backbone = tiny_backbone(layers=DEPTH)
-    inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (3,))
-    runner = BlockwiseRunner(backbone, boundaries="host")
+    inputs, capture = random_inputs(backbone, 3, 8, 12), Capture("query_key", (3,))
+    runner = BlockwiseRunner(backbone, block_inputs="host")
     places, copied = [], []
     for _ in range(3):
-        runner.gradient(square, "latents", inputs, {}, until, 1.0)
-        places.append([buffer.data_ptr() for buffer in runner.boundaries.buffers])
+        runner.gradient(square, "latents", inputs, {}, capture, 1.0)
+        places.append([buffer.data_ptr() for buffer in runner.block_inputs.buffers])
         copied.append(runner.copied_bytes)
     assert len(places[0]) == 3  # what enters blocks 0, 1 and 2; what enters block 3 never leaves
     assert places[0] == places[1] == places[2]
@@ -69,9 +69,9 @@ def test_buffers_are_made_once():
 
 def test_a_gradient_that_broke_off_leaves_nothing_behind():
     backbone = tiny_backbone(layers=DEPTH)
-    inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (1, 3))
-    runner = BlockwiseRunner(backbone, keep="attention", boundaries="host")
-    expected = runner.gradient(square, "latents", inputs, {}, until, 1.0)[1]
+    inputs, capture = random_inputs(backbone, 3, 8, 12), Capture("query_key", (1, 3))
+    runner = BlockwiseRunner(backbone, keep="attention", block_inputs="host")
+    expected = runner.gradient(square, "latents", inputs, {}, capture, 1.0)[1]
 
     def out_of_memory(block, read):
         if block == 1:
@@ -79,8 +79,8 @@ def test_a_gradient_that_broke_off_leaves_nothing_behind():
         return square(block, read)
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        runner.gradient(out_of_memory, "latents", inputs, {}, until, 1.0)
-    assert torch.equal(runner.gradient(square, "latents", inputs, {}, until, 1.0)[1], expected)
+        runner.gradient(out_of_memory, "latents", inputs, {}, capture, 1.0)
+    assert torch.equal(runner.gradient(square, "latents", inputs, {}, capture, 1.0)[1], expected)
 
 
 @pytest.mark.gpu
@@ -92,17 +92,17 @@ def test_copies_and_computations_wait_for_each_other(late, place, monkeypatch):
     cuda = torch.device("cuda")
     model = tiny_transformer(layers=DEPTH)
     backbone = backbone_of(model)
-    inputs, until = random_inputs(backbone, 3, 8, 12), Until("query_key", (1, 3))
+    inputs, capture = random_inputs(backbone, 3, 8, 12), Capture("query_key", (1, 3))
     inputs = Inputs(
         *(getattr(inputs, name).to(cuda) for name in ("latents", "prompt", "timestep", "embedding"))
     )
     expected = BlockwiseRunner(backbone_of(deepcopy(model).to(cuda))).gradient(
-        square, "latents", inputs, {}, until, 1.0
+        square, "latents", inputs, {}, capture, 1.0
     )[1]
     for part in (model.patch_embed, model.time_embedding, model.norm_final, model.norm_out, model.proj_out):
         part.to(cuda)
     weights = Streamed(backbone.blocks, cuda, 1, place)
-    runner = BlockwiseRunner(backbone, weights, keep="attention", boundaries="host")
+    runner = BlockwiseRunner(backbone, weights, keep="attention", block_inputs="host")
 
     def slow(where, name, stream=None):
         original = getattr(where, name)
@@ -116,11 +116,11 @@ def test_copies_and_computations_wait_for_each_other(late, place, monkeypatch):
 
     if late == "computing":
         slow(backbone, "prepare")
-        slow(backbone, "feed_forward_reverse")
+        slow(backbone, "feed_forward_backward")
     else:
         for block in weights.blocks:
             slow(block, "copy_to")
-        slow(runner.boundaries, "_copy", runner.boundaries.copies)
+        slow(runner.block_inputs, "_copy", runner.block_inputs.copies)
     for _ in range(3):
-        found = runner.gradient(square, "latents", inputs, {}, until, 1.0)[1]
+        found = runner.gradient(square, "latents", inputs, {}, capture, 1.0)[1]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""One motion flow problem as the chunked backend sees it: the heads side by side, the frames apart."""
+"""Queries and keys as the chunked backend multiplies them: heads concatenated, frames apart."""
 
 from math import sqrt
 from typing import NamedTuple
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 
-class Problem(NamedTuple):
-    """What every pass over the logits reads."""
+class FrameOperands(NamedTuple):
+    """The operands of `Q K^T`, its scale, and the bytes that a pass over it takes."""
 
     query: Tensor  # [frames, cells, channels]
     key: Tensor  # [frames, cells, channels]
@@ -23,7 +23,7 @@ class Problem(NamedTuple):
         key: Tensor,  # [S, heads, head_dim]
         grid: tuple[int, int, int],
         temperature: float,
-    ) -> "Problem":
+    ) -> "FrameOperands":
         _, heads, head_dim = query.shape
         frames, height, width = grid
         if query.dtype == torch.float16 and query.device.type == "cpu":
@@ -32,45 +32,45 @@ class Problem(NamedTuple):
         return cls(query, key, height, width, temperature / (heads * sqrt(head_dim)))
 
     @property
-    def columns(self) -> Tensor:  # [width] float32
+    def x(self) -> Tensor:  # [width] float32
         return torch.arange(self.width, dtype=torch.float32, device=self.query.device)
 
     @property
-    def lines(self) -> Tensor:  # [height] float32
+    def y(self) -> Tensor:  # [height] float32
         return torch.arange(self.height, dtype=torch.float32, device=self.query.device)
 
     @property
-    def cells(self) -> Tensor:  # [cells, 2] float32, (x, y)
-        y, x = torch.meshgrid(self.lines, self.columns, indexing="ij")
+    def coordinates(self) -> Tensor:  # [cells, 2] float32, (x, y)
+        y, x = torch.meshgrid(self.y, self.x, indexing="ij")
         return torch.stack([x.flatten(), y.flatten()], dim=-1)
 
     @property
-    def kept_dtype(self) -> torch.dtype:
-        """In which gradients wait for their factor: bf16 has the range for it, fp16 has not."""
+    def unscaled_dtype(self) -> torch.dtype:
+        """Dtype of gradients before their factor: bf16 has enough range for them, fp16 has not."""
         return torch.bfloat16 if self.query.dtype == torch.bfloat16 else torch.float32
 
     @property
-    def forward_bytes_per_row(self) -> int:
-        """Temporary bytes, at most, of one query row against all key frames: logits and their sums."""
+    def flow_bytes_per_query(self) -> int:
+        """Most temporary bytes of one query against all key frames: logits and their sums."""
         frames, cells, _ = self.query.shape
         return frames * ((4 + self._rounded_bytes) * cells + 12 * (self.height + self.width + 8))
 
     @property
-    def gradient_bytes_per_row(self) -> int:
-        """The same with gradients: the factor of a logit's gradient, a row of the query's and a summand."""
+    def gradient_bytes_per_query(self) -> int:
+        """The same with gradients: two maps of logits, the query's gradient and one summand of it."""
         frames, cells, channels = self.query.shape
         to_logits = frames * (8 * cells + 12 * (self.height + self.width + 8))
         return to_logits + (8 + self._rounded_bytes) * channels
 
     @property
     def key_gradient_bytes(self) -> int:
-        """Temporary bytes of one frame's summand in the gradient to the keys."""
+        """Temporary bytes of one frame's summand of the key gradient."""
         _, cells, channels = self.query.shape
         return (4 + self._rounded_bytes) * cells * channels
 
     @property
     def _rounded_bytes(self) -> int:
-        """Bytes of a copy in the dtype of the products, where that is not float32."""
+        """Bytes an element of a copy in the operands' dtype; 0 for float32, which needs no copy."""
         return self.query.element_size() if self.query.dtype != torch.float32 else 0
 
 
