@@ -1,6 +1,6 @@
 """`python -m toy_family COMMAND ...` (from `tests/`): ditflow's command line with the toy registered.
 
-`KILL_AT_STEP=n` ends the process with SIGKILL in denoising step n (from 0), once a checkpoint is there.
+`KILL_IN_STEP=n` ends the process with SIGKILL in denoising step n (from 0), once a checkpoint is there.
 """
 
 import os
@@ -15,7 +15,7 @@ from toy_family.family import ToyFamily
 from toy_family.schedule import ToySchedule
 
 
-def kill_at_step(last: int) -> None:
+def kill_in_step(last: int) -> None:
     step = ToySchedule.step
 
     def killed(self, prediction, index, latents):
@@ -30,6 +30,6 @@ def kill_at_step(last: int) -> None:
 
 if __name__ == "__main__":
     FAMILIES[ToyFamily.pipeline] = ToyFamily()
-    if at := os.environ.get("KILL_AT_STEP"):
-        kill_at_step(int(at))
+    if at := os.environ.get("KILL_IN_STEP"):
+        kill_in_step(int(at))
     sys.exit(main())

@@ -39,6 +39,7 @@ class ToyFamily:
             "guidance_scale": 2.0,
             "guided": 0.5,
             "learning_rate": [0.05, 0.02],
+            "moft_channels": 0.5,
             "optimisation_steps": 2,
             "scheduler": "adams",
             "steps": 6,
