@@ -1,4 +1,4 @@
-"""The toy family, registered while a test runs, and what the tests share."""
+"""The toy family, registered while this folder's tests run, and a pipeline of it."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from toy_family.family import ToyFamily
 from toy_family.pipeline import write_toy
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def toy_family():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(FAMILIES, ToyFamily.pipeline, ToyFamily())
@@ -15,7 +15,7 @@ def toy_family():
 
 
 @pytest.fixture(scope="session")
-def toy_folder(tmp_path_factory, toy_family):
+def toy_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "toy"
     write_toy(folder)
     return folder
