@@ -1,9 +1,9 @@
-"""Errors that are a person's to mend: one line that says what was given, what is accepted and what to do."""
+"""Errors a user can fix. Each message is one line: what was given, what is accepted and what to do."""
 
 
 class DitflowError(Exception):
-    """A job cannot go on. The command line prints the message alone and exits with 1."""
+    """The job cannot continue. The command line prints only the message and exits with 1."""
 
 
 class SettingsError(DitflowError):
-    """What was asked for makes no sense, known before any work. The command line exits with 2."""
+    """The settings are invalid; raised before any work starts. The command line exits with 2."""
