@@ -6,6 +6,17 @@ import logging
 from typing import Self
 
 
+def quieten_libraries() -> None:
+    """Silence the libraries' warnings and progress bars; only their errors are shown."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # before diffusers imports it, and it logs
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
 class Progress:
     """Receives phases and steps and ignores them. Subclasses show them."""
 
