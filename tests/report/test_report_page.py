@@ -62,7 +62,7 @@ def test_a_page_without_its_model_and_pages_that_cannot_be_written(settings, tmp
     assert "no motion flow" in capsys.readouterr().err
 
     for words, message in (
-        (["/nowhere"], "/nowhere is no finished run"),
+        (["/nowhere"], "/nowhere is not a finished run"),
         ([str(run), "--output", "/proc/page.html"], "/proc/page.html cannot be written"),
     ):
         assert main(["report", *words]) == 1
