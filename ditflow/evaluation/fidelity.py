@@ -62,8 +62,8 @@ def bidirectional_fidelity(reference: Tracks, result: Tracks) -> MotionFidelity:
     """The similarity of each moving track to its best match in the other video, averaged over both videos.
 
     Tracks that stay within MOVES of the diagonal are left out. In the others, a step shorter than MOVES of
-    the diagonal divided by the number of steps is a pause; its similarity is 1 to a pause and 0 to a direction.
-    If nothing moves in either video the score is 1; if nothing moves in one of them it is 0.
+    the diagonal divided by the number of steps is a pause; its similarity is 1 to a pause and 0 to any
+    direction. If nothing moves in either video the score is 1; if nothing moves in one of them it is 0.
     """
     reference_places, result_places = _same_length(reference, result)
     ours, theirs = _moving(result, result_places), _moving(reference, reference_places)

@@ -1,11 +1,11 @@
-"""The small models that come with the project: one that places tokens as 5B does, one as 2B does."""
+"""The two small models shipped with the project: positions encoded as in CogVideoX-5B, or as in 2B."""
 
 from importlib.resources import files
 from pathlib import Path
 
-SMALL_MODELS = {"small": "rope", "small-sincos": "sincos"}  # name: how it places tokens
+SMALL_MODELS = {"small": "rope", "small-sincos": "sincos"}  # name: how it encodes positions
 
 
 def pipeline_folder(name: str) -> Path:
-    """The diffusers folder of one of SMALL_MODELS."""
+    """The diffusers pipeline folder of one of SMALL_MODELS."""
     return Path(str(files("ditflow.small") / "models" / SMALL_MODELS[name]))

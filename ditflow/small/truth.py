@@ -1,4 +1,4 @@
-"""The true motion of a made clip, as a motion flow has it."""
+"""The true motion of a made clip, in the form of a motion flow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ditflow.settings import Settings
 from ditflow.small.clips import CLIP_MARK, made_clip
 from ditflow.video.writing import read_metadata
 
-GROUP = 4  # video frames a latent frame; what is left over falls to the first
+GROUP = 4  # video frames per latent frame; the first one takes what is left over
 
 
 def true_flow(
@@ -24,9 +24,9 @@ def true_flow(
     width: int,  # of a frame, pixels
     grid: Grid,
 ) -> tuple[np.ndarray, np.ndarray]:  # [frames, frames, height * width, 2], [frames, height * width]
-    """Where the matter in each token goes, (x, y) in patches, and which tokens are inside the shape.
+    """The displacement of each token's content, (x, y) in patches, and which tokens are inside the shape.
 
-    A latent frame is the mean of its video frames; outside the shape nothing moves.
+    A latent frame is the mean of its video frames. Outside the shape nothing moves.
     """
     patch = width / grid.width  # pixels
     centres = _latent_means((centroids + 0.5) / patch - 0.5, grid.frames)
@@ -41,17 +41,17 @@ def true_flow(
 
 
 def _latent_means(values: np.ndarray, count: int) -> np.ndarray:
-    """Means over the video frames of each of `count` latent frames, as many as the autoencoder is given."""
-    again = encoded_length(len(values)) - len(values)  # times that the last one is repeated
+    """Means over the video frames of each latent frame, of as many frames as the autoencoder is given."""
+    again = encoded_length(len(values)) - len(values)  # how often the last frame is repeated
     values = np.concatenate([values, values[-1:].repeat(again, axis=0)])
     first = len(values) - GROUP * (count - 1)
     return np.stack([part.mean(axis=0) for part in np.split(values, range(first, len(values), GROUP))])
 
 
 def true_flow_of(settings: Settings, grid: Grid) -> np.ndarray | None:
-    """The true flow of the settings' clip [frames, frames, height * width, 2]; None where it is not known.
+    """The true flow of the settings' clip [frames, frames, height * width, 2], or None if it is unknown.
 
-    It is known of a video that `python -m ditflow.small.clips` has written and that keeps its proportions.
+    It is known for videos that `python -m ditflow.small.clips` wrote, if the settings keep their proportions.
     """
     seed = _seed_of(Path(settings.video))
     if seed is None:
