@@ -1,4 +1,4 @@
-"""Named ranges and `--profile`: what is captured; runs stay the same, and without it nothing is paid."""
+"""Named ranges and `--profile`: what they capture; runs stay the same, and it costs nothing if unused."""
 
 import csv
 import json
