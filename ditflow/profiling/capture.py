@@ -51,7 +51,7 @@ class Request:
         tool = os.environ.get(TOOL, "torch")
         if tool not in ("torch", "nsight"):
             raise SettingsError(
-                f"{TOOL}: {tool!r} given; accepted: torch or nsight; unset it, profiles/*.sh set it"
+                f"{TOOL}: {tool!r} given; accepted: torch or nsight; unset it (profiles/*.sh set it)"
             )
         return cls(int(found[1]), tool)
 

@@ -1,4 +1,4 @@
-"""The two small models shipped with the project: positions encoded as in CogVideoX-5B, or as in 2B."""
+"""The shipped small models: one encodes positions as CogVideoX-5B does, the other as 2B does."""
 
 from importlib.resources import files
 from pathlib import Path
