@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ditflow import Settings, transfer
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.evaluation.finished import FinishedRun
+from ditflow.jobs.transfer import transfer
+from ditflow.settings import Settings
 from ditflow.small.clips import FRAME_RATE, made_clip
 from ditflow.video import Clip, write_clip
 
