@@ -16,22 +16,22 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# one part after the other, and at the end how long each took
+# runs the parts one after the other, then prints how long each took
 test: lint
 	$(BIN)/python tests/parts.py \
 		"tests: $(BIN)/pytest -q -n auto --dist worksteal" \
 		"Triton's interpreter: TRITON_INTERPRET=1 $(BIN)/pytest -q -n auto --confcutdir tests/interpreter tests/interpreter" \
 		"Triton's compiler: $(BIN)/pytest -q --confcutdir tests/compile tests/compile"
 
-# what the faults do that the tests bring about, written to docs/reliability.md
+# runs the tests marked `fault` and writes their outcomes to docs/reliability.md
 reliability: setup
 	$(BIN)/pytest -q -n auto -m fault --reliability docs/reliability.md tests
 
-# 200 transfers in one process: its memory has to stay as it is
+# 200 transfers in one process: fails if its memory grows
 soak: setup
 	$(BIN)/python tests/soak.py
 
-# needs chromium and chromedriver, and fails without them
+# needs chromium and chromedriver
 test-browser: setup
 	$(BIN)/pytest -q tests/browser
 
@@ -41,7 +41,7 @@ demo: setup
 	$(BIN)/ditflow transfer --model small --video runs/demo-clip.mp4 --prompt "a blue square on a white background" \
 		--output runs/demo
 
-# every mode of both small models on clips whose motion is known
+# every mode of both small models, on generated clips with known motion
 motion: setup
 	mkdir -p bench/results
 	for style in rope sincos; do \
@@ -49,23 +49,23 @@ motion: setup
 			&& mv bench/results/motion-$$style.json.new bench/results/motion-$$style.json || exit 1; \
 	done
 
-# the README's
+# the README's picture
 picture: setup
 	$(BIN)/python -m ditflow.report.showcase docs/guided.gif
 
 MEASURED := .benchmarks/ratios.json
 
-# ours beside its rivals: fails beyond bench/ratios.csv, and where a planted slowdown would not
+# times our code beside its rivals: fails outside the bounds of bench/ratios.csv, or if a planted slowdown would pass
 bench: setup
 	mkdir -p $(dir $(MEASURED))
 	$(BIN)/pytest -q bench/timed --benchmark-json=$(MEASURED)
 	$(MAKE) bench-control
 
-# ours does half as much work again: fails where no bound is broken
+# our side does half as much work again: fails if that breaks no bound
 bench-control: setup
 	$(BIN)/pytest -q bench/timed --expect slowdown
 
-# measures three times and sets every bound: on a quiet machine, where it is known why the ratios are others
+# measures three times and sets every bound; use a quiet machine, and know why the ratios changed
 bench-accept-ratios: setup
 	mkdir -p $(dir $(MEASURED))
 	for run in 1 2 3; do \
@@ -74,8 +74,8 @@ bench-accept-ratios: setup
 	$(BIN)/python -m bench.timed.bounds $(MEASURED).1 $(MEASURED).2 $(MEASURED).3
 
 bench-compare: setup
-	$(BIN)/python -m bench.compare $(or $(BASE),$(error nothing to compare with: make bench-compare BASE=REVISION))
+	$(BIN)/python -m bench.compare $(or $(BASE),$(error no BASE given: make bench-compare BASE=REVISION))
 
-# measures bench/expected.csv anew: make bench-accept REASON="why it changed"
+# measures bench/expected.csv again: make bench-accept REASON="why it changed"
 bench-accept: setup
 	$(BIN)/python -m bench.gates.accept "$$REASON"

@@ -44,7 +44,7 @@ EXTRAS = {
     ],
 }
 
-# `kernels/` itself is no package: Hugging Face ships one of that name, and transformers imports it.
+# `kernels/` itself is not a package: transformers imports Hugging Face's package of that name.
 PACKAGES = {
     "ditflow": "ditflow",
     "ditflow.configs": "configs",

@@ -23,13 +23,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ditflow.cli.main import quieten_libraries
 from ditflow.errors import DitflowError
 from ditflow.evaluation.clip_scores import DEFAULT, ClipModel
 from ditflow.evaluation.evaluate import Instruments, measure
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.files import whole_or_absent
 from ditflow.jobs.transfer import transfer
+from ditflow.progress import quieten_libraries
 from ditflow.settings import Settings, read_settings
 
 KINDS = ("caption", "subject", "scene")

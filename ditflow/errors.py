@@ -4,11 +4,11 @@ SHOWN = 60  # characters of a value in a message
 
 
 class DitflowError(Exception):
-    """A job cannot continue. The command line prints only the message and exits with 1."""
+    """The job cannot continue. The command line prints only the message and exits with 1."""
 
 
 class SettingsError(DitflowError):
-    """The settings cannot work; found before any work. The command line exits with 2."""
+    """The settings are invalid; raised before any work starts. The command line exits with 2."""
 
 
 def shown(given: object, most: int = SHOWN) -> str:

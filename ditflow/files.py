@@ -15,7 +15,8 @@ import yaml
 from ditflow.errors import DitflowError
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
-PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))  # torch's zip, bare
+# a zip file as torch writes it, or a bare pickle
+PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
 
 
 @cache
@@ -25,39 +26,40 @@ def shipped(name: str) -> dict[str, Any]:
 
 
 def cache_folder() -> Path:
-    """This program's folder in the user's cache."""
+    """The program's folder in the user's cache, for files that can be made again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditflow"
 
 
 def inside(folder: Path, name: str) -> Path:
-    """A file or folder of a run folder, which may be from somebody else, and may not exist.
+    """The path of a file or folder in a run folder; it need not exist.
 
-    Raises DitflowError where it, or what it holds, is a link that leads out of the run folder.
+    Run folders may come from other people: raises DitflowError if the path, or an entry of it, links out of
+    the run folder.
     """
-    path, whole = folder / name, os.path.realpath(folder)
+    path, root = folder / name, os.path.realpath(folder)
     for found in (path, *(path.iterdir() if path.is_dir() else ())):
-        if not Path(os.path.realpath(found)).is_relative_to(whole):
-            raise DitflowError(f"{found} is a link out of the run folder: put the file itself there")
+        if not Path(os.path.realpath(found)).is_relative_to(root):
+            raise DitflowError(f"{found} is a link out of the run folder: replace it with the file itself")
     return path
 
 
 def refuse_pickle(path: Path) -> None:
-    """Raises DitflowError for weights in a pickle, by whatever name; what else it is, is not looked at."""
+    """Raise DitflowError if a weights file is a pickle by its name or its content."""
     start = b""
     if path.is_file():
         with path.open("rb") as file:
             start = file.read(9)
-    is_safetensors = start.endswith(b"{")  # after 8 bytes that say its header's length
+    is_safetensors = start.endswith(b"{")  # its JSON header follows 8 bytes of length
     if path.suffix.lower() in PICKLE_SUFFIXES or (start.startswith(PICKLE_STARTS) and not is_safetensors):
-        raise DitflowError(f"{path} is a pickle, and reading one can run code: give safetensors")
+        raise DitflowError(f"{path} is a pickle, and loading one can run code: give safetensors")
 
 
 @contextmanager
 def whole_or_absent(path: Path) -> Iterator[Path]:
-    """A hidden name beside `path` to write a file or a folder under: `path` at the end, removed on any error.
+    """Yield a hidden path to write to; rename it to `path` at the end, or remove it on an error.
 
-    A file is on the disk, not only on its way there, before it has its name. A file that has the name is
-    replaced; for a folder that is not empty, OSError is raised at the end.
+    A file is flushed to disk before it is renamed, and replaces an existing one. Raises OSError at the end if
+    `path` is a folder that is not empty.
     """
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
     try:
@@ -72,7 +74,7 @@ def whole_or_absent(path: Path) -> Iterator[Path]:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove what a process that was killed has left of `whole_or_absent` in a folder."""
+    """Remove the unfinished files that a killed process left in a folder."""
     for path in folder.glob(".*.unfinished"):
         _remove(path)
 
@@ -85,7 +87,7 @@ def _remove(path: Path) -> None:
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until a file's bytes, or the names in a folder, would outlive a power cut."""
+    """Flush a file's bytes, or a folder's entries, so that they survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

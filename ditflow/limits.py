@@ -1,13 +1,13 @@
-"""How much is read of what somebody else made: no file can make the program ask for more than this.
+"""Limits on what is read from other people's files, so that no file can exhaust memory.
 
-Each is far beyond what a run can use, and is checked before the memory is asked for.
+Each is far above what a run can use, and is checked before memory is allocated.
 """
 
-SETTINGS_BYTES = 1 << 18  # of a YAML or JSON file about a run or a model
-PROMPT_CHARACTERS = 10_000  # a model reads 226 tokens
-SIDE = 8192  # pixels of the new video
-PICTURE_PIXELS = 1 << 26  # of one frame or image, 8192 x 8192: 8K video has half of that
-CLIP_BYTES = 1 << 32  # of the frames that are kept, once they have their size: 4 GiB
-SOURCE_FRAMES = 200_000  # of a video or a folder, up to the last one used: almost two hours at 30 a second
-MODEL_LAYERS = 1000  # 5B has 42
-RECORD_BYTES = 1 << 25  # of run.json, which holds every loss
+SETTINGS_BYTES = 1 << 18  # in a YAML or JSON file about a run or a model
+PROMPT_CHARACTERS = 10_000  # CogVideoX reads 226 tokens
+SIDE = 8192  # largest width and height of the new video, pixels
+PICTURE_PIXELS = 1 << 26  # in one frame or image, 8192 x 8192: twice an 8K frame
+CLIP_BYTES = 1 << 32  # 4 GiB of frames, after resizing
+SOURCE_FRAMES = 200_000  # in a video or folder, up to the last one used: almost two hours at 30 a second
+MODEL_LAYERS = 1000  # CogVideoX-5B has 42
+RECORD_BYTES = 1 << 25  # in run.json, which holds every loss

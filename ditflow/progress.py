@@ -1,4 +1,4 @@
-"""What a job tells while it works. The base class says nothing; the command line's speaks."""
+"""Progress reports of a running job: silent by default, or as bars on a terminal."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ import logging
 from typing import Self
 
 
+def quieten_libraries() -> None:
+    """Silence the libraries' warnings and progress bars; only their errors are shown."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # before diffusers imports it, and it logs
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
 class Progress:
-    """Hears of phases and steps; overridden where somebody looks."""
+    """Receives phases and steps and ignores them. Subclasses show them."""
 
     def __enter__(self) -> Self:
         return self
@@ -16,10 +27,10 @@ class Progress:
         return None
 
     def phase(self, name: str, steps: int = 0) -> None:
-        """A phase begins; `steps` is 0 where it cannot be counted."""
+        """Start a phase; `steps` is 0 if they cannot be counted."""
 
     def step(self, detail: str) -> None:
-        """One step of the phase is done."""
+        """Finish one step of the phase."""
 
 
 class ScreenProgress(Progress):
@@ -63,7 +74,7 @@ class ScreenProgress(Progress):
         self.bars.update(self.current, advance=1, detail=detail)
 
     def log(self, record: logging.LogRecord) -> None:
-        """A line between the bars: news as it is, warnings marked."""
+        """Print a log record above the bars; warnings are marked."""
         warns = record.levelno >= logging.WARNING
         text = f"warning: {record.getMessage()}" if warns else record.getMessage()
         self.console.print(text, style="yellow" if warns else None, markup=False)

@@ -1,1 +1,1 @@
-"""Profiles: where the time of a run goes, as words and pictures. Nothing imports them."""
+"""Show where the time of a run goes, as text and pictures. No other package imports these modules."""

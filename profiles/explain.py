@@ -1,14 +1,14 @@
-"""Where the time of a step goes: `python -m profiles.explain TRACE`, a trace.json.gz of `--profile`.
+"""Show where the time of a step goes: `python -m profiles.explain TRACE`, a trace.json.gz of `--profile`.
 
-Guided and plain denoising steps are told apart, and phases shown where no steps were recorded in them. A step
-ends with the last work that it asked the device for, and the next one begins there. Its time is shared out:
+It lists guided steps, plain steps, and each phase without recorded steps. A step ends with the last work that
+it asked the device for, and the next one starts there. Its time is divided into:
 
 kernels   the device computes
-copies    the device copies, and computes nothing
-host      the device has nothing to do, and the host is inside an operator or a call to the driver
-gaps      nothing at all is recorded: Python between operators, or the host waits
+copies    the device only copies
+host      the device is idle, and the host is inside an operator or a driver call
+gaps      nothing is recorded: Python between operators, or the host waits
 
-Where no device was recorded, all that operators do is the host's.
+Without a recorded device, the time of all operators counts as host.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from pathlib import Path
 from ditflow.errors import DitflowError
 from profiles.trace import Interval, Range, Trace, Work, read_trace
 
-ROWS = 12  # of the table of operators or kernels
+ROWS = 12  # in the table of operators or kernels
 STEP = re.compile(r"step/\d+/(guided|plain)")
-PART = re.compile(r"(optimise|block)/.*|(kernel/.*)")  # ranges inside steps, by what they are called together
+PART = re.compile(r"(optimise|block)/.*|(kernel/.*)")  # ranges inside steps; summed under the group's text
 WIDTH = 46  # of names
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is alike: the guided steps, say."""
+    """All recorded ranges of one kind, such as the guided steps."""
 
     name: str
     spans: list[Interval]
-    asked: list[Range]  # when the host was in them
+    asked: list[Range]  # the host's time in them
 
     @property
     def microseconds(self) -> float:
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def explain(trace: Trace) -> str:
-    """The answer in words; raises DitflowError where the trace has none of the project's ranges."""
+    """The report as text. Raises DitflowError if the trace has none of the project's ranges."""
     found = parts(trace)
     if not found:
         raise DitflowError("the trace has no step/... and no phase/... ranges: record it with --profile")
@@ -67,7 +67,7 @@ def explain(trace: Trace) -> str:
 
 
 def parts(trace: Trace) -> list[Part]:
-    """Steps by kind, and phases in which there are none."""
+    """Steps by kind, and phases without recorded steps."""
     ranges = sorted(trace.ranges, key=lambda found: found.start)
     steps = [found for found in ranges if STEP.fullmatch(found.name)]
     spans = list(_spans(steps, trace))
@@ -85,7 +85,7 @@ def parts(trace: Trace) -> list[Part]:
 
 
 def shares(trace: Trace, part: Part) -> dict[str, float]:
-    """A part's microseconds as kernels, copies, host and gaps: what comes first in this order wins."""
+    """A part's microseconds of kernels, copies, host and gaps; the first of these counts if they overlap."""
     layers = {**trace.device, "host": trace.host}
     result, covered = {}, []
     for name, intervals in layers.items():
@@ -96,7 +96,7 @@ def shares(trace: Trace, part: Part) -> dict[str, float]:
 
 
 def totals(work: Iterable[tuple[str, float]]) -> list[tuple[str, float, int]]:
-    """By name: microseconds and how often, the longest first."""
+    """By name: total microseconds and count, the longest first."""
     found: dict[str, tuple[float, int]] = {}
     for name, busy in work:
         time, times = found.get(name, (0.0, 0))
@@ -122,7 +122,7 @@ def _lines(trace: Trace, part: Part) -> Iterator[str]:
 
 
 def _inside(trace: Trace, part: Part, work: list[Work]) -> list[tuple[str, float, int]]:
-    """The ranges inside a part, alike ones together: microseconds of the work asked for in them."""
+    """Ranges inside a part, by kind: microseconds of the work asked for in them, and their number."""
     found = []
     for inner in trace.ranges:
         match = PART.fullmatch(inner.name)
@@ -138,7 +138,7 @@ def _row(name: str, time: float, whole: float, count: int, times: str) -> str:
 
 
 def _spans(ranges: list[Range], trace: Trace) -> Iterator[Interval]:
-    """From the host's beginning of each range, or the end of the one before, to the end of its last work."""
+    """Yield each range from its start, or the end of the one before, to the end of its last work."""
     before = 0.0
     for _, start, end in ranges:
         last = max((piece.end for piece in trace.work if start <= piece.asked < end), default=end)
@@ -148,7 +148,7 @@ def _spans(ranges: list[Range], trace: Trace) -> Iterator[Interval]:
 
 
 def _union(intervals: Iterable[Interval]) -> list[Interval]:
-    """The same moments as intervals that do not touch, in order."""
+    """The same time as sorted intervals that do not touch."""
     result: list[Interval] = []
     for start, end in sorted(intervals):
         if result and start <= result[-1].end:
@@ -159,7 +159,7 @@ def _union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def _overlap(spans: list[Interval], covered: list[Interval]) -> float:
-    """How much of the spans, which do not overlap, is covered."""
+    """How much of the spans is covered; neither list may overlap itself."""
     return sum(
         max(0.0, min(end, other_end) - max(start, other_start))
         for start, end in spans

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Nsight Compute on this project's kernels in the steps that --profile captures; its report and a CSV for
-# `python -m profiles.roofline` go into the run folder.
+# Profile this project's kernels with Nsight Compute in the steps that --profile captures. The report, and a CSV
+# for `python -m profiles.roofline`, go into the run folder.
 #   profiles/ncu.sh [--dry-run] [--range NAME | --kernel REGEX] ditflow transfer|inject ... --profile steps=1
-#   --range kernel/motion_flow_loss   everything launched in a range of ditflow/profiling/ranges.py, library calls too
+#   --range kernel/motion_flow_loss   all kernels in a range of ditflow/profiling/ranges.py, libraries' included
 #   --kernel motion_flow_forward      kernels by name; default: every Triton kernel of the project
 set -euo pipefail
 source "$(dirname "$0")/nsight.sh"
@@ -22,7 +22,7 @@ done
 check_command "$@"
 
 if [[ -n $range ]]; then
-    # a slash by itself would part two ranges
+    # escaped: a plain slash separates two ranges
     chosen=(--nvtx --nvtx-include "ditflow@${range//\//\\/}/")
 else
     chosen=(--kernel-name-base function --kernel-name "regex:$kernel")

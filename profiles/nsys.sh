@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Nsight Systems over the steps that --profile captures; its report goes into the run folder.
+# Record the steps that --profile captures with Nsight Systems. The report goes into the run folder.
 #   profiles/nsys.sh [--dry-run] ditflow transfer|inject ... --profile steps=2
 set -euo pipefail
 source "$(dirname "$0")/nsight.sh"

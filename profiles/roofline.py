@@ -1,9 +1,9 @@
-"""Kernels under their roof: `python -m profiles.roofline ncu.csv OUTPUT.svg [--device NAME]`.
+"""Draw a roofline of kernels: `python -m profiles.roofline ncu.csv OUTPUT.svg [--device NAME]`.
 
-ncu.csv is what `profiles/ncu.sh` leaves: Nsight Compute's raw page, a row a launch. Launches of a kernel are
-added up. Across: floating-point operations a byte of device memory; upwards: operations a second. The sloped
-roof is device memory as Nsight Compute knows it; `--device` adds the flat ones that were measured
-(`configs/devices/NAME.yaml`).
+`profiles/ncu.sh` writes ncu.csv: Nsight Compute's raw page, one row per launch. The launches of a kernel are
+added up. The horizontal axis is floating-point operations per byte of device memory, the vertical one is
+operations per second. The sloped roof is Nsight Compute's peak memory bandwidth. `--device` adds flat roofs,
+the measured rates in `configs/devices/NAME.yaml`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from ditflow.errors import DitflowError
 SECONDS, KERNEL = "gpu__time_duration.sum", "Kernel Name"
 BYTES = ("dram__bytes_read.sum", "dram__bytes_write.sum")
 INSTRUCTION = "smsp__sass_thread_inst_executed_op_{}_pred_on.sum"
-# operations each count stands for; half precision comes in pairs, as Nsight Compute's own rooflines have it
+# operations per instruction; half precision works on pairs, as in Nsight Compute's own rooflines
 OF_INSTRUCTIONS = {"fadd": 1, "fmul": 1, "ffma": 2, "hadd": 2, "hmul": 2, "hfma": 4}
 OPERATIONS = {INSTRUCTION.format(name): times for name, times in OF_INSTRUCTIONS.items()}
 TENSOR = ("sm__ops_path_tensor_src_bf16_dst_fp32.sum", "sm__ops_path_tensor_src_fp16_dst_fp32.sum")
 OPERATIONS |= dict.fromkeys(TENSOR, 1)
 BYTES_A_CYCLE, CYCLES_A_SECOND = "dram__bytes.sum.peak_sustained", "dram__cycles_elapsed.avg.per_second"
-# ncu has called its base units by both names
+# versions of ncu differ in the names of base units
 UNITS = {SECONDS: ("ns", "nsecond"), **dict.fromkeys(BYTES, ("byte",))}
 
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 860, 480, 76, 24, 52  # pixels; the right third is for names
-PLOT = 560  # where the plot ends
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 860, 480, 76, 24, 52  # pixels; the right third is the legend
+PLOT = 560  # right edge of the plot
 COLOURS = ("#1f6feb", "#d1495b", "#2e8540", "#8250df", "#b35900", "#0f766e", "#a21caf", "#57606a")
 
 
@@ -57,7 +57,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Roofs:
-    """What bounds a kernel: bytes a second of device memory, where known, and operations a second by name."""
+    """Upper bounds: bytes per second of device memory, if known, and operations per second by name."""
 
     bandwidth: float | None
     flat: dict[str, float]
@@ -65,8 +65,8 @@ class Roofs:
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("csv", type=Path, metavar="FILE.csv", help="what profiles/ncu.sh left")
-    parser.add_argument("output", type=Path, metavar="OUTPUT.svg", help="the picture")
+    parser.add_argument("csv", type=Path, metavar="FILE.csv", help="the CSV that profiles/ncu.sh wrote")
+    parser.add_argument("output", type=Path, metavar="OUTPUT.svg", help="the picture to write")
     parser.add_argument("--device", metavar="NAME", help="a device in configs/devices")
     options = parser.parse_args(words)
     try:
@@ -79,25 +79,25 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"roofline: {error}", file=sys.stderr)
         return 1
     if not any(_number(row, name) for row in rows for name in TENSOR):
-        print("roofline: no operations of tensor cores were counted: rates are of the rest", file=sys.stderr)
+        print("roofline: no tensor-core operations were counted; rates leave them out", file=sys.stderr)
     options.output.write_text(drawn, encoding="utf-8")
     print(options.output)
     return 0
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The launches, by column; the file's first row names metrics, its second their units.
+    """Read the launches, by column. The file's first row has the metrics' names, the second their units.
 
-    Raises DitflowError where that is not so, or something is missing.
+    Raises DitflowError if columns or launches are missing or units are unexpected.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DitflowError(f"{path} cannot be read ({error}): give the CSV of profiles/ncu.sh") from None
-    table = list(csv.DictReader(line for line in lines if line.startswith('"')))  # others are ncu's progress
+    table = list(csv.DictReader(line for line in lines if line.startswith('"')))  # not ncu's messages
     needed = (KERNEL, *UNITS)
     if len(table) < 2 or not set(needed) <= set(table[0]):
-        raise DitflowError(f"{path} has no columns {', '.join(needed)} and a launch: use profiles/ncu.sh")
+        raise DitflowError(f"{path} lacks launches or some of {', '.join(needed)}: use profiles/ncu.sh")
     for name, accepted in UNITS.items():
         if table[0][name] not in accepted:
             raise DitflowError(
@@ -108,7 +108,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def points_of(rows: list[dict[str, str]]) -> list[Point]:
-    """A point a kernel; raises DitflowError where there is none."""
+    """One point per kernel. Raises DitflowError if there is none."""
     found: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         found.setdefault(row[KERNEL], []).append(row)
@@ -117,7 +117,7 @@ def points_of(rows: list[dict[str, str]]) -> list[Point]:
         operations = sum(times * _number(row, name) for row in launches for name, times in OPERATIONS.items())
         moved = sum(_number(row, name) for row in launches for name in BYTES)
         seconds = sum(_number(row, SECONDS) for row in launches) * 1e-9
-        if operations and moved and seconds:  # what computes nothing, or stays in a cache, has no place
+        if operations and moved and seconds:  # a kernel without arithmetic or memory traffic has no place
             points.append(Point(kernel, len(launches), operations, moved, seconds))
     if not points:
         raise DitflowError("no kernel has operations, bytes and time: record them with profiles/ncu.sh")
@@ -125,18 +125,18 @@ def points_of(rows: list[dict[str, str]]) -> list[Point]:
 
 
 def bandwidth(rows: list[dict[str, str]]) -> float | None:
-    """Device memory's bytes a second, where the file says."""
+    """Peak bytes per second of device memory, if the file has it."""
     return _number(rows[0], BYTES_A_CYCLE) * _number(rows[0], CYCLES_A_SECOND) or None
 
 
 def _number(row: dict[str, str], name: str) -> float:
-    """A value with its thousands marked; 0 where the device has no such metric."""
+    """A value, written with thousands separators; 0 if the device lacks the metric."""
     text = row.get(name) or "n/a"
     return 0.0 if text == "n/a" else float(text.replace(",", ""))
 
 
 def measured_rates(device: str) -> dict[str, float]:
-    """A device's measured operations a second; raises SettingsError for one that nobody has measured."""
+    """A device's measured operations per second. Raises SettingsError if it was not measured."""
     from ditflow.planning.ceilings import read_ceilings
 
     found = read_ceilings(device)
@@ -147,7 +147,7 @@ def measured_rates(device: str) -> dict[str, float]:
 
 
 def draw(points: list[Point], roofs: Roofs) -> str:
-    """The picture, as SVG: both axes logarithmic, a decade a line."""
+    """The picture as SVG. Both axes are logarithmic, with a grid line per decade."""
     rates = [point.rate for point in points] + list(roofs.flat.values())
     axes = _Axes(_decades([point.intensity for point in points]), _decades(rates))
     drawn = [*axes.grid(), *_roof_lines(axes, roofs)]
@@ -167,7 +167,7 @@ def draw(points: list[Point], roofs: Roofs) -> str:
 
 
 class _Axes:
-    """From operations a byte and operations a second to pixels."""
+    """Maps operations per byte and operations per second to pixels."""
 
     def __init__(self, across: tuple[int, int], upwards: tuple[int, int]):  # decades, first and last
         self.across, self.upwards = across, upwards
@@ -191,7 +191,7 @@ class _Axes:
             drawn.append(f'<text x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">1e{decade}</text>')
         middle = (LEFT + PLOT) / 2
         drawn.append(
-            f'<text x="{middle}" y="{HEIGHT - 12}" text-anchor="middle">FLOP a byte of device memory</text>'
+            f'<text x="{middle}" y="{HEIGHT - 12}" text-anchor="middle">FLOP per byte of device memory</text>'
         )
         drawn.append(f'<text x="8" y="{TOP - 8}">FLOP/s</text>')
         return drawn
@@ -219,7 +219,7 @@ def _roof_lines(axes: _Axes, roofs: Roofs) -> list[str]:
 
 
 def _decades(values: list[float]) -> tuple[int, int]:
-    """The whole decades around positive values, one at least."""
+    """The whole decades around positive values, at least one."""
     low = math.floor(math.log10(min(values)))
     return low, max(low + 1, math.ceil(math.log10(max(values))))
 

@@ -1,6 +1,6 @@
-"""A chrome trace of torch.profiler as named ranges, and the work that was asked for inside them.
+"""Read a Chrome trace of torch.profiler: named ranges, and the work that was asked for inside them.
 
-Times are in microseconds, as in the trace.
+Times are in microseconds.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from ditflow.errors import DitflowError
 
-WORK = {"kernel": "kernels", "gpu_memcpy": "copies", "gpu_memset": "copies"}  # on the device, by category
-CALLS = ("cuda_runtime", "cuda_driver")  # of the host, each with the number of what it asked for
-WAITS = "Synchronize"  # in the names of calls in which the host does nothing
+WORK = {"kernel": "kernels", "gpu_memcpy": "copies", "gpu_memset": "copies"}  # device categories
+CALLS = ("cuda_runtime", "cuda_driver")  # host categories; each call has the correlation number of its work
+WAITS = "Synchronize"  # in the names of calls that only wait
 
 
 class Interval(NamedTuple):
@@ -25,7 +25,7 @@ class Interval(NamedTuple):
 
 
 class Range(NamedTuple):
-    """A range of `ditflow.profiling.ranges`, or of anybody else."""
+    """A named range, of `ditflow.profiling.ranges` or of other code."""
 
     name: str
     start: float
@@ -33,28 +33,28 @@ class Range(NamedTuple):
 
 
 class Work(NamedTuple):
-    """One piece of work: a kernel or a copy or, where no device was watched, an operator by itself."""
+    """A kernel or a copy or, if no device was recorded, an operator without the operators it calls."""
 
     name: str
     kind: str  # kernels, copies or host
-    asked: float  # when the host asked for it
+    asked: float  # time at which the host asked for it
     end: float
-    busy: float  # how long it took
+    busy: float  # duration
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What was recorded."""
+    """A recorded trace."""
 
     has_device: bool
     ranges: list[Range]
     work: list[Work]
     device: dict[str, list[Interval]]  # kernels and copies
-    host: list[Interval]  # operators and calls, waiting left out
+    host: list[Interval]  # operators and calls, without waits
 
 
 def read_trace(path: Path) -> Trace:
-    """Raises DitflowError where the file is no chrome trace."""
+    """Read a trace file. Raises DitflowError if it is not a Chrome trace."""
     spans = [event for event in _events(path) if event.get("ph") == "X"]
     operators = [event for event in spans if event.get("cat") == "cpu_op"]
     calls = [event for event in spans if event.get("cat") in CALLS]
@@ -84,7 +84,7 @@ def _events(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise DitflowError(f"{path}: {error.strerror or error}; give a trace.json.gz of --profile") from None
     except (ValueError, KeyError, TypeError, EOFError):
-        raise DitflowError(f"{path} is no chrome trace: give a trace.json.gz of --profile") from None
+        raise DitflowError(f"{path} is not a Chrome trace: give a trace.json.gz of --profile") from None
 
 
 def _interval(event: dict[str, Any]) -> Interval:
@@ -92,7 +92,7 @@ def _interval(event: dict[str, Any]) -> Interval:
 
 
 def _device_work(on_device: list[dict], calls: list[dict]) -> list[Work]:
-    """Kernels and copies, each with the moment of the call that asked for it."""
+    """Kernels and copies, each with the time of the call that asked for it."""
     asked = {event["args"]["correlation"]: event["ts"] for event in calls if "correlation" in event["args"]}
     return [
         Work(
@@ -107,11 +107,11 @@ def _device_work(on_device: list[dict], calls: list[dict]) -> list[Work]:
 
 
 def _own_times(operators: list[dict]) -> list[Work]:
-    """Operators, each with its time less that of the operators it calls."""
+    """Operators, each without the time of the operators it calls."""
     work = []
     threads = sorted(operators, key=lambda event: (str(event["tid"]), event["ts"], -event["dur"]))
     for _, events in groupby(threads, key=lambda event: str(event["tid"])):
-        callers: list[list] = []  # [event, time of what it calls], innermost last
+        callers: list[list] = []  # [event, time of the operators it calls], innermost last
         for event in events:
             while callers and callers[-1][0]["ts"] + callers[-1][0]["dur"] <= event["ts"]:
                 work.append(_own(*callers.pop()))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ditflow.cli.arguments import USAGE, build_parser, read_options
 from ditflow.cli.interrupts import Terminated, terminable
 from ditflow.errors import DitflowError, SettingsError
+from ditflow.progress import quieten_libraries
 from ditflow.settings import Settings
 
 if TYPE_CHECKING:
@@ -171,17 +172,6 @@ def print_plan(options: argparse.Namespace, settings: Settings) -> None:
         print(json.dumps(words.as_mapping(plans, chosen, why, ceilings), indent=2))
     else:
         words.print_plans(plans, chosen, why, ceilings)
-
-
-def quieten_libraries() -> None:
-    """Leave the screen to this program: what the libraries beneath report only matters as an error."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks when diffusers imports it
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
 
 
 # those that take no settings

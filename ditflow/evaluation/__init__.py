@@ -1,1 +1,1 @@
-"""How well a result follows its clip and its prompt, in numbers."""
+"""Measure how well a result follows its clip and its prompt."""

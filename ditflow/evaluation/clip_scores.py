@@ -1,4 +1,4 @@
-"""What CLIP says of a video: how well its frames match a prompt, and each other."""
+"""CLIP scores of a video: how well its frames match a prompt, and each other."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ BATCH = 16  # frames at once
 
 @dataclass(frozen=True)
 class ClipModel:
-    """CLIP, loaded."""
+    """A loaded CLIP model."""
 
     model: torch.nn.Module
-    images: object  # pictures to pixel values
+    images: object  # turns pictures into pixel values
     tokenizer: object
 
     @classmethod
     def load(cls, name: str, download: bool = True) -> Self:
-        """A hub id or a folder. Raises DitflowError where it cannot be had."""
+        """Load CLIP from a hub id or a folder. Raises DitflowError if that fails."""
         from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
         kinds = CLIPModel, CLIPImageProcessorPil, CLIPTokenizer
@@ -55,7 +55,7 @@ class ClipModel:
 
     @torch.no_grad()
     def text(self, prompt: str) -> Tensor:
-        """Unit vector [width]. A prompt longer than CLIP reads is cut, with a warning."""
+        """Unit vector [width] of a prompt. A prompt longer than CLIP's limit is cut, with a warning."""
         longest = self.model.config.text_config.max_position_embeddings
         length = len(self.tokenizer(prompt)["input_ids"])
         if length > longest:

@@ -1,4 +1,4 @@
-"""Every number of a result: of a run by its folder, or of any two videos."""
+"""Evaluate runs by their folders, or any two videos."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from ditflow.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-Evaluation = dict[str, Any]  # what `as_json` may print
+Evaluation = dict[str, Any]  # can be written as JSON
 
-NUMBERS: dict[str, Callable[[Evaluation], float | None]] = {  # of an evaluation, in the order of a table
+NUMBERS: dict[str, Callable[[Evaluation], float | None]] = {  # in the order of the table's columns
     "bidirectional": lambda found: found["motion_fidelity"]["bidirectional"]["score"],
     "paper": lambda found: found["motion_fidelity"]["paper"]["score"],
     "prompt_clip": lambda found: found["prompt_match"]["clip"],
@@ -37,7 +37,7 @@ NUMBERS: dict[str, Callable[[Evaluation], float | None]] = {  # of an evaluation
 
 @dataclass(frozen=True)
 class Instruments:
-    """What measures."""
+    """The models to measure with."""
 
     tracker: str = "lk"
     tracker_weights: Path | None = None
@@ -45,14 +45,14 @@ class Instruments:
 
 
 def evaluate_runs(folders: Sequence[Path], instruments: Instruments, progress: Progress) -> list[Evaluation]:
-    """Each run in turn. Raises DitflowError where a folder is no finished transfer, before any work."""
+    """Evaluate each run. Raises DitflowError before any work if a folder is not a finished transfer."""
     runs = [FinishedRun.open(folder) for folder in folders]
     progress.phase("evaluate", len(runs))
     return [_evaluate_run(run, instruments, progress) for run in runs]
 
 
 def evaluate_videos(result: Path, reference: Path, prompt: str, instruments: Instruments) -> Evaluation:
-    """Any two videos, compared for as many frames as the shorter one has."""
+    """Compare any two videos over the frames of the shorter one."""
     named = {"video": str(result), "reference": str(reference), "prompt": prompt}
     clips = whole_clip(result).frames, whole_clip(reference).frames
     return named | measure(*clips, prompt, instruments) | {"amf_distance": None}
@@ -74,11 +74,11 @@ def _evaluate_run(run: FinishedRun, instruments: Instruments, progress: Progress
 
 def measure(
     result: np.ndarray,  # [frames, height, width, 3] uint8
-    reference: np.ndarray,  # the same, of any count and size
+    reference: np.ndarray,  # the same; count and size may differ
     prompt: str,
     instruments: Instruments,
 ) -> Evaluation:
-    """All that can be measured of the pictures alone."""
+    """Measure what needs only the frames and the prompt."""
     tracks = [track(clip, instruments.tracker, instruments.tracker_weights) for clip in (reference, result)]
     clip = instruments.clip
     frames = clip and clip.frames(result)
@@ -111,7 +111,7 @@ def as_json(found: Sequence[Evaluation]) -> dict[str, Any]:
 
 
 def as_table(found: Sequence[Evaluation]) -> str:
-    """A line for each evaluation, one for the mean of several; what is not known is a dash."""
+    """A Markdown table with a line per evaluation, and one for their mean; a dash is an unknown value."""
     names = [name for name, value in summary(found).items() if value is not None]
     lines = [f"| result | {' | '.join(names)} | remarks |", "| --- " * (len(names) + 2) + "|"]
     for each in found:
@@ -124,10 +124,10 @@ def as_table(found: Sequence[Evaluation]) -> str:
 
 
 def choose_clip(name: str, prompts: Sequence[str]) -> ClipModel | None:
-    """CLIP by name, downloaded where it is not there yet; "none" is none.
+    """Load CLIP by name, downloading it if needed; "none" gives None.
 
-    "auto" is ViT-B/32 if this machine has it, and if a prompt is not the small model's: its videos have a
-    check of their own. Raises DitflowError where a CLIP that was named cannot be loaded.
+    "auto" gives ViT-B/32 if it is already on this machine, and None if all prompts are captions of the small
+    model, which have a check of their own. Raises DitflowError if a CLIP given by name cannot be loaded.
     """
     if name == "none" or (name == "auto" and all(is_caption(prompt) for prompt in prompts)):
         return None
@@ -136,15 +136,15 @@ def choose_clip(name: str, prompts: Sequence[str]) -> ClipModel | None:
     try:
         return ClipModel.load(DEFAULT, download=False)
     except DitflowError:
-        logger.warning("CLIP is not on this machine and left out: --clip %s downloads it", DEFAULT)
+        logger.warning("CLIP is not on this machine, and its scores are left out: --clip %s gets it", DEFAULT)
         return None
 
 
 def _remarks(found: Evaluation) -> str:
     fidelity, paper = found["motion_fidelity"]["bidirectional"], found["motion_fidelity"]["paper"]
-    remarks = [f"the {video} is still" for video in fidelity["still"]]
+    remarks = [f"nothing moves in the {video}" for video in fidelity["still"]]
     remarks += [
-        f"no point of the {video} could be followed" for video, n in fidelity["found"].items() if not n
+        f"no point of the {video} could be tracked" for video, n in fidelity["found"].items() if not n
     ]
     dropped = paper["dropped"]
     remarks.append(f"paper: {dropped['reference']} + {dropped['result']} tracks dropped")

@@ -1,6 +1,6 @@
 """Motion fidelity: how well the tracks of a result match those of its clip (Yatim et al., CVPR 2024, eq. 9).
 
-Two tracks are as alike as the mean over frame steps of the cosine between their displacements.
+The similarity of two tracks is the mean over frame steps of the cosine between their displacements.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ import numpy as np
 
 from ditflow.evaluation.tracks import Tracks
 
-MOVES = 0.01  # of the frame's diagonal: a track that goes less far from where it began is still
+MOVES = 0.01  # of the frame's diagonal: a track that stays closer to its start is still
 
 
 @dataclass(frozen=True)
 class PaperFidelity:
-    """The released evaluation's number."""
+    """The score of the paper's released evaluation."""
 
-    score: float | None  # None where the formula dropped every track of one video
-    dropped: dict[str, int]  # tracks of each video that the formula has no value for
+    score: float | None  # None if every track of a video was dropped
+    dropped: dict[str, int]  # tracks of each video for which the formula is undefined
 
 
 @dataclass(frozen=True)
 class MotionFidelity:
-    """Our number, and what it is taken from."""
+    """The bidirectional score, and the number of tracks behind it."""
 
-    score: float | None  # -1 ... 1; None where not one point of a video could be followed
-    moving: dict[str, int]  # tracks of each video that take part
-    found: dict[str, int]  # tracks that were followed to the end
+    score: float | None  # -1 ... 1; None if no point of a video could be tracked
+    moving: dict[str, int]  # moving tracks of each video, which are compared
+    found: dict[str, int]  # points tracked to the last frame
 
     @property
     def still(self) -> list[str]:
-        """The videos that were followed and in which nothing moves."""
+        """The videos with tracked points of which none moves."""
         return [video for video, count in self.moving.items() if self.found[video] and not count]
 
     def as_mapping(self) -> dict[str, Any]:
@@ -41,37 +41,37 @@ class MotionFidelity:
 
 
 def paper_fidelity(reference: Tracks, result: Tracks) -> PaperFidelity:
-    """Mean over the result's tracks of the largest likeness to a track of the reference, its own less one.
+    """Mean over the result's tracks of the largest similarity to a track of the reference, as released.
 
-    The released formula subtracts 1 from the likeness of tracks of the same index, so identical videos do
-    not score 1 in it; and it divides by the length of every step, so that one point which stands still
-    makes its sum NaN. Such tracks are dropped here and counted.
+    The released formula subtracts 1 from the similarity of tracks of the same index, so identical videos do
+    not score 1. It also divides by the length of every step, so a track that pauses for a step makes the sum
+    NaN. Such tracks are dropped here and counted.
     """
     ours, theirs = _same_length(result, reference)
     (ours, kept), (theirs, kept_reference) = (
         _directions(ours, result.found),
         _directions(theirs, reference.found),
     )
-    alike = _likeness(ours, theirs) - np.eye(len(ours), len(theirs))
+    similarity = _similarity(ours, theirs) - np.eye(len(ours), len(theirs))
     dropped = {"reference": int((~kept_reference).sum()), "result": int((~kept).sum())}
-    counted = alike[np.ix_(kept, kept_reference)]
+    counted = similarity[np.ix_(kept, kept_reference)]
     return PaperFidelity(float(counted.max(axis=1).mean()) if counted.size else None, dropped)
 
 
 def bidirectional_fidelity(reference: Tracks, result: Tracks) -> MotionFidelity:
-    """The best match of each moving track in the other video, both ways: half the sum of the two means.
+    """The similarity of each moving track to its best match in the other video, averaged over both videos.
 
-    Tracks that stay within MOVES of the diagonal take no part. Of the others, a step shorter than their
-    share of it stands still: standing is like standing (1) and unlike any direction (0). Where nothing
-    moves in both videos the score is 1, where nothing moves in one it is 0.
+    Tracks that stay within MOVES of the diagonal are left out. In the others, a step shorter than MOVES of
+    the diagonal divided by the number of steps is a pause; its similarity is 1 to a pause and 0 to any
+    direction. If nothing moves in either video the score is 1; if nothing moves in one of them it is 0.
     """
     reference_places, result_places = _same_length(reference, result)
     ours, theirs = _moving(result, result_places), _moving(reference, reference_places)
     if not (result.found.any() and reference.found.any()):
         score = None
     elif len(ours) and len(theirs):
-        alike = _likeness(ours, theirs)
-        score = float((alike.max(axis=0).mean() + alike.max(axis=1).mean()) / 2)
+        similarity = _similarity(ours, theirs)
+        score = float((similarity.max(axis=0).mean() + similarity.max(axis=1).mean()) / 2)
     else:
         score = float(len(ours) == len(theirs))
     moving = {"reference": len(theirs), "result": len(ours)}
@@ -80,13 +80,13 @@ def bidirectional_fidelity(reference: Tracks, result: Tracks) -> MotionFidelity:
 
 
 def _same_length(first: Tracks, second: Tracks) -> tuple[np.ndarray, np.ndarray]:
-    """Both videos' places, for as many frames as the shorter one has."""
+    """Both videos' places, cut to the frames of the shorter one."""
     frames = min(first.places.shape[1], second.places.shape[1])
     return first.places[:, :frames], second.places[:, :frames]
 
 
 def _directions(places: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unit displacements [tracks, steps, 2], and which tracks have one in every step."""
+    """Unit displacements [tracks, steps, 2], and which tracks move in every step."""
     steps = np.diff(places, axis=1)
     lengths = np.hypot(steps[..., 0], steps[..., 1])[..., None]
     kept = found & (lengths > 0).all(axis=(1, 2))
@@ -94,7 +94,7 @@ def _directions(places: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _moving(tracks: Tracks, places: np.ndarray) -> np.ndarray:
-    """The steps of tracks that move, [tracks, steps, 3]: a direction, or (0, 0, 1) for standing still."""
+    """The steps of moving tracks, [tracks, steps, 3]: (x, y, 0) is a direction, (0, 0, 1) a pause."""
     reach = np.hypot(*np.moveaxis(places - places[:, :1], -1, 0)).max(axis=1)
     places = places[tracks.found & (reach > MOVES * tracks.diagonal)]
     steps = np.diff(places, axis=1)
@@ -104,7 +104,7 @@ def _moving(tracks: Tracks, places: np.ndarray) -> np.ndarray:
     return np.concatenate([directions, stands], axis=-1)
 
 
-def _likeness(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def _similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Mean over steps of the inner products, [tracks of the first, tracks of the second]."""
     steps = first.shape[1]
     return first.reshape(len(first), -1) @ second.reshape(len(second), -1).T / max(1, steps)

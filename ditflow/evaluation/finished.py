@@ -22,7 +22,7 @@ from ditflow.video.timeline import read_timeline
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A transfer's folder: everything but the videos is read."""
+    """The folder of a finished transfer, with its settings and record; videos are read on demand."""
 
     folder: Path
     settings: Settings
@@ -30,29 +30,31 @@ class FinishedRun:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Raises DitflowError where the folder is no finished transfer."""
+        """Read a folder. Raises DitflowError if it is not a finished transfer."""
         settings, record = inside(folder, "settings.yaml"), inside(folder, "run.json")
         if not settings.is_file() or not record.is_file():
-            raise DitflowError(f"{folder} is no finished run: give a folder with settings.yaml and run.json")
+            raise DitflowError(
+                f"{folder} is not a finished run: give a folder with settings.yaml and run.json"
+            )
         run = cls(folder, read_settings(settings), _read_record(record))
         if not run.video("result").exists():
             raise DitflowError(f"{folder} has no {run.video('result').name}: give the folder of a transfer")
         return run
 
     def video(self, name: str) -> Path:
-        """Where its "result", "reference" or "comparison" is."""
+        """The path of its "result", "reference" or "comparison"."""
         return inside(self.folder, video_name(name, self.settings))
 
     def clip(self, name: str) -> video.Clip:
         return Run(self.folder).clip(name, self.settings)
 
     def latents(self) -> tuple[Tensor, Tensor]:
-        """The reference's and the result's, [1, frames, channels, height, width]."""
+        """The latents of the reference and of the result, [1, frames, channels, height, width]."""
         return read_latents(self.folder)
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """run.json, which has what `Job.end` was given."""
+    """Read run.json, as `Job.end` wrote it."""
     try:
         with path.open("rb") as file:
             content = file.read(RECORD_BYTES + 1)
@@ -60,7 +62,7 @@ def _read_record(path: Path) -> dict[str, Any]:
             raise ValueError(f"more than {RECORD_BYTES} bytes")
         record = json.loads(content)
         if not _is_record(record):
-            raise ValueError("not what a run writes")
+            raise ValueError("not the record of a run")
     except (OSError, ValueError, RecursionError) as error:
         raise DitflowError(f"{path} is damaged ({error}): make the run again") from None
     return record
@@ -78,7 +80,7 @@ def _is_record(record: Any) -> bool:
 
 
 def whole_clip(source: Path) -> video.Clip:
-    """All frames of a video or an image folder. Raises DitflowError where it cannot be read."""
+    """Read all frames of a video or an image folder. Raises DitflowError if it cannot be read."""
     check_source(source)
     count = len(image_paths(source)) if source.is_dir() else read_timeline(source, SOURCE_FRAMES).count
     return video.read_clip(source, frames=max(1, count), size=None)

@@ -1,4 +1,4 @@
-"""Means and how sure they are."""
+"""Means with their confidence intervals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 QUANTILES += (2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
 QUANTILES += (2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
-NORMAL, CORRECTION = 1.960, 2.42  # beyond: NORMAL + CORRECTION / degrees, right to three digits
+NORMAL, CORRECTION = 1.960, 2.42  # for more: NORMAL + CORRECTION / degrees, right to three digits
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval | None:
-    """Of independent values; None where there are none."""
+    """The interval of independent values; None if there are none."""
     if not values:
         return None
     degrees = len(values) - 1

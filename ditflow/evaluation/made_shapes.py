@@ -1,4 +1,4 @@
-"""Whether a video of the small model's world shows what its prompt says."""
+"""Check whether a video of the small model shows what its prompt says."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def prompt_match(
     frames: np.ndarray,  # [frames, height, width, 3] uint8
     prompt: str,
 ) -> dict[str, bool] | None:
-    """Whether a video's colour, shape and background are the prompt's; None for a prompt of another form."""
+    """Whether a video's colour, shape and background match; None if the prompt is not a caption."""
     said = is_caption(prompt)
     if not said:
         return None
@@ -35,13 +35,13 @@ def prompt_match(
 
 
 def is_caption(prompt: str) -> re.Match[str] | None:
-    """Whether a prompt is one of the small model's, with its colour, shape and background."""
+    """Match a caption of the small model; the groups are colour, shape and background."""
     said = re.fullmatch(r"an? (\w+) (\w+) on an? (\w+) background", prompt.strip().lower())
     return said if said and {said[1], said[3]} <= COLOURS.keys() and said[2] in SHAPES else None
 
 
 def shape_of(sight: Sight) -> str | None:
-    """The one of SHAPES that most frames look like; None where no object is seen."""
+    """The one of SHAPES that most frames look like; None if no object is seen."""
     y, x = np.mgrid[: sight.pieces.shape[1], : sight.pieces.shape[2]]
     votes = [
         _nearest_shape(piece, x - centre_x, y - centre_y)
@@ -52,6 +52,6 @@ def shape_of(sight: Sight) -> str | None:
 
 
 def _nearest_shape(piece: np.ndarray, x: np.ndarray, y: np.ndarray) -> str:
-    """The shape of the same area and centre that covers the same pixels best; all [height, width]."""
+    """The shape that fits a piece best at the same area and centre; arrays are [height, width]."""
     radius = math.sqrt(piece.sum() / math.pi)
     return max(SHAPES, key=lambda shape: (INSIDE[shape](x / radius, y / radius) == piece).sum())

@@ -1,4 +1,4 @@
-"""The motion flow of a run's clip and of its result, in the blocks that were guided."""
+"""The motion flow of a run's clip and of its result, in the guided blocks."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from ditflow.run_folder.run import Run
 
 @dataclass(frozen=True)
 class OwnFlow:
-    """One block's; hard flow [frames (query), frames (key), height, width, 2] in latent patches, (x, y)."""
+    """Hard flow of one block, [frames (query), frames (key), height, width, 2] in latent patches, (x, y)."""
 
-    distance: float  # mean square difference, square latent patches: the loss that guidance lowers
+    distance: float  # mean squared difference, latent patches²: the loss that guidance lowers
     reference: np.ndarray
     result: np.ndarray
 
 
 def read_own_flow(run: FinishedRun) -> dict[int, OwnFlow]:
-    """Read both in the run's own model, by block. Raises DitflowError where the model is not there."""
-    # this machine's memory, not that of the one that made the run
+    """Compute both in the run's own model, by block. Raises DitflowError if the model is not available."""
+    # fit this machine's memory: the run may be from another one
     settings = replace(
         run.settings, memory="auto", preset="auto", compile="off", loss="flow", reference="hard"
     )

@@ -1,4 +1,4 @@
-"""Points of a video followed from its first frame to its last."""
+"""Track points of a video from its first frame to its last."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ditflow.video import Clip
 
 TRACKERS = ("lk", "cotracker")
 GRID = 55  # points in each direction, as in the released evaluation
-WINDOW = (15, 15)  # pixels that a point is recognised by
-RETURN = 1.0  # pixels: a point followed there and back has to end closer to where it began
-# of 2025-01-21: code from elsewhere does not change under the user
+WINDOW = (15, 15)  # pixels around a point that it is recognised by
+RETURN = 1.0  # pixels: a point tracked forward and back must end closer to its start
+# pinned to a revision of 2025-01-21, so that remote code cannot change unnoticed
 REPOSITORY = "facebookresearch/co-tracker:82e02e8029753ad4ef13cf06be7f4fc5facdda4d"
 ENTRY = "cotracker3_offline"
 WEIGHTS = "https://huggingface.co/facebook/cotracker3/resolve/main/scaled_offline.pth"
@@ -23,21 +23,21 @@ WEIGHTS = "https://huggingface.co/facebook/cotracker3/resolve/main/scaled_offlin
 
 @dataclass(frozen=True)
 class Tracks:
-    """The paths of a grid of points; the same index is the same place in the first frame of any video."""
+    """The paths of a grid of points. An index is the same place in the first frame of every video."""
 
     places: np.ndarray  # [points, frames, 2] float64, (x, y) in pixels
-    found: np.ndarray  # [points] bool: followed to the last frame
+    found: np.ndarray  # [points] bool: tracked to the last frame
     diagonal: float  # of the frame, pixels
 
 
 def track(
     frames: np.ndarray,  # [frames, height, width, 3] uint8
     tracker: str = "lk",
-    weights: Path | None = None,  # of CoTracker, where they are not to come from the hub
+    weights: Path | None = None,  # CoTracker's; None takes them from the hub
 ) -> Tracks:
-    """Follow GRID x GRID points.
+    """Track GRID x GRID points.
 
-    Raises SettingsError for an unknown tracker, DitflowError where it is not installed or cannot be had.
+    Raises SettingsError for an unknown tracker, DitflowError if it is not installed or cannot be loaded.
     """
     if tracker not in TRACKERS:
         raise SettingsError(f"tracker {tracker!r}: give one of {', '.join(TRACKERS)}")
@@ -54,7 +54,7 @@ def _lucas_kanade(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     except ImportError:
         raise DitflowError("the tracker lk needs OpenCV: pip install opencv-python-headless") from None
     points = _grid(*frames.shape[1:3])
-    if Clip(frames, Fraction(1)).is_still:  # then texture does not matter
+    if Clip(frames, Fraction(1)).is_still:  # points without texture are not lost then
         return np.repeat(points[:, None], len(frames), axis=1), np.ones(len(points), bool)
     places, found = [points], np.ones(len(points), bool)
     for before, after in zip(frames, frames[1:], strict=False):
@@ -67,7 +67,7 @@ def _lucas_kanade(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _grid(height: int, width: int) -> np.ndarray:
-    """The middles of GRID x GRID cells, [points, 2] float32."""
+    """The centres of GRID x GRID cells, [points, 2] float32."""
     share = (np.arange(GRID, dtype=np.float32) + 0.5) / GRID
     return np.stack(np.meshgrid(share * width - 0.5, share * height - 0.5), axis=-1).reshape(-1, 2)
 
@@ -79,16 +79,16 @@ def _cotracker(frames: np.ndarray, weights: Path | None) -> tuple[np.ndarray, np
     device = "cuda" if torch.cuda.is_available() else "cpu"
     state = None if weights is None else _read_weights(weights)
     try:
-        # with a revision named and nothing to validate, a copy in the hub's cache needs no network;
-        # its own way to the weights would run what a pickle says
+        # a named revision without validation needs no network if the hub has it cached;
+        # pretrained=True would unpickle the weights, which can run code
         predictor = torch.hub.load(REPOSITORY, ENTRY, pretrained=False, skip_validation=True, trust_repo=True)
         if state is None:
             state = torch.hub.load_state_dict_from_url(WEIGHTS, map_location="cpu", weights_only=True)
         predictor.model.load_state_dict(state)
-    except Exception as error:  # foreign code from the network: whatever it raises
+    except Exception as error:  # remote code may raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DitflowError(
-            f"CoTracker3 cannot be loaded ({reason}): fetch it once where there is a network, "
+            f"CoTracker3 cannot be loaded ({reason}): run it once with a network connection, "
             "or use --tracker lk"
         ) from None
     video = torch.from_numpy(frames).permute(0, 3, 1, 2)[None].float()
@@ -99,13 +99,13 @@ def _cotracker(frames: np.ndarray, weights: Path | None) -> tuple[np.ndarray, np
 
 
 def _read_weights(path: Path) -> dict:
-    """Its weights, which come as a pickle alone: of that, tensors and nothing that acts."""
+    """Read CoTracker's weights. They are a pickle, so only tensors are accepted."""
     import torch
 
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the file's content decides which
+    except Exception as error:  # its type depends on the file's content
         reason = error.strerror if isinstance(error, OSError) else "it holds more than tensors, or is damaged"
         raise DitflowError(
-            f"CoTracker3 cannot be loaded from {path} ({reason}): give its own file, or use --tracker lk"
+            f"CoTracker3 cannot be loaded from {path} ({reason}): give another file, or use --tracker lk"
         ) from None

@@ -170,8 +170,8 @@ def published_settings(model: str) -> dict[str, Any]:
         return family.defaults(config)
     except KeyError as missing:
         raise SettingsError(
-            f"model {model}: transformer/config.json is damaged, it lacks {missing}; give a complete pipeline "
-            "folder"
+            f"model {model}: transformer/config.json is damaged (it lacks {missing}); give a complete "
+            "pipeline folder"
         ) from None
 
 

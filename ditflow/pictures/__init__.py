@@ -1,1 +1,1 @@
-"""Drawings of motion flow and of losses."""
+"""Pictures of motion flow, and charts of losses, time and memory."""

@@ -1,20 +1,20 @@
-"""Numbers of runs as HTML: loss curves, seconds and memory."""
+"""Loss curves, and a table of time and memory, as HTML."""
 
 from __future__ import annotations
 
 import math
 from html import escape
 
-WIDTH, HEIGHT, LEFT, BOTTOM, EDGE = 720, 260, 64, 34, 12  # pixels of the picture, and its margins
+WIDTH, HEIGHT, LEFT, BOTTOM, EDGE = 720, 260, 64, 34, 12  # pixels: the chart and its margins
 SERIES = 5  # colours in page.css
 
 
 def loss_chart(
     losses: dict[str, list[list[float]]],  # run: [guided steps][optimisation steps]
 ) -> str:
-    """A line a run over all its optimisation steps, as SVG."""
+    """An SVG chart with one line per run, over all its optimisation steps."""
     lines = {name: [value for step in steps for value in step] for name, steps in losses.items()}
-    # a step left out because of an overflow has no number
+    # a step skipped because of an overflow is NaN
     known = [value for line in lines.values() for value in line if math.isfinite(value)]
     if not known:
         return "<p>Nothing was optimised.</p>"
@@ -31,7 +31,7 @@ def loss_chart(
             keys.append(f'<span class="key series-{index % SERIES}">{escape(name)}</span>')
     return (
         f"<p>{''.join(keys)}</p>"
-        "<p>Before each optimisation step. Different losses have different units.</p>"
+        "<p>Loss before each optimisation step. Different kinds of loss have different units.</p>"
         f'<div class="scroll"><svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         'aria-label="Loss by optimisation step">'
         f'<path class="axis" fill="none" d="M{LEFT} {EDGE}V{HEIGHT - BOTTOM}H{WIDTH - EDGE}"/>'
@@ -44,7 +44,7 @@ def loss_chart(
 
 
 def phase_table(phases: dict[str, dict[str, dict[str, float | None]]]) -> str:
-    """A row a phase, seconds and peak gigabytes of each run."""
+    """A table with one row per phase: seconds and peak gigabytes of each run."""
     names = list(dict.fromkeys(phase for found in phases.values() for phase in found))
     head = "".join(f'<th scope="col">{escape(run)}: s</th><th scope="col">peak GB</th>' for run in phases)
     rows = []

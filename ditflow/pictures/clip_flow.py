@@ -1,4 +1,4 @@
-"""A clip's motion flow for the eye: all pairs of frames as a sheet, and arrows over the clip."""
+"""Draw a clip's motion flow: a sheet of all pairs of frames, and arrows over the clip."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ditflow.pictures.flow_pictures import arrows, flow_sheet
 from ditflow.video import Clip
 
 LARGEST_SHEET = 2400  # pixels
-SMALLEST_FRAME = 256  # pixels: lower frames are enlarged, so that arrows do not hide them
+SMALLEST_FRAME = 256  # pixels of height; smaller frames are enlarged, so that arrows do not hide them
 
 
 def draw_flow(
@@ -18,7 +18,7 @@ def draw_flow(
     flow: np.ndarray,  # [frames (query), frames (key), height, width, 2] in latent patches
     spans: Sequence[range],  # of `ModelFamily.latent_spans`
 ) -> tuple[np.ndarray, Clip]:
-    """The sheet, and the clip's latent frames one after the other with arrows to the next one."""
+    """The sheet, and a clip of the latent frames, each with arrows to the next one."""
     frames, _, _, width, _ = flow.shape
     sheet = flow_sheet(flow, max(1, LARGEST_SHEET // (frames * width * 2)))
     shown = latent_frames(len(clip.frames), spans)
@@ -34,5 +34,5 @@ def draw_flow(
 
 
 def latent_frames(count: int, spans: Sequence[range]) -> list[int]:
-    """Of `count` video frames, the one in the middle of those that each latent frame stands for."""
+    """The video frame, of `count`, to show for each latent frame: the middle one of those it encodes."""
     return [min(span[len(span) // 2], count - 1) for span in spans]

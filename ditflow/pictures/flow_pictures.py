@@ -1,31 +1,31 @@
-"""Motion flow as pictures. Flow is (x, y) in latent patches, x to the right, y down."""
+"""Draw motion flow: colours, sheets and arrows. Flow is (x, y) in latent patches, x to the right, y down."""
 
 from math import ceil, hypot
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# the colour wheel of the Middlebury flow benchmark: red to the right, then by way of down, left and up;
-# each hue's share of it is by how well the eye tells its shades apart
+# the colour wheel of the Middlebury flow benchmark: red to the right, then clockwise; hues of which the eye
+# tells more shades apart take a larger share
 HUES = np.array([(1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1), (1, 0, 0)])
 HUE_TURNS = np.cumsum([0, 15, 6, 4, 11, 13, 6]) / 55
 BEYOND = 0.75  # brightness of vectors longer than the scale
 
-INK, PAPER = (20, 20, 20), (225, 225, 225)  # the paper is not white: white says still
+INK, PAPER = (20, 20, 20), (225, 225, 225)  # grey paper, as white means still
 LETTER, GAP, WHEEL = 14, 6, 96  # pixels: letter height, space between pictures, legend wheel
-SCALE_SHARE = 95  # per cent of the moving vectors that are not longer than the sheet's scale
+SCALE_SHARE = 95  # percentile of the moving vectors' lengths that is the scale
 
-ARROW_SPACING = 24  # pixels at least between arrows
+ARROW_SPACING = 24  # smallest distance between arrows, pixels
 HEAD, SHAFT, OUTLINE = 7.0, 1.6, 1.2  # pixels: arrow head, shaft width, dark edge
-SLANT = hypot(1, 2)  # the sides of a head as long as it is wide: an edge along them is that much longer ahead
-SMOOTH = 4  # drawn this much larger and averaged down
+SLANT = hypot(1, 2)  # an edge of width 1 reaches this far beyond the tip of a head as long as it is wide
+SMOOTH = 4  # arrows are drawn this much larger, then averaged down
 
 
 def colour_wheel(
     flow: np.ndarray,  # [h, w, 2]
     largest: float,  # the length shown in full colour
 ) -> np.ndarray:  # [h, w, 3] uint8
-    """Hue = direction, saturation = length / largest, white = still; longer vectors are darker."""
+    """Colours: hue = direction, saturation = length / largest, white = still; longer vectors are darker."""
     x, y = flow[..., 0].astype(np.float64), flow[..., 1].astype(np.float64)
     turn = np.arctan2(y, x) / (2 * np.pi) % 1
     hue = np.stack([np.interp(turn, HUE_TURNS, HUES[:, channel]) for channel in range(3)], axis=-1)
@@ -37,9 +37,9 @@ def colour_wheel(
 
 def flow_sheet(
     flow: np.ndarray,  # [frames (query), frames (key), h, w, 2]
-    scale: int,  # pixels a patch
+    scale: int,  # pixels per patch
 ) -> np.ndarray:  # [height, width, 3] uint8
-    """A matrix of pictures, a row for each query frame and a column for each key frame, in one scale."""
+    """A matrix of pictures on one scale: a row for each query frame, a column for each key frame."""
     frames, _, height, width, _ = flow.shape
     font = ImageFont.load_default(LETTER)
     largest = scale_of(flow)
@@ -69,9 +69,9 @@ def arrows(
     frame: np.ndarray,  # [H, W, 3] uint8
     flow: np.ndarray,  # [h, w, 2]
 ) -> np.ndarray:  # [H, W, 3] uint8
-    """The frame with an arrow from the middle of each patch to where the flow takes it, true to scale.
+    """Draw arrows to scale on a frame, from the middle of each patch to where the flow takes it.
 
-    Where patches are dense only every second, third, ... has one; still patches have none.
+    If patches are small, only every second, third, ... has an arrow. Still patches have none.
     """
     (frame_height, frame_width), (height, width) = frame.shape[:2], flow.shape[:2]
     patch_x, patch_y = frame_width / width, frame_height / height
@@ -87,7 +87,7 @@ def arrows(
 
 
 def _arrow(draw: ImageDraw.ImageDraw, start: tuple[float, float], reach: tuple[float, float]) -> None:
-    """White on a dark edge, so that it shows on any picture; `start` and `reach` in pixels of the frame."""
+    """Draw a white arrow with a dark edge, to show on any picture; `start` and `reach` in frame pixels."""
     length = hypot(*reach)
     if length == 0:
         return
@@ -106,7 +106,10 @@ def _arrow(draw: ImageDraw.ImageDraw, start: tuple[float, float], reach: tuple[f
 
 
 def scale_of(flow: np.ndarray) -> float:
-    """A few wild vectors are common in flow from attention; they must not make all others look still."""
+    """The length to show in full colour.
+
+    A percentile, because attention flow often has a few wild vectors, which would make all others look still.
+    """
     lengths = np.hypot(flow[..., 0], flow[..., 1])
     moving = lengths[lengths > 0]
     return float(np.percentile(moving, SCALE_SHARE)) if moving.size else 0.0

@@ -1,1 +1,1 @@
-"""Named ranges around what a run does, and their capture by a profiler."""
+"""Named ranges around the parts of a run, and their capture by a profiler."""

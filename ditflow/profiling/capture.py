@@ -1,7 +1,7 @@
-"""`--profile steps=2`: the last guided and the first plain steps of a run, as a profiler sees them.
+"""`--profile steps=2`: profile the last guided and the first plain denoising steps of a run.
 
-Under `profiles/nsys.sh` and `profiles/ncu.sh` an Nsight tool is told where the steps begin and end, with NVTX
-ranges; otherwise torch.profiler records them. Neither has any part in what a run computes.
+Under `profiles/nsys.sh` and `profiles/ncu.sh` an Nsight tool records them, with NVTX ranges; otherwise
+torch.profiler does. Neither changes what a run computes.
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ from ditflow.profiling import ranges
 
 logger = logging.getLogger(__name__)
 
-TOOL = "DITFLOW_PROFILER"  # the environment variable by which the scripts say who looks
+TOOL = "DITFLOW_PROFILER"  # environment variable in which the scripts name the profiler
 FOLDER = "profile"  # in the run folder
 TRACE, MEMORY, OPERATORS = "trace.json.gz", "memory.csv", "operators.txt"
-ROWS = 40  # of the table of operators
-DEVICES = {0: "cpu", 1: "cuda"}  # as torch numbers them in a trace
+ROWS = 40  # in the operator table
+DEVICES = {0: "cpu", 1: "cuda"}  # torch's numbers in a trace
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to capture: so many guided and as many plain steps, and who looks."""
+    """How many guided and how many plain steps to capture, and the profiler."""
 
     steps: int
     tool: Literal["torch", "nsight"] = "torch"
 
     @classmethod
-    def read(cls, words: str) -> Request:
-        """From the words after `--profile` and the environment; raises SettingsError."""
-        found = re.fullmatch(r"steps=(\d{1,4})", words)
+    def read(cls, text: str) -> Request:
+        """From the value of `--profile` and the environment. Raises SettingsError."""
+        found = re.fullmatch(r"steps=(\d{1,4})", text)
         if not found or not int(found[1]):
             raise SettingsError(
-                f"--profile: {words!r} given; accepted: steps=N with N from 1 to 9999, for N guided and N "
+                f"--profile: {text!r} given; accepted: steps=N with N from 1 to 9999, for N guided and N "
                 "plain steps, such as steps=2"
             )
         tool = os.environ.get(TOOL, "torch")
         if tool not in ("torch", "nsight"):
             raise SettingsError(
-                f"{TOOL}: {tool!r} given; accepted: torch or nsight; unset it, profiles/nsys.sh sets it"
+                f"{TOOL}: {tool!r} given; accepted: torch or nsight; unset it (profiles/*.sh set it)"
             )
         return cls(int(found[1]), tool)
 
 
 def profiled(job: Callable, request: Request) -> Callable:
-    """The same job, with what was asked for captured; raises DitflowError where the tool cannot be used."""
+    """The same job with the request captured. Raises DitflowError if the profiler cannot be used."""
 
     def capturing(settings: Any, progress: Any) -> Any:
         capture = (NsightCapture if request.tool == "nsight" else TorchCapture)(request.steps)
@@ -69,8 +69,8 @@ def profiled(job: Callable, request: Request) -> Callable:
     return capturing
 
 
-class Capture:
-    """Implements `ditflow.profiling.ranges.Observer`: a profiler that looks at some denoising steps."""
+class StepCapture:
+    """Captures some denoising steps with a profiler. Implements `ditflow.profiling.ranges.Observer`."""
 
     range: Callable[[str], AbstractContextManager]
 
@@ -84,11 +84,11 @@ class Capture:
         raise NotImplementedError
 
     def write(self, folder: Path) -> None:
-        """Leave what was captured in a run folder."""
+        """Write what was captured to a run folder."""
         raise NotImplementedError
 
     def steps(self, indices: range, guided: int) -> Iterable[int]:
-        """The last `count` guided steps, warm by then, and the first `count` plain ones are captured."""
+        """Yield all steps; capture the last `count` guided ones, warm by then, and `count` plain ones."""
         first, end = guided - self.count, guided + self.count
         yield from (index for index in indices if index < first)
         if wanted := [index for index in indices if first <= index < end]:
@@ -100,14 +100,14 @@ class Capture:
     def _running(self) -> Iterator[None]:
         self.start()
         try:
-            with self.range("phase/denoise"):  # again: it began before anybody looked
+            with self.range("phase/denoise"):  # opened again: the phase began before the capture
                 yield
         finally:
             self.stop()
 
 
-class TorchCapture(Capture):
-    """torch.profiler: a trace, memory over time and a table of operators in the run folder."""
+class TorchCapture(StepCapture):
+    """torch.profiler: writes a trace, memory over time and an operator table to the run folder."""
 
     def __init__(self, count: int):
         super().__init__(count)
@@ -141,10 +141,10 @@ class TorchCapture(Capture):
         return averages.table(f"self_{busy}_time_total", row_limit=ROWS, max_name_column_width=60) + "\n"
 
 
-class NsightCapture(Capture):
-    """An Nsight tool around this process: NVTX ranges, and the CUDA profiler's start and stop.
+class NsightCapture(StepCapture):
+    """An Nsight tool that watches this process: gives it NVTX ranges, and starts and stops its recording.
 
-    Raises DitflowError where there is no GPU, or no package nvtx.
+    Raises DitflowError without a GPU or without the package nvtx.
     """
 
     def __init__(self, count: int):
@@ -153,8 +153,8 @@ class NsightCapture(Capture):
 
         if not torch.cuda.is_available():
             raise DitflowError(
-                "--profile under an Nsight tool needs a CUDA GPU, and there is none here; without "
-                "profiles/nsys.sh and profiles/ncu.sh it uses torch.profiler"
+                "--profile under an Nsight tool needs a CUDA GPU, and this machine has none: to use "
+                "torch.profiler, run the command without profiles/nsys.sh or profiles/ncu.sh"
             )
         try:
             from nvtx import annotate
@@ -173,13 +173,13 @@ class NsightCapture(Capture):
         self.cuda.profiler.stop()
 
     def write(self, folder: Path) -> None:
-        """Nothing: the tool writes its own report, and its script puts that into the run folder."""
+        """Do nothing: the Nsight tool writes a report, and its script moves that to the run folder."""
 
 
 def write_memory(trace: Path, path: Path) -> None:
-    """Memory over time, from the allocations in a trace, as CSV: milliseconds, device, allocated bytes.
+    """Write the allocations in a trace as CSV: milliseconds, device, allocated bytes.
 
-    On a CPU, bytes are counted from the first captured step on, and may so be negative.
+    On a CPU, bytes are relative to the first captured step, so they can be negative.
     """
     with gzip.open(trace, "rt", encoding="utf-8") as file:
         events = [event for event in json.load(file)["traceEvents"] if event["name"] == "[memory]"]

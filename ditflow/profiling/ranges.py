@@ -1,15 +1,15 @@
-"""Names for what a run does, for a profiler to show beside its kernels.
+"""Named ranges around the parts of a run, for profilers to show beside the kernels.
 
-| range                     | what it spans                                                     |
-| ------------------------- | ----------------------------------------------------------------- |
-| `phase/denoise`           | a phase of a job: text, encode, denoise, decode                   |
-| `step/003/guided`         | a denoising step, from 0; the last word is `guided` or `plain`    |
-| `optimise/003/1`          | an optimisation step, from 0, of that denoising step              |
-| `block/20`                | a block of the transformer, once each time a pass goes through it |
-| `kernel/motion_flow_loss` | an operator of `ditflow_kernels`: all that it launches            |
+| range                     | what it spans                                                   |
+| ------------------------- | --------------------------------------------------------------- |
+| `phase/denoise`           | a phase of a job: text, encode, denoise, decode                 |
+| `step/003/guided`         | a denoising step, counted from 0: `guided` or `plain`           |
+| `optimise/003/1`          | an optimisation step of denoising step 3, counted from 0        |
+| `block/20`                | one pass through a transformer block                            |
+| `kernel/motion_flow_loss` | an operator of `ditflow_kernels`, with everything it launches   |
 
-While nobody looks nothing is paid: loops run over what they were given, and an operator looks at one name.
-Ranges open and close outside of what `torch.compile` sees.
+Without an observer they cost nothing: loops get their iterables back, and an operator checks one variable.
+Ranges open and close outside the code that `torch.compile` traces.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Protocol
 
 
 class Observer(Protocol):
-    """Whoever wants the ranges."""
+    """Receives the ranges, such as a profiler."""
 
     def range(self, name: str) -> AbstractContextManager:
-        """A range, open while the context lasts."""
+        """A range that is open as long as the context."""
 
     def steps(self, indices: range, guided: int) -> Iterable[int]:
-        """The denoising steps to come, the first `guided` of all being guided ones; given back one by one."""
+        """Yield the coming denoising steps one by one. Steps below `guided` are guided."""
 
 
 _observer: Observer | None = None
@@ -34,7 +34,7 @@ _observer: Observer | None = None
 
 @contextmanager
 def observed_by(observer: Observer) -> Iterator[None]:
-    """Tell an observer of everything in this process."""
+    """Report every range of this process to an observer."""
     global _observer
     from ditflow_kernels import observed  # brings torch
 
@@ -47,12 +47,12 @@ def observed_by(observer: Observer) -> Iterator[None]:
 
 
 def phase(name: str) -> AbstractContextManager:
-    """A phase of a job."""
+    """The range of a phase of a job."""
     return nullcontext() if _observer is None else _observer.range(f"phase/{name}")
 
 
 def steps(indices: range, guided: int) -> Iterable[int]:
-    """Denoising steps, the first `guided` of all being guided ones."""
+    """The denoising steps, each in its range. Steps below `guided` are guided."""
     if _observer is None:
         return indices
     kinds = ("plain", "guided")
@@ -60,14 +60,14 @@ def steps(indices: range, guided: int) -> Iterable[int]:
 
 
 def optimisation_steps(step: int, count: int) -> Iterable[int]:
-    """The optimisation steps of a denoising step."""
+    """The optimisation steps of a denoising step, each in its range."""
     if _observer is None:
         return range(count)
     return _named(_observer, range(count), lambda i: f"optimise/{step:03d}/{i}")
 
 
 def blocks(order: Iterable[int]) -> Iterable[int]:
-    """The transformer's blocks as a pass goes through them."""
+    """Transformer blocks in the order of a pass, each in its range."""
     return order if _observer is None else _named(_observer, order, lambda i: f"block/{i:02d}")
 
 

@@ -3,7 +3,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const find = (id) => document.getElementById(id);
 
-// videos: all are led by the first
+// videos: all follow the first one
 
 const videos = [...document.querySelectorAll("video")];
 const leader = videos[0];
@@ -14,12 +14,12 @@ function frameNow() {
 }
 
 function show(frame) {
-  // the middle of a frame: its first moment may still show the one before
+  // seek to the middle of the frame: at its start the frame before may still be shown
   for (const video of videos) video.currentTime = Math.min((frame + 0.5) / data.frameRate, video.duration || 1e9);
-  tell(frame);
+  updateScrubber(frame);
 }
 
-function tell(frame) {
+function updateScrubber(frame) {
   scrubber.value = frame;
   find("frame-number").value = frame;
 }
@@ -41,7 +41,7 @@ function follow() {
     const late = leader.currentTime - video.currentTime;
     if (Math.abs(late) > 1 / data.frameRate && !video.ended) video.currentTime = leader.currentTime;
   }
-  tell(frameNow());
+  updateScrubber(frameNow());
   requestAnimationFrame(follow);
 }
 
@@ -56,10 +56,10 @@ find("play").addEventListener("click", toggle);
 scrubber.addEventListener("input", () => goTo(Number(scrubber.value)));
 document.addEventListener("keydown", (event) => {
   if (event.target.closest("input, select, button, summary, a")) return;
-  const does = { " ": toggle, ArrowRight: () => goTo(frameNow() + 1), ArrowLeft: () => goTo(frameNow() - 1) };
-  if (!does[event.key] || event.ctrlKey || event.altKey || event.metaKey) return;
+  const actions = { " ": toggle, ArrowRight: () => goTo(frameNow() + 1), ArrowLeft: () => goTo(frameNow() - 1) };
+  if (!actions[event.key] || event.ctrlKey || event.altKey || event.metaKey) return;
   event.preventDefault();
-  does[event.key]();
+  actions[event.key]();
 });
 
 // motion flow
@@ -68,7 +68,7 @@ function picture(source) {
   return new Promise((resolve, reject) => {
     const image = new Image();
     image.onload = () => resolve(image);
-    image.onerror = () => reject(new Error("a picture of this page cannot be read"));
+    image.onerror = () => reject(new Error("an image of this page cannot be read"));
     image.src = source;
   });
 }
@@ -78,8 +78,8 @@ function vectors(text) {
   return new Int16Array(bytes.buffer);
 }
 
-const SPACING = 24; // pixels at least between arrows
-const CANVAS = 640; // pixels at least that a canvas with arrows is wide
+const SPACING = 24; // smallest distance between arrows, pixels
+const CANVAS = 640; // smallest width of a canvas with arrows, pixels
 
 function drawWheel(canvas, sheet, flow, query, key) {
   canvas.width = flow.width;
@@ -116,7 +116,7 @@ function drawArrow(context, [x, y], [dx, dy]) {
     context.moveTo(x + dx, y + dy);
     context.lineTo(x + dx - head * Math.cos(turn + side), y + dy - head * Math.sin(turn + side));
   }
-  // white on a dark edge shows on any picture
+  // white with a dark edge, which shows on any picture
   for (const [width, colour] of [[4, "black"], [1.8, "white"]]) {
     context.lineWidth = width;
     context.strokeStyle = colour;

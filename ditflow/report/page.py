@@ -1,4 +1,4 @@
-"""Finished runs as one page that works offline: videos, motion flow, losses, time and memory, settings."""
+"""Write finished runs as one HTML page that works offline: videos, flow, losses, time, memory, settings."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from ditflow.pictures.flow_pictures import colour_wheel, scale_of
 
 logger = logging.getLogger(__name__)
 
-LARGEST_PICTURE = 640, 480  # pixels: frames behind arrows are not larger
-SMALL_VIDEO = 320  # pixels: a narrower one is shown with sharp pixels
-WHEEL = 64  # pixels: radius of the legend's colour wheel
+LARGEST_PICTURE = 640, 480  # pixels: largest frame behind arrows
+SMALL_VIDEO = 320  # pixels: narrower videos are shown unsmoothed
+WHEEL = 64  # pixels: radius of the colour wheel
 
 
 def write_report(folders: Sequence[Path], output: Path) -> None:
-    """Write a page about the first run, the others' videos and losses beside its own.
+    """Write a page about the first run, with the videos, losses and times of the others beside its own.
 
-    Raises DitflowError where a folder is no finished run or the page cannot be written.
+    Raises DitflowError if a folder is not a finished run or the page cannot be written.
     """
     runs = [FinishedRun.open(folder) for folder in folders]
     page = _page(runs)
@@ -68,7 +68,7 @@ def _page(runs: Sequence[FinishedRun]) -> str:
         losses=loss_chart({run.folder.name: run.record.get("losses", []) for run in runs}),
         phases=phase_table({run.folder.name: run.record["phases"] for run in runs}),
         settings="\n".join(_settings(run) for run in runs),
-        data=json.dumps(data).replace("<", "\\u003c"),  # so that nothing in it ends the script
+        data=json.dumps(data).replace("<", "\\u003c"),  # so that no text in it closes the script element
     )
 
 
@@ -77,7 +77,7 @@ def _file(name: str) -> str:
 
 
 def _filled(template: str, **parts: str) -> str:
-    """A template with `{{ name }}` replaced by the part of that name."""
+    """Fill a template: each `{{ name }}` becomes the part of that name."""
     return re.sub(r"\{\{ (\w+) \}\}", lambda found: parts[found[1]], _file(template))
 
 
@@ -92,7 +92,7 @@ def _videos(runs: Sequence[FinishedRun]) -> str:
 
 
 def _mp4(run: FinishedRun, name: str) -> str:
-    """A run's video as data: the file itself, or what a GIF or a folder of frames shows."""
+    """A run's video as a data URL; a GIF or a folder of frames is converted to MP4."""
     path = run.video(name)
     if path.suffix == ".mp4":
         return _data("video/mp4", path.read_bytes())
@@ -103,7 +103,7 @@ def _mp4(run: FinishedRun, name: str) -> str:
 
 
 def _flow(run: FinishedRun) -> tuple[str, dict[str, Any] | None]:
-    """The section, and what its script draws; where the model is gone, why there is nothing."""
+    """The section and its script's data, or the reason and None if the flow cannot be read."""
     try:
         blocks = read_own_flow(run)
     except DitflowError as error:
@@ -134,14 +134,14 @@ def _flow(run: FinishedRun) -> tuple[str, dict[str, Any] | None]:
 def _block(flow: OwnFlow, largest: float) -> dict[str, Any]:
     def side(pairs: np.ndarray) -> dict[str, str]:
         sheet = colour_wheel(rearrange(pairs, "q k h w c -> (q h) (k w) c"), largest)
-        vectors = base64.b64encode(pairs.astype("<i2").tobytes()).decode()  # hard flow: whole patches
+        vectors = base64.b64encode(pairs.astype("<i2").tobytes()).decode()  # hard flow is whole patches
         return {"sheet": _png(Image.fromarray(sheet)), "vectors": vectors}
 
     return {"distance": flow.distance, "reference": side(flow.reference), "result": side(flow.result)}
 
 
 def _pictures(clip: video.Clip, spans: Sequence[range]) -> list[str]:
-    """The frame that stands for each latent frame, as JPEG."""
+    """One frame for each latent frame, as JPEG."""
     found = []
     for index in latent_frames(len(clip.frames), spans):
         picture, packed = Image.fromarray(clip.frames[index]), BytesIO()
@@ -174,6 +174,6 @@ def _settings(run: FinishedRun) -> str:
     return (
         f"<p>{escape(run.folder.name)}, made with {escape(versions)}. To repeat it:</p>"
         f"<pre><code>{escape(replay)}</code></pre>"
-        f"<details><summary>Every setting of {escape(run.folder.name)}</summary>"
+        f"<details><summary>All settings of {escape(run.folder.name)}</summary>"
         f"<pre>{escape(run.settings.to_yaml())}</pre></details>"
     )

@@ -1,7 +1,7 @@
-"""What guidance does, as a picture that moves: `python -m ditflow.report.showcase OUTPUT.gif`.
+"""Make the README's animated picture of what guidance does: `python -m ditflow.report.showcase OUTPUT.gif`.
 
-A row for each of a few made clips: the clip, and from the same noise the prompt's video without guidance and
-with it, by the small model.
+Each row shows a made clip, and two videos of the small model from the same noise and prompt: without guidance
+and with it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ditflow import Settings, transfer
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.evaluation.finished import FinishedRun
+from ditflow.jobs.transfer import transfer
+from ditflow.settings import Settings
 from ditflow.small.clips import FRAME_RATE, made_clip
 from ditflow.video import Clip, write_clip
 
@@ -31,9 +32,9 @@ INK, PAPER = (20, 20, 20), (240, 240, 240)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Make the runs and write their videos as one."""
+    """Make the runs and write their videos side by side."""
     parser = argparse.ArgumentParser(prog="python -m ditflow.report.showcase", description=main.__doc__)
-    parser.add_argument("output", type=Path, help="the picture to write, .gif or .mp4")
+    parser.add_argument("output", type=Path, help="the file to write, .gif or .mp4")
     choice = parser.parse_args(arguments)
     try:
         write_clip(make_showcase(), choice.output)
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make_showcase() -> Clip:
-    """All rows beneath each other."""
+    """Make all rows, one below the other."""
     rows = []
     for seed, prompt in ROWS:
         with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +57,7 @@ def make_showcase() -> Clip:
 
 
 def make_videos(seed: int, prompt: str, folder: Path) -> dict[str, Clip]:
-    """The columns of a row; the runs stay in `folder`."""
+    """Make the runs of a row in `folder`; returns its columns."""
     source = folder / "clip.mp4"
     write_clip(Clip(made_clip(seed).frames, FRAME_RATE), source)
     guided = Settings(

@@ -1,4 +1,4 @@
-"""Made clips with known motion: one coloured shape on a smooth path over a still background, from a seed.
+"""Draw clips with known motion from a seed: a coloured shape on a smooth path over a still background.
 
 As a program it writes one clip: `python -m ditflow.small.clips OUTPUT.mp4 [--seed N]`.
 """
@@ -19,29 +19,29 @@ BACKDROPS = ("plain", "graded", "waved")
 PATHS = ("line", "arc", "curve", "bounce", "zoom")
 FRAME_RATE = Fraction(8)
 CLIP_MARK = "made clip of seed "  # in a written clip's metadata, before the seed
-SUPERSAMPLING = 4  # samples a pixel in each direction
+SUPERSAMPLING = 4  # samples per pixel in each direction
 
-# of the square and the triangle with the area of a circle of radius 1
+# of a square and a triangle with the area of a circle of radius 1
 HALF_SIDE = math.sqrt(math.pi) / 2
 CIRCUMRADIUS = math.sqrt(4 * math.pi / math.sqrt(27))
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a seed chose: everything about a clip but its pixels."""
+    """What a seed determines: everything about a clip but its pixels."""
 
     shape: str  # one of SHAPES
     colour: str  # one of COLOURS
-    background: str  # another of COLOURS
+    background: str  # one of COLOURS, not the shape's
     backdrop: str  # one of BACKDROPS
     path: str  # one of PATHS
     centroids: np.ndarray  # [frames, 2] float64, (x, y) in pixels, x to the right, y down
-    radii: np.ndarray  # [frames] float64, pixels: of the circle of the same area
+    radii: np.ndarray  # [frames] float64, pixels: radii of circles of the same area
 
 
 @dataclass(frozen=True)
 class MadeClip:
-    """A clip and the truth about it. The centre of the top left pixel is (0, 0)."""
+    """A clip and its true motion. The centre of the top left pixel is (0, 0)."""
 
     frames: np.ndarray  # [painted frames, height, width, 3] uint8
     caption: str  # "a red circle on a blue background"
@@ -52,9 +52,9 @@ class MadeClip:
 def made_clip(
     seed: int, *, frames: int = 24, width: int = 96, height: int = 64, painted: slice = slice(None)
 ) -> MadeClip:
-    """The clip of a seed (0 or more), or only the frames of it that are to be painted.
+    """Draw the clip of a seed (0 or more); `painted` selects the frames to draw.
 
-    The shape stays inside the picture from the first frame to the last.
+    The shape stays inside the picture in every frame.
     """
     generator = np.random.default_rng(seed)
     scene = _draw_scene(generator, frames, width, height)
@@ -84,7 +84,7 @@ def _draw_scene(generator: np.random.Generator, frames: int, width: int, height:
 
 
 def _travel(generator: np.random.Generator, path: str, time: np.ndarray) -> np.ndarray:
-    """Places [frames, 2] in the unit square at times [frames] from 0 to 1."""
+    """Places [frames, 2] on a path in the unit square at times [frames] from 0 to 1."""
     time = time[:, None]
     if path == "arc":
         start, sweep = generator.uniform(0, 2 * math.pi), generator.uniform(0.7, 1.5) * math.pi
@@ -106,7 +106,7 @@ def _travel(generator: np.random.Generator, path: str, time: np.ndarray) -> np.n
 
 
 def _far_apart(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two places in the unit square, more than half its side apart."""
+    """Two random places in the unit square, more than half its side apart."""
     while True:
         start, end = generator.uniform(size=(2, 2))
         if np.hypot(*(end - start)) > 0.5:
@@ -114,7 +114,7 @@ def _far_apart(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _paint_backdrop(generator: np.random.Generator, scene: Scene, width: int, height: int) -> np.ndarray:
-    """The picture behind the shape, [height, width, 3] float64, 0 ... 255: shades of one colour."""
+    """The background, [height, width, 3] float64, 0 ... 255: shades of one colour."""
     colour = np.array(COLOURS[scene.background], dtype=np.float64)
     angle = generator.uniform(0, 2 * math.pi)
     waves = generator.uniform(1.5, 4.0)
@@ -131,9 +131,9 @@ def _paint_backdrop(generator: np.random.Generator, scene: Scene, width: int, he
 
 
 def _coverage(shape: str, centroid: np.ndarray, radius: float, width: int, height: int) -> np.ndarray:
-    """How much of each pixel the shape covers, [height, width], 0 ... 1."""
+    """The share of each pixel that the shape covers, [height, width], 0 ... 1."""
     coverage = np.zeros((height, width))
-    reach = radius * CIRCUMRADIUS  # of the shape that reaches farthest
+    reach = radius * CIRCUMRADIUS  # the triangle's, which reaches farthest
     columns, rows = (
         slice(max(0, math.floor(middle - reach)), min(size, math.ceil(middle + reach) + 1))
         for middle, size in zip(centroid, (width, height), strict=True)
@@ -153,10 +153,10 @@ def _coverage(shape: str, centroid: np.ndarray, radius: float, width: int, heigh
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write a made clip to a file; print where, and its caption."""
+    """Write a made clip to a file; print its path and caption."""
     parser = argparse.ArgumentParser(prog="python -m ditflow.small.clips", description=main.__doc__)
     parser.add_argument("output", type=Path, help="the video to write, such as clip.mp4")
-    parser.add_argument("--seed", type=int, default=0, help="which clip, 0 or more (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the clip, 0 or more (default 0)")
     choice = parser.parse_args(arguments)
     if choice.seed < 0:
         parser.error(f"--seed is {choice.seed}: give 0 or more")

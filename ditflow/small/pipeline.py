@@ -1,4 +1,4 @@
-"""What the small models are made of, and how one is written: as a folder of CogVideoX's pipeline."""
+"""The configuration of the small models, and how to write one as a CogVideoX pipeline folder."""
 
 import contextlib
 import json
@@ -19,8 +19,8 @@ from ditflow.errors import DitflowError
 from ditflow.files import whole_or_absent
 from ditflow.small.vocabulary import END, PADDING, UNKNOWN, tokenizer_model, vocabulary_size
 
-FRAMES, HEIGHT, WIDTH = 24, 64, 96  # of a clip, pixels
-COMPRESSION = 4  # of the VAE, in time and in each direction of space
+FRAMES, HEIGHT, WIDTH = 24, 64, 96  # of a clip; frames and pixels
+COMPRESSION = 4  # the VAE's, in time and in both spatial directions
 LATENT_CHANNELS = 8
 TEXT_LENGTH, TEXT_WIDTH = 16, 64
 
@@ -78,9 +78,9 @@ def write_pipeline(
     transformer: CogVideoXTransformer3DModel,
     vae: AutoencoderKLCogVideoX,
 ) -> None:
-    """Write a pipeline folder of these networks to `folder` (absent or empty), in float16.
+    """Write these networks as a pipeline folder, in float16.
 
-    It appears whole or not at all. Raises DitflowError where something is in the way.
+    `folder` must be absent or empty, and appears only when complete. Raises DitflowError if it is in the way.
     """
     with _new_folder(Path(folder)) as unfinished:
         write_tokenizer(unfinished / "tokenizer")
@@ -98,8 +98,8 @@ def write_pipeline(
 
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `folder`, which must be absent or empty."""
-    in_the_way = DitflowError(f"{folder} exists and is not an empty folder: remove it or name another one")
+    """Yield a folder to write to that becomes `folder` at the end."""
+    in_the_way = DitflowError(f"{folder} exists and is not an empty folder: remove it or give another name")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise in_the_way
     try:
@@ -107,13 +107,13 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             unfinished.mkdir()
             yield unfinished
     except OSError:
-        if folder.exists():  # another process was faster
+        if folder.exists():  # another process has made it meanwhile
             raise in_the_way from None
         raise
 
 
 def write_tokenizer(folder: Path) -> None:
-    """T5's tokenizer from a sentencepiece model; no tokenizer.json, which would be read in its place."""
+    """Write a T5 tokenizer as a sentencepiece model; a tokenizer.json would take precedence over it."""
     folder.mkdir()
     (folder / "spiece.model").write_bytes(tokenizer_model())
     settings = {
@@ -130,11 +130,11 @@ def write_tokenizer(folder: Path) -> None:
 
 @torch.no_grad()
 def random_text_encoder() -> T5EncoderModel:
-    """The text encoder of every small model: random, never trained, float32 of numbers that float16 has."""
+    """The text encoder of the small models: random, untrained; float32 numbers that are exact in float16."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would reseed the GPUs too
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would also seed the GPUs
         text_encoder = T5EncoderModel(T5Config(vocab_size=vocabulary_size(), **TEXT_ENCODER))
         for name, weights in text_encoder.named_parameters():
             if name.endswith("relative_attention_bias.weight"):
-                nn.init.normal_(weights, std=3.0)  # so that the order of words is seen
+                nn.init.normal_(weights, std=3.0)  # strong enough for word order to matter
     return text_encoder.half().float()

@@ -1,4 +1,4 @@
-"""Trains the small model from nothing, on a CPU or a GPU: `python -m ditflow.small.train [STAGE ...]`."""
+"""Train the small models from scratch, on a CPU or a GPU: `python -m ditflow.small.train [STAGE ...]`."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ if TYPE_CHECKING:
     from ditflow.small.training.loop import Training
 
 STAGES = {"vae": 1_500, "decoder": 3_800, "rope": 6_000, "sincos": 2_500, "tracking": 500}  # steps
-MODELS = {"rope": "rope", "sincos": "sincos", "tracking": "rope"}  # what a transformer's stage works at
+MODELS = {"rope": "rope", "sincos": "sincos", "tracking": "rope"}  # transformer stage: the model it trains
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train the stages given (all, if none is), from where their checkpoints are."""
+    """Train the given stages (default: all), continuing from their checkpoints."""
     parser = argparse.ArgumentParser(prog="python -m ditflow.small.train", description=main.__doc__)
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)} (default: all)")
     parser.add_argument(
         "--minutes",
         type=float,
         default=math.inf,
-        help="of each stage; the next call goes on there (default: until it is done)",
+        help="time limit of each stage, which the next call continues (default: no limit)",
     )
     parser.add_argument(
         "--checkpoints",
         type=Path,
         default=cache_folder() / "training",
-        help="where a stage goes on from (default %(default)s)",
+        help="folder of the checkpoints (default %(default)s)",
     )
     parser.add_argument(
         "--export",
         type=Path,
         metavar="FOLDER",
-        help="then write the models that were worked at to FOLDER/rope and FOLDER/sincos",
+        help="then write the trained models to FOLDER/rope and FOLDER/sincos",
     )
     parser.add_argument(
-        "--from-shipped", action="store_true", help="go on from the shipped models where no checkpoint is"
+        "--from-shipped", action="store_true", help="without a checkpoint, start from the shipped models"
     )
     choice = parser.parse_args(arguments)
     unknown = set(choice.stages) - set(STAGES)
     if unknown:
-        parser.error(f"stage {min(unknown)!r}: choose of {', '.join(STAGES)}")
+        parser.error(f"stage {min(unknown)!r}: give one of {', '.join(STAGES)}")
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name in stages:
             training = _training(name, choice.checkpoints)
             if training.step < STAGES[name]:
-                _check_goes_on(name, choice.checkpoints)
+                _check_no_later_stage(name, choice.checkpoints)
             training.run(STAGES[name], choice.minutes)
         if choice.export:
             from ditflow.small.training.export import export, write_record
@@ -73,13 +73,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _check_goes_on(stage: str, checkpoints: Path) -> None:
-    """Refuse to train what a later stage has started from."""
+def _check_no_later_stage(stage: str, checkpoints: Path) -> None:
+    """Raise DitflowError if a later stage has started from this one's weights."""
     for later, model in MODELS.items():
         checkpoint = checkpoints / f"{later}.safetensors"
         if later != stage == model and checkpoint.is_file():
             raise DitflowError(
-                f"{checkpoint} started from `{stage}` as it was: remove it to train `{stage}` on"
+                f"{checkpoint} started from the present `{stage}`: remove it to train `{stage}` further"
             )
 
 

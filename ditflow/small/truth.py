@@ -1,4 +1,4 @@
-"""The true motion of a made clip, as a motion flow has it."""
+"""The true motion of a made clip, in the form of a motion flow."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def true_flow(
     grid: Grid,
     spans: Sequence[range],  # the video frames of each latent frame
 ) -> tuple[np.ndarray, np.ndarray]:  # [frames, frames, height * width, 2], [frames, height * width]
-    """Where the matter in each token goes, (x, y) in patches, and which tokens are inside the shape.
+    """The displacement of each token's content, (x, y) in patches, and which tokens are inside the shape.
 
-    A latent frame is the mean of its video frames; outside the shape nothing moves.
+    A latent frame is the mean of its video frames. Outside the shape nothing moves.
     """
     patch = width / grid.width  # pixels
     centres = _latent_means((centroids + 0.5) / patch - 0.5, spans)
@@ -47,9 +47,9 @@ def _latent_means(values: np.ndarray, spans: Sequence[range]) -> np.ndarray:
 
 
 def true_flow_of(settings: Settings, grid: Grid) -> np.ndarray | None:
-    """The true flow of the settings' clip [frames, frames, height * width, 2]; None where it is not known.
+    """The true flow of the settings' clip [frames, frames, height * width, 2], or None if it is unknown.
 
-    It is known of a video that `python -m ditflow.small.clips` has written and that keeps its proportions.
+    It is known for videos that `python -m ditflow.small.clips` wrote, if the settings keep their proportions.
     """
     seed = _seed_of(Path(settings.video))
     if seed is None:

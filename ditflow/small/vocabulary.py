@@ -1,4 +1,4 @@
-"""The small model's words: one list for the captions of made clips and for the tokenizer that reads them."""
+"""The words of the small models: one list for the captions of made clips and for the tokenizer."""
 
 import string
 
@@ -23,7 +23,7 @@ WORD_SCORE, CHARACTER_SCORE = -1.0, -10.0
 
 
 def caption(colour: str, shape: str, background: str) -> str:
-    """The sentence that describes a made clip, such as "a red circle on a blue background"."""
+    """The caption of a made clip, such as "a red circle on a blue background"."""
     return f"{_with_article(colour)} {shape} on {_with_article(background)} background"
 
 
@@ -32,10 +32,10 @@ def _with_article(word: str) -> str:
 
 
 def tokenizer_model() -> bytes:
-    """A sentencepiece unigram model: every word above is one piece, other words fall apart into characters.
+    """A sentencepiece unigram model: each word above is one piece, other words split into characters.
 
-    Text is case-folded. What is outside printable ASCII becomes the unknown token. Nothing is trained: scores
-    are set so that a whole word always beats its letters, and the same bytes come out every time.
+    Text is case-folded. Characters outside printable ASCII become the unknown token. Nothing is trained: the
+    scores make a whole word always beat its letters, and the bytes are the same every time.
     """
     from sentencepiece import SentencePieceNormalizer
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
@@ -59,7 +59,7 @@ def tokenizer_model() -> bytes:
 
 
 def vocabulary_size() -> int:
-    """Pieces of the tokenizer: padding, end and unknown, words, characters."""
+    """Number of pieces: padding, end and unknown, words, characters."""
     return 3 + len(_words()) + len(_characters())
 
 

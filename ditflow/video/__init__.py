@@ -1,4 +1,4 @@
-"""Frames in, frames out: videos and image folders as arrays, and arrays as videos."""
+"""Read videos and image folders as arrays of frames, and write arrays as videos."""
 
 from ditflow.video.clip import Clip, side_by_side
 from ditflow.video.reading import read_clip

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 
-COMPRESSION_NOISE = 4  # levels of 255
+COMPRESSION_NOISE = 4  # largest change of a still pixel, of 255
 
 
 @dataclass(frozen=True)
@@ -15,15 +15,15 @@ class Clip:
 
     @property
     def is_still(self) -> bool:
-        """Whether nothing moves: every frame is the first, but for what compression leaves."""
+        """Whether every frame equals the first, up to compression noise."""
         change = np.abs(self.frames.astype(np.int16) - self.frames[0])
         return bool(change.max() <= COMPRESSION_NOISE)
 
 
 def side_by_side(left: Clip, right: Clip) -> Clip:
-    """Both clips in one picture, frame for frame, at the left one's frame rate.
+    """Two clips as one, each frame beside the other's, at the left clip's frame rate.
 
-    Raises ValueError where their frame counts or heights differ.
+    Raises ValueError if their frame counts or heights differ.
     """
     if left.frames.shape[:2] != right.frames.shape[:2]:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A time in which reading has to end: a decoder that hangs, or a pipe that nobody writes to, never would."""
+"""A time limit for reading a source: a decoder can hang, and a pipe can wait forever."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -14,9 +14,10 @@ Result = TypeVar("Result")
 
 
 def in_time(read: Callable[[], Result], source: Path) -> Result:
-    """What `read` returns or raises, from a thread: the main one stays free to hear of an interrupt.
+    """Call `read` in a thread, so that the main thread can still be interrupted, and return its result.
 
-    Raises DitflowError after `LONGEST`. A thread cannot be stopped; the process ends without waiting for it.
+    Raises what `read` raises, or DitflowError after `LONGEST` seconds. The thread cannot be stopped, but the
+    process does not wait for it at exit.
     """
     future: Future[Result] = Future()
 
@@ -31,6 +32,6 @@ def in_time(read: Callable[[], Result], source: Path) -> Result:
         return future.result(LONGEST)
     except TimeoutError:
         raise DitflowError(
-            f"{source} could not be read within {LONGEST:.0f} s: its decoder hangs, or the stretch begins "
-            "too far in; write the stretch to a file of its own, or give another video"
+            f"{source} could not be read within {LONGEST:.0f} s: its decoder hangs, or the frames start "
+            "too far in; cut them out into a file of their own, or give another video"
         ) from None

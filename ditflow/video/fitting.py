@@ -1,4 +1,4 @@
-"""Pictures of any size and mode as RGB of the size that is asked for."""
+"""Fit images of any size and mode to a given size, as RGB."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ def fitted(
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """What is transparent shows black: the colour stored under it is arbitrary."""
+    """Convert to RGB; transparent parts become black, as the colour stored under them is arbitrary."""
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

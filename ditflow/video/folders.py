@@ -15,26 +15,26 @@ from ditflow.limits import PICTURE_PIXELS, SOURCE_FRAMES
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # what the file is, whatever it is called
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # by content, whatever the suffix says
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def image_paths(folder: Path) -> list[Path]:
     """The folder's images in natural order, frame2 before frame10. Raises DitflowError if there are none."""
-    # macOS keeps "._frame1.png" beside frame1.png on foreign disks
+    # hidden files are not images: macOS writes "._frame1.png" beside frame1.png on some disks
     images = []
     for path in folder.iterdir():
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
             images.append(path)
         if len(images) > SOURCE_FRAMES:
-            raise DitflowError(f"{folder} has more than {SOURCE_FRAMES} images in it: give a part of it")
+            raise DitflowError(f"{folder} has more than {SOURCE_FRAMES} images: give a folder with fewer")
     if not images:
-        raise DitflowError(f"{folder} has no images in it: give a video or a folder of {', '.join(SUFFIXES)}")
+        raise DitflowError(f"{folder} has no images: give a video or a folder of {', '.join(SUFFIXES)}")
     return sorted(images, key=_natural)
 
 
 def warn_of_gaps(paths: list[Path]) -> None:
-    """A warning where the numbers in the names leave one out: the motion will jump there."""
+    """Warn if the numbers in the file names have a gap, where the motion would jump."""
     numbers = [re.findall(r"\d+", path.stem)[-1:] for path in paths]
     if not all(numbers):
         return
@@ -46,28 +46,31 @@ def warn_of_gaps(paths: list[Path]) -> None:
             return
 
 
-def read_images(paths: list[Path], place: Callable[[Image.Image], np.ndarray]) -> list[np.ndarray]:
-    """Each image upright, through `place`. Raises DitflowError for an unreadable one or a second size."""
+def read_images(paths: list[Path], to_array: Callable[[Image.Image], np.ndarray]) -> list[np.ndarray]:
+    """Read each image upright, through `to_array`.
+
+    Raises DitflowError if an image cannot be read or the arrays differ in size.
+    """
     frames: list[np.ndarray] = []
     for path in paths:
         try:
             with _opened(path) as image:
                 _check_pixels(path, *image.size)
-                frame = place(ImageOps.exif_transpose(image))
+                frame = to_array(ImageOps.exif_transpose(image))
         except DitflowError:
             raise
-        except Exception as error:  # Pillow raises many kinds
-            raise DitflowError(f"{path} is not an image that can be read ({error}): replace it") from error
+        except Exception as error:  # Pillow raises many types
+            raise DitflowError(f"{path} cannot be read as an image ({error}): replace it") from error
         if frames and frame.shape != frames[0].shape:
             raise DitflowError(
-                f"{path} is {_size(frame)}, the images before it {_size(frames[0])}: give a size"
+                f"{path} is {_size(frame)}, but the images before it are {_size(frames[0])}: give a size"
             )
         frames.append(frame)
     return frames
 
 
 def _opened(path: Path) -> Image.Image:
-    """An image, of which no more than the header is read."""
+    """Open an image, reading only its header."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(path, formats=FORMATS)
@@ -76,7 +79,7 @@ def _opened(path: Path) -> Image.Image:
 def _check_pixels(path: Path, width: int, height: int) -> None:
     if width * height > PICTURE_PIXELS:
         raise DitflowError(
-            f"{path} is {width}x{height}, and no more than {PICTURE_PIXELS} pixels are read: scale it down"
+            f"{path} is {width}x{height}, more than the accepted {PICTURE_PIXELS} pixels: scale it down"
         )
 
 

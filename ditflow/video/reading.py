@@ -1,4 +1,4 @@
-"""A stretch of a video or of an image folder, as a clip of the size that is asked for."""
+"""Read frames of a video or an image folder as a clip of a given size."""
 
 from fractions import Fraction
 from functools import partial
@@ -11,12 +11,12 @@ from ditflow.errors import DitflowError, SettingsError
 from ditflow.limits import CLIP_BYTES, PICTURE_PIXELS, SOURCE_FRAMES
 from ditflow.video.clip import Clip
 from ditflow.video.deadline import in_time
-from ditflow.video.decoding import Place, read_video
+from ditflow.video.decoding import ToArray, read_video
 from ditflow.video.fitting import FITS, fitted
 from ditflow.video.folders import image_paths, read_images, warn_of_gaps
 
 DEFAULT_RATE = Fraction(8)  # frames a second of a source that does not tell
-SLOWEST, FASTEST = Fraction(1, 100), Fraction(1000)  # frames a second that every format can say
+SLOWEST, FASTEST = Fraction(1, 100), Fraction(1000)  # frames a second that every format can store
 
 
 def read_clip(
@@ -30,7 +30,7 @@ def read_clip(
     default_rate: Fraction | None = None,  # of a source that does not tell its own, frames a second
     least_frames: int = 1,  # that a run can have, for the advice in errors
 ) -> Clip:
-    """Source frames start, start + stride, ...: upright RGB, transparent parts on black.
+    """Read source frames start, start + stride, ... as upright RGB, transparent parts on black.
 
     The clip's frame rate is the source's (or the default) over the stride, so motion keeps its speed.
     Raises DitflowError if the source cannot be read or is too short, SettingsError for values out of range.
@@ -46,21 +46,21 @@ def read_clip(
     wanted = range(start, start + frames * stride, stride)
     if wanted[-1] >= SOURCE_FRAMES:
         raise SettingsError(
-            f"frames {frames}, start {start}, stride {stride} reach frame {wanted[-1]}: cut the source, "
-            f"no more than {SOURCE_FRAMES} frames of one are read"
+            f"frames {frames}, start {start}, stride {stride} reach frame {wanted[-1]}, but only the "
+            f"first {SOURCE_FRAMES} frames of a source are read: cut the source"
         )
 
-    def place(image: Image.Image) -> np.ndarray:
+    def to_array(image: Image.Image) -> np.ndarray:
         width, height = size or image.size
         if 3 * width * height * frames > CLIP_BYTES:
             raise DitflowError(
-                f"{source}: {frames} frames of {width}x{height} are more than the {CLIP_BYTES >> 30} GiB "
-                "that a clip may have; give fewer frames or a smaller size"
+                f"{source}: {frames} frames of {width}x{height} take more than {CLIP_BYTES >> 30} GiB, "
+                "the limit of a clip: give fewer frames or a smaller size"
             )
         return fitted(image, size, fit)
 
     read = _read_folder if source.is_dir() else read_video
-    pictures, available, frame_rate = in_time(partial(read, source, wanted, place), source)
+    pictures, available, frame_rate = in_time(partial(read, source, wanted, to_array), source)
     if not pictures:
         raise DitflowError(f"{source}: {_too_short(available, wanted, least_frames)}")
     frame_rate = frame_rate or default_rate or DEFAULT_RATE
@@ -68,40 +68,40 @@ def read_clip(
 
 
 def check_source(source: Path) -> None:
-    """Raises DitflowError for what is no file and no folder: a device or a pipe may have no end."""
+    """Raise DitflowError unless the source is a file or a folder: a device or a pipe may never end."""
     if not source.is_file() and not source.is_dir():
-        what = "is no file" if source.exists() else "does not exist"
-        raise DitflowError(f"{source} {what}: give a video file or a folder of images")
+        reason = "is not a file or folder" if source.exists() else "does not exist"
+        raise DitflowError(f"{source} {reason}: give a video file or a folder of images")
 
 
-def _read_folder(source: Path, wanted: range, place: Place) -> tuple[list[np.ndarray], int, None]:
+def _read_folder(source: Path, wanted: range, to_array: ToArray) -> tuple[list[np.ndarray], int, None]:
     paths = image_paths(source)
     if len(paths) <= wanted[-1]:
         return [], len(paths), None
     used = [paths[index] for index in wanted]
     warn_of_gaps(used)
-    return read_images(used, place), len(paths), None
+    return read_images(used, to_array), len(paths), None
 
 
 def _too_short(available: int, wanted: range, least: int) -> str:
-    """What to change, where no more than the first `available` frames can be read."""
+    """What to change if only the first `available` frames can be read."""
     if available == 0:
         reason = f"it is damaged, or has more than {PICTURE_PIXELS} pixels"
-        return f"no frame of it can be read: {reason}; give another video"
+        return f"none of its frames can be read: {reason}; give another video"
     if available < least:
         return f"only {available} frames can be read, and a run needs at least {least}: give a longer video"
     start, stride, frames = wanted.start, wanted.step, len(wanted)
-    room = available - 1 - start  # frames after the first one
+    after = available - 1 - start  # readable frames after the first wanted one
     remedies = []
-    if room >= 0:
-        remedies.append(f"--frames {room // stride + 1}")
-    if frames > 1 and room >= frames - 1:
-        remedies.append(f"--stride {room // (frames - 1)}")
+    if after >= 0:
+        remedies.append(f"--frames {after // stride + 1}")
+    if frames > 1 and after >= frames - 1:
+        remedies.append(f"--stride {after // (frames - 1)}")
     if (latest := available - 1 - (wanted[-1] - start)) >= 0:
         remedies.append(f"--start {latest}")
     if not remedies:
         remedies.append(f"--start 0 --frames {(available - 1) // stride + 1}")
     return (
-        f"only {available} frames can be read, and {frames} frames from frame {start} with stride {stride}"
-        f" need {wanted[-1] + 1}: what fits is {' or '.join(remedies)}"
+        f"only {available} frames can be read, but {frames} frames from frame {start} with stride {stride}"
+        f" need {wanted[-1] + 1}: use {' or '.join(remedies)}"
     )

@@ -13,16 +13,16 @@ import av
 from ditflow.errors import DitflowError
 from ditflow.limits import PICTURE_PIXELS
 
-VP8_SHOWN = 0x10  # in a frame's first byte
-RATE_TOLERANCE = 0.2  # between the declared frame rate and the stamps of a short stretch
+VP8_SHOWN = 0x10  # bit of a frame's first byte
+RATE_TOLERANCE = 0.2  # relative, between the declared frame rate and the measured one
 MOST_PIXELS = {"max_pixels": str(PICTURE_PIXELS)}
-# formats that hold their own frames: a playlist would have other files and addresses opened
-ALONE = {"format_whitelist": "mov,mp4,matroska,webm,avi,gif", "protocol_whitelist": "file"}
-REORDERED = 32  # packets read beyond the last wanted frame; codecs show a frame at most 16 packets late
+# only formats that hold their own frames: a playlist could open other files and addresses
+SELF_CONTAINED = {"format_whitelist": "mov,mp4,matroska,webm,avi,gif", "protocol_whitelist": "file"}
+REORDERED = 32  # packets read after the last wanted frame: codecs show a frame at most 16 packets late
 
 
 class Packet(NamedTuple):
-    stamp: int | None  # when its frame is shown
+    stamp: int | None  # when its frame is shown, in the stream's time base
     duration: int
     is_key: bool
     is_shown: bool
@@ -30,14 +30,14 @@ class Packet(NamedTuple):
 
 @dataclass(frozen=True)
 class Timeline:
-    count: int  # frames, counted no further than REORDERED beyond the last wanted one
+    count: int  # frames, counted up to REORDERED after the last wanted one
     frame_rate: Fraction | None  # frames a second; None: the file does not tell
-    stamps: list[int] | None  # when each frame is shown, in the stream's time base; None: not known
+    stamps: list[int] | None  # when each frame is shown, in the stream's time base; None if unknown
     keys: list[int]  # stamps of the frames at which decoding can start, ascending
-    whole: bool  # every packet so far has a frame that is shown
+    whole: bool  # every packet read has a frame that is shown
 
     def key_before(self, index: int) -> int | None:
-        """The stamp to seek for frame `index`; None: decode from the beginning."""
+        """The stamp to seek for frame `index`, or None to decode from the beginning."""
         if self.stamps is None:
             return None
         keys = bisect_right(self.keys, self.stamps[index])
@@ -46,12 +46,12 @@ class Timeline:
 
 @contextmanager
 def open_video(source: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """The file and its main video stream. Raises DitflowError where that is nothing to read."""
+    """Open a file and its main video stream. Raises DitflowError if there is no video to read."""
     try:
-        container = av.open(str(source), metadata_errors="replace", options=ALONE | MOST_PIXELS)
+        container = av.open(str(source), metadata_errors="replace", options=SELF_CONTAINED | MOST_PIXELS)
     except (av.FFmpegError, OSError) as error:
         raise DitflowError(
-            f"{source} is no video that can be read ({error.strerror}): give mp4, mov, mkv, webm, avi, gif"
+            f"{source} cannot be read as a video ({error.strerror}): give mp4, mov, mkv, webm, avi, gif"
             " or a folder of images"
         ) from error
     with container:
@@ -59,19 +59,19 @@ def open_video(source: Path) -> Iterator[tuple[av.container.InputContainer, av.V
         if stream is None:
             raise DitflowError(f"{source} has no video stream, only {_kinds(container)}: give a video")
         if stream.codec_context is None:
-            raise DitflowError(f"{source} is of a codec that cannot be decoded here: convert it to H.264")
+            raise DitflowError(f"{source} uses a codec that cannot be decoded here: convert it to H.264")
         stream.codec_context.options = MOST_PIXELS  # frames may be larger than the first one
         yield container, stream
 
 
 def read_timeline(source: Path, last: int) -> Timeline:
-    """The file's frames up to `last` and a little further, counted: its header's number may be wrong."""
+    """Find the frames up to a little after `last`, counting them because the header may be wrong."""
     with open_video(source) as (container, stream):
         packets = _packets(container, stream, last)
         stamps = {packet.stamp for packet in packets} - {None}
         ordered = len(stamps) == len(packets) and container.format.name not in ("avi", "gif")
         keys = sorted(packet.stamp for packet in packets if packet.is_key) if ordered else []
-        # frames before the first key frame build on some that were cut off
+        # frames before the first key frame depend on frames that were cut off
         shown = [packet for packet in packets if packet.is_shown and (not keys or packet.stamp >= keys[0])]
         return Timeline(
             count=len(shown),
@@ -85,11 +85,11 @@ def read_timeline(source: Path, last: int) -> Timeline:
 def _packets(container: av.container.InputContainer, stream: av.VideoStream, last: int) -> list[Packet]:
     hides = stream.codec_context.name == "vp8"
     packets, shown = [], 0
-    with suppress(av.FFmpegError):  # a file cut short ends here
+    with suppress(av.FFmpegError):  # a truncated file ends here
         for packet in container.demux(stream):
             if not packet.size or packet.is_corrupt:
                 continue
-            # an edit list hides frames, and VP8 has frames that others alone build on
+            # an edit list hides frames, and VP8 has reference frames that are never shown
             is_shown = not (packet.is_discard or hides and not bytes(packet)[0] & VP8_SHOWN)
             packets.append(Packet(packet.pts, packet.duration or 0, packet.is_keyframe, is_shown))
             shown += is_shown

@@ -1,4 +1,4 @@
-"""Clips as files. A file appears under its name when it is complete, or not at all."""
+"""Write clips to files. A file appears under its name only when it is complete."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -13,18 +13,18 @@ from ditflow.files import whole_or_absent
 from ditflow.video.clip import Clip
 from ditflow.video.timeline import open_video
 
-# bit for bit the same file each time: more threads give other bits by their number, and macroblock-tree rate
-# control reads memory that was never written
+# for the same bits each time: the output depends on the number of threads, and macroblock-tree rate control
+# reads uninitialised memory
 X264 = {"crf": "14", "x264-params": "threads=1:mbtree=0"}
 GIF_TICKS = 100  # a second
-SHORTEST_GIF_FRAME = 2  # ticks; browsers slow a frame shorter than this down to 10
+SHORTEST_GIF_FRAME = 2  # ticks; browsers show shorter frames for 10
 
 
 def write_clip(clip: Clip, path: Path, *, metadata: str | None = None) -> None:
-    """MP4, GIF or, without a suffix, a folder of PNG frames. Only an MP4 takes the metadata (its comment).
+    """Write an MP4, a GIF or, without a suffix, a folder of PNG frames. Only MP4 stores the metadata.
 
-    Raises SettingsError for another suffix, DitflowError if the file cannot be written, ValueError for an MP4
-    of odd width or height.
+    Raises SettingsError for another suffix, DitflowError if the file cannot be written, ValueError if an MP4
+    would have an odd width or height.
     """
     path = Path(path)
     write = WRITERS.get(path.suffix.lower())
@@ -33,17 +33,19 @@ def write_clip(clip: Clip, path: Path, *, metadata: str | None = None) -> None:
             f"{path}: clips are written as .mp4, .gif or a folder of frames (no suffix), not {path.suffix}"
         )
     if path.is_dir() and (path.suffix or any(path.iterdir())):
-        raise DitflowError(f"{path} is a folder that exists already: move it away or give another name")
+        raise DitflowError(f"{path} is an existing folder: move it away or give another name")
     try:
         with whole_or_absent(path) as unfinished:
             write(clip, unfinished, metadata)
     except OSError as error:
         reason = error.strerror or error
-        raise DitflowError(f"{path} cannot be written ({reason}): make room or give another place") from error
+        raise DitflowError(
+            f"{path} cannot be written ({reason}): free some space or give another path"
+        ) from error
 
 
 def read_metadata(path: Path) -> str | None:
-    """What `write_clip` was given as metadata. Raises DitflowError where the path is no video."""
+    """The metadata that `write_clip` stored. Raises DitflowError if the file is not a video."""
     with open_video(path) as (container, _):
         return container.metadata.get("comment")
 
@@ -52,7 +54,7 @@ def _write_mp4(clip: Clip, path: Path, metadata: str | None) -> None:
     height, width = clip.frames.shape[1:3]
     if height % 2 or width % 2:
         raise ValueError(f"{width}x{height} is odd; MP4 needs an even width and height")
-    rate = clip.frame_rate.limit_denominator(1 << 16)  # the file keeps it in 32 bits
+    rate = clip.frame_rate.limit_denominator(1 << 16)  # the file stores it in 32 bits
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         if metadata is not None:
             container.metadata["comment"] = metadata

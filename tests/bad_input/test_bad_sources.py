@@ -10,8 +10,8 @@ from ditflow.jobs import transfer as jobs
 from ditflow.video import folders, reading
 
 KINDS = "give mp4, mov, mkv, webm, avi, gif or a folder of images"
-UNREADABLE = ("is no video that can be read", KINDS)
-NO_FRAME = ("no frame of it can be read", "it is damaged, or has more than 67108864 pixels; give another")
+UNREADABLE = ("cannot be read as a video", KINDS)
+NO_FRAME = ("none of its frames can be read", "it is damaged, or has more than 67108864 pixels; give another")
 PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nhttp://127.0.0.1:9/x.mp4\n#EXT-X-ENDLIST\n"
 LIST = b"ffconcat version 1.0\nfile b.mp4\n"
 
@@ -27,7 +27,7 @@ def beginning_alone(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("name", "make", "parts"),
     [
-        case("a video cut short after a few frames", "a.mp4", sources.few_frames, ["a run has 9 at least"]),
+        case("a video cut short after a few frames", "a.mp4", sources.few_frames, ["a run needs at least 9"]),
         case("a video cut short before its index", "a.mp4", cut(0.6, of_kind()), UNREADABLE),
         case("an empty file", "a.mp4", content(b""), UNREADABLE),
         case("a text under a video's name", "a.mp4", content(b"hello\n"), UNREADABLE),
@@ -42,20 +42,33 @@ def beginning_alone(monkeypatch, tmp_path):
         case("a video that claims ten million frames", "a.mp4", sources.ten_million_frames, NO_FRAME),
         case("a playlist under a video's name", "a.mp4", content(PLAYLIST), UNREADABLE),
         case("a list of files under a video's name", "a.mp4", content(LIST), UNREADABLE),
-        case("a pipe in the place of a video", "a.mp4", sources.pipe, ["is no file: give a video file or"]),
+        case(
+            "a pipe in the place of a video",
+            "a.mp4",
+            sources.pipe,
+            ["is not a file or folder: give a video file or"],
+        ),
         case(
             "a picture that claims 10000x10000",
             "a",
             folder(png(10_000)),
-            ["is 10000x10000, and", "scale it down"],
+            ["is 10000x10000, more than", "scale it down"],
         ),
         case(
             "a picture that claims 30000x30000", "a", folder(png(30_000)), ["900000000 pixels", "replace it"]
         ),
         case(
-            "PostScript as PNG", "a", folder(sources.postscript), ["frame03.png is not an image", "replace"]
+            "PostScript as PNG",
+            "a",
+            folder(sources.postscript),
+            ["03.png cannot be read as an image", "replace it"],
         ),
-        case("half a picture", "a", folder(sources.half), ["frame03.png is not an image", "replace it"]),
+        case(
+            "half a picture",
+            "a",
+            folder(sources.half),
+            ["frame03.png cannot be read as an image", "replace it"],
+        ),
     ],
 )
 def test_refused(name, make, parts, small_folder, tmp_path, capfd):
@@ -93,11 +106,11 @@ def test_read(name, make, warning, small_folder, tmp_path, capfd):
 @pytest.mark.fault("more frames, pixels or images than the limits")
 def test_limits(small_folder, tmp_path, capfd, monkeypatch):
     words = transfer_words(small_folder, sources.front(tmp_path / "a.mp4"))
-    far = ["frame 400016: cut the source", "no more than 200000 frames"]
+    far = ["reach frame 400016, but only the first 200000 frames", "cut the source"]
     assert_refused(capfd, [*words, "--start", "200000", "--stride", "25002"], 2, *far)
     monkeypatch.setattr(reading, "CLIP_BYTES", 9 * 48 * 32 * 3 - 1)
-    assert_refused(capfd, words, 1, "9 frames of 48x32 are more than", "fewer frames or a smaller size")
+    assert_refused(capfd, words, 1, "9 frames of 48x32 take more than", "fewer frames or a smaller size")
     folder()(tmp_path / "images")
     monkeypatch.setattr(folders, "SOURCE_FRAMES", 11)
-    more = "images has more than 11 images in it: give a part of it"
+    more = "images has more than 11 images: give a folder with fewer"
     assert_refused(capfd, transfer_words(small_folder, tmp_path / "images"), 1, more)

@@ -19,7 +19,7 @@ from ditflow.models.loading import ModelFolder
 from ditflow.report import page
 from ditflow.run_folder.run import Run
 
-PICKLE = ["is a pickle, and reading one can run code: give safetensors"]
+PICKLE = ["is a pickle, and loading one can run code: give safetensors"]
 RECORD = {"versions": {}, "device": "cpu", "phases": {}}
 
 
@@ -193,7 +193,7 @@ def finished(tmp_path, clip) -> Path:
 def test_links_out_of_a_run(name, command, finished, tmp_path, capfd):
     (finished / name).rename(tmp_path / "private")
     (finished / name).symlink_to(tmp_path / "private")
-    told = f"{name} is a link out of the run folder: put the file itself there"
+    told = f"{name} is a link out of the run folder: replace it with the file itself"
     assert_refused(capfd, [*command.split(), str(finished)], 1, told)
     (tmp_path / "private").rename(finished / "kept")  # a link that stays inside is fine
     (finished / name).unlink()

@@ -1,4 +1,4 @@
-"""`ditflow report` in a real browser. Run by `make test-browser`; without a browser it fails."""
+"""The page of `ditflow report` in a real browser: `make test-browser`. Fails without a browser."""
 
 import os
 import time
@@ -107,7 +107,7 @@ def test_sliders_change_the_pictures(browser):
     browser.press(RIGHT)
     seen.append(canvases(browser))
     for first, second in ((0, 1), (1, 2), (0, 2)):
-        # the clip's frames change with the query frame only, each picture of flow with either
+        # the frames behind arrows change with the query frame only, pictures of flow with either
         assert all(a != b for a, b in zip(seen[first], seen[second], strict=True)), (first, second)
 
 

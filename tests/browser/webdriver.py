@@ -1,4 +1,4 @@
-"""Chromium, headless, over the WebDriver protocol: plain HTTP and JSON, so no package is needed."""
+"""Headless Chromium over the WebDriver protocol, which is HTTP and JSON and needs no package."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's name for an el
 
 
 class Browser:
-    """One window. A context manager: the browser ends with it."""
+    """One browser window; a context manager that closes the browser at its end."""
 
     def __init__(self, width: int = 1200, height: int = 1400, dark: bool = False):
         driver = shutil.which("chromedriver")
@@ -25,7 +25,7 @@ class Browser:
         self.process = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL)
         self.root = f"http://127.0.0.1:{port}"
         self._wait_until_ready()
-        # no sandbox: tests run as root in containers; no shared memory: theirs is small
+        # tests run as root in containers: the sandbox does not work there, and shared memory is small
         arguments = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"]
         arguments += [f"--window-size={width},{height}"]
         wanted = {"goog:chromeOptions": {"args": arguments}, "goog:loggingPrefs": {"browser": "ALL"}}
@@ -50,11 +50,11 @@ class Browser:
         self._ask("POST", "/url", {"url": page.resolve().as_uri()})
 
     def run(self, script: str):
-        """What the script returns; promises are waited for."""
+        """Run a script and return its result; promises are awaited."""
         return self._ask("POST", "/execute/sync", {"script": script, "args": []})
 
     def press(self, key: str) -> None:
-        """A key, wherever the focus is."""
+        """Press a key where the focus is."""
         actions = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
         self._ask("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
 
@@ -63,11 +63,11 @@ class Browser:
         self._ask("POST", f"/element/{found[ELEMENT]}/click", {})
 
     def complaints(self) -> list[str]:
-        """What the page has written to the console so far."""
+        """Console messages of the page since the last call."""
         return [entry["message"] for entry in self._ask("POST", "/se/log", {"type": "browser"})]
 
     def screenshot(self, path: Path) -> None:
-        """The whole page."""
+        """Save a picture of the whole page."""
         shot = {"cmd": "Page.captureScreenshot", "params": {"captureBeyondViewport": True}}
         path.write_bytes(base64.b64decode(self._ask("POST", "/goog/cdp/execute", shot)["data"]))
 

@@ -1,4 +1,4 @@
-"""The other numbers of an evaluation, and `ditflow evaluate`."""
+"""Prompt match, CLIP scores and AMF distance, and `ditflow evaluate`."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-    """A CLIP of two layers with random weights that reads letters."""
+    """A CLIP of two layers with random weights; its tokens are letters."""
     folder = tmp_path_factory.mktemp("clip")
     pieces = ["!", *LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({piece: index for index, piece in enumerate(pieces)}))
@@ -43,7 +43,7 @@ def clip_folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def fewer_points(monkeypatch):
-    """They take less time."""
+    """A smaller grid, to save time."""
     monkeypatch.setattr(tracks, "GRID", 25)
 
 
@@ -64,14 +64,14 @@ def test_wrong_shapes_are_seen():
     assert not is_caption("a pink circle on a blue background")
 
 
-def test_nothing_is_found_where_nothing_is():
+def test_no_shape_is_found_in_a_plain_picture():
     assert shape_of(look(np.full((9, 32, 48, 3), 200, np.uint8))) is None
 
 
-def test_clip_sees_what_transformers_sees(clip_folder):
-    """Through our calls as through the model's own forward."""
+def test_clip_scores_are_those_of_transformers(clip_folder):
+    """`ClipModel` gives the same as the model's own forward."""
     model = ClipModel.load(str(clip_folder))
-    frames = made_clip(0, frames=20).frames  # more than a batch
+    frames = made_clip(0, frames=20).frames  # more than one batch
     pixels = CLIPImageProcessorPil.from_pretrained(clip_folder)(list(frames), return_tensors="pt")
     words = CLIPTokenizer.from_pretrained(clip_folder)("a red circle", return_tensors="pt")
     with torch.no_grad():
@@ -101,7 +101,7 @@ def run(settings):
 
 
 def test_flow_distance_is_the_loss(run):
-    """Of the clip's own latents 0; of the result's what the loss says of them, and not 0."""
+    """The clip's latents are closer to the clip's flow than the result's are."""
     (flow,) = read_own_flow(FinishedRun.open(run)).values()
     moving = (flow.reference != 0).any(axis=-1)
     assert moving.any() and flow.distance > 0
@@ -157,7 +157,7 @@ def test_any_two_videos(pair, capsys, name, least, most):
     }
     if name == "still":
         assert main([*words, "--quiet"]) == 0
-        assert "the result is still" in capsys.readouterr().out
+        assert "nothing moves in the result" in capsys.readouterr().out
 
 
 def test_a_run_whose_model_is_gone_keeps_its_other_numbers(run, capsys):
@@ -189,7 +189,7 @@ def test_damaged_and_other_runs(run, capsys):
         ([], 2, "give run folders, or --video and --reference"),
         (["--video", "a.mp4"], 2, "give run folders, or --video and --reference"),
         (["x", "--video", "a.mp4", "--reference", "b.mp4"], 2, "give run folders, or --video"),
-        (["/nowhere"], 1, "/nowhere is no finished run"),
+        (["/nowhere"], 1, "/nowhere is not a finished run"),
         (["--video", "/nowhere", "--reference", "/nowhere", "--clip", "none"], 1, "/nowhere does not exist"),
         (
             ["--video", "a.mp4", "--reference", "b.mp4", "--clip", "/nowhere"],
@@ -212,9 +212,9 @@ def test_clip_that_is_not_there_is_left_out(pair, capsys, monkeypatch):
     assert main([*words, "--json", "--prompt", "a bear"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["evaluations"][0]["prompt_match"]["clip"] is None
-    assert "CLIP is not on this machine and left out" in captured.err
+    assert "CLIP is not on this machine, and its scores are left out" in captured.err
 
 
 def absent(cls, name, download=True):
-    assert (name, download) == ("openai/clip-vit-base-patch32", False)  # nothing is fetched unasked
+    assert (name, download) == ("openai/clip-vit-base-patch32", False)  # nothing is downloaded unasked
     raise DitflowError("absent")

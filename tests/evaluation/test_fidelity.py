@@ -1,4 +1,4 @@
-"""Motion fidelity, from made tracks to the trackers, and the numbers around it."""
+"""Motion fidelity of constructed tracks, the trackers, and confidence intervals."""
 
 import re
 import sys
@@ -16,7 +16,7 @@ from ditflow.small.clips import made_clip
 
 
 def wander(tracks=60, frames=12, seed=0):
-    """Tracks that have nothing to do with each other."""
+    """Independent random tracks."""
     steps = np.random.default_rng(seed).normal(size=(tracks, frames, 2))
     return Tracks(3 * steps.cumsum(axis=1), np.ones(tracks, bool), diagonal=100.0)
 
@@ -28,7 +28,7 @@ def straight(x, y, tracks=5, frames=9):
 
 
 def released_formula(reference, result):
-    """From its definition, a pair of tracks at a time."""
+    """The definition, one pair of tracks at a time."""
 
     def likeness(first, second):
         first, second = np.diff(first, axis=0), np.diff(second, axis=0)
@@ -50,7 +50,7 @@ def test_paper_is_the_released_formula():
 
 
 def test_identical_videos_of_independent_tracks():
-    """The released formula takes each track's own match away; ours does not."""
+    """The released formula excludes each track's match with itself; the bidirectional score does not."""
     tracks = wander(200, 24)
     assert 0.3 < paper_fidelity(tracks, tracks).score < 0.6
     assert bidirectional_fidelity(tracks, tracks).score == pytest.approx(1)
@@ -77,7 +77,7 @@ def test_direction_counts_and_speed_does_not(result, score):
 
 
 def test_both_ways_count():
-    """A result with one of two motions matches all it has, but lacks half of the clip's."""
+    """A result with one of two motions matches fully in one direction, and half in the other."""
     places = np.concatenate([straight(2, 0).places, straight(-2, 0).places])
     both = Tracks(places, np.ones(10, bool), 100.0)
     assert bidirectional_fidelity(both, straight(2, 0)).score == pytest.approx((1 + 0) / 2)
@@ -93,7 +93,7 @@ def test_still_background_takes_no_part():
     assert (found.moving, found.found) == ({"reference": 5, "result": 5}, {"reference": 55, "result": 55})
 
 
-def test_standing_is_like_standing_only():
+def test_a_pause_matches_only_a_pause():
     stops, goes = straight(2, 0), straight(2, 0)
     stops.places[:, 5:] = stops.places[:, 4:5]  # half of the time
     assert bidirectional_fidelity(stops, stops).score == pytest.approx(1)
@@ -132,7 +132,7 @@ def test_lucas_kanade_follows_the_shape():
 
 @pytest.fixture(scope="module")
 def moving():
-    """A clip that goes from one side to the other."""
+    """A clip whose shape crosses the picture."""
     return made_clip(0, frames=16).frames
 
 
@@ -156,7 +156,7 @@ def test_unknown_trackers(moving, tmp_path, monkeypatch):
 
 
 class FakePredictor(torch.nn.Module):
-    """Everything moves a pixel to the right with each frame."""
+    """A tracker that says everything moves one pixel to the right per frame."""
 
     def __init__(self):
         super().__init__()
@@ -170,11 +170,11 @@ class FakePredictor(torch.nn.Module):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A hub with a predictor and a file of weights; what it was asked for, and the predictor."""
+    """A fake hub with a predictor and a weights file; gives the requests and the predictor."""
     asked, predictor = [], FakePredictor()
 
     def load(repository, entry, pretrained, **_):
-        assert not pretrained  # its own loading would run what a pickle says
+        assert not pretrained  # pretrained=True would unpickle weights, which can run code
         asked.append((repository, entry))
         return predictor
 
@@ -207,7 +207,7 @@ def test_cotracker_from_the_hub_or_a_file(hub, moving, tmp_path):
 
 
 class Hostile:
-    """Pickled, it makes a file where it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path

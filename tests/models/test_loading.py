@@ -73,7 +73,7 @@ def test_pickled_weights_are_not_read(small_folder, tmp_path):
     weights = next((tmp_path / "model" / "transformer").glob("*.safetensors"))
     torch.save({"x": torch.ones(1)}, weights.with_suffix(".bin"))
     weights.unlink()
-    with pytest.raises(DitflowError, match=r"\.bin is a pickle, and reading one can run code"):
+    with pytest.raises(DitflowError, match=r"\.bin is a pickle, and loading one can run code"):
         ModelFolder(str(tmp_path / "model"), "float32", CPU).transformer()
 
 

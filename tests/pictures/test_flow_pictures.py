@@ -44,7 +44,7 @@ def test_still_flow_is_white_at_any_scale():
 
 
 def panels(sheet: np.ndarray, colour: tuple[int, int, int], height: int, width: int) -> list[tuple[int, int]]:
-    """Upper left corners of all pictures of this size and of one colour that have an edge all round."""
+    """Upper left corners of all pictures of this size and colour that have an edge all round."""
     found = (sheet == colour).all(axis=-1)
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(found, 1), (height + 2, width + 2))
     full = windows[..., 1:-1, 1:-1].all(axis=(2, 3))
@@ -93,7 +93,7 @@ def test_one_scale_for_the_sheet_is_written_on_it():
     doubled = flow_sheet(flow * 2, scale=8)
     assert np.array_equal(doubled[:below], sheet[:below])  # the pictures are the same
     changed = np.argwhere((doubled[below:] != sheet[below:]).any(axis=-1))
-    assert len(changed) and np.ptp(changed[:, 0]) < 16  # one line says another scale
+    assert len(changed) and np.ptp(changed[:, 0]) < 16  # one line, with another scale
     assert ink(sheet[below:][changed[0][0]]).any()
 
 
@@ -138,7 +138,7 @@ def test_arrow_shows_from_the_middle_of_its_patch_to_where_the_flow_ends(shade, 
     assert aside.max() < 7
     assert aside[distance > distance.mean()].max() > 1.5 * aside[distance < distance.mean()].max()  # head
     middle = drawn[tuple(((start + end) / 2).astype(int))].astype(int)
-    assert middle.min() > 200  # white, and what is round it is dark
+    assert middle.min() > 200  # white, with a dark edge
     assert drawn[tuple(changed.T)].min() < 40
 
 

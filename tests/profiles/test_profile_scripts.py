@@ -1,4 +1,4 @@
-"""The scripts around the Nsight tools: the commands they would run, what they refuse, where reports go."""
+"""The scripts for the Nsight tools: the commands they run, what they refuse, where reports go."""
 
 import subprocess
 
@@ -81,7 +81,7 @@ def program(path, *lines):
 
 
 def made_ditflow(tools):
-    """Stands for the command: a finished run, and who was said to look."""
+    """Write a fake `ditflow` that makes a finished run and notes its arguments and profiler."""
     program(
         tools / "ditflow",
         "mkdir -p runs/one && echo {} > runs/one/run.json",
@@ -91,7 +91,7 @@ def made_ditflow(tools):
 
 
 def test_reports_go_into_the_run_folder(tmp_path):
-    """With programs in the tools' places: each runs what follows its options and leaves a report."""
+    """With fake tools that run the command after their options and write a report."""
     tools = tmp_path / "tools"
     tools.mkdir()
     made_ditflow(tools)

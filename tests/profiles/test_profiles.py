@@ -1,4 +1,4 @@
-"""What explains a profile: made traces and a made export whose answers are known."""
+"""`profiles.explain` and `profiles.roofline` on invented traces and an invented export with known answers."""
 
 import gzip
 import json
@@ -31,7 +31,7 @@ def saved(path, events):
 
 @pytest.fixture
 def device_trace(tmp_path):
-    """One guided step, then a plain one that the host asks for while the device is still at the first."""
+    """A guided step, then a plain one that the host starts while the device still works on the first."""
     events = [
         {"ph": "M", "name": "process_name", "ts": 0, "pid": 1, "args": {"name": "made up"}},
         event("user_annotation", "phase/denoise", 0, 1300),
@@ -54,14 +54,14 @@ def device_trace(tmp_path):
     return saved(tmp_path / "trace.json.gz", events)
 
 
-def test_a_step_is_shared_out_among_kernels_copies_host_and_gaps(device_trace):
+def test_a_step_is_divided_into_kernels_copies_host_and_gaps(device_trace):
     trace = read_trace(device_trace)
     guided, plain = parts(trace)
     assert (guided.name, guided.spans) == ("guided step", [(0, 900)])
     assert shares(trace, guided) == {
         "kernels": 300 + 350,
-        "copies": 50,  # the rest is beside a kernel
-        "host": 50,  # an operator and its launch until 150; waiting is no work
+        "copies": 50,  # the rest overlaps a kernel
+        "host": 50,  # an operator and its launch until 150; waiting does not count
         "gaps": 900 - 650 - 50 - 50,
     }
     assert (plain.name, plain.spans) == ("plain step", [(900, 1200)])  # not before the device is free
@@ -69,7 +69,7 @@ def test_a_step_is_shared_out_among_kernels_copies_host_and_gaps(device_trace):
 
 
 def rows(text, part):
-    """The rows of a part, by name: milliseconds and share."""
+    """The rows of a part of the report, by name: milliseconds and share."""
     found = {}
     for line in text.split(f"{part}: ")[1].split("\n\n")[0].splitlines():
         if row := re.match(r" {4}(.+?) +([\d.]+) ms +([\d.]+%)", line):
@@ -112,12 +112,12 @@ def test_without_a_device_operators_count_by_their_own_time(tmp_path):
     "content, message",
     [
         (None, "No such file or directory; give a trace.json.gz"),
-        ("[]", "is no chrome trace"),
+        ("[]", "is not a Chrome trace"),
         ('{"traceEvents": []}', "has no step/... and no phase/... ranges"),
     ],
     ids=["absent", "other", "no-ranges"],
 )
-def test_what_is_no_trace(tmp_path, content, message):
+def test_other_files_are_refused(tmp_path, content, message):
     path = tmp_path / "trace.json"
     if content is not None:
         path.write_text(content)
@@ -149,7 +149,7 @@ def test_roofline_is_drawn_to_scale(tmp_path, capsys):
     assert "motion_flow_forward_kernel" in texts and "qk_norm_rope_forward_kernel" in texts
     assert sum(path.get("class") == "roof" for path in picture.iter(f"{name}path")) == 3
 
-    flow = next(picture.iter(f"{name}circle"))  # 2000 FLOP a byte, 1e14 FLOP/s
+    flow = next(picture.iter(f"{name}circle"))  # 2000 FLOP per byte, 1e14 FLOP/s
     marks = {text.text: text for text in picture.iter(f"{name}text")}
     left, right = (float(marks[intensity].get("x")) for intensity in ("1000", "10000"))
     assert float(flow.get("cx")) == pytest.approx(left + 0.301 * (right - left), abs=0.2)
@@ -161,7 +161,7 @@ def test_roofline_is_drawn_to_scale(tmp_path, capsys):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (("gpu__time_duration.sum", "other"), "has no columns"),
+        (("gpu__time_duration.sum", "other"), "lacks launches or some of Kernel Name"),
         (('"ns"', '"us"'), "is in 'us', accepted: 'ns'; export it with --print-units base"),
         (("motion", "motion"), "device 'unknown': no measured ceilings"),
     ],
@@ -180,4 +180,4 @@ def test_roofline_says_when_tensor_cores_were_not_counted(tmp_path, capsys):
     path = tmp_path / "ncu.csv"
     path.write_text(EXPORT.read_text().replace('"200,000,000,000"', '"n/a"'))
     assert roofline.main([str(path), str(tmp_path / "out.svg")]) == 0
-    assert "no operations of tensor cores were counted" in capsys.readouterr().err
+    assert "no tensor-core operations were counted" in capsys.readouterr().err

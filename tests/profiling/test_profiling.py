@@ -1,4 +1,4 @@
-"""Named ranges and `--profile`: what is captured, that it changes nothing, and costs nothing when off."""
+"""Named ranges and `--profile`: what they capture; runs stay the same, and it costs nothing if unused."""
 
 import csv
 import json
@@ -22,9 +22,8 @@ from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.models.cogvideox.transformer import Pieces
 from ditflow.models.compiling import compile_piece
 from ditflow.models.protocols import Capture
-from ditflow.profiling import capture as profiling
 from ditflow.profiling import ranges
-from ditflow.profiling.capture import NsightCapture, Request, TorchCapture
+from ditflow.profiling.capture import NsightCapture, Request, StepCapture, TorchCapture
 from ditflow.run_folder.run import Run
 from ditflow.sampling.loop import Scale, Step, denoise
 from ditflow_kernels import motion_flow, motion_flow_loss, qk_norm_rope
@@ -67,7 +66,7 @@ def loop():
 
 
 class Recorder:
-    """Implements `ditflow.profiling.ranges.Observer`: every range, with those that it is in."""
+    """Records every range with the ranges around it. Implements `ditflow.profiling.ranges.Observer`."""
 
     def __init__(self):
         self.open, self.seen = [], []
@@ -102,7 +101,7 @@ def test_steps_blocks_and_kernels_have_names(loop):
         ("optimise/001/1",),
     ]
     assert recorder.inside(steps[1], "optimise/001/1") == [
-        ("block/00",), ("block/00", KERNEL),  # down to what enters block 1
+        ("block/00",), ("block/00", KERNEL),  # to the input of block 1
         ("block/01",), ("block/01", KERNEL), ("block/01", "kernel/motion_flow_loss"),
         ("block/01", "kernel/motion_flow_loss_backward"), ("block/01", f"{KERNEL}_backward"),
         ("block/00",), ("block/00", KERNEL), ("block/00", f"{KERNEL}_backward"),
@@ -111,7 +110,7 @@ def test_steps_blocks_and_kernels_have_names(loop):
 
 
 def test_every_operator_has_a_name():
-    """And nobody who looked before is told any more."""
+    """And an observer receives nothing after its context ends."""
     query, key = torch.randn(2, 8, 2, 4, requires_grad=True).unbind()
     norm, grid = (torch.ones(4), torch.zeros(4), 1e-6), (2, 2, 2)
     recorder = Recorder()
@@ -127,8 +126,8 @@ def test_every_operator_has_a_name():
     assert not recorder.open and len(recorder.seen) == seen
 
 
-def test_off_nothing_is_in_the_way(loop, monkeypatch):
-    """Loops get the very objects they gave, operators have nobody to tell, no profiler is touched."""
+def test_without_an_observer_nothing_is_wrapped(loop, monkeypatch):
+    """Loops get their own objects back, operators report nothing, no profiler is imported or called."""
     indices, recorder = range(3), Recorder()
     with pytest.raises(KeyboardInterrupt), ranges.observed_by(recorder):
         assert ranges.blocks(indices) is not indices
@@ -144,7 +143,7 @@ def test_off_nothing_is_in_the_way(loop, monkeypatch):
     assert not recorder.seen
 
 
-def test_a_walk_that_ends_early_closes_its_range():
+def test_a_pass_that_ends_early_closes_its_range():
     recorder = Recorder()
     with ranges.observed_by(recorder):
         for _ in ranges.blocks(range(3)):
@@ -200,7 +199,7 @@ def test_torch_profiler_captures_the_steps_around_the_last_guided_one(loop, tmp_
 
 @pytest.fixture
 def nsight(monkeypatch):
-    """What an Nsight tool would hear: ranges that open (+) and close (-), and the CUDA profiler's calls."""
+    """Records what an Nsight tool would receive: ranges that open (+) and close (-), CUDA profiler calls."""
     heard = []
 
     @contextmanager
@@ -217,7 +216,7 @@ def nsight(monkeypatch):
     return heard
 
 
-def test_nsight_is_told_where_the_steps_begin_and_end(loop, nsight, monkeypatch):
+def test_nsight_records_from_the_first_captured_step_to_the_last(loop, nsight, monkeypatch):
     capture = NsightCapture(1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with ranges.observed_by(capture):
@@ -252,7 +251,7 @@ def test_nsight_needs_a_gpu_and_nvtx(nsight, monkeypatch):
     ids=["both", "one-guided", "only-plain", "only-guided"],
 )
 def test_which_steps_are_captured(count, guided, wanted):
-    class Watched(profiling.Capture):
+    class Watched(StepCapture):
         range, running, captured = Recorder().range, False, ()
 
         def start(self):
@@ -279,7 +278,7 @@ def test_bad_requests_are_one_line(words, capsys):
     assert error.count("\n") == 1
 
 
-def test_who_looks_is_in_the_environment(monkeypatch):
+def test_the_environment_names_the_profiler(monkeypatch):
     assert Request.read("steps=2") == Request(2, "torch")
     monkeypatch.setenv("DITFLOW_PROFILER", "nsight")
     assert Request.read("steps=2") == Request(2, "nsight")

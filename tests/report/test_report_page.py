@@ -1,4 +1,4 @@
-"""The report's page, as far as it can be read without a browser; tests/browser looks at it in one."""
+"""The report's page, tested without a browser; tests/browser opens it in one."""
 
 import base64
 import json
@@ -42,7 +42,7 @@ def test_a_page_holds_videos_and_flow(settings, tmp_path, capsys, without_decord
     assert result.read_bytes() == (run / "result.mp4").read_bytes()
     made, shown = (video.read_clip(path, frames=10, size=None).frames for path in (gif / "result.gif", other))
     brightness = np.corrcoef(made.mean(axis=-1).ravel(), shown.mean(axis=-1).ravel())[0, 1]
-    assert brightness > 0.8  # noise, compressed once more, its colours at half the size
+    assert brightness > 0.8  # noise, compressed again with colours at half the resolution
 
     data, (flow,) = data_of(page), read_own_flow(FinishedRun.open(run)).values()
     assert (data["frames"], data["frameRate"]) == (10, 10.0)
@@ -52,7 +52,7 @@ def test_a_page_holds_videos_and_flow(settings, tmp_path, capsys, without_decord
         assert len(data["flow"]["pictures"][side]) == data["flow"]["frames"] == 4
 
 
-def test_a_page_without_its_model_and_no_page_at_all(settings, tmp_path, capsys):
+def test_a_page_without_its_model_and_pages_that_cannot_be_written(settings, tmp_path, capsys):
     run = transfer(settings).folder
     config = (run / "settings.yaml").read_text()
     (run / "settings.yaml").write_text(re.sub("(?m)^model: .*$", "model: /nowhere/model", config))
@@ -62,7 +62,7 @@ def test_a_page_without_its_model_and_no_page_at_all(settings, tmp_path, capsys)
     assert "no motion flow" in capsys.readouterr().err
 
     for words, message in (
-        (["/nowhere"], "/nowhere is no finished run"),
+        (["/nowhere"], "/nowhere is not a finished run"),
         ([str(run), "--output", "/proc/page.html"], "/proc/page.html cannot be written"),
     ):
         assert main(["report", *words]) == 1

@@ -1,4 +1,4 @@
-"""The picture of what guidance does."""
+"""The animated picture of what guidance does."""
 
 from dataclasses import replace
 

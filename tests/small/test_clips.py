@@ -1,4 +1,4 @@
-"""Made clips: what the caption, the centroids and the seed say is what the pixels show."""
+"""Made clips: the pixels agree with the caption, the centroids and the seed."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from ditflow.video import read_clip
 
 
 def shape_coverage(clip):
-    """How much of each pixel the shape covers, [frames, height, width], from the pixels and the caption."""
+    """The share of each pixel that the shape covers, [frames, height, width], from pixels and caption."""
     article, colour, shape, on, another, background, word = clip.caption.split()
     front, back = (np.array(COLOURS[name], dtype=float) for name in (colour, background))
     return (clip.frames - back) @ (front - back) / ((front - back) @ (front - back))
@@ -21,10 +21,10 @@ def shape_coverage(clip):
 def test_centroid_and_caption_agree_with_the_pixels(shape, share, path):
     clip = clips.made_clip(first_seed(shape=shape, path=path))
     coverage = shape_coverage(clip)
-    assert coverage.min() > -0.02 and coverage.max() < 1.02  # a mixture of the two colours, nothing else
+    assert coverage.min() > -0.02 and coverage.max() < 1.02  # only mixtures of the two colours
     assert len(np.unique(coverage.round(2))) > 4  # antialiased
     assert np.abs(measured_centroids(coverage) - clip.centroids).max() < 0.2  # samples are 1/4 apart
-    assert coverage.sum(axis=(1, 2)) == pytest.approx(np.pi * clip.scene.radii**2, rel=0.05)  # none cut off
+    assert coverage.sum(axis=(1, 2)) == pytest.approx(np.pi * clip.scene.radii**2, rel=0.05)  # not cut off
     box = np.ptp(np.argwhere(coverage[0] > 0.5), axis=0) + 1
     assert coverage[0].sum() / box.prod() == pytest.approx(share, abs=0.1)
 
@@ -42,7 +42,7 @@ def test_clips_vary_and_move():
         assert (clip.frames[0, 0] != clip.frames[0, -1]).any() or clip.scene.backdrop == "plain"
 
 
-def test_a_seed_is_a_clip():
+def test_a_seed_determines_the_clip():
     frames = clips.made_clip(5).frames
     assert np.array_equal(frames, clips.made_clip(5).frames)
     assert not np.array_equal(frames, clips.made_clip(6).frames)

@@ -1,4 +1,4 @@
-"""The small models that are shipped, their tokenizer, and the random one that tests measure with."""
+"""The shipped small models, their tokenizer, and the random model that other tests use."""
 
 import subprocess
 import sys
@@ -66,7 +66,7 @@ def test_two_steps_end_to_end(pipeline):
     assert frames.shape == (24, 3, 64, 96)
     assert frames.std(dim=(-2, -1)).min() > 0.05  # every channel of every frame shows something
     assert (frames[1:] - frames[:-1]).abs().mean() > 0.01
-    assert ((frames == 0) | (frames == 1)).float().mean() < 0.3  # not clipped away
+    assert ((frames == 0) | (frames == 1)).float().mean() < 0.3  # few pixels are clipped
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -112,7 +112,7 @@ def test_vae_keeps_the_place_of_a_shape(pipeline):
     energy = (latents - latents.median(dim=2, keepdim=True).values).square().sum(dim=1)[0].numpy()
     energy *= energy > energy.max(axis=(1, 2), keepdims=True) / 2
     truth = (clip.centroids.reshape(6, 4, 2).mean(axis=1) - 1.5) / 4  # in latent pixels
-    start, end = measured_centroids(energy[[0, 5]])  # in the middle the median hides the shape
+    start, end = measured_centroids(energy[[0, 5]])  # in the middle frames the median hides the shape
     moved = truth[5] - truth[0]
     assert (end - start) @ moved / np.linalg.norm(moved) ** 2 > 0.6
 
@@ -122,7 +122,7 @@ def test_same_seed_same_bytes(small_folder, tmp_path):
     expected = torch.rand(4)
     torch.manual_seed(3)
     build_pipeline(tmp_path / "again")
-    assert torch.equal(torch.rand(4), expected)  # the caller's random state is as it was
+    assert torch.equal(torch.rand(4), expected)  # the caller's random state is unchanged
     build_pipeline(tmp_path / "other", seed=1)
     assert contents(tmp_path / "again") == contents(small_folder)
     other = contents(tmp_path / "other")

@@ -1,4 +1,4 @@
-"""What the small model's autoencoder is trained on, and which errors count more than others."""
+"""The training data and the loss of the small models' autoencoder."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from ditflow.small.clips import made_clip
 from ditflow.small.training import autoencoder
 
 
-def test_pieces_are_of_the_clip_and_around_its_shape(monkeypatch):
+def test_crops_are_parts_of_the_clip_around_its_shape(monkeypatch):
     monkeypatch.setattr(autoencoder, "BATCHES", ((6, 8, 48, 48),))
     monkeypatch.setattr(autoencoder, "TRAINING_SEEDS", range(10_000, 10_001))
     whole = autoencoder.to_pixels(torch.from_numpy(made_clip(10_000).frames)[None])
@@ -15,7 +15,7 @@ def test_pieces_are_of_the_clip_and_around_its_shape(monkeypatch):
     assert pieces.shape == (6, 3, 8, 48, 48)
     windows = whole[0].unfold(1, 8, 1).unfold(2, 48, 1).unfold(3, 48, 1)  # [3, t, y, x, 8, 48, 48]
     for piece in pieces:
-        few = piece[:, None, None, None, :, ::12, ::12]  # to find the places where it may be from
+        few = piece[:, None, None, None, :, ::12, ::12]  # find candidate places with few pixels
         places = (windows[..., ::12, ::12] == few).all(dim=-1).all(dim=-1).all(dim=-1).all(dim=0).nonzero()
         assert any(torch.equal(windows[:, t, y, x], piece) for t, y, x in places)
         moving = piece.amax(dim=1) - piece.amin(dim=1) > autoencoder.MOVES
@@ -23,7 +23,7 @@ def test_pieces_are_of_the_clip_and_around_its_shape(monkeypatch):
 
 
 def test_errors_count_more_where_something_moves():
-    """A pixel blinks; the same error in it and in one that stands still."""
+    """The same error in a blinking pixel and in a still one."""
     pixels = torch.zeros(1, 3, 4, 8, 8)
     pixels[..., 2, 3, 3] = 1.0
     there, elsewhere = (torch.zeros_like(pixels) for _ in range(2))
@@ -35,20 +35,20 @@ def test_errors_count_more_where_something_moves():
 
 
 def test_errors_count_most_in_the_last_frame_of_a_latent_frame(monkeypatch):
-    """And least in the first latent frame, whose frames cannot be told apart."""
-    for weight in ("EDGE_WEIGHT", "ACCELERATION_WEIGHT"):  # neighbours in time count in those
+    """They count least in the first latent frame, whose frames come out alike."""
+    for weight in ("EDGE_WEIGHT", "ACCELERATION_WEIGHT"):  # these depend on neighbours in time
         monkeypatch.setattr(autoencoder, weight, 0.0)
     pixels = torch.zeros(1, 3, 8, 4, 4)
 
     def counted(frame: int) -> float:
         error = torch.zeros_like(pixels)
-        error[:, :, frame] = 1e-6  # squares are nothing beside it
+        error[:, :, frame] = 1e-6  # its square is negligible
         return float(autoencoder._difference(pixels + error, pixels)) / 1e-6 * 8
 
     assert [counted(frame) for frame in range(8)] == pytest.approx(4 * [0.25] + 3 * [1.0] + [4.0], rel=1e-4)
 
 
-def test_an_error_that_jitters_counts_more_than_one_that_goes_evenly():
+def test_an_error_that_jitters_counts_more_than_a_steady_one():
     pixels, frames = torch.zeros(1, 3, 8, 4, 4), torch.arange(8.0)[:, None, None]
     even = 1e-3 * frames
     jittering = even + 1e-3 * (frames % 2 - 0.5)

@@ -1,4 +1,4 @@
-"""What the small model's quality is measured with: it must see in made clips what they were made of."""
+"""The quality measures of the small models must report the truth about made clips."""
 
 import re
 from functools import partial
@@ -23,7 +23,7 @@ CLIPS = [made_clip(seed) for seed in range(12)]
 
 
 @pytest.mark.parametrize("clip", CLIPS, ids=[clip.caption for clip in CLIPS])
-def test_a_made_clip_is_seen_as_it_is(clip):
+def test_a_made_clip_is_detected(clip):
     sight = look(clip.frames)
     assert (sight.colour, sight.background) == (clip.scene.colour, clip.scene.background)
     assert sight.coherent
@@ -31,12 +31,12 @@ def test_a_made_clip_is_seen_as_it_is(clip):
     scene, (height, width) = clip.scene, clip.frames.shape[1:3]
     places = zip(scene.centroids, scene.radii, strict=True)
     painted = [clips._coverage(scene.shape, place, radius, width, height) for place, radius in places]
-    # a square goes in steps of 1/4 pixel: what is painted is the truth here
+    # a square moves in steps of 1/4 pixel, so the painted centroid is the truth
     truth = np.linalg.norm(np.diff(measured_centroids(np.stack(painted)), n=2, axis=0), axis=1)
     assert np.median(np.abs(sight.acceleration - truth)) < 0.1
 
 
-def test_noise_is_seen_through():
+def test_noise_does_not_matter():
     noise = np.random.default_rng(0).normal(0, 8, CLIPS[0].frames.shape)
     sight = look((CLIPS[0].frames + noise).clip(0, 255).astype(np.uint8))
     assert (sight.colour, sight.background) == (CLIPS[0].scene.colour, CLIPS[0].scene.background)
@@ -74,8 +74,8 @@ def test_classifier_knows_shapes_it_has_not_seen(network):
     assert classifier.classify(network, look(np.full((2, 64, 96, 3), COLOURS["black"], np.uint8))) is None
 
 
-def test_blocks_that_see_the_truth_are_told_from_those_that_do_not(monkeypatch):
-    """One block's flow is the truth, another's is noise: the reading must say so."""
+def test_reading_tells_true_flow_from_noise(monkeypatch):
+    """The flow of one block is the truth, of another noise; the reading must tell them apart."""
     calls = iter(range(100))
     generator = np.random.default_rng(0)
 
@@ -95,7 +95,7 @@ def test_blocks_that_see_the_truth_are_told_from_those_that_do_not(monkeypatch):
 
 
 def test_report_counts_what_is_right(network, capsys, monkeypatch):
-    """Made clips in place of the model's videos: some are what the prompts ask for, the rest are not."""
+    """Made clips instead of the model's videos, of which only some match the prompts."""
     captions = [caption(*prompt) for prompt in held_out_prompts()]
     videos = [clip.frames for clip in CLIPS]
     for index in (3, 8):
@@ -112,7 +112,7 @@ def test_report_counts_what_is_right(network, capsys, monkeypatch):
 
 
 def test_autoencoder_is_measured(capsys, monkeypatch):
-    """One that gives every pixel back 5 too bright."""
+    """With an autoencoder that makes every pixel 5 too bright."""
     monkeypatch.setattr(quality, "READ_CLIPS", 3)
     monkeypatch.setattr(quality, "encode", lambda vae, pixels: pixels)
     monkeypatch.setattr(quality, "decode", lambda vae, latents, frames: latents[:frames].int() + 5)

@@ -1,4 +1,4 @@
-"""The small model's last stage: attention that learns to follow what moves."""
+"""The tracking stage of the small model: attention learns to follow what moves."""
 
 import math
 
@@ -17,7 +17,7 @@ TOKENS = GRID.height * GRID.width
 
 
 def pointing(places):
-    """Queries and keys of attention that is all at `places` [2 frames, tokens] of either frame."""
+    """Queries and keys whose attention is all at `places` [2 frames, tokens] in both frames."""
     heads, certain = 2, 200.0
     key = torch.eye(TOKENS).repeat(2, 1)  # [tokens, channels]: the same in both frames
     query = torch.stack([torch.eye(TOKENS)[there] for there in places]).flatten(0, 1)
@@ -25,7 +25,7 @@ def pointing(places):
 
 
 def one_step_right():
-    """A flow of one token in each frame, the other frame's being its goal, and the places of all tokens."""
+    """A flow of one token per frame towards the other frame, and the goals of all tokens."""
     flow = torch.zeros(1, 2, 2, TOKENS, 2)
     flow[0, 0, 1, 5, 0], flow[0, 1, 0, 6, 0] = 1, -1
     places = torch.arange(TOKENS).repeat(2, 1)
@@ -38,7 +38,7 @@ def test_attention_that_follows_has_no_error():
     assert tracking_error(*pointing(places), flow, GRID) < 1e-5
 
 
-def test_a_lost_token_counts_as_much_as_all_that_stay():
+def test_moving_tokens_count_as_much_as_still_ones():
     flow, places = one_step_right()
     lost, strayed = places.clone(), places.clone()
     lost[0, 5] = 5  # one of the two that move
@@ -47,7 +47,7 @@ def test_a_lost_token_counts_as_much_as_all_that_stay():
     assert errors[0] > 10 and errors[0] / errors[1] == pytest.approx(22 / 2, rel=1e-3)
 
 
-def test_a_frame_is_not_held_against_itself():
+def test_a_frame_is_not_compared_with_itself():
     flow, places = one_step_right()
     query, key = pointing(places)
     flow[0, 0, 0, 3], flow[0, 1, 1, 3] = 1.0, -1.0
@@ -55,7 +55,7 @@ def test_a_frame_is_not_held_against_itself():
 
 
 def test_error_is_the_cross_entropy_of_motion_flow_attention():
-    """In float64 and by loops, with goals between tokens and outside the picture."""
+    """Against loops in float64, with goals between tokens and outside the picture."""
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(2, 1, 3, 2 * TOKENS, 8, generator=generator).double().unbind()
     flow = 3 * torch.randn(1, 2, 2, TOKENS, 2, generator=generator)
@@ -92,7 +92,7 @@ def test_clips_in_which_nothing_moves_have_an_error_too():
 
 
 def test_true_flows_are_those_of_the_encoded_clips(monkeypatch):
-    """In their order, those with a held-out caption left out."""
+    """In order, without clips whose caption is held out."""
     monkeypatch.setattr(tracking, "TRAINING_SEEDS", TRAINING_SEEDS[:40])
     grid = Grid(6, 8, 12)
     clips = list(training_clips(TRAINING_SEEDS[:40]))

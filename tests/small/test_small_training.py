@@ -1,4 +1,4 @@
-"""Training of the small model: stages that go on where they stopped, and what they learn from."""
+"""Training of the small models: stages that continue after a stop, and their data."""
 
 import shutil
 from itertools import islice
@@ -23,7 +23,7 @@ LONG = 60.0  # minutes
 
 
 def little_training(checkpoint):
-    """A training that fits a linear map, with both kinds of optimisers."""
+    """A training that fits a linear map with both optimisers."""
     torch.manual_seed(0)
     network = nn.Linear(3, 2)
 
@@ -35,7 +35,7 @@ def little_training(checkpoint):
     return Training(network, optimisers, loss, checkpoint)
 
 
-def test_stopped_training_goes_on_exactly_there(tmp_path):
+def test_a_stopped_training_continues_exactly(tmp_path):
     whole = little_training(tmp_path / "whole.safetensors")
     whole.run(steps=200, minutes=LONG)
     inputs = torch.randn(64, 3)
@@ -54,7 +54,7 @@ def test_stopped_training_goes_on_exactly_there(tmp_path):
     assert not torch.equal(averaged(path)["weight"], whole.network.weight)
 
 
-def test_time_ends_a_call_and_not_the_stage(tmp_path):
+def test_the_time_limit_ends_a_call_but_not_the_stage(tmp_path):
     training = little_training(tmp_path / "one.safetensors")
     training.run(steps=10**9, minutes=0.005)
     assert 0 < training.step == little_training(tmp_path / "one.safetensors").step
@@ -62,7 +62,7 @@ def test_time_ends_a_call_and_not_the_stage(tmp_path):
         assert 0.1 < float(file.metadata()["seconds"]) < 2.0
 
 
-def test_what_is_held_out_is_not_trained_on():
+def test_held_out_data_is_not_trained_on():
     prompts = split.held_out_prompts()
     assert len(set(prompts)) == 24 and all(colour != background for colour, _, background in prompts)
     assert {shape: [shape for _, shape, _ in prompts].count(shape) for shape in SHAPES} == dict.fromkeys(
@@ -72,7 +72,7 @@ def test_what_is_held_out_is_not_trained_on():
     clips = list(islice(split.training_clips(), 60))
     assert not split.HELD_OUT_CAPTIONS & {clip.caption for clip in clips}
     skipped = [made_clip(seed, frames=1).caption for seed in split.TRAINING_SEEDS[:60]]
-    assert split.HELD_OUT_CAPTIONS & set(skipped)  # there was something to leave out
+    assert split.HELD_OUT_CAPTIONS & set(skipped)  # these seeds do have held-out captions
     assert not set(split.TRAINING_SEEDS) & set(split.HELD_OUT_SEEDS)
 
 
@@ -90,7 +90,7 @@ def pixels_of(clip):
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """Every stage for some steps, on very small clips."""
+    """The checkpoints of every stage after some steps on tiny clips."""
     folder = tmp_path_factory.mktemp("training")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(autoencoder, "BATCHES", ((1, 8, 32, 32),))
@@ -110,8 +110,8 @@ def checkpoints(tmp_path_factory):
     return folder
 
 
-def test_stopped_autoencoder_goes_on_exactly_there(tmp_path, monkeypatch):
-    """Its weights are not laid out in memory as they are in the file."""
+def test_a_stopped_autoencoder_continues_exactly(tmp_path, monkeypatch):
+    """Its weights have another memory layout than in the file."""
     monkeypatch.setattr(autoencoder, "BATCHES", ((1, 8, 32, 32), (2, 16, 16, 16)))
     ways = {"whole": (4,), "stopped": (2, 4)}
     for name, stops in ways.items():
@@ -132,8 +132,8 @@ def test_autoencoder_learns_a_clip(checkpoints):
     assert (decoded - pixels).square().mean() < 0.3 * pixels.var()
 
 
-def test_the_decoder_goes_on_alone(checkpoints):
-    """What was encoded before stays valid."""
+def test_the_decoder_is_trained_alone(checkpoints):
+    """The encoder is unchanged, so encoded clips stay valid."""
     before, after = averaged(checkpoints / "vae.safetensors"), autoencoder.trained_autoencoder(checkpoints)
     for name, weights in after.state_dict().items():
         assert torch.equal(weights, before[name]) == name.startswith("encoder."), name
@@ -193,7 +193,7 @@ def test_attention_learns_to_follow(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda network: network)
 
     def errors(folder):
-        """Of the velocity, of tracking, and the step."""
+        """The errors of velocity and tracking, and the step."""
         training, found = tracking.tracking_training(folder, CPU), []
         for weight in (0.0, 1.0):
             monkeypatch.setattr(tracking, "WEIGHT", weight)
@@ -207,14 +207,14 @@ def test_attention_learns_to_follow(checkpoints, tmp_path, monkeypatch):
     assert same < 1e-6 < other  # `rope` is the teacher
 
 
-def test_what_a_later_stage_started_from_is_not_trained_on(checkpoints, tmp_path, monkeypatch, capsys):
+def test_a_stage_is_frozen_once_a_later_one_started_from_it(checkpoints, tmp_path, monkeypatch, capsys):
     for name in ("vae", "latents", "rope", "tracking"):
         shutil.copy(checkpoints / f"{name}.safetensors", tmp_path)
     before = (tmp_path / "rope.safetensors").read_bytes()
     monkeypatch.setattr(torch, "compile", lambda network: network)
     monkeypatch.setattr(train, "STAGES", {"rope": 31, "tracking": 40})
     assert train.main(["rope", "--checkpoints", str(tmp_path)]) == 1
-    assert "tracking.safetensors started from `rope`" in capsys.readouterr().err
+    assert "tracking.safetensors started from the present `rope`" in capsys.readouterr().err
     assert (tmp_path / "rope.safetensors").read_bytes() == before
 
 
@@ -244,20 +244,20 @@ def test_latents_of_an_earlier_autoencoder_are_refused(checkpoints, tmp_path):
     made = training.step
     training.step += 1
     training.save()
-    with pytest.raises(DitflowError, match=f"at step {made} .* now at {made + 1}: remove"):
+    with pytest.raises(DitflowError, match=f"at step {made} .* now at {made + 1}: to continue, remove"):
         latents.material(tmp_path, CPU)
 
 
 def test_the_shipped_models_can_be_trained_further(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr(shipped, "shipped_folder", lambda name: checkpoints / "models" / SMALL_MODELS[name])
     monkeypatch.setattr(torch, "compile", lambda network: network)
-    shutil.copy(checkpoints / "sincos.safetensors", tmp_path)  # is not touched
+    shutil.copy(checkpoints / "sincos.safetensors", tmp_path)  # must stay untouched
     before = (tmp_path / "sincos.safetensors").read_bytes()
     shipped.adopt_shipped(tmp_path)
     assert (tmp_path / "sincos.safetensors").read_bytes() == before
     for stage in ("vae", "decoder", "rope", "tracking"):
         ours, theirs = (averaged(folder / f"{stage}.safetensors") for folder in (tmp_path, checkpoints))
-        if stage == "vae":  # its decoder has gone on
+        if stage == "vae":  # its decoder was trained further
             theirs = autoencoder.trained_autoencoder(checkpoints).state_dict()
         if stage == "rope":
             theirs = averaged(checkpoints / "tracking.safetensors")
@@ -279,4 +279,4 @@ def test_unknown_stage_is_explained(capsys):
     with pytest.raises(SystemExit) as stopped:
         train.main(["text"])
     assert stopped.value.code == 2
-    assert "choose of vae, decoder, rope, sincos, tracking" in capsys.readouterr().err
+    assert "give one of vae, decoder, rope, sincos, tracking" in capsys.readouterr().err

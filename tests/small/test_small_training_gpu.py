@@ -1,4 +1,4 @@
-"""Training of the small model on a GPU: steps as CUDA graphs, batches that other cores draw."""
+"""Training of the small models on a GPU: steps as CUDA graphs, batches drawn by other cores."""
 
 import os
 
@@ -12,8 +12,8 @@ from ditflow.small.training.loop import Training, adam, averaged
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_replayed_steps_are_the_steps(tmp_path):
-    """CUDA graphs, batches of two sizes in turn."""
+def test_replayed_steps_equal_launched_ones(tmp_path):
+    """With batches of two sizes in turn."""
 
     def trained(replayed):
         torch.manual_seed(0)

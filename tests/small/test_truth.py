@@ -1,4 +1,4 @@
-"""The true motion of made clips: where it leads, and of which videos it is known."""
+"""The true motion of made clips, and the videos for which it is known."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ GRID = Grid(6, 8, 12)
 GROUPS = {  # video frames: those of each latent frame
     24: [range(0, 4), range(4, 8), range(8, 12), range(12, 16), range(16, 20), range(20, 24)],
     9: [range(0, 1), range(1, 5), range(5, 9)],
-    10: [range(0, 1), range(1, 5), range(5, 9), range(9, 10)],  # the autoencoder gets the last one again
+    10: [range(0, 1), range(1, 5), range(5, 9), range(9, 10)],  # the autoencoder gets the last frame twice
     14: [range(0, 2), range(2, 6), range(6, 10), range(10, 14)],
 }
 
@@ -36,8 +36,8 @@ def test_true_flow_leads_along_the_path(path):
 
 
 @pytest.mark.parametrize("frames", GROUPS)
-def test_latent_frames_are_the_autoencoders(frames):
-    """The speed changes from frame to frame, so a displacement tells which frames were taken together."""
+def test_frames_are_grouped_as_by_the_autoencoder(frames):
+    """The speed changes with each frame, so displacements show which frames were averaged."""
     centroids = np.stack([np.arange(frames) ** 2, np.zeros(frames)], axis=-1) + 20.0
     groups = GROUPS[frames]
     flow, inside = true_flow(centroids, np.full(frames, 12.0), 96, Grid(len(groups), 8, 12))
@@ -53,7 +53,7 @@ def written(tmp_path_factory):
     return path
 
 
-def test_a_written_clip_is_known_again(written):
+def test_a_written_clip_is_recognised(written):
     clip = made_clip(5)
     found = true_flow_of(Settings(model="small", video=str(written)), GRID)
     assert np.array_equal(found, true_flow(clip.centroids, clip.scene.radii, 96, GRID)[0])
@@ -64,7 +64,7 @@ def test_a_written_clip_is_known_again(written):
     assert np.array_equal(true_flow_of(part, Grid(3, 8, 12)), expected)
 
 
-def test_of_other_videos_nothing_is_known(written, tmp_path):
+def test_other_videos_have_no_true_flow(written, tmp_path):
     assert true_flow_of(Settings(model="small", video=str(written), size="96x96"), GRID) is None
     clip = video.read_clip(written, frames=24, size=None)
     video.write_clip(clip, tmp_path / "copy.mp4", metadata="seed 5")

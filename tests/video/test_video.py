@@ -1,4 +1,4 @@
-"""Reading videos: the frames asked for, from every kind of file."""
+"""Reading chosen frames from every kind of video file."""
 
 import struct
 import sys
@@ -40,7 +40,7 @@ def test_decord_and_pyav_give_the_same_frames(videos, name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["plain.mp4", "open_groups.mkv", "intra_refresh.mkv", "vp9.webm"])
-def test_decord_reads_from_the_beginning_and_pyav_where_it_fails(videos, name, monkeypatch):
+def test_decord_reads_from_the_beginning_and_pyav_takes_over_when_it_fails(videos, name, monkeypatch):
     decord = pytest.importorskip("decord")
     expected = read_clip(videos / name, frames=6, start=2, size=None)
     with monkeypatch.context() as patch:
@@ -58,7 +58,7 @@ def test_decord_reads_from_the_beginning_and_pyav_where_it_fails(videos, name, m
     assert np.array_equal(read_clip(videos / name, frames=6, start=2, size=None).frames, expected.frames)
     assert Broken.used == 1
     read_clip(videos / name, frames=2, start=30, size=None)
-    assert Broken.used == 1  # it would decode all that comes before
+    assert Broken.used == 1  # not used: it would decode every frame before these
 
 
 @pytest.mark.parametrize("name", ["plain.mp4", "plain.mkv", "open_groups.mkv", "vp9.webm"])
@@ -76,7 +76,7 @@ def test_frames_are_resized_as_they_are_read(tmp_path, without_decord):
     assert peak < 5 * 240 * 320 * 3
 
 
-# what the display matrix says, the numpy operation that does it
+# display matrix, and the numpy operation with the same effect
 TURNS = {
     "quarter": ((0, 1, -1, 0), lambda frame: np.rot90(frame, -1)),
     "half": ((-1, 0, 0, -1), lambda frame: np.rot90(frame, 2)),
@@ -170,7 +170,7 @@ def test_gif_rate_comes_from_its_durations_and_clear_parts_show_on_black(tmp_pat
     assert np.abs(clip.frames[:, 4, 12, 1].astype(int) - [40, 120, 200]).max() < 8
 
 
-def test_rate_is_measured_where_the_declared_one_is_wild(videos, tmp_path):
+def test_rate_is_measured_if_the_declared_one_is_wrong(videos, tmp_path):
     with av.open(str(tmp_path / "recorded.webm"), "w") as container:
         stream = container.add_stream("libvpx-vp9", rate=1000, options={"lag-in-frames": "0"})
         stream.width, stream.height = WIDTH, HEIGHT
@@ -182,6 +182,6 @@ def test_rate_is_measured_where_the_declared_one_is_wild(videos, tmp_path):
     assert read_clip(tmp_path / "recorded.webm", frames=4, size=None).frame_rate == 25
 
 
-def test_broken_rates_are_kept_exactly(tmp_path):
+def test_fractional_rates_are_kept_exactly(tmp_path):
     source = made_video(tmp_path / "ntsc.mp4", rate=Fraction(30000, 1001))
     assert read_clip(source, frames=3, stride=2, size=None).frame_rate == Fraction(15000, 1001)

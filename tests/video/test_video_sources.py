@@ -1,4 +1,4 @@
-"""Image folders, pictures of every mode, sizes, and sources that cannot be read."""
+"""Image folders, image modes, sizes, and sources that cannot be read."""
 
 import sys
 from fractions import Fraction
@@ -28,7 +28,7 @@ def test_image_folder_in_natural_order_of_any_naming(tmp_path):
 
 def exif_turned(path: Path) -> np.ndarray:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown a quarter clockwise
+    exif[0x0112] = 6  # turn by a quarter clockwise for display
     Image.fromarray(made_frame(5)).save(path, exif=exif)
     return np.rot90(made_frame(5), -1)
 
@@ -136,7 +136,7 @@ def test_too_few_frames_says_what_fits(videos, tmp_path, name, frames, start, st
     with pytest.raises(DitflowError) as caught:
         read_clip(source, frames=frames, start=start, stride=stride, size=None)
     assert f"only {COUNT} frames" in str(caught.value)
-    assert str(caught.value).endswith("what fits is " + " or ".join(remedies))
+    assert str(caught.value).endswith(": use " + " or ".join(remedies))
     for remedy in remedies:
         words = remedy.replace("--", "").split()
         changed = dict(zip(words[::2], map(int, words[1::2]), strict=True))
@@ -151,7 +151,7 @@ def test_a_file_cut_short_has_the_frames_that_decode(videos, tmp_path, monkeypat
     content = (videos / "front.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(content[: len(content) * 2 // 3])
     with av.open(str(tmp_path / "cut.mp4")) as container:
-        assert container.streams.video[0].frames == COUNT  # what its header says
+        assert container.streams.video[0].frames == COUNT  # as the header says
     with pytest.raises(DitflowError, match=r"only \d+ frames can be read") as caught:
         read_clip(tmp_path / "cut.mp4", frames=COUNT, size=None)
     available = int(str(caught.value).split("only ")[1].split()[0])
@@ -186,8 +186,8 @@ def broken_image(path: Path) -> None:
 UNREADABLE = {
     "missing.mp4": (lambda path: None, "does not exist"),
     "empty": (Path.mkdir, "has no images"),
-    "broken": (broken_image, "a.png is not an image"),
-    "two_sizes": (two_sizes, "1.png is 8x6, the images before it 8x8: give a size"),
+    "broken": (broken_image, "a.png cannot be read as an image"),
+    "two_sizes": (two_sizes, "1.png is 8x6, but the images before it are 8x8: give a size"),
 }
 
 
@@ -203,7 +203,7 @@ def test_unreadable_sources_are_named_in_one_line(tmp_path, name):
 def test_codec_without_decoder_is_named(videos, tmp_path):
     content = (videos / "plain.mp4").read_bytes().replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzz")
     (tmp_path / "strange.mp4").write_bytes(content)
-    with pytest.raises(DitflowError, match="strange.mp4 is of a codec"):
+    with pytest.raises(DitflowError, match="strange.mp4 uses a codec"):
         read_clip(tmp_path / "strange.mp4", frames=1, size=None)
 
 

@@ -1,4 +1,4 @@
-"""Writing clips: whole or not at all, the same bytes each time."""
+"""Writing clips: a complete file or none, with the same bytes each time."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from ditflow.video import Clip, read_clip, read_metadata, side_by_side, write_cl
 
 
 def made_clip(count=12, height=64, width=96, rate=Fraction(8)) -> Clip:
-    """Soft moving waves in colour and some noise: what a codec meets in real clips."""
+    """Soft moving waves in colour with some noise, as in real clips."""
     noise = np.random.default_rng(0).normal(0, 6, (count, height, width, 1))
     time, y, x = np.mgrid[0:count, 0:height, 0:width]
     waves = [np.sin((x + 3 * time) / 9), np.cos((y - 2 * time) / 7), np.sin((x + y) / 11)]
@@ -29,7 +29,7 @@ def test_mp4_is_visually_lossless_and_plays_everywhere(tmp_path):
     write_clip(clip, tmp_path / "a.mp4")
     again = read_clip(tmp_path / "a.mp4", frames=12, size=None)
     error = again.frames.astype(float) - clip.frames
-    assert np.square(error.mean(axis=-1)).mean() < 8  # of brightness; crf 18 has 9
+    assert np.square(error.mean(axis=-1)).mean() < 8  # brightness error; crf 18 has 9
     assert np.abs(error.mean(axis=(0, 1, 2))).max() < 2  # no tint
     with av.open(str(tmp_path / "a.mp4")) as container:
         context = container.streams.video[0].codec_context
@@ -66,7 +66,7 @@ def test_same_clip_gives_the_same_bytes_whatever_is_in_memory(tmp_path, name):
         "write_clip(made_clip(8), sys.argv[2])"
     )
     contents = set()
-    for filling in ("1", "170"):  # what glibc fills fresh memory with
+    for filling in ("1", "170"):  # glibc fills fresh memory with this byte
         path = tmp_path / filling / name
         environment = os.environ | {"MALLOC_PERTURB_": filling}
         subprocess.run(
@@ -111,7 +111,7 @@ def test_folder_of_frames_is_exact(tmp_path):
 
 
 class Interrupted(np.ndarray):
-    """Frames of which the last cannot be had."""
+    """Frames that raise an error in place of the last one."""
 
     def __iter__(self):
         yield from np.asarray(self)[:-1]
@@ -139,7 +139,7 @@ def test_writing_replaces_a_file_but_no_folder_with_something_in_it(tmp_path):
     assert len(read_clip(tmp_path / "a.mp4", frames=2, size=None).frames) == 2
     (tmp_path / "frames").mkdir()
     write_clip(made_clip(2), tmp_path / "frames")
-    with pytest.raises(DitflowError, match="frames is a folder"):
+    with pytest.raises(DitflowError, match="frames is an existing folder"):
         write_clip(made_clip(2), tmp_path / "frames")
 
 

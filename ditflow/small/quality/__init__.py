@@ -1,1 +1,1 @@
-"""How good the small model is: what its videos show, and how well its blocks see motion."""
+"""Measure the small models: what their videos show, and how well their blocks read motion."""

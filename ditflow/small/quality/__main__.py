@@ -1,4 +1,4 @@
-"""Measures a trained small model: `python -m ditflow.small.quality FOLDER`."""
+"""Measure a trained small model: `python -m ditflow.small.quality FOLDER`."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from ditflow.small.sight import Sight, look
 from ditflow.small.training.split import HELD_OUT_SEEDS, held_out_prompts, training_clips
 from ditflow.small.vocabulary import caption
 
-TEACHING_CLIPS = 300  # the classifier's
+TEACHING_CLIPS = 300  # to train the classifier with
 READ_CLIPS = 24
 SHOWN = 6  # frames of each video on the sheet
 TILE = "360x240"  # larger than a video of the small models
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Sample the 24 held-out prompts (seed 0 ... 23) and print what is right; read motion in every block."""
+    """Sample the 24 held-out prompts (seeds 0 to 23), count what is right, and read motion in every block."""
     parser = argparse.ArgumentParser(prog="python -m ditflow.small.quality", description=main.__doc__)
-    parser.add_argument("model", help="a pipeline folder, or small")
-    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="also draw the videos, a row each")
+    parser.add_argument("model", help="a pipeline folder, small or small-sincos")
+    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="also draw the videos, one row each")
     choice = parser.parse_args(arguments)
     try:
         folder = ModelFolder(choice.model, "float32", torch.device("cpu"))
@@ -70,7 +70,7 @@ def sample(folder: ModelFolder) -> list[np.ndarray]:
 
 
 def report_autoencoder(folder: ModelFolder) -> None:
-    """Print how like themselves held-out clips come back from the latents, and how smoothly they move."""
+    """Print how well held-out clips are reconstructed, and how smoothly they move then."""
     autoencoder, clips = (
         folder.autoencoder(),
         [made_clip(seed).frames for seed in HELD_OUT_SEEDS[:READ_CLIPS]],
@@ -84,7 +84,7 @@ def report_autoencoder(folder: ModelFolder) -> None:
 
 
 def report(videos: list[np.ndarray]) -> None:
-    """Print how many of the held-out prompts' videos are right, and how smoothly they move."""
+    """Print how many videos of the held-out prompts are right, and how smoothly they move."""
     prompts, sights = held_out_prompts(), [look(video) for video in videos]
     network = train_classifier(islice(training_clips(), TEACHING_CLIPS))
     clips = [made_clip(seed) for seed in HELD_OUT_SEEDS[: len(videos)]]
@@ -106,7 +106,7 @@ def report(videos: list[np.ndarray]) -> None:
 
 
 def report_blocks(folder: ModelFolder) -> None:
-    """Print the motion that each block sees in held-out clips."""
+    """Print how well each block reads the motion of held-out clips."""
     print("block  correlation  background tokens that seem to move")
     readings = read_blocks(folder, map(made_clip, HELD_OUT_SEEDS[:READ_CLIPS]))
     for block, reading in enumerate(readings):

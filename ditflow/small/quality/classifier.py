@@ -1,4 +1,4 @@
-"""Which shape a video shows, as a small network says that has learned it from made clips."""
+"""Classify the shape in a video with a small network trained on made clips."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ditflow.small.sight import Sight, look
 from ditflow.small.vocabulary import SHAPES
 
 CROP = 24  # pixels
-REACH = 0.95  # half a crop's side, in square roots of the shape's area
+REACH = 0.95  # half a crop's side, as a multiple of the square root of the shape's area
 STEPS, BATCH = 300, 64
 
 
 def train_classifier(clips: Iterable[MadeClip]) -> nn.Module:
-    """A network from crops [n, 1, 24, 24] to a score for each of SHAPES, taught with these clips."""
+    """Train a network on these clips that gives crops [n, 1, 24, 24] a score for each of SHAPES."""
     crops, truths = [], []
     for clip in clips:
         found = crops_of(look(clip.frames))
@@ -42,13 +42,13 @@ def train_classifier(clips: Iterable[MadeClip]) -> nn.Module:
 
 
 def classify(network: nn.Module, sight: Sight) -> str | None:
-    """The likeliest of SHAPES over all frames; None where no object is seen."""
+    """The likeliest of SHAPES over all frames; None if no object is seen."""
     crops = crops_of(sight)
     return SHAPES[int(network(crops).log_softmax(dim=1).mean(dim=0).argmax())] if len(crops) else None
 
 
 def crops_of(sight: Sight) -> Tensor:
-    """The object in each frame that has one, [such frames, 1, 24, 24]: in the middle, of one size."""
+    """The object of each frame that has one, centred and scaled to one size: [crops, 1, 24, 24]."""
     crops = []
     steps = np.linspace(-1, 1, CROP)
     for coverage, piece, centroid in zip(sight.coverage, sight.pieces, sight.centroids, strict=True):

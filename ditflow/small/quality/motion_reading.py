@@ -1,4 +1,4 @@
-"""How well each block sees motion: its hard motion flow against the true motion of made clips."""
+"""Measure how well each block reads motion: its hard motion flow against the truth of made clips."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ditflow_kernels import motion_flow
 
 
 class Reading(NamedTuple):
-    """A block's flow beside the truth, over all pairs of different latent frames."""
+    """How well a block's flow agrees with the truth, over all pairs of different latent frames."""
 
-    correlation: float  # of both components, in tokens inside the shape
+    correlation: float  # with the truth, of both components, over tokens inside the shape
     stray: float  # share of background tokens that seem to move
 
 
 @torch.no_grad()
 def read_blocks(folder: ModelFolder, clips: Iterable[MadeClip]) -> list[Reading]:
-    """A reading for every block of the model, in order."""
+    """Read every block of the model, in order."""
     transformer, autoencoder = folder.transformer(), folder.autoencoder()
     runner, words = PlainRunner(transformer), folder.text_encoder().encode(folder.tokenise([""]))
     capture = Capture("query_key", tuple(range(folder.depth)))

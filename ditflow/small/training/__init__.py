@@ -1,1 +1,1 @@
-"""How the small model is trained from nothing: a stage each for the autoencoder and the two transformers."""
+"""The training stages of the small models: autoencoder, decoder, two transformers, and tracking."""

@@ -1,4 +1,4 @@
-"""The autoencoder's stage: made clips to latents and back."""
+"""The stages of the autoencoder: encode made clips to latents and decode them."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from ditflow.small.training.loop import Training, adam, averaged
 from ditflow.small.training.split import TRAINING_SEEDS
 
 RATE = 1e-3
-# what a step takes, one of these at random: pieces around the shape, where all is that is hard, and whole
-# pictures; 16 frames because the autoencoder works in groups of eight, the first of which has none before it
+# each step takes one of these at random: crops around the shape, the hard part, or whole pictures; 16 frames,
+# because the autoencoder works in groups of eight and the first group has no predecessor
 BATCHES = (  # clips, frames, width, height
     (8, 16, 48, 48),
     (3, 16, 96, 64),
 )
-ASIDE = 8  # pixels that the shape may be off the middle of a piece
-MOVES = 0.2  # of -1 ... 1: a pixel that changes more is where the shape goes
-MOVING_WEIGHT = 4.0  # of such a pixel's error, beyond the 1 of all: they are few, and all that matters
-# of the frames of a latent frame, above all of the first one's: nothing is before it, so that its frames
-# are drawn as equals; elsewhere the last frame is learned last
+ASIDE = 8  # pixels: how far the shape may be from the middle of a crop
+MOVES = 0.2  # of -1 ... 1: a pixel that changes more is on the shape's path
+MOVING_WEIGHT = 4.0  # extra weight of errors on the shape's path, as few pixels are on it
+# weights of the video frames of the first latent frame and of later ones: the first one's all come out alike,
+# as nothing precedes them; of later ones the last is the hardest
 FIRST_WEIGHTS, LATER_WEIGHTS = (0.25, 0.25, 0.25, 0.25), (1.0, 1.0, 1.0, 4.0)
-LATENT_NOISE = 0.1  # that the decoder alone is trained with, of about 1: generated latents are not exact
-LOG_VARIANCE = -4.0  # of the latents' noise, to begin with
+LATENT_NOISE = 0.1  # added in the decoder's stage, as generated latents are not exact; latents are about 1
+LOG_VARIANCE = -4.0  # initial log variance of the latents
 DIVERGENCE_WEIGHT, SQUARE_WEIGHT, EDGE_WEIGHT = 2e-3, 2.0, 0.5
-ACCELERATION_WEIGHT = 3.0  # of the error's second difference in time: what makes a smooth path jitter
+ACCELERATION_WEIGHT = 3.0  # of the error's second difference in time, which makes smooth paths jitter
 
 
 def autoencoder_training(checkpoints: Path, device: torch.device) -> Training:
-    """A training of the autoencoder on parts of clips."""
+    """The training of the autoencoder on parts of clips."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         vae = AutoencoderKLCogVideoX(**VAE)
-    # as the layer is made, noise would be as large as the latents: the decoder would learn to ignore both
+    # by default the noise would be as large as the latents, and the decoder would learn to ignore both
     nn.init.constant_(vae.encoder.conv_out.conv.bias[LATENT_CHANNELS:], LOG_VARIANCE)
     convolve_fast(vae.to(device))
 
@@ -56,7 +56,7 @@ def autoencoder_training(checkpoints: Path, device: torch.device) -> Training:
 
 
 def decoder_training(checkpoints: Path, device: torch.device) -> Training:
-    """A training of the decoder alone: latents, and what is trained on them, stay as they are."""
+    """The training of the decoder alone, which leaves the latents and the transformers valid."""
     vae = AutoencoderKLCogVideoX(**VAE)
     vae.load_state_dict(averaged(checkpoints / "vae.safetensors"))
     convolve_fast(vae.to(device))
@@ -75,7 +75,7 @@ def decoder_training(checkpoints: Path, device: torch.device) -> Training:
 
 
 def trained_autoencoder(checkpoints: Path) -> AutoencoderKLCogVideoX:
-    """The autoencoder as its stages have left it, float32."""
+    """The trained autoencoder, float32."""
     vae = AutoencoderKLCogVideoX(**VAE)
     vae.load_state_dict(averaged(checkpoints / "vae.safetensors"))
     if (alone := checkpoints / "decoder.safetensors").is_file():
@@ -88,12 +88,12 @@ def _optimiser(network: nn.Module) -> torch.optim.Optimizer:
 
 
 def _difference(decoded: Tensor, pixels: Tensor) -> Tensor:
-    """How unlike each other two batches of videos are, above all where the second one moves."""
+    """The reconstruction loss, weighted towards what moves in `pixels`."""
     moving = (pixels.amax(dim=2) - pixels.amin(dim=2)).amax(dim=1) > MOVES  # [clips, height, width]
     error = (decoded - pixels) * (1 + MOVING_WEIGHT * moving[:, None, None])
     later = pixels.shape[2] // COMPRESSION - 1
     weights = FIRST_WEIGHTS + later * LATER_WEIGHTS
-    # filled where they are: a graph cannot hold a copy from the CPU
+    # filled on the device: a CUDA graph cannot copy from the CPU
     frames = torch.cat([pixels.new_full((1, 1, 1), weight) for weight in weights])
     edges = sum(
         (frames[-change.shape[2] :] * change.abs()).mean()
@@ -110,22 +110,22 @@ def _difference(decoded: Tensor, pixels: Tensor) -> Tensor:
 
 
 def _draw_clips(step: int) -> Tensor:
-    """Pieces of training clips [clips, frames, height, width, 3] uint8: the batch of a step."""
+    """The batch of a step: crops of training clips [clips, frames, height, width, 3] uint8."""
     generator = torch.Generator().manual_seed(step)
 
     def draw(count: int) -> int:
         return int(torch.randint(count, (), generator=generator))
 
     clips, frames, width, height = BATCHES[draw(len(BATCHES))]
-    pieces = []
+    crops = []
     for _ in range(clips):
         start = draw(FRAMES - frames + 1)
         clip = made_clip(TRAINING_SEEDS[draw(len(TRAINING_SEEDS))], painted=slice(start, start + frames))
         x, y = clip.centroids[start : start + frames].mean(axis=0)
         left = int(np.clip(x - width // 2 + draw(2 * ASIDE + 1) - ASIDE, 0, WIDTH - width))
         top = int(np.clip(y - height // 2 + draw(2 * ASIDE + 1) - ASIDE, 0, HEIGHT - height))
-        pieces.append(clip.frames[:, top : top + height, left : left + width])
-    return torch.from_numpy(np.stack(pieces))
+        crops.append(clip.frames[:, top : top + height, left : left + width])
+    return torch.from_numpy(np.stack(crops))
 
 
 def to_pixels(clips: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def to_pixels(clips: Tensor) -> Tensor:
 
 
 def convolve_fast(vae: nn.Module) -> None:
-    """Channels last in every convolution: in bfloat16 on a CPU several times faster."""
+    """Use channels-last memory in every convolution, which is several times faster in bfloat16 on a CPU."""
 
     def reorder(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (inputs[0].contiguous(memory_format=torch.channels_last_3d), *inputs[1:])

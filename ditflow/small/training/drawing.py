@@ -1,4 +1,4 @@
-"""What a training is given, drawn on the CPU while the network learns."""
+"""Draw training batches on the CPU while the network learns."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Drawn = TypeVar("Drawn")
 
 
 def drawn(draw: Callable[[int], Drawn], numbers: range, device: torch.device) -> Iterator[Drawn]:
-    """`draw` of each number, in order: for a GPU ahead of time, by all other cores."""
-    waits = device.type == "cuda"
-    workers = len(os.sched_getaffinity(0)) - 1 if waits else 0
+    """Yield `draw(number)` in order. For a GPU, the other cores draw ahead of time."""
+    ahead = device.type == "cuda"
+    workers = len(os.sched_getaffinity(0)) - 1 if ahead else 0
     return iter(
         DataLoader(
             _Draws(draw),
@@ -24,7 +24,7 @@ def drawn(draw: Callable[[int], Drawn], numbers: range, device: torch.device) ->
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,
             collate_fn=_as_it_is,
-            pin_memory=waits,
+            pin_memory=ahead,
         )
     )
 

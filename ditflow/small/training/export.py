@@ -1,4 +1,4 @@
-"""From checkpoints to a pipeline folder that the program loads as it loads the real models."""
+"""Write trained checkpoints as pipeline folders, which load like any other model."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ RECORD = "training.json"  # beside the exported models
 
 
 def export(style: str, checkpoints: Path, folder: Path) -> None:
-    """Write the model as far as it is trained to `folder` (absent or empty), in float16.
+    """Write a model at its present state of training, in float16; `folder` must be absent or empty.
 
-    Raises DitflowError where the transformer of this style has no checkpoint, or something is in the way.
+    Raises DitflowError if the transformer of this style has no checkpoint or the folder is in the way.
     """
     transformer = trained_transformer(style, checkpoints)
     if style == TRACKING_STYLE and (later := checkpoints / "tracking.safetensors").is_file():
@@ -34,7 +34,7 @@ def export(style: str, checkpoints: Path, folder: Path) -> None:
 
 
 def write_record(checkpoints: Path, stages: Iterable[str], folder: Path) -> None:
-    """Write how far every stage is, beside the exported models: steps, seconds, loss."""
+    """Write the progress of every stage beside the exported models: steps, seconds, loss."""
     made = {
         stage: progress_of(checkpoint)
         for stage in stages

@@ -1,4 +1,4 @@
-"""The clips as a transformer is trained on them: encoded once, with their captions."""
+"""The training data of the transformers: clips, encoded once, with their captions."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from ditflow.small.training.split import TRAINING_SEEDS, training_clips
 
 logger = logging.getLogger(__name__)
 
-TOGETHER = 32  # clips that are encoded at once
+TOGETHER = 32  # clips encoded at once
 
 
 class Material(NamedTuple):
     latents: Tensor  # [clips, frames, channels, height, width] float16, of unit variance
-    captions: Tensor  # [clips] which of `texts`
-    texts: Tensor  # [texts, text tokens, text channels]: no words first, then every caption
-    scale: Tensor  # [] what the autoencoder's latents were multiplied with
-    step: Tensor  # [] how far the autoencoder was
+    captions: Tensor  # [clips] indices into `texts`
+    texts: Tensor  # [texts, text tokens, text channels]: the empty text, then every caption
+    scale: Tensor  # [] factor applied to the autoencoder's latents
+    step: Tensor  # [] the autoencoder's step at the time
 
 
 def material(checkpoints: Path, device: torch.device) -> Material:
-    """What the transformers are trained on, on the device; made on first use with the autoencoder.
+    """The training data on the device; the first call encodes it and writes it beside the checkpoints.
 
-    Raises DitflowError where there is no autoencoder yet, or it has gone on since.
+    Raises DitflowError if the autoencoder has no checkpoint, or was trained further since.
     """
     trained = checkpoints / "vae.safetensors"
     if not trained.is_file():
@@ -53,7 +53,7 @@ def material(checkpoints: Path, device: torch.device) -> Material:
     if int(found.step) != (now := progress_of(trained)["step"]):
         raise DitflowError(
             f"{path.name} was made at step {int(found.step)} of the autoencoder, which is now at "
-            f"{now}: remove all but vae.safetensors from {checkpoints} to train on"
+            f"{now}: to continue, remove all but vae.safetensors from {checkpoints}"
         )
     return found
 
@@ -78,7 +78,7 @@ def _encode_clips(checkpoints: Path, device: torch.device) -> Material:
 
 
 def _some_clips(number: int) -> tuple[list[str], Tensor]:
-    """Captions, and clips [clips, frames, height, width, 3] uint8, of a few seeds after each other."""
+    """Captions and clips [clips, frames, height, width, 3] uint8 of a group of consecutive seeds."""
     seeds = TRAINING_SEEDS[TOGETHER * number : TOGETHER * (number + 1)]
     clips = list(training_clips(seeds))
     return [clip.caption for clip in clips], torch.from_numpy(np.stack([clip.frames for clip in clips]))

@@ -1,4 +1,4 @@
-"""The loop of every training stage: it can be stopped at any time, and goes on exactly where it was."""
+"""The training loop of every stage; a stopped training continues exactly where it was."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from ditflow.small.training.replay import Replayed, side_by_side
 
 logger = logging.getLogger(__name__)
 
-AVERAGE = 0.998  # share of the weights' running average that a step keeps
+AVERAGE = 0.998  # share of the running average of weights that a step keeps
 WARM_UP = 100  # steps
-COOL_DOWN = 0.5  # share of the steps in which the learning rates fall to nothing
+COOL_DOWN = 0.5  # share of the steps, at the end, in which learning rates fall to zero
 SAVE_EVERY, LOG_EVERY = 120.0, 20.0  # seconds
 
-# of a batch, if there is one; draws everything else with the generator, on its device
+# (generator, batch if there is one) -> loss; random numbers come from the generator, on its device
 Loss = Callable[..., Tensor]
 Draw = Callable[[int], Tensor]  # the batch of a step, on the CPU
 
 
 class Training:
-    """A network on its way. State: its weights and their average, the optimisers, random numbers, time spent.
+    """A network in training: its weights and their average, optimisers, random numbers and time spent.
 
-    All of it is in the checkpoint; what is there is taken up when the object is made. The optimisers must do
-    without weight decay: a step at a lower rate is taken to be a part of one at theirs.
+    The checkpoint holds all of this, and is loaded on construction if it exists. The optimisers must not use
+    weight decay: a step at a lower learning rate is made as a fraction of a step at the full one.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Training:
             self._restore()
 
     def run(self, steps: int, minutes: float) -> None:
-        """Train until `steps` have been made in all, or `minutes` are over in this call."""
+        """Train until `steps` steps are made in all, or for `minutes` in this call."""
         saved = logged = last = began = time.monotonic()
         losses = []
         self.network.train()
@@ -84,14 +84,14 @@ class Training:
         return ((batch,) for batch in drawn(self.draw, range(self.step, steps), self.device))
 
     def _advance(self, progress: float, *batch: Tensor) -> Tensor:
-        """One step; `progress` is the share of the steps that are made."""
+        """Make a step; `progress` is the share of the steps already made."""
         self.rate.fill_(min(1.0, (self.step + 1) / WARM_UP, (1 - progress) / COOL_DOWN))
         self.step += 1
         self.gain.fill_(1 - min(AVERAGE, self.step / (self.step + 10)))
         return self.learn(*batch)
 
     def _learn(self, *batch: Tensor) -> Tensor:
-        """A step's work on the device, without a wait for it."""
+        """A step's work on the device; does not wait for it."""
         loss = self.loss(self.generator, *batch)
         loss.backward()
         nn.utils.clip_grad_norm_(self.weights, 1.0)
@@ -110,7 +110,7 @@ class Training:
         logger.info("%s: step %d, %.1f min, loss %.4f", self.checkpoint.stem, self.step, minutes, self.recent)
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint, complete or not at all."""
         tensors = {f"network.{name}": weights for name, weights in self.network.named_parameters()}
         tensors |= {f"average.{name}": weights for name, weights in self.average.items()}
         for number, optimiser in enumerate(self.optimisers):
@@ -139,7 +139,7 @@ class Training:
                     states[int(number)].setdefault(int(index), {})[key] = file.get_tensor(name)
             if self._generator_name in file.keys():  # noqa: SIM118 - no dictionary
                 self.generator.set_state(file.get_tensor(self._generator_name))
-            else:  # of a training elsewhere
+            else:  # the checkpoint is from another kind of device
                 self.generator.manual_seed(int(facts["step"]))
         for optimiser, state in zip(self.optimisers, states, strict=True):
             optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
@@ -149,27 +149,27 @@ class Training:
 
 def adam(weights: Iterable[nn.Parameter], rate: float) -> Optimizer:
     weights = list(weights)
-    # its count of steps is on a GPU with all the rest, so that a graph of a step can hold it
+    # keeps the step count on the GPU, so that a CUDA graph can contain a step
     capturable = weights[0].is_cuda
     return torch.optim.AdamW(weights, rate, betas=(0.9, 0.99), weight_decay=0.0, capturable=capturable)
 
 
 def _approach(tensors: Sequence[Tensor], goals: Sequence[Tensor], share: Tensor) -> None:
-    """Bring each tensor nearer to its goal, in place: by this share of the way."""
-    ways = torch._foreach_sub(goals, tensors)
-    torch._foreach_mul_(ways, share)
-    torch._foreach_add_(tensors, ways)
+    """Move each tensor towards its goal, in place, by this share of the difference."""
+    differences = torch._foreach_sub(goals, tensors)
+    torch._foreach_mul_(differences, share)
+    torch._foreach_add_(tensors, differences)
 
 
 def averaged(checkpoint: Path) -> dict[str, Tensor]:
-    """The averaged weights of a checkpoint: those to use."""
+    """The averaged weights of a checkpoint, which are the ones to use."""
     with safe_open(checkpoint, "pt") as file:
         names = [name for name in file.keys() if name.startswith("average.")]  # noqa: SIM118 - no dictionary
         return {name.removeprefix("average."): file.get_tensor(name) for name in names}
 
 
 def progress_of(checkpoint: Path) -> dict[str, float]:
-    """How far a checkpoint is: `step`, `seconds` spent, and the `loss` of the last while."""
+    """The progress of a checkpoint: `step`, `seconds` spent, and the recent mean `loss`."""
     with safe_open(checkpoint, "pt") as file:
         facts = file.metadata()
     return {

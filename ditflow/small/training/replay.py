@@ -1,4 +1,4 @@
-"""Steps of a training as CUDA graphs: launching so small kernels takes longer than running them."""
+"""Run training steps as CUDA graphs, because launching such small kernels takes longer than running them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-WARM_UP = 3  # calls before one is recorded: they compile, choose kernels and make the optimisers' state
+WARM_UP = 3  # calls before recording, which compile, choose kernels and create the optimisers' state
 
 
 class Recording(NamedTuple):
@@ -17,7 +17,7 @@ class Recording(NamedTuple):
 
 
 class Replayed:
-    """A function of tensors that changes others in place, as CUDA graphs: one for each shape of inputs."""
+    """Replays a function of tensors as CUDA graphs, one per shape of inputs. It may change other tensors."""
 
     def __init__(self, function: Callable[..., Tensor], generator: torch.Generator):
         self.function, self.generator = function, generator
@@ -44,7 +44,7 @@ class Replayed:
         return result
 
     def _places(self, shapes: tuple, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Where a graph finds its inputs, with these in them."""
+        """The fixed input tensors of a graph, filled with these inputs."""
         if shapes not in self.inputs:
             self.inputs[shapes] = [torch.empty_like(one, device=self.generator.device) for one in inputs]
         for place, tensor in zip(self.inputs[shapes], inputs, strict=True):
@@ -54,14 +54,14 @@ class Replayed:
     def _record(self, places: Sequence[Tensor]) -> Recording:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
-        # the thread that pins the batches to come may go on
+        # the thread that pins coming batches may keep calling CUDA
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             result = self.function(*places)
         return Recording(graph, result)
 
 
 def side_by_side(works: Sequence[Callable[[], object]], device: torch.device) -> None:
-    """Do all of them; on a GPU at the same time, each being a chain of kernels that fill a corner of it."""
+    """Run all of these; on a GPU at the same time, as each one's kernels fill only a small part of it."""
     if device.type == "cpu":
         for work in works:
             work()

@@ -1,4 +1,4 @@
-"""Going on from the models that come with the project, where there are no checkpoints of their training."""
+"""Make training checkpoints from the shipped models."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def adopt_shipped(checkpoints: Path) -> None:
-    """Write checkpoints of the shipped models, of each stage that has none.
+    """Write a checkpoint from the shipped models for each stage that has none.
 
-    They hold weights and how many steps were made; optimisers begin anew. Where one stage has gone on from
-    another, both get the later one's weights: no others are shipped.
+    They hold weights and progress; the optimisers start afresh. If a stage started from another one, both get
+    the later weights, as only those are shipped.
     """
     stages = json.loads((shipped_folder("small").parent / RECORD).read_text(encoding="utf-8"))["stages"]
     folders = {style: shipped_folder(name) for name, style in SMALL_MODELS.items()}
-    folders["tracking"] = folders["rope"]  # has gone on from it, as the decoder from the vae
+    folders["tracking"] = folders["rope"]  # started from it, as the decoder did from the vae
     vae = load_file(folders["rope"] / "vae" / WEIGHTS)
     decoder = "decoder."
     networks = {

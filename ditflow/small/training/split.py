@@ -1,4 +1,4 @@
-"""What is trained on, and what is kept from training to judge by: fixed before any training."""
+"""The split into training data and data held out for evaluation."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,13 +6,13 @@ from ditflow.small.clips import MadeClip, made_clip
 from ditflow.small.vocabulary import COLOURS, SHAPES, caption
 
 TRAINING_SEEDS = range(10_000, 30_000)
-HELD_OUT_SEEDS = range(1_000)  # clips; training never draws from these
+HELD_OUT_SEEDS = range(1_000)  # of clips that are never trained on
 
 
 def held_out_prompts() -> list[tuple[str, str, str]]:
-    """24 times colour, shape and background; no clip with such a caption is trained on.
+    """24 triples of colour, shape and background; clips with these captions are never trained on.
 
-    Every shape comes eight times, every colour two or three times on either side.
+    Each shape occurs eight times; each colour occurs two or three times as colour and as background.
     """
     names = list(COLOURS)
     prompts = []
@@ -27,10 +27,7 @@ HELD_OUT_CAPTIONS = frozenset(caption(colour, shape, back) for colour, shape, ba
 
 
 def training_clips(seeds: Iterable[int] = TRAINING_SEEDS, painted: slice = slice(None)) -> Iterator[MadeClip]:
-    """The clips to train on, in order: those of the seeds whose captions are not held out.
-
-    `painted`: only these frames of each.
-    """
+    """Yield the clips of these seeds whose captions are not held out; `painted` selects frames to draw."""
     for seed in seeds:
         clip = made_clip(seed, painted=painted)
         if clip.caption not in HELD_OUT_CAPTIONS:

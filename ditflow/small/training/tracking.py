@@ -1,7 +1,7 @@
-"""The stage after `rope`'s: in one block, attention learns to follow what moves.
+"""The stage after `rope`: the attention of one block learns to follow what moves.
 
-The velocity is to stay what `rope` makes it, the attention is to find where the matter in a token has gone.
-Track4Gen (Jeong et al., CVPR 2025, arXiv 2412.06016) has such a term for the features of a block.
+The loss keeps the velocity that `rope` predicts, and makes attention point to where a token's content goes.
+Track4Gen (Jeong et al., CVPR 2025, arXiv 2412.06016) has a similar term for the features of a block.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from ditflow.small.training.transformer import (
 from ditflow.small.truth import true_flow
 
 STYLE = "rope"
-BLOCK = 4  # sees motion best as it is
-WEIGHT = 0.02  # of the attention's error beside the velocity's
+BLOCK = 4  # the one that reads motion best without this stage
+WEIGHT = 0.02  # of the attention's error, relative to the velocity's
 BATCH = 8
-RATE = 0.3  # of the rates at which the transformer was trained
+RATE = 0.3  # share of the transformer stage's learning rates
 
 
 def tracking_training(checkpoints: Path, device: torch.device) -> Training:
-    """A training of `rope`'s transformer, from where its own stage has left it.
+    """The further training of `rope`'s transformer.
 
-    Raises DitflowError where that stage has no checkpoint.
+    Raises DitflowError if `rope` has no checkpoint.
     """
     transformer, teacher = (trained_transformer(STYLE, checkpoints) for _ in range(2))
     for network in (transformer, teacher):
@@ -62,7 +62,7 @@ def tracking_training(checkpoints: Path, device: torch.device) -> Training:
 
 
 class WatchedAttention(PlainAttention):
-    """Keeps the video tokens' queries and keys [clips, heads, tokens, head_dim] of its last call."""
+    """Attention that keeps its last queries and keys of video tokens [clips, heads, tokens, head_dim]."""
 
     query: Tensor
     key: Tensor
@@ -72,7 +72,7 @@ class WatchedAttention(PlainAttention):
 
 
 def true_flows(grid: Grid) -> Tensor:
-    """The training clips' true motion [clips, frames, frames, height * width, 2] float16, in patches."""
+    """True motion of the training clips [clips, frames, frames, height * width, 2] float16, in patches."""
     clips = training_clips(TRAINING_SEEDS, painted=slice(0))
     family, flows = family_of("small"), []
     for clip in clips:
@@ -83,11 +83,11 @@ def true_flows(grid: Grid) -> Tensor:
 
 
 def tracking_error(query: Tensor, key: Tensor, flow: Tensor, grid: Grid) -> Tensor:
-    """Cross-entropy of where attention points and where the matter goes, over all pairs of different frames.
+    """Cross-entropy between attention and the true motion, over all pairs of different frames.
 
-    `query`, `key` [clips, heads, tokens, head_dim], `flow` as in `true_flows`. Attention is that of motion
-    flow: logits are averaged over heads, and each frame has a softmax of its own. A goal between tokens is
-    shared by the four around it. Tokens that move count as much as the rest, which are ten times as many.
+    `query`, `key` [clips, heads, tokens, head_dim], `flow` as in `true_flows`. Attention is as in motion
+    flow: logits are averaged over heads, with a softmax per key frame. A goal between tokens is shared among
+    the four around it. Moving tokens weigh as much in all as still ones, which are ten times as many.
     """
     heads, channels = query.shape[1], query.shape[3]
     query, key = (rearrange(side.float(), "b m s d -> b s (m d)") for side in (query, key))
@@ -95,14 +95,14 @@ def tracking_error(query: Tensor, key: Tensor, flow: Tensor, grid: Grid) -> Tens
     logits = rearrange(logits, "b (f n) (g p) -> b f g n p", f=grid.frames, g=grid.frames)
     surprise = -(logits.log_softmax(dim=-1) * _shares(flow, grid)).sum(dim=-1)  # [clips, f, g, n]
     others = ~torch.eye(grid.frames, dtype=torch.bool, device=flow.device)[None, :, :, None]
-    moving = (flow != 0).any(dim=-1).any(dim=2, keepdim=True)  # into whatever frame
+    moving = (flow != 0).any(dim=-1).any(dim=2, keepdim=True)  # towards any frame
     return sum(_mean(surprise, others & rows) for rows in (moving, ~moving)) / 2
 
 
 def _shares(flow: Tensor, grid: Grid) -> Tensor:
-    """What share of each token's goal falls to each token of a frame [..., height * width, height * width].
+    """The share of each token's goal in each token of a frame [..., height * width, height * width].
 
-    A goal outside the picture is brought to its rim.
+    Goals outside the picture are moved to its edge.
     """
     columns, rows = (torch.arange(size, device=flow.device) for size in (grid.width, grid.height))
     x = (columns.repeat(grid.height) + flow[..., 0].float()).clamp(0, grid.width - 1)
@@ -113,6 +113,6 @@ def _shares(flow: Tensor, grid: Grid) -> Tensor:
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:
-    """Of those chosen, 0 of none; without a wait for how many there are."""
+    """Mean of the chosen values, 0 if there are none; does not wait for the device."""
     chosen = chosen.expand_as(values)
     return (values * chosen).sum() / chosen.sum().clamp(min=1)

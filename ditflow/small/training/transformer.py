@@ -1,4 +1,4 @@
-"""The transformers' stages: to predict the velocity between a clip's latents and noise."""
+"""The stages of the transformers: predict the velocity between a clip's latents and noise."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from ditflow.small.training.loop import Training, adam, averaged
 BATCH = 32
 MATRIX_RATE, OTHER_RATE = 3e-3, 1.5e-3
 OTHER = {"rope": "sincos", "sincos": "rope"}
-WITHOUT_WORDS = 0.1  # share of clips whose caption is left out
-MIDDLE = (400, 950)  # timesteps in which a clip takes its form: half of all are drawn there
+WITHOUT_WORDS = 0.1  # share of clips trained without their caption
+MIDDLE = (400, 950)  # timesteps in which a clip takes its form; half of the samples are drawn here
 
 
 def transformer_training(style: str, checkpoints: Path, device: torch.device) -> Training:
-    """A training of the transformer that places tokens by "rope" or "sincos", on the encoded clips.
+    """The training of the transformer with "rope" or "sincos" positions, on the encoded clips.
 
-    Where the other style's is trained already it starts from there: all but the places is learned.
+    If the other style is already trained, this one starts from its weights: only positions differ.
     """
     transformer = new_transformer(style)
     other = checkpoints / f"{OTHER[style]}.safetensors"
@@ -40,7 +40,7 @@ def transformer_training(style: str, checkpoints: Path, device: torch.device) ->
         transformer.set_attn_processor(PlainAttention())
     transformer.to(device)
     error_of_velocity = velocity_error(transformer, material(checkpoints, device), BATCH)
-    for block in transformer.transformer_blocks:  # all alike: compiled once
+    for block in transformer.transformer_blocks:  # identical blocks compile once
         block.compile()
 
     def loss(generator: torch.Generator) -> Tensor:
@@ -55,9 +55,9 @@ def velocity_error(
     batch: int,
     teacher: CogVideoXTransformer3DModel | None = None,
 ) -> Callable[[torch.Generator], tuple[Tensor, Tensor]]:
-    """The error of the velocity in a batch that is drawn with the generator, and the clips it has [batch].
+    """A function that draws a batch with a generator, and returns the velocity's error and the clips [batch].
 
-    The velocity is to be the true one or, where there is a teacher, the teacher's.
+    The target is the true velocity or, if there is a teacher, the teacher's.
     """
     latents, captions, texts, *_ = clips
     device = latents.device
@@ -72,7 +72,7 @@ def velocity_error(
         drawn, with_words = draw(0, len(latents)), chance[1] > WITHOUT_WORDS
         timesteps = torch.where(chance[0] < 0.5, draw(*MIDDLE), draw(0, 1000))
         noise = torch.randn(batch, *latents.shape[1:], generator=generator, device=device)
-        clean, words = latents[drawn].float(), captions[drawn] * with_words  # 0: no words
+        clean, words = latents[drawn].float(), captions[drawn] * with_words  # text 0 is empty
         noisy = scheduler.add_noise(clean, noise, timesteps)
 
         def velocity(network: CogVideoXTransformer3DModel) -> Tensor:
@@ -90,7 +90,7 @@ def velocity_error(
 
 
 def new_transformer(style: str) -> CogVideoXTransformer3DModel:
-    """Before training: every block passes its input on, the prediction is nothing."""
+    """An untrained transformer: each block returns its input, and the prediction is zero."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         transformer = CogVideoXTransformer3DModel(
@@ -106,10 +106,7 @@ def new_transformer(style: str) -> CogVideoXTransformer3DModel:
 
 
 def trained_transformer(style: str, checkpoints: Path) -> CogVideoXTransformer3DModel:
-    """The transformer as its own stage has left it, float32.
-
-    Raises DitflowError where there is no checkpoint of that.
-    """
+    """The transformer after its own stage, float32. Raises DitflowError if that has no checkpoint."""
     checkpoint = checkpoints / f"{style}.safetensors"
     if not checkpoint.is_file():
         raise DitflowError(f"no {checkpoint}: train it with `python -m ditflow.small.train vae {style}`")
@@ -119,7 +116,7 @@ def trained_transformer(style: str, checkpoints: Path) -> CogVideoXTransformer3D
 
 
 class PlainAttention:
-    """Attention written out: for so few tokens and compiled, twice as fast on a CPU as the fused one."""
+    """Attention in plain operations: compiled, and for so few tokens, twice as fast as fused on a CPU."""
 
     def __call__(
         self,
@@ -148,11 +145,11 @@ class PlainAttention:
         return mixed[:, length:], mixed[:, :length]
 
     def look(self, query: Tensor, key: Tensor) -> None:
-        """Whatever wants to see the video tokens' [clips, heads, tokens, head_dim]."""
+        """Hook for queries and keys of video tokens [clips, heads, tokens, head_dim]."""
 
 
 def grid_of(transformer: CogVideoXTransformer3DModel, latents: Tensor) -> Grid:
-    """The tokens of latents [clips, frames, channels, height, width]."""
+    """The token grid of latents [clips, frames, channels, height, width]."""
     _, frames, _, height, width = latents.shape
     patch = transformer.config.patch_size
     return Grid(frames, height // patch, width // patch)
@@ -160,14 +157,14 @@ def grid_of(transformer: CogVideoXTransformer3DModel, latents: Tensor) -> Grid:
 
 def _rope(transformer: CogVideoXTransformer3DModel, grid: Grid) -> tuple[Tensor, Tensor] | None:
     if not transformer.config.use_rotary_positional_embeddings:
-        return None  # its embedding is added inside
+        return None  # a sincos embedding is added inside
     return tuple(positional_embedding(transformer.config, grid)[0].to(transformer.device))
 
 
 def optimisers(transformer: nn.Module, share: float = 1.0) -> list[torch.optim.Optimizer]:
-    """Muon for each block's matrices of attention and feed-forward, AdamW for the rest.
+    """One Muon per block for its matrices of attention and feed-forward, and AdamW for the rest.
 
-    At this share of the rates at which training starts from nothing.
+    `share` scales the learning rates.
     """
     matrices = [
         [
