@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.jobs.transfer import transfer
+from ditflow.progress import quieten_libraries
 from ditflow.settings import Settings
 from ditflow.small.clips import FRAME_RATE, made_clip
 from ditflow.video import Clip, write_clip
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ditflow.report.showcase", description=main.__doc__)
     parser.add_argument("output", type=Path, help="the file to write, .gif or .mp4")
     choice = parser.parse_args(arguments)
+    quieten_libraries()
     try:
         write_clip(make_showcase(), choice.output)
     except DitflowError as error:

@@ -175,7 +175,7 @@ def model_settings(model: str) -> dict[str, Any]:
 def check_family(settings: Settings, family: ModelFamily) -> None:
     """Raises SettingsError for values that a model family does not accept."""
     size, multiple = settings.size, family.size_multiple
-    if any(side % multiple for side in size):
+    if any(side % multiple or not side for side in size):
         nearest = Size(*(max(multiple, round(side / multiple) * multiple) for side in size))
         raise SettingsError(f"size: {size} given, multiples of {multiple} accepted; nearest: {nearest}")
     if settings.frames < family.least_frames:

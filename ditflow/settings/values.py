@@ -39,8 +39,6 @@ def read_value(item: Field, kind: Any, given: Any) -> Any:
             _check_text(item, part)
         else:
             _check_bounds(item, given, part)
-    if kind is Size and min(value) < 1:
-        raise SettingsError(f"{item.name}: {value} given, at least 1x1 accepted")
     return value
 
 

@@ -147,7 +147,7 @@ def test_no_kernel_is_downloaded(small_folder, tmp_path):
     model = shutil.copytree(small_folder, tmp_path / "model")
     changed("text_encoder", attn_implementation="somebody/kernel")(model)
     encoder = ModelFolder(str(model), "float32", torch.device("cpu")).text_encoder()
-    assert encoder.config._attn_implementation == "sdpa"
+    assert encoder.network.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize(

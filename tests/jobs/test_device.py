@@ -1,5 +1,7 @@
 """Which device a run computes on, and which it refuses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,10 +12,11 @@ from ditflow.settings import Settings
 
 def test_large_models_want_a_gpu(monkeypatch, small_folder):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for model in ("5b", "2b", "someone/else"):
+    hub_id = replace(Settings(model="5b"), model="someone/else")
+    for settings in (Settings(model="5b"), Settings(model="2b"), hub_id):
         with pytest.raises(DitflowError, match="needs a CUDA GPU.*--model small"):
-            choose_device(Settings(model=model))
-        assert choose_device(Settings(model=model, device="cpu")) == torch.device("cpu")
+            choose_device(settings)
+        assert choose_device(replace(settings, device="cpu")) == torch.device("cpu")
     assert choose_device(Settings(model=str(small_folder), device="auto")) == torch.device("cpu")
     with pytest.raises(DitflowError, match="accepted: auto, cpu"):
         choose_device(Settings(device="toaster"))
