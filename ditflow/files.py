@@ -6,14 +6,16 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ditflow import configs
 from ditflow.errors import DitflowError
 
+PACKAGE = Path(__file__).parent
+CONFIGS = Path(configs.__path__[0])
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 # a zip file as torch writes it, or a bare pickle
 PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
@@ -22,7 +24,13 @@ PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(
 @cache
 def shipped(name: str) -> dict[str, Any]:
     """A YAML file of `configs/`. Treat it as read-only."""
-    return yaml.safe_load((files("ditflow.configs") / name).read_text(encoding="utf-8"))
+    return yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))
+
+
+@cache
+def shipped_names(folder: str) -> tuple[str, ...]:
+    """The names of the YAML files in a folder of `configs/`."""
+    return tuple(sorted(path.stem for path in (CONFIGS / folder).glob("*.yaml")))
 
 
 def cache_folder() -> Path:

@@ -9,14 +9,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ditflow.errors import SettingsError
-from ditflow.files import shipped
+from ditflow.files import PACKAGE, shipped, shipped_names
 from ditflow.limits import SETTINGS_BYTES
 from ditflow.models.cogvideox.family import CogVideoXFamily
 
@@ -41,7 +38,7 @@ class ModelFamily(Protocol):
     tiles: tuple[str, ...]  # of VAE decoding, WIDTHxHEIGHT in pixels, the largest first; at least one
     size_multiple: int  # pixels
     least_frames: int
-    frame_rate: Fraction  # frames a second of a source that does not tell
+    frame_rate: int  # frames a second of a source that does not tell
     has_dynamic_scale: bool
     takes_lora: bool
 
@@ -101,12 +98,9 @@ class ModelFamily(Protocol):
 FAMILIES: dict[str, ModelFamily] = {family.pipeline: family for family in (CogVideoXFamily(),)}
 
 
-@cache
 def models() -> tuple[str, ...]:
     """The names of the published and the shipped models: a file each in `configs/models/`."""
-    folder = files("ditflow.configs") / "models"
-    names = [path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml")]
-    return tuple(sorted(names))
+    return shipped_names("models")
 
 
 def known_model(model: str) -> dict[str, Any] | None:
@@ -122,7 +116,7 @@ def shipped_folder(model: str) -> Path | None:
     """The pipeline folder of a model that is part of this package."""
     facts = known_model(model)
     inside = facts["weights"].get("package_folder") if facts else None
-    return Path(str(files("ditflow"))) / inside if inside else None
+    return PACKAGE / inside if inside else None
 
 
 def local_folder(model: str) -> Path | None:

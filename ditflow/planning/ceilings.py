@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.resources import files
 
 from ditflow.errors import SettingsError
-from ditflow.files import shipped
+from ditflow.files import shipped, shipped_names
 from ditflow.planning.plan import Phase, Plan
 
 
@@ -33,10 +32,7 @@ class Ceilings:
 
 def read_ceilings(device: str) -> Ceilings:
     """Raises SettingsError for a device that nobody has measured."""
-    folder = files("ditflow.configs") / "devices"
-    known = sorted(
-        path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml")
-    )
+    known = shipped_names("devices")
     if device not in known:
         raise SettingsError(
             f"device {device!r}: no measured ceilings; there are {', '.join(known)}; measure it there with "

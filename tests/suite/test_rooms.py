@@ -25,6 +25,7 @@ ROOMS = (  # from the top
     "profiling",
 )
 FOUNDATION = ("errors", "files", "limits", "progress")  # modules that every room may import
+DATA = "configs"  # a folder of YAML files
 PUBLIC = "ditflow"  # ditflow/__init__.py: what users import, so no room does
 
 
@@ -46,6 +47,8 @@ def room_of(module):
     if parts[0] in ("bench", "profiles", "tests"):
         return parts[0]
     if parts[0] != "ditflow":
+        return None
+    if parts[1:2] == [DATA]:
         return None
     return parts[1] if len(parts) > 1 and parts[1] in (*ROOMS, *FOUNDATION) else PUBLIC
 

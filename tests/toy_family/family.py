@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ class ToyFamily:
     tiles = TILES
     size_multiple = 8
     least_frames = 5
-    frame_rate = Fraction(12)
+    frame_rate = 12
     has_dynamic_scale = takes_lora = False
 
     def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:

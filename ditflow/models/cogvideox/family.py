@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
 
 from ditflow.files import shipped
@@ -31,7 +30,7 @@ class CogVideoXFamily:
     tiles = ("360x240", "288x192", "240x160", "192x128", "144x96")  # those that join to the right size
     size_multiple = 16
     least_frames = 9
-    frame_rate = Fraction(8)
+    frame_rate = 8
     has_dynamic_scale = True
     takes_lora = True
 
