@@ -8,7 +8,7 @@ from ditflow.jobs.device import choose_device
 from ditflow.settings import Settings
 
 
-def test_large_models_want_a_gpu(monkeypatch, small_folder):
+def test_large_models_need_a_gpu(monkeypatch, small_folder):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for model in ("5b", "2b", "someone/else"):
         with pytest.raises(DitflowError, match="needs a CUDA GPU.*--model small"):
