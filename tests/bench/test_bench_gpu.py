@@ -1,4 +1,4 @@
-"""The GPU benchmark's own code, on the CPU with tiny sizes: what it prints here are no measurements."""
+"""The GPU benchmark's code on the CPU with tiny sizes; the numbers it prints here are not measurements."""
 
 import json
 from dataclasses import asdict
@@ -41,7 +41,7 @@ def test_refuses_an_old_triton(monkeypatch):
 
 
 def test_every_pass_and_rival_runs():
-    """No result file is written, and nothing here is a time."""
+    """No result file is written, and no time is real."""
     meter = SmokeMeter()
     rows = rows_of(meter)
     expected = [
@@ -84,7 +84,7 @@ def test_what_fails_does_not_end_the_others(capsys):
 
 
 def test_what_is_worth_most_comes_first(monkeypatch):
-    """Nothing is computed: a row stands for each thing that would be measured."""
+    """Nothing is computed; each row stands for a measurement."""
     monkeypatch.setattr(gpu, "measure_steps", lambda *_, models: iter(_[-1]))
     monkeypatch.setattr(gpu, "measure_all", lambda *given, compiled: iter([(*given[-1], compiled)]))
     order = list(gpu.measurements(SmokeMeter(), Deadline(1.0), CEILINGS))

@@ -1,4 +1,4 @@
-"""The timed benchmarks' own logic: made times only, no clock decides anything here."""
+"""The timed benchmarks' own logic, with invented times instead of a clock."""
 
 import json
 import statistics
@@ -45,7 +45,7 @@ def test_sides_take_turns_within_a_round():
 
 
 def test_what_else_the_machine_does_falls_on_all_sides():
-    """From the fourth round on everything takes ten times as long: no ratio tells."""
+    """From the fourth round on everything takes ten times as long; no ratio changes."""
     assert played(Machine(lambda turn: 10.0 if turn > 2 else 1.0)).ratios["slow"] == pytest.approx(3)
 
 
@@ -54,7 +54,7 @@ def test_the_planted_slowdown_is_half_as_much_work_again():
 
 
 def written(**found):
-    """What pytest-benchmark writes of a process that measured one contest."""
+    """What pytest-benchmark writes for a process that measured one contest."""
     extra = {"name": "it", "seconds": 1.0, "load": [0.5, 1.25], "threads": 2, "commit": "0123456789ab"}
     return {
         "machine_info": {"cpu": {"brand_raw": "A CPU"}},
@@ -79,7 +79,7 @@ def test_bounds_are_quiet_and_catch_the_slowdown():
 
 
 def test_processes_that_differ():
-    """The bound is around their middle, where they are near enough to each other for one."""
+    """Bounds are set around the median if the processes are close enough to each other."""
     runs = [
         written(ratios={"steady": steady, "odd": odd})
         for steady, odd in ((1.0, 1.0), (1.1, 3.0), (1.21, 1.3))
@@ -94,7 +94,7 @@ def test_processes_that_differ():
 
 
 def test_a_steady_process_keeps_what_it_frees():
-    """64 MiB that were freed stay its own: the system does not hand them out anew."""
+    """Freed memory stays with the process, so that the system need not provide it again."""
     code = """
 import torch
 from bench.motion_flow import resident_mib
@@ -120,7 +120,7 @@ def test_a_ratio_without_bounds_fails():
 
 
 def test_setting_bounds(tmp_path, monkeypatch, capsys):
-    """What was not measured this time keeps its bounds; each row says how it was set."""
+    """Rows that were not measured keep their bounds; each row says how it was set."""
     table, results, file = tmp_path / "ratios.csv", tmp_path / "results" / "cpu.json", tmp_path / "found.json"
     monkeypatch.setattr(bounds_file, "TABLE", table)
     monkeypatch.setattr(bounds_file, "RESULTS", results)
@@ -145,7 +145,7 @@ def test_setting_bounds(tmp_path, monkeypatch, capsys):
 
 
 def faults(bounds):
-    """Rows of a contest that is no more, rows that a slowdown does not break, rows nobody measured."""
+    """Rows of contests that no longer exist, that a slowdown does not break, or that nobody measured."""
     names = {contest.name for contest in CONTESTS}
     return [
         row

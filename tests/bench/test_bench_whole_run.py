@@ -32,7 +32,7 @@ def counted():
     [("plain", 1.83, 1.34), ("attention kept", 1.61, 1.27), ("block by block", 1.42, 1.20)],
 )
 def test_ours_is_less_work(counted, side, optimisation, whole):
-    """How many times less than the released way: exact, with no clock."""
+    """How many times less than the released way: exact, without a clock."""
     rival, ours = counted[RIVAL], counted[side]
     assert rival.optimisation_flops >= optimisation * ours.optimisation_flops
     assert rival.whole_flops >= whole * ours.whole_flops
@@ -48,7 +48,7 @@ def pull(_, read):
 
 
 def test_the_rival_does_the_released_work():
-    """5B at 24 frames: an update 235 TFLOP, 1.2 for the flow among them; a forward 115, for features too."""
+    """5B at 24 frames: 235 TFLOP for an update, 1.2 of them for the flow; 115 for a forward or features."""
     settings = Settings(model="5b")
     until = Until("query_key", settings.guidance_blocks)
     with fake_tensors():
@@ -77,7 +77,7 @@ def test_the_rival_computes_what_a_runner_does(inputs):
     same(rival.forward([inputs, clip], injected), ours.forward([inputs, clip], injected))
     found = [each.gradient(pull, "latents", inputs, injected, until, 4.0) for each in (rival, ours)]
     same(*found)
-    same(rival.forward([inputs], {}), ours.forward([inputs], {}))  # nothing is left of the injection
+    same(rival.forward([inputs], {}), ours.forward([inputs], {}))  # the injection leaves nothing behind
 
 
 def same(first, second):
@@ -95,7 +95,7 @@ def test_the_rivals_weights_get_gradients_on_the_way(inputs):
 
 
 def test_the_command(monkeypatch, capsys, tmp_path):
-    """What it prints here are no measurements; two sides of four will do."""
+    """The numbers it prints here are not measurements; two of the four sides are enough."""
     sides = (RIVAL, "block by block")
     monkeypatch.setattr(whole_run, "SIDES", {side: SIDES[side] for side in sides})
     monkeypatch.setattr(sys, "argv", ["whole_run", "--quick", "--json", str(tmp_path / "found.json")])
@@ -107,7 +107,7 @@ def test_the_command(monkeypatch, capsys, tmp_path):
         assert f"| {written[side]['whole_seconds']:.1f} (" in line
         for seconds in ("seconds", "cpu_seconds"):
             assert 0 < written[side][f"optimisation_{seconds}"] < written[side][f"whole_{seconds}"]
-        # four layers of 15 MiB, less what malloc had left of the tiny run
+        # four layers of 15 MiB, less what malloc had kept from the tiny run
         assert written[side]["peak_mib"] > 45 and written[side]["loaded_mib"] > 100
         assert written[side]["difference"] <= (0 if side == RIVAL else 1e-4)
     assert written["block by block"]["peak_mib"] < written[RIVAL]["peak_mib"]
