@@ -94,4 +94,4 @@ def test_divergence(fork_server, tmp_path):
     assert fork_server.transfer(tmp_path, *words) == 1
     error = fork_server.error(tmp_path)
     assert "of denoising step 1: with a smaller --learning-rate" in error
-    assert "resume" not in error  # resuming would diverge again
+    assert "resume" not in error  # it would come to the same
