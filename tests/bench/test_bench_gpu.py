@@ -84,7 +84,7 @@ def test_what_fails_does_not_end_the_others(capsys):
 
 
 def test_what_is_worth_most_comes_first(monkeypatch):
-    """Nothing is computed; each row stands for a measurement."""
+    """Nothing is computed: a row stands for each thing that would be measured."""
     monkeypatch.setattr(gpu, "measure_steps", lambda *_, models: iter(_[-1]))
     monkeypatch.setattr(gpu, "measure_all", lambda *given, compiled: iter([(*given[-1], compiled)]))
     order = list(gpu.measurements(SmokeMeter(), Deadline(1.0), CEILINGS))

@@ -1,4 +1,4 @@
-"""`make bench` and its control: what fails, and what is recorded. All times are invented."""
+"""`make bench` and its control: what fails, and what is written down. Times are made."""
 
 from functools import partial
 from math import inf
@@ -21,7 +21,7 @@ def broken():
 
 @pytest.fixture
 def judge(monkeypatch):
-    """Runs one contest: ours takes the given seconds, a rival six, a compiled one two."""
+    """One contest: ours takes some seconds, a rival six, a compiled one two."""
     monkeypatch.setattr(command, "can_compile", lambda: True)
     monkeypatch.setattr(command, "commit", lambda: "0123456789")
 

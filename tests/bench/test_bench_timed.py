@@ -45,7 +45,7 @@ def test_sides_take_turns_within_a_round():
 
 
 def test_what_else_the_machine_does_falls_on_all_sides():
-    """From the fourth round on everything takes ten times as long; no ratio changes."""
+    """From the fourth round on everything takes ten times as long: no ratio tells."""
     assert played(Machine(lambda turn: 10.0 if turn > 2 else 1.0)).ratios["slow"] == pytest.approx(3)
 
 
@@ -54,7 +54,7 @@ def test_the_planted_slowdown_is_half_as_much_work_again():
 
 
 def written(**found):
-    """What pytest-benchmark writes for a process that measured one contest."""
+    """What pytest-benchmark writes of a process that measured one contest."""
     extra = {"name": "it", "seconds": 1.0, "load": [0.5, 1.25], "threads": 2, "commit": "0123456789ab"}
     return {
         "machine_info": {"cpu": {"brand_raw": "A CPU"}},
@@ -145,7 +145,7 @@ def test_setting_bounds(tmp_path, monkeypatch, capsys):
 
 
 def faults(bounds):
-    """Rows of contests that no longer exist, that a slowdown does not break, or that nobody measured."""
+    """Rows of a contest that is no more, rows that a slowdown does not break, rows nobody measured."""
     names = {contest.name for contest in CONTESTS}
     return [
         row

@@ -95,7 +95,7 @@ def test_the_rivals_weights_get_gradients_on_the_way(inputs):
 
 
 def test_the_command(monkeypatch, capsys, tmp_path):
-    """The numbers it prints here are not measurements; two of the four sides are enough."""
+    """What it prints here are no measurements; two sides of four will do."""
     sides = (RIVAL, "block by block")
     monkeypatch.setattr(whole_run, "SIDES", {side: SIDES[side] for side in sides})
     monkeypatch.setattr(sys, "argv", ["whole_run", "--quick", "--json", str(tmp_path / "found.json")])
@@ -107,7 +107,7 @@ def test_the_command(monkeypatch, capsys, tmp_path):
         assert f"| {written[side]['whole_seconds']:.1f} (" in line
         for seconds in ("seconds", "cpu_seconds"):
             assert 0 < written[side][f"optimisation_{seconds}"] < written[side][f"whole_{seconds}"]
-        # four layers of 15 MiB, less what malloc had kept from the tiny run
+        # four layers of 15 MiB, less what malloc had left of the tiny run
         assert written[side]["peak_mib"] > 45 and written[side]["loaded_mib"] > 100
         assert written[side]["difference"] <= (0 if side == RIVAL else 1e-4)
     assert written["block by block"]["peak_mib"] < written[RIVAL]["peak_mib"]
