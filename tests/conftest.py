@@ -1,4 +1,4 @@
-"""Fixtures that several folders of tests share."""
+"""Fixtures that several test folders share."""
 
 import shutil
 import signal
@@ -22,7 +22,7 @@ torch.set_num_threads(1)  # models are tiny: a second thread costs more than it 
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory):
+def isolated_cache(tmp_path_factory):
     """No test reads or writes the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
@@ -31,7 +31,7 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Every test draws the same random numbers, in whatever order the tests run."""
+    """Every test draws the same random numbers, whatever the order of the tests."""
     torch.manual_seed(0)
 
 
@@ -91,7 +91,7 @@ def clip(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def fork_server(clip, small_folder, tmp_path_factory):
-    """Runs commands in forks of a warm process, and holds what an undisturbed run leaves behind."""
+    """Runs commands in forks of a warm process, and holds the files of an undisturbed run."""
     settings = quick_settings(
         clip,
         small_folder,

@@ -1,4 +1,4 @@
-"""Videos made by code: files of every kind whose frames show their index, and clips of moving shapes."""
+"""Synthetic videos in many formats whose frames show their index, and helpers for generated clips."""
 
 import itertools
 from pathlib import Path
@@ -74,7 +74,7 @@ def remuxed(source: Path, target: Path, change=lambda number, packet: packet, **
 
 
 def first_seed(**wanted):
-    """The lowest seed of a made clip with a plain backdrop and the wanted properties."""
+    """The lowest seed whose generated clip has a plain backdrop and the wanted properties."""
     for seed in itertools.count():
         scene = made_clip(seed, frames=2).scene
         if scene.backdrop == "plain" and all(getattr(scene, name) == it for name, it in wanted.items()):
@@ -82,7 +82,7 @@ def first_seed(**wanted):
 
 
 def measured_centroids(weights):
-    """(x, y) of the centre of mass of each frame, [frames, 2], from weights [frames, height, width]."""
+    """Centre of mass (x, y) of each frame: weights [frames, height, width] -> [frames, 2]."""
     height, width = weights.shape[1:]
     masses = weights.sum(axis=(1, 2))
     x, y = weights.sum(axis=1) @ np.arange(width), weights.sum(axis=2) @ np.arange(height)

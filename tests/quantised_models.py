@@ -1,4 +1,4 @@
-"""A transformer to quantise, its GGUF file, and the error that quantising makes."""
+"""A transformer to quantise, a writer of GGUF files, and the relative error."""
 
 import gguf
 from gguf import GGMLQuantizationType as Kind
@@ -6,12 +6,12 @@ from tiny_models import tiny_transformer
 
 
 def exact_transformer():
-    """In float32, with rows that are long enough for every kind of quantisation under test."""
+    """A float32 transformer whose rows are long enough for every kind of quantisation under test."""
     return tiny_transformer(layers=2, attention_head_dim=32).requires_grad_(False)
 
 
 def write_gguf(path, transformer, kind):
-    """The matrices of a transformer's blocks in `kind`, other weights in float16, vectors in float32."""
+    """Write a transformer: its blocks' matrices in `kind`, other matrices in float16, vectors in float32."""
     writer = gguf.GGUFWriter(path, "cogvideox")
     for name, tensor in transformer.named_parameters():
         in_block = name.startswith("transformer_blocks") and "norm" not in name
@@ -24,5 +24,5 @@ def write_gguf(path, transformer, kind):
 
 
 def relative(found, expected):
-    """The error as a share of the norm: a wrong scale and a wrong direction both count."""
+    """The error's norm over the expected norm: sees both a wrong scale and a wrong direction."""
     return ((found.double() - expected).norm() / expected.norm()).item()

@@ -1,6 +1,7 @@
-"""Pytest plugin that writes `docs/reliability.md`: what tests marked `fault(what)` try, and how each ended.
+"""Pytest plugin that writes `docs/reliability.md`: the faults that tests cause, and how each ended.
 
-`make reliability` runs those tests and writes the page; `test_reliability.py` compares it with the tests.
+`make reliability` runs the tests marked `fault(what)` and writes the page; `test_reliability.py` compares the
+page with the tests.
 """
 
 import re
@@ -16,7 +17,7 @@ SURVIVED, LOST, UNTRIED = "survived", "lost", "not tried here"
 FAULTS = pytest.StashKey[dict[str, Counter]]()
 HEAD = """# What a run survives
 
-Every fault that the tests cause, and how it ended. `make reliability` runs those tests and writes this page;
+Every fault that the tests cause, and how it ended. `make reliability` runs these tests and writes this page;
 `make test` fails if the page does not match the tests, or if a fault is lost. A fault counts as survived if
 all of its cases pass: the run continued or could be resumed, or it was refused in one line that says why; no
 file under its final name was left incomplete; and none of the user's files was touched. The file named above
@@ -27,7 +28,7 @@ each table holds the exact checks.
 
 @dataclass(frozen=True, order=True)
 class Row:
-    """One fault; every one of its cases has to end well."""
+    """One fault, the number of its cases, and their worst outcome."""
 
     file: str  # test file, relative to the root of the repository
     fault: str

@@ -1,8 +1,9 @@
-"""Where files of the repository are, for the tests that read them."""
+"""Paths in the repository, for the tests that read its files."""
 
 import os
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = ROOT / "tests" / "golden"  # the part of the golden numbers that the repository holds
-ALL_GOLDEN = Path(os.environ.get("DITFLOW_GOLDEN", ROOT.parent / "shared" / "golden"))  # may be absent
+GOLDEN = ROOT / "tests" / "golden"  # the golden files in the repository
+# the whole set of golden files; may be absent
+ALL_GOLDEN = Path(os.environ.get("DITFLOW_GOLDEN", ROOT.parent / "shared" / "golden"))

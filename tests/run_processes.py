@@ -26,7 +26,7 @@ UNCOMPARED = ("run.json",)  # times and peak memory differ from run to run
 
 
 class ForkServer:
-    """The tests' side of the warm process.
+    """The tests' connection to the warm process.
 
     An undisturbed run comes first: `whole` holds its files, `calls` counts the functions and layers that each
     stage calls.
@@ -152,7 +152,7 @@ def child(case: dict[str, Any]) -> int:
 class Trap:
     """Send this process a signal, or raise an out-of-memory error, at the `at`-th call of a stage.
 
-    Counts the main thread's calls in each stage and, apart from them, of any `forward` ("layers of decode").
+    Counts the main thread's calls in each stage, and separately those of any `forward` ("layers of decode").
     """
 
     def __init__(self, stage: str = "", at: int = 0, signum: int = 0):

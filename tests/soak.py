@@ -1,6 +1,6 @@
-"""Make many small transfers in one process and fail if its memory grows: `make soak`, or with --transfers N.
+"""Make many small transfers in one process and fail if its memory grows.
 
-Prints what the process holds from time to time.
+Run it by `make soak`, or directly with --transfers N. It prints from time to time what the process holds.
 """
 
 import argparse
@@ -23,10 +23,10 @@ from ditflow import Settings, transfer
 from ditflow.cli.main import quieten_libraries
 from ditflow.small.clips import main as write_made_clip
 
-TRANSFERS, WARM = 200, 20  # by the WARM-th, libraries hold all that they keep for good
+TRANSFERS, WARM = 200, 20  # after WARM transfers, the caches of libraries are full
 WINDOW = 10  # transfers
-GROWTH = 1.02  # allowed since the WARM-th
-LINES = 20
+GROWTH = 1.02  # factor allowed since transfer WARM
+LINES = 20  # printed in all, roughly
 PLAIN = ("builtins", "importlib")
 PROMPTS = ("a red circle on a blue background", "a green square on a white background")
 
@@ -41,10 +41,10 @@ def transfers(settings: Settings, count: int) -> Iterator[int]:
 
 
 def living() -> dict[str, int]:
-    """Count what this process holds.
+    """Count this process's objects, tensors, threads and open files.
 
-    Leaves out objects of builtin types, because Python's own caches, such as those of imports, hold changing
-    numbers of lists and functions.
+    Leaves out objects of builtin types: Python's own caches, such as those of imports, hold a varying number
+    of lists and functions.
     """
     gc.collect()
     kinds = [type(each) for each in gc.get_objects()]
@@ -85,7 +85,7 @@ def little_settings(folder: Path) -> Settings:
 
 
 def grown(readings: dict[int, dict[str, int]]) -> list[str]:
-    """Return a line for each reading that has grown too much since the WARM-th transfer.
+    """Return a line for each reading that has grown too much since transfer WARM.
 
     Compares medians over WINDOW transfers, because a single transfer may take memory and give it back.
     """
@@ -105,7 +105,7 @@ def main(words: list[str] | None = None) -> int:
     count = parser.parse_args(words).transfers
     if count < WARM + WINDOW:
         parser.error(
-            f"--transfers: {count} given, {WARM + WINDOW} or more accepted: growth counts from {WARM}"
+            f"--transfers: {count} given, {WARM + WINDOW} or more accepted: growth is counted from {WARM}"
         )
     quieten_libraries()
     readings = {}

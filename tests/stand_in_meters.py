@@ -1,4 +1,4 @@
-"""Clocks and meters for the tests of `bench/`: they measure nothing and return made times."""
+"""Fake clocks and meters for the tests of `bench/`: they measure nothing and return fixed times."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ from bench.timing import Cost, result_bytes
 
 
 class Machine:
-    """A clock that moves when work is done, and pytest-benchmark's fixture that reads it."""
+    """A clock that work advances, which also stands in for pytest-benchmark's fixture."""
 
     def __init__(self, pace=lambda turn: 1.0):
         self.now, self.turn, self.pace, self.order = 0.0, 0, pace, []
@@ -33,7 +33,7 @@ class Machine:
 
 
 class SmokeMeter:
-    """Implements `bench.timing.Meter`: makes every call, and says that each took 2 ms."""
+    """Implements `bench.timing.Meter`: makes every call, and reports 2 ms for each."""
 
     device = torch.device("cpu")
 

@@ -1,6 +1,7 @@
-"""Tiny random transformers, and everything that a test needs to run one.
+"""Tiny random transformers, and what a test needs to run one.
 
-Tests call these functions instead of the project's constructors; only this file follows when one changes.
+Tests call these functions instead of the project's constructors, so that a changed constructor changes only
+this file.
 """
 
 import torch
@@ -10,7 +11,7 @@ from ditflow.models.cogvideox.schedule import CogVideoXSchedule
 from ditflow.models.cogvideox.transformer import CogVideoXTransformer
 from ditflow.models.protocols import Inputs, Texts
 
-DEPTH = 5  # blocks: enough to keep some on the device and stream several
+DEPTH = 5  # blocks: enough to keep some resident and stream the others
 SCHEDULER = {  # as in the golden runs
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -57,7 +58,7 @@ def tiny_backbone(rotary=True, layers=3, **changes):
 
 
 def random_inputs(backbone, frames, height, width, text_length=10):
-    """Inputs of a forward; height and width are those of the latents."""
+    """Inputs of a forward; height and width are in latent pixels."""
     latents = torch.randn(1, frames, 4, height, width)
     prompt = torch.randn(1, text_length, 12)
     embedding = backbone.embedding(backbone.grid(latents))
@@ -70,7 +71,7 @@ def text_embeddings(prompt, negative=None, source=None):
 
 
 def settings_schedule(settings):
-    """As a job makes it."""
+    """The schedule that a job makes from its settings."""
     return tiny_schedule(settings.scheduler, settings.steps, settings.seed)
 
 
@@ -83,7 +84,7 @@ def tiny_schedule(kind, steps, seed=0):
 
 
 def square(_, read):
-    """A loss: the mean square of each tensor that was read of a block, summed."""
+    """A loss: the mean squares of the tensors captured in a block, summed."""
     tensors = read if isinstance(read, tuple) else (read,)
     return sum(tensor.float().square().mean() for tensor in tensors)
 

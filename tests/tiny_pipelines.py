@@ -1,9 +1,9 @@
 """A small pipeline with random weights in which every weight matters, and quick transfers with it.
 
 Gates are open, so that a gradient reaches the latents from every block. Attention is neither uniform nor a
-copy of one token. Two prompts give velocities that differ by some per cent. Norms and biases are not the
-identity, so that a forward that leaves one out gives another result. Convolutions are partly a blur, so that
-the latents show where a shape is.
+copy of one token. Two prompts give velocities that differ by some per cent. No norm or bias is the identity,
+so that leaving one out changes the result. Convolutions are partly a blur, so that the latents show where a
+shape is.
 """
 
 import math
@@ -18,8 +18,8 @@ from torch import nn
 from ditflow import Settings
 from ditflow.small.pipeline import TRANSFORMER, VAE, random_text_encoder, write_pipeline
 
-# found by trial: gates are open, attention picks out a few tokens (also of the text, so that prompts matter),
-# and a clip's latents vary about as much as noise
+# found by trial: they open the gates, let attention pick out a few tokens (some of them text, so that prompts
+# matter), and make a clip's latents vary about as much as noise
 GAINS = {
     "norm1.linear.weight": 2.0,
     "norm2.linear.weight": 2.0,
@@ -27,8 +27,8 @@ GAINS = {
     "norm_k.weight": 1.7,
     "encoder.conv_out.conv.weight": 2.0,
 }
-SEED = 4  # with this seed the autoencoder keeps a moving shape in its place
-BLUR_SHARE = 0.6  # of a 3 x 3 (x 3) convolution, so that a shape keeps its place; the rest is noise
+SEED = 4  # with this seed the autoencoder preserves the position of a moving shape
+BLUR_SHARE = 0.6  # of blur in a 3 x 3 (x 3) convolution, to preserve positions; the rest is noise
 
 
 def build_pipeline(folder: Path, *, seed: int = SEED, positional: str = "rope") -> None:

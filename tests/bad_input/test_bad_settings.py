@@ -136,10 +136,14 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
             ["'seed' is given 2 times; give it once"],
         ),
         case(
-            "YAML with a list for a text", "prompt: [a, b]\n", ["prompt: ['a', 'b'] given, a text accepted"]
+            "YAML with a list where text belongs",
+            "prompt: [a, b]\n",
+            ["prompt: ['a', 'b'] given, a text accepted"],
         ),
         case(
-            "YAML with a mapping for a number", "steps: {a: 1}\n", ["steps: {'a': 1} given, a whole number"]
+            "YAML with a mapping where a number belongs",
+            "steps: {a: 1}\n",
+            ["steps: {'a': 1} given, a whole number"],
         ),
         case("YAML with an impossible date", "prompt: 2026-13-45\n", ["is not YAML: month must be in 1..12"]),
         case("YAML that is a list", "- a\n- b\n", ["expected lines of `setting: value`"]),

@@ -30,7 +30,7 @@ def beginning_alone(monkeypatch, tmp_path):
         case("a video cut short after a few frames", "a.mp4", sources.few_frames, ["a run needs at least 9"]),
         case("a video cut short before its index", "a.mp4", cut(0.6, of_kind()), UNREADABLE),
         case("an empty file", "a.mp4", content(b""), UNREADABLE),
-        case("a text under a video's name", "a.mp4", content(b"hello\n"), UNREADABLE),
+        case("text under a video's name", "a.mp4", content(b"hello\n"), UNREADABLE),
         case("a picture under a video's name", "a.mp4", sources.picture, UNREADABLE),
         case("a file with audio only", "a.mp4", sources.sound, ["no video stream, only audio: give a video"]),
         case("a video of one frame", "a.mkv", frames_of(1), ["only 1 frames", "give a longer video"]),
@@ -43,7 +43,7 @@ def beginning_alone(monkeypatch, tmp_path):
         case("a playlist under a video's name", "a.mp4", content(PLAYLIST), UNREADABLE),
         case("a list of files under a video's name", "a.mp4", content(LIST), UNREADABLE),
         case(
-            "a pipe in the place of a video",
+            "a pipe instead of a video",
             "a.mp4",
             sources.pipe,
             ["is not a file or folder: give a video file or"],

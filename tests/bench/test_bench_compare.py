@@ -50,7 +50,7 @@ def repository(tmp_path):
 
 
 def test_each_side_times_its_own_code(repository):
-    """Also what an installation from a checkout would take from elsewhere."""
+    """Also for modules that an installed checkout would import from elsewhere."""
     with (
         worktree("old", repository) as old,
         worktree("slow", repository) as slow,
@@ -97,7 +97,7 @@ def test_a_side_that_dies_says_so(tmp_path):
 
 
 class Made(Side):
-    """A side that takes made seconds."""
+    """A side that reports the seconds it is given."""
 
     def __init__(self, sizes, seconds):
         self.sizes, self.made, self.asked = sizes, seconds, []

@@ -1,4 +1,4 @@
-"""The DAVIS protocol on two made clips: what it runs, that it goes on where it stopped, and its table."""
+"""The DAVIS protocol on two generated clips: its runs, continuing after a stop, and its table."""
 
 import json
 
@@ -64,7 +64,7 @@ def test_two_clips(words, tmp_path, capsys, monkeypatch):
     done.insert(0, None)  # so that it does not stop at three again
     main(words)
     runs = done[1:]
-    assert len(runs) == 2 * 3 * 2  # every one once
+    assert len(runs) == 2 * 3 * 2  # each once
     assert len({(run.video, run.prompt, run.guidance) for run in runs}) == 12
     assert {(run.start, run.frames) for run in runs if run.video.endswith("two")} == {(3, 10)}
     assert {(run.start, run.frames) for run in runs if run.video.endswith("one.mp4")} == {(0, 9)}
@@ -72,7 +72,7 @@ def test_two_clips(words, tmp_path, capsys, monkeypatch):
     assert [line.split(" | ")[:2] for line in last] == [["| flow", "6"], ["| backbone", "6"]]
 
     main(words)
-    assert len(done) == 13  # nothing is made again
+    assert len(done) == 13  # nothing is repeated
     assert capsys.readouterr().out.splitlines()[-2:] == last
 
 

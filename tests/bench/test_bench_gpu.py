@@ -1,4 +1,4 @@
-"""The GPU benchmark's own code, on the CPU with tiny sizes: what it prints here are no measurements."""
+"""The GPU benchmark's code on the CPU with tiny sizes; the numbers it prints here are not measurements."""
 
 import json
 from dataclasses import asdict
@@ -41,7 +41,7 @@ def test_refuses_an_old_triton(monkeypatch):
 
 
 def test_every_pass_and_rival_runs():
-    """No result file is written, and nothing here is a time."""
+    """No result file is written, and no time is real."""
     meter = SmokeMeter()
     rows = rows_of(meter)
     expected = [

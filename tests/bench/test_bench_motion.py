@@ -1,4 +1,4 @@
-"""The benchmark of motion: what it measures of a path, and that its modes are what they are called."""
+"""The benchmark of motion: its measures of a path, its clips, and its modes."""
 
 import json
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""docs/performance.md: what is committed is what the sources make, and nothing in it has another source."""
+"""docs/performance.md: the committed page is up to date, and all its numbers come from the sources."""
 
 import json
 import re
@@ -101,7 +101,7 @@ DEVICE = {
 
 @pytest.fixture
 def made(tmp_path):
-    """The report of made sources."""
+    """Makes a report from invented sources."""
 
     def make(*results):
         for folder in ("bench/results", "configs/devices"):

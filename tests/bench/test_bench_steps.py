@@ -1,4 +1,4 @@
-"""Whole steps on the GPU, their code on the CPU with a tiny model: what is measured, and what is said."""
+"""The benchmark of whole steps, on the CPU with a tiny model: what it measures and reports."""
 
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,7 @@ from ditflow.settings import Settings
 
 @pytest.fixture
 def small(small_folder, monkeypatch):
-    """A variant on the CPU, and the model it is of."""
+    """A variant of the tiny model on the CPU, and its `Models`."""
     from diffusers import CogVideoXTransformer3DModel
 
     tiny = {"size": "48x32", "dtype": "float32", "guidance_blocks": [2]}
@@ -34,7 +34,7 @@ def steps_of(wanted, models, seconds=1e9, flops=1e12, meter=None):
 
 
 def test_steps_of_variants(small, monkeypatch):
-    """A whole model, one that is streamed, and one whose attention has no gradient."""
+    """A resident model, a streamed one, and one whose attention has no gradient."""
     variant, models = small
     no_gradient = replace(steps.KERNELS["sdpa"], gradient=False)
     monkeypatch.setitem(steps.KERNELS, "sage", no_gradient)
@@ -134,7 +134,7 @@ def test_variants_cover_what_there_is():
 
 
 class Driver:
-    """NVML as far as it is asked here: each function gives 0 where it could."""
+    """The functions of NVML that are called here; 0 means success."""
 
     def __init__(self, counts=True):
         self.counts, self.millijoules = counts, 5_000

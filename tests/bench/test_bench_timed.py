@@ -1,4 +1,4 @@
-"""The timed benchmarks' own logic: made times only, no clock decides anything here."""
+"""The timed benchmarks' own logic, with invented times instead of a clock."""
 
 import json
 import statistics
@@ -79,7 +79,7 @@ def test_bounds_are_quiet_and_catch_the_slowdown():
 
 
 def test_processes_that_differ():
-    """The bound is around their middle, where they are near enough to each other for one."""
+    """Bounds are set around the median if the processes are close enough to each other."""
     runs = [
         written(ratios={"steady": steady, "odd": odd})
         for steady, odd in ((1.0, 1.0), (1.1, 3.0), (1.21, 1.3))
@@ -94,7 +94,7 @@ def test_processes_that_differ():
 
 
 def test_a_steady_process_keeps_what_it_frees():
-    """64 MiB that were freed stay its own: the system does not hand them out anew."""
+    """Freed memory stays with the process, so that the system need not provide it again."""
     code = """
 import torch
 from bench.motion_flow import resident_mib
@@ -120,7 +120,7 @@ def test_a_ratio_without_bounds_fails():
 
 
 def test_setting_bounds(tmp_path, monkeypatch, capsys):
-    """What was not measured this time keeps its bounds; each row says how it was set."""
+    """Rows that were not measured keep their bounds; each row says how it was set."""
     table, results, file = tmp_path / "ratios.csv", tmp_path / "results" / "cpu.json", tmp_path / "found.json"
     monkeypatch.setattr(bounds_file, "TABLE", table)
     monkeypatch.setattr(bounds_file, "RESULTS", results)

@@ -32,7 +32,7 @@ def counted():
     [("plain", 1.83, 1.34), ("attention kept", 1.61, 1.27), ("block by block", 1.42, 1.20)],
 )
 def test_ours_is_less_work(counted, side, optimisation, whole):
-    """How many times less than the released way: exact, with no clock."""
+    """How many times less than the released way: exact, without a clock."""
     rival, ours = counted[RIVAL], counted[side]
     assert rival.optimisation_flops >= optimisation * ours.optimisation_flops
     assert rival.whole_flops >= whole * ours.whole_flops
@@ -48,7 +48,7 @@ def pull(_, read):
 
 
 def test_the_rival_does_the_released_work():
-    """5B at 24 frames: an update 235 TFLOP, 1.2 for the flow among them; a forward 115, for features too."""
+    """5B at 24 frames: 235 TFLOP for an update, 1.2 of them for the flow; 115 for a forward or features."""
     settings = Settings(model="5b")
     until = Until("query_key", settings.guidance_blocks)
     with fake_tensors():
@@ -77,7 +77,7 @@ def test_the_rival_computes_what_a_runner_does(inputs):
     same(rival.forward([inputs, clip], injected), ours.forward([inputs, clip], injected))
     found = [each.gradient(pull, "latents", inputs, injected, until, 4.0) for each in (rival, ours)]
     same(*found)
-    same(rival.forward([inputs], {}), ours.forward([inputs], {}))  # nothing is left of the injection
+    same(rival.forward([inputs], {}), ours.forward([inputs], {}))  # the injection leaves nothing behind
 
 
 def same(first, second):

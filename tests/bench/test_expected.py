@@ -1,4 +1,4 @@
-"""What bench/gates measures is what bench/expected.csv says; and faults planted in the code are found."""
+"""bench/gates measures what bench/expected.csv says, and finds faults planted in the code."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from ditflow.settings import Settings
 
 MIB = 1 << 20
 GATES = gates()
-HERE = [name for name in GATES if name != "compile"]  # that one is in tests/compile, with what it compiles
+HERE = [name for name in GATES if name != "compile"]  # that one runs in tests/compile
 STEP = "steps/2b-24/optimise-none"
 
 
@@ -31,7 +31,7 @@ def test_every_row_is_answered_for():
 
 @pytest.fixture
 def planted(monkeypatch):
-    """What the gate of a guided step finds where something is added to its loss: lines by metric."""
+    """Adds a term to the loss of a guided step; returns what its gate finds: lines by metric."""
 
     def measured(extra):
         real = losses.motion_flow_loss
@@ -48,7 +48,7 @@ def planted(monkeypatch):
 
 
 def test_a_planted_map_of_all_pairs_is_found(planted):
-    """[S, S], of no product of matrices, kept for the reverse."""
+    """[S, S], without a matrix product, saved for backward."""
     found = planted(lambda query, key: (query.mean((1, 2))[:, None] * key.mean((1, 2))[None]).exp().mean())
     assert found.keys() == {"peak_bytes", "saved_bytes"}
     assert all(line.endswith("a regression") for line in found.values())
@@ -84,13 +84,13 @@ def test_a_planted_import_is_found():
 
 
 def test_saved_bytes_are_those_that_graphs_hold():
-    """Each storage once, what was there before not at all, and no longer than its graph."""
+    """Each storage counts once, as long as its graph lives; storages from before do not count."""
     x = torch.ones(MIB // 4, requires_grad=True)
     with SavedBytes([x]) as saved:
-        y = x.exp()  # kept: its gradient needs it
+        y = x.exp()  # saved: its gradient needs it
         z = (y * y * x).sum()  # y again, y * y
         assert saved.bytes == saved.peak_bytes == 2 * MIB
         torch.autograd.grad(z, x)
         assert saved.bytes == 0
-        x.exp().exp().exp()  # and nobody goes back
+        x.exp().exp().exp()  # backward never runs
         assert (saved.bytes, saved.peak_bytes) == (0, 3 * MIB)

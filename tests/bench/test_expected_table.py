@@ -1,4 +1,4 @@
-"""The rules of bench/expected.csv: what is found where a measurement differs, and how it is accepted."""
+"""The rules of bench/expected.csv: what is reported if a measurement differs, and how to accept it."""
 
 import subprocess
 import sys

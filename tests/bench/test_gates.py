@@ -1,4 +1,4 @@
-"""Work and memory on fake tensors: that they are counted right, and how those of the real 5B size relate.
+"""Work and memory on fake tensors: they are counted right, and are as expected at the real 5B size.
 
 The numbers themselves are in bench/expected.csv.
 """
@@ -33,7 +33,7 @@ def guided():
 
 
 def pull(_, read):
-    """Stands for a loss that reads queries and keys; its own work is not what these gates are about."""
+    """Stands in for a loss of queries and keys, whose own work these gates do not check."""
     return read.query.float().mean() + read.key.float().mean()
 
 
@@ -57,14 +57,14 @@ def test_tracker_counts_each_storage_once():
     assert work(graph).peak_bytes == max(sizes["a"] + sizes["c"], sizes["c"] + sizes["d"]) * MIB
 
 
-def test_tracker_knows_what_is_kept_for_the_reverse():
+def test_tracker_knows_what_is_saved_for_backward():
     def graph():
         x = torch.ones(MIB // 4, requires_grad=True)
-        y = x.exp()  # kept: its gradient needs it
+        y = x.exp()  # saved: its gradient needs it
         z = (y + 1).sum()
         return torch.autograd.grad(z, x)
 
-    # x and y, and beside them y + 1 on the way, the gradient of x on the way back (that of y has no storage)
+    # x and y, and besides y + 1 in forward, the gradient of x in backward (that of y has no storage)
     assert work(graph).peak_bytes == pytest.approx(3 * MIB, abs=64)
 
 
@@ -76,7 +76,7 @@ def test_tracker_leaves_out_host_memory():
 
 
 def test_tracker_counts_by_formulas_that_come_while_it_counts(monkeypatch):
-    """The kernels' operators are registered with their first call."""
+    """The kernels' operators are registered at their first call."""
     one = torch.ones(2)
     with Tracker() as found:
         monkeypatch.setitem(flop_registry, torch.ops.aten.add, lambda *_, **__: 7)
@@ -97,31 +97,31 @@ def test_attention_is_counted():
         assert work(lambda: torch.autograd.grad(attend().sum(), query)).flops == int(3.5 * forward)
 
 
-def test_attention_counts_the_buffer_that_its_reverse_hides():
+def test_attention_counts_the_buffer_that_its_backward_hides():
     """Its output, its sums and three gradients are seen; a float32 gradient of the queries is not."""
     with fake_tensors():
         tokens = [torch.empty(1, 4, 512, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
         upstream = torch.empty(1, 4, 512, 64, dtype=torch.bfloat16)
 
-        def reverse():
+        def backward():
             output = torch.nn.functional.scaled_dot_product_attention(*tokens)
             torch.autograd.grad(output, tokens, upstream)
 
         size = 4 * 512 * 64
         seen = 2 * size + 4 * 4 * 512 + 3 * 2 * size
-        assert work(reverse).peak_bytes == seen + 4 * size
+        assert work(backward).peak_bytes == seen + 4 * size
 
 
 @pytest.fixture(scope="module")
 def expected():
-    """The committed table, which the gates hold true: its value of a name and a metric."""
+    """Looks up a name and a metric in the committed table, which the gates keep true."""
     rows = {(row.name, row.metric): row.expected for row in read()}
     return lambda name, metric: rows[name, metric]
 
 
 @pytest.mark.parametrize("checkpoint, attentions", [("none", 3.5), ("attention", 3.5), ("block", 4.5)])
 def test_attention_is_computed_once_where_it_is_kept(expected, checkpoint, attentions):
-    """Its way back is 2.5 times its way there, in each of twenty blocks."""
+    """Its backward is 2.5 times its forward, in each of twenty blocks."""
     found = expected(f"steps/5b-24/optimise-{checkpoint}", "attention_flops")
     assert found == attentions * 20 * 4 * TOKENS**2 * 3072
 
@@ -131,18 +131,18 @@ def test_attention_is_computed_once_where_it_is_kept(expected, checkpoint, atten
     [("optimise-none", 235), ("optimise-attention", 235), ("optimise-block", 235), ("reference", 115)],
 )
 def test_less_work_than_the_released_code(expected, step, released):
-    """In TFLOP, at 24 frames; it runs all 42 blocks in each of its passes."""
+    """In TFLOP at 24 frames; the released code runs all 42 blocks in each of its passes."""
     assert expected(f"steps/5b-24/{step}", "flops") < 0.8 * released * TERA
 
 
-def test_a_step_on_the_smallest_card_copies_each_block_once_a_way(expected):
-    """Down through 20 blocks, back through 21 of which the ring has one; what enters all but the topmost."""
+def test_a_step_on_the_smallest_card_copies_each_block_once_each_way(expected):
+    """20 blocks forward; 21 backward, of which the ring has one; the inputs of all blocks but the last."""
     copied = expected("streaming/5b-49/optimise", "copied_bytes")
     assert copied / MIB == pytest.approx(40 * 252.1 + 20 * 104.2, rel=0.001)
 
 
-def test_nothing_lives_between_blocks_but_the_boundaries(guided):
-    """What the block-wise reverse holds grows, block by block, by what enters each of them."""
+def test_nothing_lives_between_blocks_but_their_inputs(guided):
+    """The memory of the block-wise backward grows with each block by that block's inputs."""
     _, backbone, inputs = guided
     runner = BlockwiseRunner(backbone)
 
@@ -160,8 +160,8 @@ def test_nothing_lives_between_blocks_but_the_boundaries(guided):
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("kind", [PlainRunner, BlockwiseRunner])
-def test_fake_tensors_foretell_the_peak_on_a_gpu(kind):
-    """Four of 5B's blocks, 24 frames; what the numbers are does not matter."""
+def test_fake_tensors_predict_the_peak_on_a_gpu(kind):
+    """Four of 5B's blocks at 24 frames, with arbitrary values."""
     settings, until = Settings(model="5b"), Until("query_key", (3,))
 
     def four_blocks():
@@ -176,7 +176,7 @@ def test_fake_tensors_foretell_the_peak_on_a_gpu(kind):
         backbone = four_blocks()
         inputs = fake_inputs(settings, backbone)
         present = [*backbone.transformer.parameters(), *vars(inputs).values()]
-        foretold = work(lambda: step(backbone, inputs), *present).peak_bytes
+        predicted = work(lambda: step(backbone, inputs), *present).peak_bytes
     with torch.device("meta"):
         backbone = four_blocks()
     backbone.transformer.to_empty(device="cuda")
@@ -185,4 +185,4 @@ def test_fake_tensors_foretell_the_peak_on_a_gpu(kind):
     step(backbone, inputs)
     torch.cuda.reset_peak_memory_stats()
     step(backbone, inputs)
-    assert torch.cuda.max_memory_allocated() == pytest.approx(foretold, rel=0.05)
+    assert torch.cuda.max_memory_allocated() == pytest.approx(predicted, rel=0.05)

@@ -1,10 +1,10 @@
-"""What every compiled kernel has to be."""
+"""Checks of every compiled kernel."""
 
 from bench.gates.resources import SHARED_LIMIT, Resources
 
-# tl.dot of these; the rest streams through memory or sums up a little
+# kernels with tl.dot; the others stream through memory or sum a little
 PRODUCTS = {"motion_flow_forward_kernel", "motion_flow_hard_kernel", "motion_flow_backward_kernel"}
-# reads or writes tensors as long as the inputs: 16 bytes a thread at a time
+# read or write tensors as long as the inputs: 16 bytes per thread at a time
 STREAMS = {
     "qk_norm_rope_forward_kernel",
     "qk_norm_rope_backward_kernel",
@@ -17,7 +17,7 @@ MATRIX_UNIT = {80: "mma_sync", 86: "mma_sync", 89: "mma_sync", 90: "wgmma", 100:
 
 def check_shared_memory(kernel: Resources) -> None:
     limit = SHARED_LIMIT[kernel.architecture]
-    assert kernel.shared <= limit, f"{kernel.shared} bytes of shared memory, {limit} are there: {kernel}"
+    assert kernel.shared <= limit, f"{kernel.shared} bytes of shared memory, more than {limit}: {kernel}"
 
 
 def check_spills(kernel: Resources) -> None:
@@ -38,13 +38,13 @@ def check_async_copies(kernel: Resources) -> None:
 
 def check_matrix_unit(kernel: Resources) -> None:
     used = {name for name in ("mma_sync", "wgmma", "tcgen05") if getattr(kernel, name)}
-    # float32 is multiplied as such: no unit has that
+    # products in full float32 have no matrix unit
     expected = set() if "float32" in kernel.case else {MATRIX_UNIT[kernel.architecture]}
     assert used == expected, f"uses {used or 'no matrix unit'}, not {expected or 'none'}: {kernel}"
 
 
 def check(kernel: Resources) -> None:
-    """Everything that is asked of a kernel of its kind."""
+    """Run all checks for this kind of kernel."""
     check_shared_memory(kernel)
     check_spills(kernel)
     if kernel.kernel in PRODUCTS:
@@ -54,4 +54,4 @@ def check(kernel: Resources) -> None:
         check_loads(kernel)
         check_stores(kernel)
     else:
-        assert kernel.kernel in SMALL, f"of no kind: add {kernel.kernel} to one in checks.py"
+        assert kernel.kernel in SMALL, f"{kernel.kernel} is of no kind: add it to one in checks.py"

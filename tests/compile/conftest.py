@@ -1,4 +1,4 @@
-"""These tests compile kernels for architectures that are not here, in a pytest process of their own."""
+"""These tests compile kernels for other architectures, in a pytest process of their own."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Two products of matrices that no operation uses: what the checks must refuse is built from them."""
+"""Two matrix products that no operation uses, to build kernels that the checks must refuse."""
 
 import torch
 import triton

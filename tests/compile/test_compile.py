@@ -22,21 +22,21 @@ def compiled():
 
 @pytest.mark.parametrize("architecture", TUNING)
 @pytest.mark.parametrize("name", NAMES)
-def test_kernels_are_what_they_have_to_be(name, architecture, compiled):
+def test_kernels_pass_the_checks(name, architecture, compiled):
     assert compiled[name, architecture]
     for kernel in compiled[name, architecture]:
         check(kernel)
 
 
 def test_resources_are_those_of_the_table(compiled):
-    """A change here is no mistake in itself: look at it, then accept it (see bench/README.md)."""
+    """A change here is not always a mistake: look at it, then accept it (see bench/README.md)."""
     found = metrics(kernel for kernels in compiled.values() for kernel in kernels)
     report = table.report(table.differences(table.rows_of("compile", table.read()), found))
     assert not report, report
 
 
-def test_another_use_of_a_kernel_is_seen():
-    """One register more; and a second specialisation, which would hide behind the first."""
+def test_changed_resources_are_seen():
+    """One more register; and a second specialisation, which the first would hide."""
     (kernel,) = resources(pointer_product(64, 128, 32, 3), 80)
     name = "compile/control/pointer_product_kernel/sm_80"
     rows = table.refreshed([], metrics([kernel]), "made")

@@ -1,4 +1,4 @@
-"""The numbers of the released code, through the functions that the command uses."""
+"""The released code's numbers, reproduced by the functions that the command uses."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 
 
 def discovered(kind):
-    """Every golden file of a kind, named; the repository's own and, where present, the whole set."""
+    """Every golden file of a kind: those in the repository and, if present, the whole set."""
     found = [(f"own/{path.stem}", path) for path in sorted((GOLDEN / kind).glob("*"))]
     found += [(path.stem, path) for path in sorted((ALL_GOLDEN / kind).glob("*"))]
     return [pytest.param(path, id=name) for name, path in found]
@@ -44,7 +44,7 @@ def relative(a, b):
 
 
 def test_whole_set_is_known():
-    """A golden file that no test below checks is a failure, not an oversight."""
+    """Fails on a golden file that no test below checks."""
     if not ALL_GOLDEN.is_dir():
         pytest.skip(
             f"{ALL_GOLDEN} is absent: only the repository's golden files are checked (see DITFLOW_GOLDEN)"
@@ -85,7 +85,7 @@ def test_amf(path, backend):
 
 
 def golden_settings(metadata):
-    """The golden run's settings in the project's own words."""
+    """The settings of a golden run, under our names."""
     losses = {"smm": "smm-release"}
     return Settings(
         model=metadata["backbone"],
@@ -115,7 +115,7 @@ def golden_settings(metadata):
 
 
 def load_backbone(name):
-    """The golden model; the released code lays rotary grids over 720x480 pixels, whatever the config says."""
+    """The golden model. The released code's rotary grid covers 720x480 pixels, whatever the config says."""
     folder = GOLDEN / f"transformer-{name}"
     return backbone_of(
         CogVideoXTransformer3DModel.from_pretrained(
@@ -125,7 +125,7 @@ def load_backbone(name):
 
 
 def run(settings, tensors, kind=PlainRunner, prompt="prompt_embeds"):
-    """A golden run from its inputs; also the latents after each denoising step."""
+    """Repeat a golden run; returns its result and the latents after each denoising step."""
     backbone = load_backbone(settings.model)
     texts = text_embeddings(tensors[prompt], tensors["negative_embeds"], tensors["source_embeds"])
     seen = []
@@ -167,7 +167,7 @@ def test_guided(path, kind, tmp_path):
 
 @pytest.mark.parametrize("path", discovered("guided"))
 def test_reference_flow(path):
-    """The clip's hard motion flow, as it is read before the first step."""
+    """The clip's hard motion flow, captured before the first step."""
     tensors, metadata = read(path)
     expected = {int(name.rpartition("_")[2]): name for name in tensors if name.startswith("reference_flow_")}
     settings = golden_settings(metadata)

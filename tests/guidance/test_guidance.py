@@ -30,7 +30,7 @@ def features(seed):
 
 
 def test_smm_compares_each_videos_own_differences():
-    """Own anchors, cosine over channels, the anchor frame itself left out: written out frame by frame."""
+    """Each video's own anchors, cosine over channels, without the anchor frame: written out by frame."""
     clip, video = features(0), features(1)
     means = [rearrange(x, "(f n) c -> f n c", f=GRID.frames).mean(1) for x in (clip, video)]
     distances = [
@@ -42,7 +42,7 @@ def test_smm_compares_each_videos_own_differences():
     loss = SmmLoss({0: clip}, GRID, settings(loss="smm"))
     torch.testing.assert_close(loss(0, video), torch.stack(distances).mean())
     assert loss(0, clip).abs() < 1e-6
-    assert loss(0, video + 3.0).allclose(loss(0, video), atol=1e-5)  # a shift is no motion
+    assert loss(0, video + 3.0).allclose(loss(0, video), atol=1e-5)  # a constant shift is not motion
     released = SmmLoss({0: clip}, GRID, settings(loss="smm-release"))
     assert (released(0, video) - loss(0, video)).abs() > 1e-2
 
@@ -64,7 +64,7 @@ def test_still_clip_is_noticed(kind):
     frame = torch.randn(GRID.height * GRID.width, CHANNELS)
     still, moving = frame.repeat(GRID.frames, 1), features(2)
     for clip, expected in ((still, True), (moving, False)):
-        if kind is FlowLoss:  # orthogonal tokens: each one points at itself
+        if kind is FlowLoss:  # orthogonal tokens: each is most like itself
             tokens = (
                 torch.eye(GRID.height * GRID.width).repeat(GRID.frames, 1)[:, None]
                 if expected
@@ -93,7 +93,7 @@ def guidance(
 
 @pytest.mark.parametrize("variable", ["latents", "embedding"])
 def test_optimisation_is_plain_adam(backbone, variable):
-    """The same updates as torch's Adam over plain autograd, and the losses before each of them."""
+    """The same updates as torch's Adam over plain autograd, and the loss before each update."""
     runner, inputs = PlainRunner(backbone), random_inputs(backbone, 3, 8, 12)
     loop = guidance(lambda _, read: read.square().mean(), variable)
     found, losses, gradients = loop.optimise(runner, inputs, {}, 0)
@@ -131,7 +131,7 @@ def test_several_blocks_are_averaged(backbone):
 
 
 def test_published_learning_rates():
-    """linspace(high, low, guided + 1) without its end: the published defaults end at 0.0011."""
+    """linspace(high, low, guided + 1) without its last value: the published defaults end at 0.0011."""
     rates = learning_rates(0.002, 0.001, 10)
     assert len(rates) == 10
     assert rates[0] == 0.002
@@ -172,24 +172,24 @@ def test_overflowing_step_is_skipped_and_counted():
     assert not torch.equal(found.latents, inputs.latents)
 
 
-def test_the_loss_scale_goes_back_with_the_state():
+def test_the_loss_scale_is_restored_with_the_state():
     loop = guidance(None, dtype=torch.float16)
     loop.restore(3)
     assert loop.skipped == 3 and loop.scaler.get_scale() == LOSS_SCALE / 8
     assert loop.may_overflow
     loop.restore(17)
-    assert not loop.may_overflow  # at half of its own size a gradient still overflows
+    assert not loop.may_overflow  # a gradient that overflows at half its size is faulty
     assert not loss_scaler(torch.float32, torch.device("cpu")).is_enabled()
 
 
 def test_injected_keys_and_values_are_the_clips(backbone):
-    """A block that gets its own keys and values changes nothing; another clip's change the prediction."""
+    """Injecting a block's own keys and values changes nothing; another clip's change the prediction."""
     runner, inputs = PlainRunner(backbone), random_inputs(backbone, 3, 8, 12)
     other = random_inputs(backbone, 3, 8, 12)
     (plain,) = runner.forward([inputs], {})
     own = runner.features(inputs, {}, Capture("key_value", (1,)))
     assert torch.equal(runner.forward([inputs], own)[0], plain)
-    both = runner.features(inputs, {}, Capture("key_value", (1, 2)))[1]  # not the deepest: read on the way
+    both = runner.features(inputs, {}, Capture("key_value", (1, 2)))[1]  # captured on the way to block 2
     assert all(torch.equal(a, b) for a, b in zip(both, own[1], strict=True))
     theirs = runner.features(other, {}, Capture("key_value", (1,)))
     assert (runner.forward([inputs], theirs)[0] - plain).abs().max() > 1e-3

@@ -14,5 +14,5 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Every test draws the same numbers, whichever ran before it."""
+    """Every test draws the same random numbers, whatever the order of the tests."""
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What the tests of motion flow share: tokens, references, the error budget, tiles that fit a toy."""
+"""Shared by the tests of motion flow: tokens, references, the error budget, tiles for tiny shapes."""
 
 import sys
 from dataclasses import replace
@@ -37,7 +37,7 @@ SHAPES = {
 
 
 def use_tiles(monkeypatch, shape: Shape) -> None:
-    """Launch with the shape's tiles: those of the table would take a toy whole."""
+    """Launch with the shape's tiles; those of the tuning table would cover a tiny shape with one tile."""
     tiles = ProductTuning(*shape.tile, group_m=2, num_warps=4, num_stages=1)
     elementwise = ElementwiseTuning(block_m=16, num_warps=4)
     tuning = replace(
@@ -47,7 +47,7 @@ def use_tiles(monkeypatch, shape: Shape) -> None:
 
 
 def poison(monkeypatch) -> None:
-    """What a kernel does not write stays NaN, and would be seen."""
+    """Fill new tensors with NaN, so that elements which a kernel does not write are noticed."""
 
     def poisoned(make):
         def made(*arguments, **options):
@@ -61,7 +61,7 @@ def poison(monkeypatch) -> None:
 
 
 def video_tokens(shape: Shape, precision: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Query and key [S, heads, head_dim] of variance 1: a pattern that moves, and noise."""
+    """Query and key [S, heads, head_dim] of variance 1: a moving pattern plus noise."""
     frames, height, width = shape.grid
     pattern = torch.randn(height, width, shape.heads, shape.head_dim)
     moved = torch.stack([pattern.roll((frame, 2 * frame), dims=(0, 1)) for frame in range(frames)])
@@ -70,7 +70,7 @@ def video_tokens(shape: Shape, precision: torch.dtype = torch.float32) -> tuple[
 
 
 def reference_flow(shape: Shape) -> Tensor:
-    """Whole displacements [frames, frames, cells, 2]: zero within a frame and in a third of the rest."""
+    """Integer displacements [frames, frames, cells, 2]: zero within a frame and in a third of the rest."""
     frames, height, width = shape.grid
     flow = torch.randint(-3, 4, (frames, frames, height * width, 2)).float()
     still = torch.rand(flow.shape[:-1]) < 1 / 3
@@ -80,7 +80,7 @@ def reference_flow(shape: Shape) -> Tensor:
 
 
 def assert_within_budget(actual, plain, exact, precision) -> None:
-    """Finite, at most twice as far from float64 as plain PyTorch plus an epsilon of the largest value."""
+    """Assert finite tensors, errors at most twice plain PyTorch's plus an epsilon of the largest value."""
     for index, (ours, theirs, truth) in enumerate(zip(actual, plain, exact, strict=True)):
         assert ours.shape == truth.shape and ours.dtype == theirs.dtype
         assert ours.isfinite().all(), f"tensor {index} is not finite"

@@ -1,4 +1,4 @@
-"""The released code's motion flow, losses and gradients, through the Triton kernels."""
+"""The released code's motion flow, losses and gradients, reproduced by the Triton kernels."""
 
 import json
 import os
@@ -15,7 +15,7 @@ ALL = Path(os.environ.get("DITFLOW_GOLDEN", Path(__file__).parents[3] / "shared"
 
 
 def discovered():
-    """Every golden file, named; the repository's own and, where present, the whole set."""
+    """Every golden file: those in the repository and, if present, the whole set."""
     found = [(f"own/{path.stem}", path) for path in sorted((OWN / "amf").glob("*.safetensors"))]
     found += [(path.stem, path) for path in sorted((ALL / "amf").glob("*.safetensors"))]
     return [pytest.param(path, id=name) for name, path in found]
@@ -31,7 +31,7 @@ def relative(a, b):
     return ((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-12)).item()
 
 
-def test_own_files_are_there():
+def test_the_repository_has_golden_files():
     assert len(list((OWN / "amf").glob("*.safetensors"))) >= 2
 
 

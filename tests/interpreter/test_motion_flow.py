@@ -64,7 +64,7 @@ def test_panels(workspace_bytes, monkeypatch):
     assert_like_definition(*video_tokens(shape), shape.grid, 2.0, workspace_bytes)
 
 
-def test_the_tuning_table_as_it_is():
+def test_with_the_tiles_of_the_tuning_table():
     shape = Shape((3, 7, 9), 3, 16)
     assert_like_definition(*video_tokens(shape), shape.grid, 2.0)
 
@@ -89,7 +89,7 @@ def test_large_logits_stay_finite(precision, monkeypatch):
 
 
 def test_fp16_gradient_of_any_size(monkeypatch):
-    """Only the last cast of the gradient has a say in what sizes fp16 can carry."""
+    """The range of fp16 limits only the last cast of the gradient."""
     shape = SHAPES["many_frames_a_tile"]
     use_tiles(monkeypatch, shape)
     query, key = video_tokens(shape, torch.float16)
@@ -121,21 +121,21 @@ def test_hard_flow_takes_the_lowest_index_within_and_across_tiles(monkeypatch):
     shape = Shape((2, 9, 11), 1, 16, (64, 32, 16))
     use_tiles(monkeypatch, shape)
     query, key = torch.ones(2, 2 * 99, 1, 16)
-    tied = {0: [40, 41, 70, 98], 1: [97, 98]}  # cells of a frame, in tiles and across them
+    tied = {0: [40, 41, 70, 98], 1: [97, 98]}  # cells by frame, within tiles and across them
     for frame, cells in tied.items():
         key[[99 * frame + cell for cell in cells]] = 2.0
     flow = motion_flow(query, key, shape.grid, 2.0, hard=True, backend="triton")
-    own = torch.arange(99)
+    index = torch.arange(99)
     for frame, (first, *_) in tied.items():
-        expected = torch.stack([first % 11 - own % 11, first // 11 - own // 11], dim=-1).float()
+        expected = torch.stack([first % 11 - index % 11, first // 11 - index // 11], dim=-1).float()
         assert torch.equal(flow[:, frame], expected.expand(2, -1, -1))
     everywhere = motion_flow(query, torch.ones_like(key), shape.grid, 2.0, hard=True, backend="triton")
-    assert torch.equal(everywhere[0, 1], -torch.stack([own % 11, own // 11], dim=-1).float())
+    assert torch.equal(everywhere[0, 1], -torch.stack([index % 11, index // 11], dim=-1).float())
 
 
 @pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard"])
 def test_strided_tokens(hard, monkeypatch):
-    """Views as attention makes them: rows far apart, or heads first (which are copied)."""
+    """Views as attention makes them: rows far apart, or heads first (which is copied)."""
     shape = SHAPES["many_frames_a_tile"]
     use_tiles(monkeypatch, shape)
     query, key = video_tokens(shape)
@@ -148,7 +148,7 @@ def test_strided_tokens(hard, monkeypatch):
 
 
 def test_rows_beyond_two_billion_elements(monkeypatch):
-    """The last rows of queries and keys begin beyond 2^31 elements; what is not touched takes no memory."""
+    """The last rows of queries and keys begin beyond 2^31 elements; untouched pages take no memory."""
     shape = Shape((2, 3, 4), 2, 16, (16, 16, 16))
     use_tiles(monkeypatch, shape)
     query, key = video_tokens(shape, torch.float16)
@@ -169,7 +169,7 @@ def test_rows_beyond_two_billion_elements(monkeypatch):
 def test_operators_are_what_torch_expects(monkeypatch):
     shape = Shape((2, 3, 4), 2, 16)
     use_tiles(monkeypatch, shape)
-    monkeypatch.undo()  # opcheck compares tensors that differ where they are NaN
+    monkeypatch.undo()  # opcheck compares tensors, and NaN differs from itself
     query, key = video_tokens(shape)
     settings = shape.grid, 2.0, "triton", None
     torch.library.opcheck(operators.hard_flow, (query, key, shape.grid, "triton", None))

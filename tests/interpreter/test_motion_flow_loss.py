@@ -39,7 +39,7 @@ def assert_like_definition(tokens, reference, grid, rows, temperature=2.0, works
     )
     options = {"rows": rows, "backend": "triton", "workspace_bytes": workspace_bytes}
     actual = loss_and_gradients(*tokens, *given, **options)
-    # plain fp16 loses the gradient to its own 1 / count: float32 is what to be near
+    # in plain fp16 the factor 1 / count makes gradients vanish: compare with float32
     if tokens[0].dtype == torch.float16:
         single = loss_and_gradients(*(part.float() for part in tokens), *given, rows=rows)
         plain = [part.to(ours) for part, ours in zip(single, actual, strict=True)]
@@ -100,7 +100,7 @@ def test_no_row_counts(workspace_bytes, precision, monkeypatch):
 
 
 @ROWS
-def test_the_same_without_gradients(rows, monkeypatch):
+def test_same_value_without_gradients(rows, monkeypatch):
     shape = SHAPES["many_frames_a_tile"]
     use_tiles(monkeypatch, shape)
     given = *video_tokens(shape), reference_flow(shape), shape.grid, 2.0
@@ -131,7 +131,7 @@ def test_fp16_gradients_towards_a_far_reference_do_not_overflow(monkeypatch):
 
 
 def test_fp16_gradients_of_a_real_count_of_rows_do_not_underflow(monkeypatch):
-    """A frame of 30 x 45 patches, flow near the reference: a loss scale finds the gradients unharmed."""
+    """A frame of 30 x 45 patches and flow near the reference: with a loss scale, gradients survive."""
     shape = Shape((1, 30, 45), 2, 16, (512, 512, 32))
     use_tiles(monkeypatch, shape)
     query, key = video_tokens(shape, torch.float16)

@@ -31,7 +31,7 @@ PARTS = {
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
-    """What a kernel does not write stays NaN."""
+    """Fill new tensors with NaN, so that elements which a kernel does not write are noticed."""
     new_empty = torch.Tensor.new_empty
 
     def filled(tensor, *size, **options):
@@ -42,7 +42,7 @@ def poisoned(monkeypatch):
 
 
 def case(shape, parts=(True, True), precision=torch.float32):
-    """query, key, norms, rope and text length; cos and sin are free variables, not a rotation."""
+    """query, key, norms, rope and text length; cos and sin are random numbers, not a rotation."""
     batch, text, video, heads, head_dim = shape
     query, key = (0.5 + 3 * torch.randn(2, batch, text + video, heads, head_dim)).to(precision)
     norms = [
@@ -60,7 +60,7 @@ def triton(*arguments):
 
 
 def results(function, query, key, norms, rope, text, precision=None):
-    """Both outputs, then the gradients of a weighted sum of them to query, key and (where given) rope."""
+    """Both outputs, then the gradients of their weighted sum to query, key and, if given, rope."""
     inputs = [tensor for tensor in (query, key, rope) if tensor is not None]
     if precision is not None:
         inputs = [tensor.to(precision) for tensor in inputs]
@@ -75,7 +75,7 @@ def results(function, query, key, norms, rope, text, precision=None):
 
 
 def assert_like_reference(query, key, norms, rope, text):
-    """At most twice as far from float64 as plain PyTorch is, plus an epsilon of the largest value."""
+    """Assert errors of at most twice plain PyTorch's, plus an epsilon of the largest value."""
     given = query, key, norms, rope, text
     actual, plain = results(triton, *given), results(reference.qk_norm_rope, *given)
     exact = results(reference.qk_norm_rope, *given, precision=torch.float64)
@@ -101,7 +101,7 @@ def test_parts(parts, precision):
     assert_like_reference(*case(SHAPES["batch"], parts, precision))
 
 
-def test_a_norm_of_one_of_them():
+def test_a_norm_of_queries_or_keys_only():
     query, key, norms, rope, text = case(SHAPES["batch"])
     assert_like_reference(query, key, [norms[0], None], rope, text)
     assert_like_reference(query, key, [None, norms[1]], rope, text)
@@ -118,7 +118,7 @@ def test_views_of_one_projection():
     assert all(output.is_contiguous() for output in outputs)
 
 
-def test_any_other_strides():
+def test_other_strides():
     query, key, norms, rope, text = case(SHAPES["batch"])
     heads_first = key.transpose(1, 2).contiguous().transpose(1, 2)
     assert_like_reference(query, heads_first, norms, rope, text)
@@ -127,7 +127,7 @@ def test_any_other_strides():
 
 
 def test_heads_beyond_the_reach_of_32_bits():
-    """Heads 2**31 elements apart are brought together first."""
+    """Heads 2**31 elements apart are made contiguous first."""
     _, _, norms, rope, text = case((1, 1, 1, 2, 16))
     memory = torch.empty(2**31 + 1024, dtype=torch.float16)
     query = memory.as_strided((1, 2, 2, 16), (32, 16, 2**31, 1))
@@ -136,8 +136,8 @@ def test_heads_beyond_the_reach_of_32_bits():
     assert_like_reference(query, query, norms, rope, text)
 
 
-def test_gradients_that_share_memory():
-    """A sum's gradient is one number for all: strides of 0."""
+def test_gradients_with_strides_of_zero():
+    """The gradient of a sum is one number, expanded."""
     query, key, norms, rope, text = case(SHAPES["batch"])
     query.requires_grad_()
     expected = torch.autograd.grad(reference.qk_norm_rope(query, key, *norms, rope, text)[0].sum(), query)[0]
@@ -146,7 +146,7 @@ def test_gradients_that_share_memory():
 
 
 def test_rows_beyond_the_reach_of_32_bits():
-    """Two batches 2**31 elements apart; only the pages that are touched take memory."""
+    """Two batches 2**31 elements apart; untouched pages take no memory."""
     _, _, norms, rope, text = case((2, 1, 1, 1, 16))
     memory = torch.empty(2**31 + 1024, dtype=torch.float16)
     query = memory.as_strided((2, 2, 1, 16), (2**31, 16, 16, 1))
@@ -163,7 +163,7 @@ def test_rows_beyond_the_reach_of_32_bits():
 
 
 @pytest.mark.parametrize("wanted", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1)], ids=str)
-def test_only_what_is_asked_for(wanted):
+def test_only_the_gradients_asked_for(wanted):
     query, key, norms, rope, text = case(SHAPES["batch"])
     inputs = [tensor for tensor, wants in zip((query, key, rope), wanted, strict=True) if wants]
     for tensor in inputs:
@@ -197,7 +197,7 @@ def test_no_batch():
     assert not torch.autograd.grad(prepared.sum(), rope)[0].any()
 
 
-def test_inputs_stay_as_they_are_and_norms_are_constants():
+def test_inputs_and_norms_are_not_changed():
     query, key, norms, rope, text = case(SHAPES["usual"])
     kept = [tensor.clone() for tensor in (query, key, rope, norms[0][0])]
     results(triton, query, key, norms, rope, text)
@@ -207,7 +207,7 @@ def test_inputs_stay_as_they_are_and_norms_are_constants():
 
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
 def test_operator(parts):
-    """Schema, fake implementation (strides and all) and autograd registration are what torch expects."""
+    """Schema, fake implementation (with strides) and autograd registration are what torch expects."""
     query, key, norms, rope, text = case(SHAPES["batch"], parts)
     flat = [part for norm in norms for part in (norm or (None, None, 0.0))]
     for tensor in (query, key, rope):

@@ -10,7 +10,7 @@ from ditflow.jobs.device import choose_device
 from ditflow.settings import Settings
 
 
-def test_large_models_want_a_gpu(monkeypatch, small_folder):
+def test_large_models_need_a_gpu(monkeypatch, small_folder):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     hub_id = replace(Settings(model="5b"), model="someone/else")
     for settings in (Settings(model="5b"), Settings(model="2b"), hub_id):

@@ -1,4 +1,4 @@
-"""Whole jobs with the small model: what a run folder holds, that it replays, and that nothing is lost."""
+"""Whole jobs with the small model: the files of a run folder, replays, injection and interruption."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ FRAMES = 10  # of the settings
 def test_run_folder(settings, tmp_path):
     run = transfer(settings)
     names = {path.name for path in run.folder.iterdir()}
-    resolved = replace(settings, preset="80gb", decode_tile="none", compile="off")  # nothing is short
+    resolved = replace(settings, preset="80gb", decode_tile="none", compile="off")  # memory is plentiful
     videos = {"result.mp4", "reference.mp4", "comparison.mp4"}
     assert names == videos | {"latents.safetensors", "settings.yaml", "run.json"}
 
@@ -65,8 +65,8 @@ def test_same_settings_same_bytes(settings):
     assert not torch.equal(latents(transfer(replace(settings, seed=7))), latents(first))
 
 
-def test_every_mode_makes_another_video(settings):
-    """Its latents: all but the denoising is the same job's."""
+def test_every_mode_gives_other_latents(settings):
+    """The modes share one job and differ only in its denoising."""
     modes = {
         "flow": {},
         "soft": {"reference": "soft"},
@@ -97,9 +97,9 @@ def test_every_mode_makes_another_video(settings):
             assert (results[name] - results[other]).abs().max() > 1e-4, (name, other)
 
 
-@pytest.mark.parametrize("dtype, smallest", [("float32", True), ("bfloat16", False)])
-def test_embedding_is_kept_and_injected(settings, dtype, smallest, tmp_path, capsys):
-    run = transfer(replace(settings, optimise="embedding", keep_precision=smallest))
+@pytest.mark.parametrize("dtype, exact", [("float32", True), ("bfloat16", False)])
+def test_embedding_is_saved_and_injected(settings, dtype, exact, tmp_path, capsys):
+    run = transfer(replace(settings, optimise="embedding", keep_precision=exact))
     path = run.folder / "embedding.safetensors"
     with safe_open(path, "pt") as file:
         metadata = {name: json.loads(value) for name, value in file.metadata().items()}
@@ -118,7 +118,7 @@ def test_embedding_is_kept_and_injected(settings, dtype, smallest, tmp_path, cap
     )
     injected = Path(capsys.readouterr().out.strip())
     again = load_file(injected / "latents.safetensors")["latents"]
-    if smallest:  # the same prompt with the whole embedding is the same run, without its optimisation
+    if exact:  # the same prompt and the unrounded embedding repeat the run without optimising
         assert torch.equal(again, latents(run))
     else:
         assert (again - latents(run)).norm() < 0.05 * latents(run).norm()
@@ -128,7 +128,7 @@ def test_embedding_is_kept_and_injected(settings, dtype, smallest, tmp_path, cap
 
 @pytest.fixture(scope="module")
 def embedded(clip, small_folder, tmp_path_factory):
-    """The folder of a run that keeps the embedding it has optimised."""
+    """The folder of a run that has saved its optimised embedding."""
     output = str(tmp_path_factory.mktemp("embedded") / "run")
     return transfer(quick_settings(clip, small_folder, optimise="embedding", output=output)).folder
 
@@ -156,7 +156,7 @@ def test_embedding_of_another_model_is_refused(embedded, small_folder, tmp_path,
     assert "made with model" in capsys.readouterr().err
 
 
-def test_relative_paths_hold_from_another_folder(settings, clip, small_folder, tmp_path, monkeypatch, capsys):
+def test_relative_paths_work_from_another_folder(settings, clip, small_folder, tmp_path, monkeypatch, capsys):
     """A run made with relative paths can be injected and repeated from elsewhere."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").symlink_to(small_folder)
@@ -191,7 +191,7 @@ def test_still_clip(settings, tmp_path, caplog):
     assert not any(map(any, json.loads((run.folder / "run.json").read_text())["losses"]))
 
 
-def test_interrupted_run_leaves_only_whole_files(settings, monkeypatch, capsys):
+def test_an_interrupted_run_leaves_only_complete_files(settings, monkeypatch, capsys):
     def interrupted(job, latents):
         raise KeyboardInterrupt
 
@@ -203,7 +203,7 @@ def test_interrupted_run_leaves_only_whole_files(settings, monkeypatch, capsys):
     assert latents(type("Run", (), {"folder": Path(settings.output)})).isfinite().all()
 
 
-def test_nothing_is_made_for_bad_input(settings, tmp_path):
+def test_bad_input_leaves_no_folder(settings, tmp_path):
     for change in ({"video": str(tmp_path / "absent.mp4")}, {"guidance_blocks": [9]}, {"frames": 300}):
         with pytest.raises(DitflowError):
             transfer(replace(settings, **change))
@@ -249,10 +249,10 @@ def test_flow(settings, tmp_path, capsys):
     for block in (0, 2):
         assert (folder / f"flow_block_{block}.png").stat().st_size > 0
         assert video.read_clip(folder / f"arrows_block_{block}.mp4", frames=4, size=None).frames.std() > 0
-    assert not (folder / "flow_true.png").exists()  # of this clip nothing else is known
+    assert not (folder / "flow_true.png").exists()  # the true motion of this clip is unknown
 
 
-def test_flow_of_a_made_clip_has_the_truth_beside_it(small_folder, tmp_path, capsys):
+def test_flow_of_a_generated_clip_comes_with_the_true_flow(small_folder, tmp_path, capsys):
     assert write_made_clip([str(tmp_path / "made.mp4"), "--seed", "5"]) == 0
     words = ["flow", "--video", str(tmp_path / "made.mp4"), "--model", str(small_folder), "--size", "96x64"]
     words += ["--dtype", "float32", "--guidance-blocks", "2"]

@@ -1,4 +1,4 @@
-"""Whole runs with every preset: the same latents; and runs that memory runs out in."""
+"""Whole runs: every preset gives the same latents, and out of memory leads to a smaller preset."""
 
 import logging
 import re
@@ -23,8 +23,8 @@ DEPTH = 6  # blocks of the small model
 
 
 @pytest.fixture
-def nothing_stays(monkeypatch):
-    """As few blocks on the device as a preset can do with, as on a card that is just large enough."""
+def fewest_resident(monkeypatch):
+    """Keeps as few blocks resident as a preset allows, as on a card that is just large enough."""
     monkeypatch.setattr(
         plan,
         "_resident_blocks",
@@ -34,13 +34,13 @@ def nothing_stays(monkeypatch):
 
 @pytest.fixture(scope="module")
 def expected():
-    """The latents of a plain run, once somebody has made them."""
+    """Holds the latents of a plain run, once a test has made it."""
     return {}
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_gives_the_same_latents(settings, nothing_stays, expected, name, monkeypatch):
-    """A guided step changes latents by 0.02 to 0.05: what is lost in a preset would show."""
+def test_every_preset_gives_the_same_latents(settings, fewest_resident, expected, name, monkeypatch):
+    """A guided step changes latents by 0.02 to 0.05: anything that a preset loses would show."""
     walked, walk = [], Streamed.walk
 
     def watched(self, order):
@@ -58,12 +58,12 @@ def test_every_preset_gives_the_same_latents(settings, nothing_stays, expected, 
 
 
 def out_of_memory(times, work):
-    """A function that runs out of memory so many times."""
+    """`work`, which first runs out of memory this many times."""
     left = [times]
 
     def fails(*given, **named):
         if torch.is_tensor(given[1]) and isinstance(given[1], torch._subclasses.FakeTensor):
-            return work(*given, **named)  # a plan's
+            return work(*given, **named)  # called by a plan
         if left[0]:
             left[0] -= 1
             raise torch.OutOfMemoryError("planted")
@@ -81,8 +81,8 @@ def out_of_memory(times, work):
         pytest.param("decode", marks=pytest.mark.fault("out of memory while decoding: smaller tiles")),
     ],
 )
-def test_next_smaller_preset_where_memory_runs_out(
-    settings, nothing_stays, phase, times, monkeypatch, caplog, tmp_path
+def test_falls_back_to_the_next_smaller_preset(
+    settings, fewest_resident, phase, times, monkeypatch, caplog, tmp_path
 ):  # fmt: skip
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(choice, "LESS", 2.0)  # a small model with nothing resident: no preset needs much less

@@ -1,4 +1,4 @@
-"""Prompt embeddings that are kept from run to run."""
+"""Prompt embeddings are cached from run to run."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def encode(folder):
-    """Encodes, and notes how many texts it was given."""
+    """Encodes, and records how many texts each call gets."""
     encoder = folder.text_encoder()
 
     def encode(tokens):
@@ -56,7 +56,7 @@ def test_second_run_encodes_nothing(folder, tokens, encode, cache):
     assert len(list(cache.iterdir())) == 3
 
 
-def test_what_is_new_is_encoded_alone_and_once(folder, tokens, encode, cache):
+def test_only_new_prompts_are_encoded_each_once(folder, tokens, encode, cache):
     encode_texts(folder, tokens, encode)
     again = folder.tokenise(("a green square", PROMPTS[1], "a green square"))
     texts = encode_texts(folder, again, encode)
@@ -82,7 +82,7 @@ def test_another_precision_or_encoder_is_another_embedding(small_folder, tokens,
 
 
 @pytest.mark.parametrize("damage", [b"", b"not safetensors", None], ids=["empty", "other", "cut"])
-def test_damaged_embedding_is_made_anew(folder, tokens, encode, cache, damage):
+def test_a_damaged_embedding_is_encoded_again(folder, tokens, encode, cache, damage):
     expected = encode_texts(folder, tokens, encode)
     for file in cache.iterdir():
         file.write_bytes(file.read_bytes()[:-10] if damage is None else damage)
@@ -93,7 +93,7 @@ def test_damaged_embedding_is_made_anew(folder, tokens, encode, cache, damage):
     assert len(list(cache.iterdir())) == 3
 
 
-def test_cache_that_cannot_be_written_is_done_without(folder, tokens, encode, cache, caplog):
+def test_works_without_a_writable_cache(folder, tokens, encode, cache, caplog):
     cache.parent.mkdir(parents=True)
     cache.write_text("in the way")
     with caplog.at_level(logging.INFO):

@@ -1,4 +1,4 @@
-"""What the kernel tests share: token sets that look like video features, and the error budget."""
+"""Shared by the kernel tests: tokens that look like video features, and the error budget."""
 
 from typing import NamedTuple
 
@@ -37,9 +37,9 @@ SHAPES = {
 
 
 def video_tokens(shape: Shape, device: str = "cpu", seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Query and key [S, heads, head_dim] float64 of variance 1: a pattern that moves, and noise.
+    """Query and key [S, heads, head_dim] float64 of variance 1: a moving pattern plus noise.
 
-    At a temperature of 2 some rows are flat and some decided; at 50 the likeliest cells still compete.
+    At a temperature of 2 some rows are flat and some are peaked; at 50 the likeliest cells still compete.
     """
     draw = torch.Generator().manual_seed(seed)
     frames, height, width = shape.grid
@@ -52,7 +52,7 @@ def video_tokens(shape: Shape, device: str = "cpu", seed: int = 0) -> tuple[Tens
 
 
 def reference_flow(shape: Shape, device: str = "cpu", seed: int = 1) -> Tensor:
-    """Whole displacements [frames, frames, cells, 2]: zero within a frame and in a third of the rest."""
+    """Integer displacements [frames, frames, cells, 2]: zero within a frame and in a third of the rest."""
     draw = torch.Generator().manual_seed(seed)
     frames, height, width = shape.grid
     flow = torch.randint(-3, 4, (frames, frames, height * width, 2), generator=draw).float()
@@ -70,10 +70,10 @@ def assert_within_budget(
     precision: torch.dtype,
     sharpness: float = 1.0,
 ) -> None:
-    """Each tensor is finite and at most twice as far from the exact one as plain PyTorch is, plus an epsilon.
+    """Assert that each tensor is finite and its error at most twice that of plain PyTorch, plus an epsilon.
 
-    The epsilon is that of the precision, relative to the largest exact value, times the sharpness: how much
-    more than usual a softmax makes of the rounding of its logits, which differs from processor to processor.
+    The epsilon is that of the precision, relative to the largest exact value, times `sharpness`: how strongly
+    the softmax amplifies the rounding of its logits, which differs between processors.
     """
     for index, (ours, theirs, truth) in enumerate(zip(actual, plain, exact, strict=True)):
         assert ours.shape == truth.shape and ours.dtype == theirs.dtype

@@ -1,4 +1,4 @@
-"""Attention and motion flow of one preparation: values, gradients, one graph, and no attention map."""
+"""Attention and motion flow of the same queries and keys: gradients, one graph, and no attention map."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def energy_by_definition(query, key, value):
     return output.sin().sum() + flow.square().sum()
 
 
-def test_gradients_of_both_halves():
+def test_gradients_of_both_results():
     inputs = tokens()
     expected = torch.autograd.grad(energy_by_definition(*(part.double() for part in inputs)), inputs)
     for ours, theirs in zip(torch.autograd.grad(energy(*inputs), inputs), expected, strict=True):
@@ -44,7 +44,7 @@ def test_compiles_as_one_graph_with_its_gradients():
 
 
 class Largest(TorchDispatchMode):
-    """The most elements of a tensor that an operator returned."""
+    """Records the number of elements of the largest tensor that an operator returned."""
 
     def __init__(self):
         super().__init__()
@@ -58,8 +58,8 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "with_gradients"])
-def test_no_map_is_returned_or_kept(backward):
-    """Many tokens of few channels: a map of one head is larger than all inputs."""
+def test_no_attention_map_is_returned_or_saved(backward):
+    """Many tokens with few channels: the map of one head is larger than all inputs together."""
     grid, heads, head_dim = (2, 12, 16), 2, 8
     count = TEXT + 2 * 12 * 16
     inputs = [torch.randn(1, count, heads, head_dim, requires_grad=backward) for _ in range(3)]

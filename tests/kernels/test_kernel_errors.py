@@ -1,4 +1,4 @@
-"""What the public functions refuse, and with which words; what importing them costs."""
+"""The errors of the public functions, and what importing them loads."""
 
 import subprocess
 import sys
@@ -69,7 +69,7 @@ def test_refused_in_one_line(call, words):
 
 
 def test_accepted():
-    """The arguments that the refusals above vary are right as they stand."""
+    """Without their one change, the arguments of the cases above are accepted."""
     for call in (flow, loss, attention, prepare):
         call()
 

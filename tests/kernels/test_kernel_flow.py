@@ -64,7 +64,7 @@ def test_large_logits_stay_finite(precision):
 @pytest.mark.parametrize("size", [2.0**-9, 2.0**13])
 @pytest.mark.parametrize("device", DEVICES)
 def test_fp16_gradient_of_any_size(device, size):
-    """Only the last cast of the gradient has a say in what sizes fp16 can carry."""
+    """The range of fp16 limits only the last cast of the gradient."""
     shape = SHAPES["odd_cells"]
     query, key = (tokens.half().requires_grad_() for tokens in video_tokens(shape, device))
     flow = motion_flow(query, key, shape.grid, 2.0, backend="chunked")
@@ -76,8 +76,8 @@ def test_fp16_gradient_of_any_size(device, size):
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
-def test_hard_flow_finds_the_cell(precision, backend):
-    """Every cell of the key frames holds one cell of the query frame's pattern: its place is known."""
+def test_hard_flow_finds_the_matching_cell(precision, backend):
+    """The pattern only shifts from frame to frame, so the match of every cell is known."""
     frames, height, width = grid = (3, 6, 8)
     pattern = torch.randn(height, width, 2, 64, generator=torch.Generator().manual_seed(0)).to(precision)
     tokens = torch.stack([pattern.roll((frame, -2 * frame), dims=(0, 1)) for frame in range(frames)]).flatten(
@@ -97,7 +97,7 @@ def test_hard_flow_finds_the_cell(precision, backend):
 def test_hard_flow_takes_the_lowest_index_of_a_tie(backend, device):
     query = torch.ones(24, 2, 16, device=device, requires_grad=True)
     key = torch.zeros(24, 2, 16, device=device)
-    key[[5, 7, 10, 21, 22]] = 1.0  # cells 5, 7, 10 of frame 0 and 9, 10 of frame 1, four to a line
+    key[[5, 7, 10, 21, 22]] = 1.0  # cells 5, 7, 10 of frame 0 and 9, 10 of frame 1, four to a row
     flow = motion_flow(query, key, (2, 3, 4), 2.0, hard=True, backend=backend)
     assert flow[0, 0, 0].tolist() == [1, 1] and flow[0, 1, 0].tolist() == [1, 2]
     assert flow[1, 0, 11].tolist() == [-2, -1] and flow[1, 1, 11].tolist() == [-2, 0]

@@ -1,4 +1,4 @@
-"""The motion flow loss: values and gradients against float64, rows that count, work left out, fp16."""
+"""The motion flow loss: values and gradients against float64, selected rows, skipped work, fp16."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_one_row_counts():
     loss = motion_flow_loss(query.float(), key.float(), reference, shape.grid, 2.0)
     torch.testing.assert_close(
         loss.double(), off.square().mean(), rtol=2e-6, atol=0
-    )  # some float32 roundings
+    )  # a few float32 roundings
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
@@ -82,7 +82,7 @@ def test_no_row_counts(backend):
 
 
 @pytest.mark.parametrize("rows", ["moving", "all"])
-def test_the_same_without_gradients(rows):
+def test_same_value_without_gradients(rows):
     shape = SHAPES["odd_cells"]
     query, key = (tokens.float() for tokens in video_tokens(shape))
     arguments = reference_flow(shape), shape.grid, 2.0
@@ -94,8 +94,8 @@ def test_the_same_without_gradients(rows):
 @pytest.mark.parametrize(
     "moving", [(), ((0, 1),), ((0, 1), (0, 2), (2, 0)), None], ids=["none", "1", "3", "all"]
 )
-def test_work_is_three_products_of_the_blocks_that_count(moving):
-    """What no row of a block asks for is not computed; None: every row counts."""
+def test_work_is_three_products_for_each_block_that_counts(moving):
+    """A block without a row that counts is skipped; None: every row counts."""
     shape = Shape((3, 4, 5), 2, 16)
     reference = torch.zeros_like(reference_flow(shape))
     for block in moving or ():
@@ -121,7 +121,7 @@ def test_rows_that_do_not_count_give_no_gradient():
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_fp16_with_a_loss_scale_keeps_the_gradients(device):
-    """A real clip's rows, flow near the reference: fp16 gradients vanish, and a loss scale saves them."""
+    """With the rows of a real clip and flow near the reference, fp16 gradients vanish without a scale."""
     shape = Shape((3, 30, 45), 8, 16)
     query, key = (tokens.half() for tokens in video_tokens(shape, device))
     near = motion_flow(query, key, shape.grid, 2.0) + 1e-3 * reference_flow(shape, device)

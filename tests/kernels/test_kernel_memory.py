@@ -1,4 +1,4 @@
-"""The chunked backends keep to their byte budget: every tensor they make is counted, no clock involved."""
+"""The chunked backends keep to their byte budget: every tensor that they allocate is counted."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ BUDGETS = [100_000, 200_000]
 
 
 class PeakBytes(TorchDispatchMode):
-    """The most bytes alive at once in storages that operators made while the mode was on."""
+    """Peak bytes of the storages that operators allocated while the mode was on."""
 
     def __init__(self, *known):
         super().__init__()
@@ -88,7 +88,7 @@ def test_loss_and_gradients(rows, precision):
 
 
 def assert_gradients_within(peaks, query):
-    """Beside the chunks: query gradients, float32 sums of key gradients, two tensors like the flow."""
+    """Besides chunks: query gradients, float32 sums of key gradients, two tensors the size of the flow."""
     beside = query.nbytes + TOKENS * CHANNELS * 4 + 2 * ROWS * 8
     for budget, peak in zip(BUDGETS, peaks, strict=True):
         assert peak <= budget + beside

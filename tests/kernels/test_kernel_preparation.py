@@ -24,7 +24,7 @@ PARTS = {
 
 
 def case(shape, parts=(True, True), device="cpu"):
-    """query, key, norms and rope in float64; cos and sin are free variables, not a rotation."""
+    """query, key, norms and rope in float64; cos and sin are random numbers, not a rotation."""
     batch, text, video, heads, head_dim = shape
     draw = torch.Generator().manual_seed(0)
 
@@ -38,7 +38,7 @@ def case(shape, parts=(True, True), device="cpu"):
 
 
 def prepared_and_gradients(function, query, key, norms, rope, text, **options):
-    """Both outputs, then the gradients of a weighted sum of them to query, key and (where given) rope."""
+    """Both outputs, then the gradients of their weighted sum to query, key and, if given, rope."""
     inputs = [tensor.clone().requires_grad_() for tensor in (query, key, rope) if tensor is not None]
     prepared = function(*inputs[:2], *norms, inputs[2] if rope is not None else None, text, **options)
     weights = [
@@ -84,7 +84,7 @@ def test_a_few_tokens_at_a_time(budget, monkeypatch):
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
 def test_equals_diffusers_in_float32(backend):
-    """To the last bit what CogVideoX's attention processor computes; and its own gradient to cos and sin."""
+    """Bit for bit the result of CogVideoX's attention processor, and its gradient to cos and sin."""
     text = 4
     norm = torch.nn.LayerNorm(16, eps=1e-6)
     torch.nn.init.normal_(norm.weight)
@@ -103,7 +103,7 @@ def test_equals_diffusers_in_float32(backend):
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
-def test_inputs_stay_as_they_are_and_norms_are_constants(backend):
+def test_inputs_are_not_changed_and_norms_are_constants(backend):
     query, key, norms, rope, text = case(SHAPES["usual"])
     query, key, norms, rope, text = in_precision(query, key, norms, rope, text, torch.float32)
     query.requires_grad_()

@@ -1,4 +1,4 @@
-"""What the Triton passes allocate at the sizes of CogVideoX-5B, on fake tensors: no GPU, no real memory."""
+"""Memory that the Triton passes allocate at the sizes of CogVideoX-5B, on fake tensors without a GPU."""
 
 from itertools import count
 
@@ -18,13 +18,13 @@ HEADS, HEAD_DIM = 48, 64
 
 
 class LiveBytes(TorchDispatchMode):
-    """Which storages that operators made are alive at once."""
+    """Records, after each operator, which storages that operators allocated are alive."""
 
     def __init__(self, *known):
         super().__init__()
         self.known = {tensor.untyped_storage()._cdata for tensor in known}
         self.alive = {}  # by address: weak reference, number, bytes
-        self.moments = []  # bytes by number
+        self.moments = []  # after each operator, bytes by number
         self.numbers = count()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -39,7 +39,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def peak_beside(self, *outputs) -> int:
-        """The most bytes alive at once, but for the storages of what was given back."""
+        """Peak bytes, without the storages of the outputs."""
         ours = {self.alive[tensor.untyped_storage()._cdata][1] for tensor in outputs}
         return max(
             sum(size for number, size in moment.items() if number not in ours) for moment in self.moments
@@ -111,18 +111,18 @@ def test_flow_backward(grid):
 
 @pytest.mark.parametrize("budget", [150 * MB, 300 * MB])
 def test_fp16(budget):
-    """CogVideoX-2B: its gradients wait in float32, and are their own sums."""
+    """CogVideoX-2B: gradients are summed in place in float32 until the last cast."""
     assert budget / 3 < loss_bytes(FRAMES_49, budget, torch.float16, heads=30) <= budget
     budget += 2 * 4 * 13 * 30 * 45 * 30 * HEAD_DIM
     assert budget / 3 < backward_bytes(FRAMES_49, budget, torch.float16, heads=30) <= budget
 
 
 def test_any_grid_keeps_the_bound_of_the_flow():
-    assert flow_bytes((21, 45, 80)) <= 48 * MB + 4 * 21 * 21 * 45 * 80  # and the log2sumexp
+    assert flow_bytes((21, 45, 80)) <= 48 * MB + 4 * 21 * 21 * 45 * 80  # plus the log2sumexp
 
 
-def test_the_count_sees_what_is_kept_alive():
-    """The bound would fail if the passes kept one thing more."""
+def test_the_count_sees_what_stays_alive():
+    """The bounds above would notice one more tensor."""
     with FakeTensorMode(), LiveBytes() as live:
         kept = [torch.empty(MB, dtype=torch.uint8) for _ in range(3)]
         del kept[0]

@@ -1,4 +1,4 @@
-"""What torch knows of motion flow as operators: opcheck, compile, gradients, FLOPs, fake tensors."""
+"""Motion flow as torch operators: opcheck, compile, gradients, FLOPs, fake tensors."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def tokens(precision=torch.float32):
     return [torch.randn(TOKENS, HEADS, HEAD_DIM).to(precision).requires_grad_() for _ in range(2)]
 
 
-def still_in_part():
+def partly_still():
     reference = torch.randn(3, 3, 20, 2)
     reference[1] = 0
     return reference
@@ -37,7 +37,8 @@ def test_operators_are_what_torch_expects(precision):
     settings = GRID, 2.0, "chunked", None
     torch.library.opcheck(operators.soft_flow, (query, key, *settings))
     torch.library.opcheck(
-        operators.loss_and_gradients, (query, key, still_in_part(), GRID, 2.0, "moving", "chunked", 20_000)
+        operators.loss_and_gradients,
+        (query, key, partly_still(), GRID, 2.0, "moving", "chunked", 20_000),
     )
     query, key = query.detach(), key.detach()
     torch.library.opcheck(operators.hard_flow, (query, key, GRID, "chunked", None))
@@ -45,21 +46,21 @@ def test_operators_are_what_torch_expects(precision):
     grad = torch.randn_like(flow)
     torch.library.opcheck(operators.flow_gradients, (grad, query, key, flow, log2sumexp, *settings))
     loss, grad_query, grad_key, factor = operators.loss_and_gradients(
-        query, key, still_in_part(), GRID, 2.0, "all", "chunked", None
+        query, key, partly_still(), GRID, 2.0, "all", "chunked", None
     )
     scaling = loss, grad_query, grad_key, factor, query.shape, precision
     torch.library.opcheck(operators.scaled_gradients, scaling)
 
 
-class Tapped(nn.Module):
-    """Queries and keys of a block as a model makes them, up to the loss."""
+class GuidedBlock(nn.Module):
+    """From hidden states to the loss, as in a model's guided block."""
 
     def __init__(self):
         super().__init__()
         self.to_query, self.to_key = (nn.Linear(24, HEADS * HEAD_DIM) for _ in range(2))
         self.norms = nn.ModuleList(nn.LayerNorm(HEAD_DIM) for _ in range(2))
         self.register_buffer("rope", torch.randn(2, 2, TOKENS, HEAD_DIM))
-        self.register_buffer("reference", still_in_part())
+        self.register_buffer("reference", partly_still())
 
     def forward(self, hidden):  # [1, text + video, 24]
         query, key = (
@@ -74,7 +75,7 @@ class Tapped(nn.Module):
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiles_as_one_graph_with_its_gradients(backend):
-    module, hidden = Tapped(), torch.randn(1, 4 + TOKENS, 24, requires_grad=True)
+    module, hidden = GuidedBlock(), torch.randn(1, 4 + TOKENS, 24, requires_grad=True)
     compiled = torch.compile(module, fullgraph=True, backend=backend)
     expected, traced = module(hidden), compiled(hidden)
     torch.testing.assert_close(traced, expected)
@@ -93,7 +94,7 @@ def test_compiles_the_hard_flow_of_the_reference_pass():
 
 def test_a_second_derivative_is_refused():
     query, key = tokens()
-    loss = motion_flow_loss(query, key, still_in_part(), GRID, 2.0)
+    loss = motion_flow_loss(query, key, partly_still(), GRID, 2.0)
     [grad] = torch.autograd.grad(loss, query, create_graph=True)
     with pytest.raises(RuntimeError):
         torch.autograd.grad(grad.sum(), key)
@@ -101,7 +102,7 @@ def test_a_second_derivative_is_refused():
 
 @pytest.mark.parametrize("backend", ["chunked", "triton"])
 def test_counts_products(backend):
-    """One product forward, three for a flow's gradients, three for the loss with its own; on fake tensors."""
+    """One product for a flow, three for its gradients, three for the loss and its gradients together."""
     options = {"backend": backend}
     with FakeTensorMode():
         query, key = tokens()
@@ -119,7 +120,7 @@ def test_counts_products(backend):
 @pytest.mark.parametrize("workspace_bytes", [1, 30_000])
 def test_workspace_bytes_changes_memory_not_results(workspace_bytes):
     query, key = tokens()
-    given = query, key, still_in_part(), GRID, 2.0
+    given = query, key, partly_still(), GRID, 2.0
     torch.testing.assert_close(
         motion_flow_loss(*given, workspace_bytes=workspace_bytes), motion_flow_loss(*given)
     )
@@ -134,7 +135,7 @@ def test_auto_is_triton_on_cuda_and_chunked_elsewhere():
         assert choose("auto", torch.device(device), torch.bfloat16) == backend
 
 
-def test_triton_says_what_it_needs():
+def test_triton_on_a_cpu_is_refused():
     query, key = tokens()
     with pytest.raises(
         ValueError, match="backend 'triton' needs a CUDA device, not cpu: use backend 'chunked'"

@@ -1,4 +1,4 @@
-"""What torch knows of query and key preparation as an operator: opcheck, compile, FLOPs, fake tensors."""
+"""Query and key preparation as a torch operator: opcheck, compile, FLOPs, fake tensors."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ BATCH, TEXT, VIDEO, HEADS, HEAD_DIM = 2, 3, 5, 3, 16
 
 
 def inputs(rotary=True, fused=False):
-    """query, key, norms, rope, text length; from one fused projection, queries and keys are strided views."""
+    """query, key, norms, rope, text length; if fused, query and key are strided views of one projection."""
     tokens = torch.randn(2, BATCH, TEXT + VIDEO, HEADS, HEAD_DIM)
     query, key = torch.stack([*tokens], dim=2).unbind(2) if fused else tokens
     query, key = query.detach().requires_grad_(), key.detach().requires_grad_()
@@ -54,7 +54,7 @@ def test_compiles_as_one_graph_with_its_gradients():
         assert torch.equal(ours, expected)
 
 
-def test_a_result_needs_a_gradient_only_where_its_source_does():
+def test_a_result_needs_a_gradient_only_if_its_input_does():
     query, key, norms, rope, text = inputs(rotary=False)
     prepared, prepared_key = qk_norm_rope(query, key.detach(), *norms, rope, text)
     assert prepared.requires_grad and not prepared_key.requires_grad
@@ -68,8 +68,8 @@ def test_counts_no_flops():
 
 
 @pytest.mark.parametrize("backend", ["chunked", "triton"])
-def test_fake_tensors_pass_at_real_size(backend):
-    """CogVideoX-5B, 49 frames: outputs and gradients of the right kind, and no memory taken."""
+def test_fake_tensors_at_real_size(backend):
+    """CogVideoX-5B, 49 frames: outputs and gradients have the right shapes and dtypes."""
     with FakeTensorMode():
         tokens, text, heads, head_dim = 226 + 17550, 226, 48, 64
         fused = torch.empty(1, tokens, 3, heads, head_dim, dtype=torch.bfloat16, requires_grad=True)
@@ -85,8 +85,8 @@ def test_fake_tensors_pass_at_real_size(backend):
 
 
 @pytest.mark.parametrize("rotary", [True, False], ids=["rotary", "norm_only"])
-def test_triton_takes_no_memory_but_for_its_results(rotary):
-    """The launchers without their launches allocate what they return, to the byte, and nothing else."""
+def test_triton_allocates_only_its_results(rotary):
+    """Without the launch, the launchers allocate exactly the bytes that they return."""
     query, key, norms, rope, text = inputs(rotary, fused=True)
     gradients = torch.randn(2, BATCH, TEXT + VIDEO, HEADS, HEAD_DIM)
     wanted = Wanted(query=True, key=True, rope=rotary)
@@ -99,7 +99,7 @@ def test_triton_takes_no_memory_but_for_its_results(rotary):
 
 
 class Allocated(TorchDispatchMode):
-    """Bytes of all memory that operators asked for, given back or not."""
+    """Total bytes that operators allocated, freed or not."""
 
     def __init__(self):
         super().__init__()
@@ -114,7 +114,7 @@ class Allocated(TorchDispatchMode):
         return result
 
 
-def test_triton_on_the_processor_is_refused():
+def test_triton_on_a_cpu_is_refused():
     query, key, norms, rope, text = inputs()
     with pytest.raises(ValueError, match="needs a CUDA device, not cpu: use backend 'chunked'"):
         operators.qk_norm_rope(query, key, *norms, rope, text, backend="triton")

@@ -1,4 +1,4 @@
-"""What enters each block, out to host memory and back."""
+"""Block inputs that are moved to host memory and back."""
 
 import weakref
 from copy import deepcopy
@@ -21,7 +21,7 @@ def tokens(dtype=torch.float32, length=6):
     return torch.randn(1, length, 8).to(dtype), torch.randn(1, 3, 8).to(dtype)
 
 
-def test_they_come_back_as_they_went():
+def test_inputs_come_back_unchanged():
     saved = HostBlockInputs(CPU)
     for dtype, length, count in [(torch.float32, 6, 4), (torch.bfloat16, 6, 4), (torch.float32, 9, 2)]:
         pushed = [tokens(dtype, length) for _ in range(count)]
@@ -33,8 +33,8 @@ def test_they_come_back_as_they_went():
             assert all(map(torch.equal, found, expected))
 
 
-def test_one_at_a_time_is_on_the_device():
-    """Whoever pushes keeps nothing: only the topmost is still there."""
+def test_one_input_at_a_time_is_on_the_device():
+    """The caller keeps no reference: only the last input that was pushed is still alive."""
     saved, kept = HostBlockInputs(CPU), []
     saved.begin(5, tokens())
     for _ in range(5):
@@ -47,11 +47,11 @@ def test_one_at_a_time_is_on_the_device():
         for _ in range(5):
             saved.pop()
     size = 4 * (6 + 3) * 8
-    assert found.peak_bytes == 2 * size  # the one handed out, and the one on its way
+    assert found.peak_bytes == 2 * size  # one returned, one being copied back
     assert found.copied_bytes == saved.copied_bytes == 4 * size
 
 
-def test_buffers_are_made_once():
+def test_buffers_are_allocated_once():
     backbone = tiny_backbone(layers=DEPTH)
     inputs, capture = random_inputs(backbone, 3, 8, 12), Capture("query_key", (3,))
     runner = BlockwiseRunner(backbone, block_inputs="host")
@@ -60,14 +60,14 @@ def test_buffers_are_made_once():
         runner.gradient(square, "latents", inputs, {}, capture, 1.0)
         places.append([buffer.data_ptr() for buffer in runner.block_inputs.buffers])
         copied.append(runner.copied_bytes)
-    assert len(places[0]) == 3  # what enters blocks 0, 1 and 2; what enters block 3 never leaves
+    assert len(places[0]) == 3  # for the inputs of blocks 0, 1 and 2; block 3's stays on the device
     assert places[0] == places[1] == places[2]
     one = 4 * (10 + 3 * 4 * 6) * 32
     assert copied == [3 * one, 6 * one, 9 * one]
     assert 3 * one <= runner.host_bytes <= 2 * 3 * one
 
 
-def test_a_gradient_that_broke_off_leaves_nothing_behind():
+def test_a_failed_gradient_leaves_nothing_behind():
     backbone = tiny_backbone(layers=DEPTH)
     inputs, capture = random_inputs(backbone, 3, 8, 12), Capture("query_key", (1, 3))
     runner = BlockwiseRunner(backbone, keep="attention", block_inputs="host")
@@ -88,7 +88,7 @@ def test_a_gradient_that_broke_off_leaves_nothing_behind():
 @pytest.mark.parametrize("place", ["pinned", "pageable"])
 @pytest.mark.parametrize("late", ["computing", "copying"])
 def test_copies_and_computations_wait_for_each_other(late, place, monkeypatch):
-    """On a GPU, with one of the two made slow: whoever does not wait for the other finds wrong values."""
+    """One of the two is made slow: if the other does not wait for it, values are wrong."""
     cuda = torch.device("cuda")
     model = tiny_transformer(layers=DEPTH)
     backbone = backbone_of(model)
@@ -108,7 +108,7 @@ def test_copies_and_computations_wait_for_each_other(late, place, monkeypatch):
         original = getattr(where, name)
 
         def slowed(*given):
-            with torch.cuda.stream(stream):  # None: the one at hand
+            with torch.cuda.stream(stream):  # None: the current stream
                 torch.cuda._sleep(10**7)  # cycles, some milliseconds
             return original(*given)
 

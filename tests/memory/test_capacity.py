@@ -1,4 +1,4 @@
-"""How much memory a run may plan with, and that it gets no more."""
+"""How much memory a run may plan with, and that it cannot allocate more."""
 
 import psutil
 import pytest
@@ -10,7 +10,7 @@ from ditflow.memory.presets import GIB, USABLE, budget
 CPU = torch.device("cpu")
 
 
-def test_what_is_asked_for_holds_on_a_cpu_and_auto_is_what_is_free(monkeypatch):
+def test_on_a_cpu_a_given_size_counts_and_auto_is_what_is_free(monkeypatch):
     monkeypatch.setattr(capacity, "free_bytes", lambda device: 10 * GIB)
     assert capacity.usable_bytes("auto", CPU) == int(USABLE * 10 * GIB)
     assert capacity.usable_bytes("8", CPU) == capacity.usable_bytes("8gb", CPU) == budget(8)
@@ -18,7 +18,7 @@ def test_what_is_asked_for_holds_on_a_cpu_and_auto_is_what_is_free(monkeypatch):
     assert capacity.usable_bytes("0.1", CPU) == 0
 
 
-def test_on_a_gpu_no_more_than_is_free(monkeypatch):
+def test_on_a_gpu_never_more_than_is_free(monkeypatch):
     monkeypatch.setattr(capacity, "free_bytes", lambda device: 10 * GIB)
     gpu = torch.device("cuda")
     assert capacity.usable_bytes("8", gpu) == budget(8)
@@ -47,13 +47,13 @@ def test_allocations_beyond_the_cap_fail():
         (ValueError("out of memory"), False),
     ],
 )
-def test_errors_that_mean_that_memory_ran_out(error, means):
+def test_which_errors_mean_that_memory_ran_out(error, means):
     assert capacity.ran_out(error) == means
 
 
-def test_memory_of_many_small_pieces_is_given_back():
-    process, pieces = psutil.Process(), [torch.ones(16_000) for _ in range(4_000)]  # 64 kB: of the heap
-    last = torch.ones(16_000)  # at its end, so that nothing before goes back by itself
+def test_memory_of_many_small_tensors_is_given_back():
+    process, pieces = psutil.Process(), [torch.ones(16_000) for _ in range(4_000)]  # 64 kB each: on the heap
+    last = torch.ones(16_000)  # at the heap's end, so that nothing is returned automatically
     del pieces
     kept = process.memory_info().rss
     capacity.give_back(CPU)

@@ -1,4 +1,4 @@
-"""Runners that save memory against the plain one: the same losses and gradients."""
+"""Runners that save memory give the same losses and gradients as the plain one."""
 
 import weakref
 from dataclasses import replace
@@ -16,7 +16,7 @@ from ditflow.models.cogvideox import transformer as cogvideox
 from ditflow.models.protocols import Capture, Grid
 from ditflow.settings import Settings
 
-READS = {
+CAPTURES = {
     "flow": Capture("query_key", (3,)),
     "first-block": Capture("query_key", (0,)),
     "two-blocks": Capture("query_key", (1, 4)),
@@ -32,11 +32,11 @@ POLICIES = {
 
 
 @pytest.mark.parametrize("wrt", ["latents", "embedding"])
-@pytest.mark.parametrize("capture", READS.values(), ids=READS.keys())
+@pytest.mark.parametrize("capture", CAPTURES.values(), ids=CAPTURES.keys())
 @pytest.mark.parametrize("rotary", [True, False], ids=["rotary", "additive"])
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
 def test_blockwise_equals_plain_autograd(policy, rotary, capture, wrt, monkeypatch):
-    monkeypatch.setattr(cogvideox, "CHUNK", 20)  # batch chunks, the last one ragged
+    monkeypatch.setattr(cogvideox, "CHUNK", 20)  # several chunks, the last one ragged
     backbone = tiny_backbone(rotary, layers=DEPTH)
     inputs = random_inputs(backbone, 3, 8, 12)
     injected = PlainRunner(backbone).features(
@@ -60,14 +60,14 @@ def test_one_chunk_is_bit_for_bit_plain_autograd(policy):
     )
     expected = PlainRunner(backbone).gradient(loss, "latents", inputs, {}, capture, 1.0)
     runner = BlockwiseRunner(backbone, **policy)
-    for _ in range(2):  # the second one finds what the first has left behind
+    for _ in range(2):  # the second run meets what the first has left behind
         found = runner.gradient(loss, "latents", inputs, {}, capture, 1.0)
         assert torch.equal(found[0], expected[0])
         assert torch.equal(found[1], expected[1])
 
 
-def test_batch_forwards_are_bit_for_bit_single_ones(backbone):
-    """With the prompt and without it, through each block in turn."""
+def test_a_batch_is_bit_for_bit_single_forwards(backbone):
+    """Two prompts go through each block together, and its weights are copied once."""
     inputs = random_inputs(backbone, 3, 8, 12)
     batch = [inputs, replace(inputs, prompt=torch.randn_like(inputs.prompt))]
     injected = PlainRunner(backbone).features(
@@ -81,7 +81,7 @@ def test_batch_forwards_are_bit_for_bit_single_ones(backbone):
     assert weights.copied_bytes == sum(block.bytes for block in weights.blocks)  # once for both
 
 
-def test_plain_gradient_wants_weights_that_stay():
+def test_plain_gradient_needs_resident_weights():
     backbone = tiny_backbone(layers=DEPTH)
     inputs, capture = random_inputs(backbone, 3, 8, 12), Capture("query_key", (2,))
     expected = PlainRunner(backbone).gradient(square, "latents", inputs, {}, capture, 1.0)
@@ -96,7 +96,7 @@ def test_plain_gradient_wants_weights_that_stay():
 
 
 class Count(TorchDispatchMode):
-    """How often an operator runs."""
+    """Counts how often an operator runs."""
 
     def __init__(self, kernel):
         super().__init__()
@@ -116,8 +116,8 @@ def test_kept_attention_is_computed_once():
         assert kernel.times == times
 
 
-def test_attention_of_another_kernel_is_computed_again(monkeypatch):
-    """One that is written out, which no list knows: its softmax runs twice and the gradient is right."""
+def test_unrecognised_attention_is_computed_again(monkeypatch):
+    """Attention written with plain operators: its softmax runs twice, and the gradient is right."""
     backbone = tiny_backbone(layers=DEPTH)
     inputs, capture = random_inputs(backbone, 3, 8, 12), Capture("query_key", (3,))
     expected = PlainRunner(backbone).gradient(square, "latents", inputs, {}, capture, 1.0)
@@ -135,7 +135,7 @@ def test_attention_of_another_kernel_is_computed_again(monkeypatch):
 
 
 def test_kept_attention_holds_no_graph():
-    """Beside the results of each block's attention, nothing of the forward is alive."""
+    """After the forward, only the results of each block's attention are alive."""
     from ditflow.memory.kept_attention import KeptAttention
 
     backbone = tiny_backbone()

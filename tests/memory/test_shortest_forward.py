@@ -1,4 +1,4 @@
-"""How far a forward goes, counted in blocks and operations; and no weight ever gets a gradient."""
+"""A forward runs no further than needed, counted in blocks and FLOPs; no weight gets a gradient."""
 
 import pytest
 from tiny_models import DEPTH, BlockCalls, random_inputs, tiny_backbone
@@ -23,7 +23,7 @@ def runner():
     ],
     ids=["flow", "flow-two-blocks", "injection", "moft"],
 )
-def test_forward_ends_where_the_loss_has_what_it_needs(runner, capture, prepared, finished, monkeypatch):
+def test_forward_stops_once_the_loss_has_what_it_needs(runner, capture, prepared, finished, monkeypatch):
     counts = BlockCalls(runner.transformer, monkeypatch)
     inputs = random_inputs(runner.transformer, 3, 8, 12)
     assert set(runner.features(inputs, {}, capture)) == set(capture.blocks)
@@ -38,8 +38,8 @@ def test_forward_ends_where_the_loss_has_what_it_needs(runner, capture, prepared
     assert (counts.prepared, counts.finished, counts.heads) == (prepared, finished, 0)
 
 
-def test_tapped_forward_leaves_out_attention_and_feed_forward(runner):
-    """To block 2's queries and keys: two blocks, and of the third only what stands before attention."""
+def test_capturing_queries_and_keys_leaves_out_attention_and_feed_forward(runner):
+    """Up to block 2's queries and keys: two blocks, and only the part of the third before its attention."""
     inputs = random_inputs(runner.transformer, 3, 8, 12)
 
     def flops(capture):

@@ -1,4 +1,4 @@
-"""Weights that come and go: the same results, computed on the device, and the bytes that a ring foretells."""
+"""Streamed weights: the same results, computed on the device, with as many bytes copied as planned."""
 
 import random
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def streamed_backbone(monkeypatch):
-    """Blocks that fail when they compute with weights that are not on the device."""
+    """A transformer whose blocks fail if they compute with weights that are not on the device."""
     backbone = tiny_backbone(layers=DEPTH)
 
     def watch(weights):
@@ -45,7 +45,7 @@ def streamed_backbone(monkeypatch):
 @pytest.mark.parametrize("keep", ["inputs", "attention"])
 @pytest.mark.parametrize("place", ["pinned", "pageable"])
 @pytest.mark.parametrize("resident", [0, 2, DEPTH - 1, DEPTH])
-def test_streamed_weights_change_nothing_but_their_place(streamed_backbone, resident, place, keep):
+def test_streaming_weights_changes_no_result(streamed_backbone, resident, place, keep):
     backbone, watch = streamed_backbone
     inputs, capture = random_inputs(backbone, 3, 8, 12), Capture("query_key", (1, 3))
     plain = BlockwiseRunner(backbone)
@@ -61,14 +61,14 @@ def test_streamed_weights_change_nothing_but_their_place(streamed_backbone, resi
 
 
 def test_weights_in_host_memory_are_noticed(streamed_backbone):
-    """The watch above can fail: a block that nobody brought."""
+    """The check above can fail: nobody has copied this block."""
     backbone, watch = streamed_backbone
     watch(Streamed(backbone.blocks, CPU, 0))
     with pytest.raises(AssertionError, match="block 0 computes with weights in host memory"):
         PlainRunner(backbone).forward([random_inputs(backbone, 3, 8, 12)], {})
 
 
-def test_turning_round_copies_nothing_twice():
+def test_reversing_the_order_copies_nothing_twice():
     backbone = tiny_backbone(layers=DEPTH)
     weights = Streamed(backbone.blocks, CPU, 1)
     block = weights.blocks[0].bytes
@@ -78,14 +78,14 @@ def test_turning_round_copies_nothing_twice():
         assert list(weights.walk(order)) == list(order)
         return (weights.copied_bytes - before) / block
 
-    assert copies(range(DEPTH)) == DEPTH - 1  # all but the one that stays
-    assert copies([4, 3, 2, 1, 0]) == DEPTH - 3  # and the two that the ring still has
+    assert copies(range(DEPTH)) == DEPTH - 1  # all but the resident one
+    assert copies([4, 3, 2, 1, 0]) == DEPTH - 3  # nor the two that the ring still has
     assert copies([0, 1]) == 0
     assert copies([0]) == 0
 
 
 @pytest.mark.parametrize("place", ["pinned", "pageable"])
-def test_early_end_of_a_walk_leaves_the_ring_usable(place):
+def test_a_walk_that_ends_early_leaves_the_ring_usable(place):
     backbone = tiny_backbone(layers=DEPTH)
     inputs = random_inputs(backbone, 3, 8, 12)
     (expected,) = PlainRunner(backbone).forward([inputs], {})
@@ -99,14 +99,14 @@ def test_early_end_of_a_walk_leaves_the_ring_usable(place):
 
 @pytest.mark.parametrize("place", ["pinned", "pageable"])
 @pytest.mark.parametrize("resident", [0, 1, 3, 4])
-def test_a_replay_foretells_the_real_copies(resident, place):
-    """Random walks over blocks of different sizes: the ring alone, what is counted, and the copies seen."""
+def test_a_replay_predicts_the_real_copies(resident, place):
+    """Random walks over blocks of different sizes: the ring predicts the bytes that are counted and seen."""
     blocks = nn.ModuleList(nn.Linear(8, width, dtype=torch.bfloat16) for width in (5, 40, 7, 64, 16))
     blocks.requires_grad_(False)
     values = [[tensor.clone() for tensor in block.parameters()] for block in blocks]
     weights, draw = Streamed(blocks, CPU, resident, place), random.Random(0)
     ring = Ring([block.bytes for block in weights.blocks], resident)
-    # tensor by tensor, the gaps between them are not copied
+    # copied tensor by tensor, without the gaps between them
     exact = Ring([sum(tensor.nbytes for tensor in block.parameters()) for block in blocks], resident)
     for _ in range(30):
         start, end = draw.randrange(5), draw.randrange(5)
@@ -121,10 +121,10 @@ def test_a_replay_foretells_the_real_copies(resident, place):
     assert weights.device_bytes == ring.device_bytes == sum(map(len, weights.device_buffers()))
 
 
-def test_pageable_tensors_stay_where_loading_put_them():
-    """In memory-mapped files, say: after a walk they are the same memory, and nothing else was allocated."""
+def test_pageable_tensors_stay_where_they_were_loaded():
+    """For example in memory-mapped files: a walk allocates nothing and leaves them in the same memory."""
     blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(4)).requires_grad_(False)
-    blocks[1].weight.data = torch.randn(8, 8).T  # a mapped tensor may lie in any order
+    blocks[1].weight.data = torch.randn(8, 8).T  # a mapped tensor may have any strides
     value = blocks[1].weight.clone()
     places = [tensor.data_ptr() for tensor in blocks.parameters()]
     weights = Streamed(blocks, CPU, 0, "pageable")
@@ -132,12 +132,12 @@ def test_pageable_tensors_stay_where_loading_put_them():
         assert blocks[index].weight.data_ptr() not in places
         assert index != 1 or torch.equal(blocks[1].weight, value)
     list(weights.walk([2, 3]))
-    assert [tensor.data_ptr() for tensor in blocks.parameters()][:4] == places[:4]  # those not in the ring
+    assert [tensor.data_ptr() for tensor in blocks.parameters()][:4] == places[:4]  # those outside the ring
     assert weights.host_bytes == 0
 
 
 def test_any_type_of_tensor_streams():
-    """Stored weights: one byte each, with scales in buffers, some of them single numbers."""
+    """Stored weights of one byte each, with scales in buffers; a scale may be a scalar."""
     blocks = nn.ModuleList(nn.Module() for _ in range(4))
     for block in blocks:
         block.weight = nn.Parameter(torch.randn(7, 3).to(torch.float8_e4m3fn), requires_grad=False)
@@ -153,7 +153,7 @@ def test_any_type_of_tensor_streams():
 
 
 def test_host_buffers_are_cut_from_few_allocations(monkeypatch):
-    """The pinned allocator gives powers of two: three buffers of 300 bytes as 900 of 1024, and one of 300."""
+    """The pinned allocator rounds up to a power of two: three buffers of 300 bytes take 1024, one 512."""
     monkeypatch.setattr(host, "SLAB", 1024)
     found = HostBuffers([300] * 4, pinned=False)
     assert [len(buffer) for buffer in found.buffers] == [300] * 4
@@ -163,8 +163,8 @@ def test_host_buffers_are_cut_from_few_allocations(monkeypatch):
     assert found.buffers[0].unique().tolist() == [1]
 
 
-def test_a_tracker_sees_ring_residents_and_activations():
-    """On fake tensors, so that a plan can count them: what waits in host memory is not on the device."""
+def test_a_tracker_counts_the_ring_resident_blocks_and_activations():
+    """On fake tensors, as in a plan: weights that wait in host memory are not counted."""
 
     def peak(resident):
         blocks = nn.ModuleList(nn.Linear(256, 256) for _ in range(8)).requires_grad_(False)
@@ -180,4 +180,4 @@ def test_a_tracker_sees_ring_residents_and_activations():
             found, weights = peak(resident)
             size = weights.blocks[0].bytes
             assert weights.device_bytes == (resident + min(2, 8 - resident)) * size
-            assert found == weights.device_bytes + 2 * 4 * 256 * 4  # and tokens, before and after a block
+            assert found == weights.device_bytes + 2 * 4 * 256 * 4  # plus the tokens before and after a block

@@ -1,4 +1,4 @@
-"""Attention kernels: each computes softmax attention in our layout, and a wrong choice is refused early."""
+"""Attention kernels: each computes softmax attention in our layout, and an unusable one is refused early."""
 
 import sys
 from importlib.machinery import ModuleSpec
@@ -18,18 +18,18 @@ PACKAGES = ("flash", "xformers", "sage")
 
 
 def softmax_attention(query, key, value):
-    """From the definition."""
+    """Computed from the definition."""
     logits = torch.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
     return torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), value)
 
 
 def random_tokens(dtype=torch.float32, device="cpu"):
-    """Queries, keys and values that no transposition leaves the same shape."""
+    """Queries, keys and values whose shape changes under any transposition."""
     return [torch.randn(1, 37, 3, 64, dtype=dtype, device=device, requires_grad=True) for _ in range(3)]
 
 
 def by_token(query, key, value):
-    """What the packages compute on [batch, tokens, heads, head_dim]."""
+    """Attention on [batch, tokens, heads, head_dim], as the packages compute it."""
     return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2)
 
 
@@ -68,7 +68,7 @@ def packages(monkeypatch):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A GPU as far as checks can tell."""
+    """A GPU of compute capability 9.0, as far as the checks can tell; call it for another capability."""
 
     def present(capability):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
@@ -133,13 +133,13 @@ def test_the_model_attends_with_the_chosen_kernel(packages):
 
 
 def test_a_kernel_without_gradient_is_refused_where_one_is_needed(no_packages):
-    """First of all, and on any machine: neither a package nor a GPU is looked for."""
+    """This is checked first, so neither a package nor a GPU is needed to find out."""
     with pytest.raises(SettingsError, match="sage has no gradient.*--attention sdpa, or --no-guidance"):
         check_attention("sage", True, CPU, torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_a_missing_package_is_named_with_the_way_to_it(no_packages, gpu, name):
+def test_a_missing_package_is_named_with_how_to_install_it(no_packages, gpu, name):
     with pytest.raises(DitflowError, match="not installed.*pip install.*available here: sdpa, cudnn$"):
         check_attention(name, False, CUDA, torch.bfloat16)
 
@@ -169,7 +169,7 @@ def test_old_gpus_are_refused(packages, gpu):
         check_attention("flash", False, CUDA, torch.float16)
 
 
-def test_what_is_offered_instead_has_a_gradient_too(packages, gpu):
+def test_the_kernels_offered_instead_have_a_gradient_too(packages, gpu):
     with pytest.raises(DitflowError, match="available here: sdpa, xformers$"):
         check_attention("flash", True, CUDA, torch.float32)
     packages("flash_attn")
@@ -180,13 +180,13 @@ def test_what_is_offered_instead_has_a_gradient_too(packages, gpu):
 
 
 @pytest.mark.parametrize("name", ["cudnn", "xformers"])
-def test_kernels_that_do_not_repeat_themselves_are_refused_with_deterministic(packages, gpu, name):
+def test_nondeterministic_kernels_are_refused_with_deterministic(packages, gpu, name):
     with pytest.raises(SettingsError, match="--deterministic is on: use --attention sdpa"):
         check_attention(name, False, CUDA, torch.bfloat16, deterministic=True)
     check_attention("flash", True, CUDA, torch.bfloat16, deterministic=True)
 
 
-def test_a_package_that_does_not_load_is_one_line(monkeypatch, tmp_path):
+def test_a_package_that_does_not_load_is_reported_in_one_line(monkeypatch, tmp_path):
     (tmp_path / "sageattention.py").write_text("raise ImportError('undefined symbol: _ZN3c10\\nmore')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "sageattention", raising=False)

@@ -1,4 +1,4 @@
-"""torch.compile: a block's pieces as few graphs, equal to eager ones; and the whole guided forward as one."""
+"""torch.compile: few graphs serve all blocks and equal eager mode; the guided forward is one graph."""
 
 import shutil
 import sys
@@ -22,7 +22,7 @@ from ditflow.models.protocols import Capture, Grid
 from ditflow.settings import Settings
 
 
-def test_tapped_forward_and_loss_have_no_graph_break():
+def test_guided_forward_and_loss_have_no_graph_break():
     backbone = tiny_backbone()
     runner, capture = PlainRunner(backbone), Capture("query_key", (1, 2))
     inputs = random_inputs(backbone, 3, 8, 12)
@@ -44,14 +44,14 @@ def test_tapped_forward_and_loss_have_no_graph_break():
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """Counts the graphs that models compile, and leaves out what inductor makes of them."""
+    """Counts the graphs that models compile, without running inductor on them."""
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(cogvideox, "compile_piece", partial(compile_piece, backend=counter))
     return counter
 
 
 def guided_pass(runner, inputs, injected, capture):
-    """All that a guided step computes."""
+    """Everything that a guided step computes."""
     loss, gradient = runner.gradient(square, "latents", inputs, injected, capture, 1.0)
     read = runner.features(inputs, injected, capture)[capture.deepest]
     return [loss, gradient, *read, *runner.forward([inputs], injected)]
@@ -59,7 +59,7 @@ def guided_pass(runner, inputs, injected, capture):
 
 @pytest.mark.parametrize("depth, resident", [(2, 2), (5, 1)], ids=["resident", "streamed"])
 def test_few_graphs_serve_all_blocks(depth, resident, graphs, monkeypatch):
-    """As many for five blocks as for two, wherever their weights are, and none in the next step."""
+    """Five blocks need as many graphs as two, wherever the weights are; the next step compiles none."""
     monkeypatch.setattr(cogvideox, "CHUNK", 20)  # several chunks, the last one ragged
     model, capture = tiny_transformer(layers=depth), Capture("query_key", (depth - 1,))
     eager, compiled = backbone_of(model), backbone_of(model, compiled=True)
@@ -73,7 +73,7 @@ def test_few_graphs_serve_all_blocks(depth, resident, graphs, monkeypatch):
     for _ in range(2):
         torch.testing.assert_close(guided_pass(runner, inputs, injected, capture), expected)
         counts.append(graphs.frame_count)
-    before, output, feed_forward, chunks = 2, 2, 1, 3  # two: without and with gradient; video, ragged, text
+    before, output, feed_forward, chunks = 2, 2, 1, 3  # 2: without and with gradient; 3: video, ragged, text
     assert counts == [before + output + feed_forward + chunks] * 2
     operators = {str(node.target) for graph in graphs.graphs for node in graph.graph.nodes}
     assert any("qk_norm_rope" in name for name in operators)
@@ -97,7 +97,7 @@ def double(tensor):
 
 
 def test_models_do_not_use_up_each_others_graphs():
-    """torch gives up on a function after eight graphs; here each model brings its own sizes."""
+    """torch stops compiling a function after eight graphs; here each model brings its own sizes."""
     for size in range(1, 12):
         piece = compile_piece(double, backend="eager")
         assert torch.equal(piece(torch.ones(size)), torch.full([size], 2.0))
@@ -105,13 +105,13 @@ def test_models_do_not_use_up_each_others_graphs():
 
 def test_artefacts_are_kept_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that what follows is undone
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that monkeypatch undoes what compile_piece sets
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     compile_piece(double)
     assert cache_dir() == str(tmp_path / "ditflow" / "compiled")
 
 
-def test_a_folder_for_artefacts_that_is_set_is_kept(monkeypatch, tmp_path):
+def test_a_users_folder_for_artefacts_is_respected(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
     compile_piece(double)
     assert cache_dir() == str(tmp_path / "mine")
@@ -127,7 +127,7 @@ def test_auto_compiles_on_a_gpu(monkeypatch):
 @pytest.mark.parametrize(
     "device, missing", [("cpu", "C[+][+] compiler g[+][+]"), ("cuda", "C compiler .gcc or clang.")]
 )
-def test_a_missing_compiler_is_said_beforehand(device, missing, monkeypatch, tmp_path):
+def test_a_missing_compiler_is_reported_beforehand(device, missing, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "platform", "linux")
     for name in ("CC", "CXX"):
         monkeypatch.delenv(name, raising=False)
@@ -137,7 +137,7 @@ def test_a_missing_compiler_is_said_beforehand(device, missing, monkeypatch, tmp
     assert not compiles("auto", torch.device(device))
 
 
-def test_missing_triton_is_said_beforehand(monkeypatch):
+def test_missing_triton_is_reported_beforehand(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(
         DitflowError, match="no triton .pip install triton.; install it, or use --compile off"

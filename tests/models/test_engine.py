@@ -1,4 +1,4 @@
-"""TensorRT behind a stand-in: what goes through it, and what is refused before anything is loaded."""
+"""TensorRT, replaced by a stand-in: which graphs it gets, and what is refused before anything is loaded."""
 
 import sys
 from importlib.machinery import ModuleSpec
@@ -21,7 +21,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture
 def tensorrt(monkeypatch):
-    """A package of that name; the operators of each graph that its backend was given, a set a graph."""
+    """Installs a stand-in package; returns a list: for each graph its backend gets, the set of operators."""
     given = []
 
     def backend(graph, inputs, **options):
@@ -40,7 +40,7 @@ def holds(operators, name):
     return any(name in operator for operator in operators)
 
 
-def test_all_of_a_block_but_its_attention_goes_through_it(tensorrt):
+def test_all_of_a_block_except_attention_goes_through_tensorrt(tensorrt):
     model = tiny_transformer(layers=4)
     eager, engine = backbone_of(model), backbone_of(model)
     denoise_with_tensorrt(engine)
@@ -54,7 +54,7 @@ def test_all_of_a_block_but_its_attention_goes_through_it(tensorrt):
     assert not any(holds(operators, "attention") for operators in (before, output, feed_forward))
 
 
-def test_the_decoder_goes_through_it_and_nothing_else_of_the_vae(tensorrt):
+def test_only_the_decoder_of_the_vae_goes_through_tensorrt(tensorrt):
     vae = AutoencoderKLCogVideoX(
         block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2, latent_channels=4
     )
@@ -87,7 +87,7 @@ def test_a_cpu_is_refused(tensorrt):
         check_engine("tensorrt", needs_gradient=False, device=CPU)
 
 
-def test_a_missing_package_is_named_with_the_way_to_it(monkeypatch):
+def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, BACKEND, None)
     with pytest.raises(DitflowError, match=r'pip install "ditflow\[tensorrt\]"'):
         check_engine("tensorrt", needs_gradient=False, device=CUDA)
@@ -95,6 +95,6 @@ def test_a_missing_package_is_named_with_the_way_to_it(monkeypatch):
         denoise_with_tensorrt(tiny_backbone())
 
 
-def test_what_can_be_done_is_not_refused(tensorrt):
+def test_supported_choices_are_accepted(tensorrt):
     check_engine("tensorrt", needs_gradient=False, device=CUDA)
     check_engine("torch", needs_gradient=True, device=CPU)

@@ -1,4 +1,4 @@
-"""Transformers from GGUF files, and files that are none."""
+"""Transformers from GGUF files, and GGUF files that are refused."""
 
 import gguf
 import pytest
@@ -19,18 +19,18 @@ def test_gguf_file_gives_the_model_that_was_written(kind, tmp_path):
     write_gguf(path, exact, Kind[kind])
     loaded = load_gguf(path, CogVideoXTransformer3DModel, exact.config, torch.float32)
     values = dict(exact.named_parameters())
-    most = {"F16": 5e-4, "BF16": 3e-3, "Q4_0": 0.12, "Q5_1": 0.05}[kind]
+    bound = {"F16": 5e-4, "BF16": 3e-3, "Q4_0": 0.12, "Q5_1": 0.05}[kind]
     for name, module in loaded.named_modules():
         if isinstance(module, nn.Linear | StoredLinear | nn.Conv2d | nn.LayerNorm):
             for part in ("weight", "bias"):
-                assert relative(getattr(module, part), values[f"{name}.{part}"].double()) < most
+                assert relative(getattr(module, part), values[f"{name}.{part}"].double()) < bound
     packed = [module for module in loaded.modules() if isinstance(module, StoredLinear)]
     assert len(packed) == (12 if kind.startswith("Q") else 0)
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "IQ4_NL"])
 def test_gguf_kinds_that_need_long_rows(kind):
-    """Against the gguf package's own reading of the same bytes."""
+    """Compared with the gguf package's own reading of the same bytes."""
     weights, size = gguf.GGML_QUANT_SIZES[Kind[kind]]
     blocks = torch.randint(0, 256, (6, size), dtype=torch.uint8)
     halves = {"Q4_K": (0, 2), "Q6_K": (size - 2,), "IQ4_NL": (0,)}[kind]
@@ -43,15 +43,15 @@ def test_gguf_kinds_that_need_long_rows(kind):
 
 
 def damaged(case, path):
-    """A file with something wrong, and the configuration that it is read with."""
+    """Write a faulty file; return the configuration to read it with."""
     exact = exact_transformer()
     write_gguf(path, exact, Kind.Q8_0)
     whole, config = path.read_bytes(), dict(exact.config)
-    if case == "no gguf":
+    if case == "not gguf":
         path.write_bytes(b"PK" * 1000)
     elif case == "empty":
         path.write_bytes(b"")
-    elif case == "cut in its head":
+    elif case == "cut in the header":
         path.write_bytes(whole[:300])
     elif case == "cut":
         path.write_bytes(whole[: len(whole) // 2])
@@ -67,16 +67,16 @@ def damaged(case, path):
 @pytest.mark.parametrize(
     "case, says",
     {
-        "no gguf": "not a complete GGUF file",
+        "not gguf": "not a complete GGUF file",
         "empty": "not a complete GGUF file",
-        "cut in its head": "not a complete GGUF file",
+        "cut in the header": "not a complete GGUF file",
         "cut": "not a complete GGUF file",
         "misses a block": "transformer_blocks.2.* is missing in the file",
         "has a block too many": "transformer_blocks.1.* missing in the model",
         "other shapes": r"norm_final.bias is \(64,\) in the file and \(128,\) in the model",
     }.items(),
 )
-def test_gguf_file_that_is_not_the_models(case, says, tmp_path):
+def test_faulty_gguf_files_are_refused(case, says, tmp_path):
     path = tmp_path / "model.gguf"
     config = damaged(case, path)
     with pytest.raises(DitflowError, match=says) as raised:

@@ -1,4 +1,4 @@
-"""Weights by name: local folders of the real layout, the hub without a network, LoRA files."""
+"""Loading models: local folders, the hub without a network, and LoRA files."""
 
 import json
 import shutil
@@ -110,7 +110,7 @@ def test_unknown_model(model):
 
 
 def lora_file(path, layer="to_q", seed=1):
-    """A LoRA file as CogVideoX trainers write it, and the change of block 0's weight it stands for."""
+    """Write a LoRA file as CogVideoX trainers do; return the change it makes to a weight of block 0."""
     model = tiny_transformer()
     model.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=[f"transformer_blocks.0.attn1.{layer}"]))
     torch.manual_seed(seed)
@@ -131,7 +131,7 @@ def test_loras_add_up(tmp_path):
     add_lora(model, f"{tmp_path / 'first.safetensors'}:0.5", READ)
     add_lora(model, str(tmp_path / "second.safetensors"), READ)
     after = dict(model.named_parameters())
-    assert after.keys() == before.keys()  # merged: no adapter is left to pay for
+    assert after.keys() == before.keys()  # merged: no adapter remains
     changed = "transformer_blocks.0.attn1.to_q.weight"
     torch.testing.assert_close(after[changed], before[changed] + 0.5 * first + second)
     assert all(torch.equal(after[name], before[name]) for name in before if name != changed)
@@ -164,7 +164,7 @@ def test_lora_scale(given, expected):
     assert split_scale(given) == expected
 
 
-def test_model_index_is_the_pipelines_own(small_folder):
+def test_model_index_names_the_pipeline_class(small_folder):
     assert json.loads((small_folder / "model_index.json").read_text())["_class_name"] == "CogVideoXPipeline"
 
 
@@ -190,8 +190,8 @@ def test_model_index_is_the_pipelines_own(small_folder):
     ],
     ids=["index", "part", "weights", "whole-shards", "shard", "shards-without-index", "cut-index"],
 )
-def test_a_download_cut_short_is_found_out(no_network, small_folder, tmp_path, break_it, missing):
-    """And taken up again: here the hub cannot be reached, which is then the error."""
+def test_an_incomplete_download_is_noticed(no_network, small_folder, tmp_path, break_it, missing):
+    """The download is then resumed, which fails here because the hub cannot be reached."""
     cache = tmp_path / "cache" / "models--THUDM--CogVideoX-5b"
     (cache / "refs").mkdir(parents=True)
     (cache / "refs" / "main").write_text("a" * 40)
@@ -207,7 +207,7 @@ def test_a_download_cut_short_is_found_out(no_network, small_folder, tmp_path, b
 
 
 def in_shards(part, left_out=None):
-    """Weights as larger models come: in three files and an index, which is returned."""
+    """Replace weights by three shards and an index, as larger models have them; return the index."""
     next(part.glob("*.safetensors")).unlink()
     names = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
     for number, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Weights in 8 or 4 bits: how far they round, and that all else about them is exact."""
+"""Weights in 8 or 4 bits: their rounding is bounded, and everything else is exact."""
 
 import pytest
 import torch
@@ -22,14 +22,14 @@ from ditflow.planning.fake import fake_tensors
 
 CPU = torch.device("cpu")
 PARTS = CogVideoXFamily.packed_parts
-# how far a product and its reverse may be off with normally distributed weights, as a share of their norm,
-# and bytes a weight; Q8_0 is the GGUF file of this precision
+# bound on the relative error of a product and its backward with normally distributed weights, and bytes per
+# weight; Q8_0 weights come from a GGUF file
 KINDS = {"fp8": (0.035, 1.0), "int8": (0.015, 1.0), "nf4": (0.12, 0.5625), "Q8_0": (0.01, 1.0625)}
 
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    """Makes the same transformer with its blocks' weights stored as a kind."""
+    """Makes the same transformer with its blocks' weights stored in a given kind."""
     file = tmp_path_factory.mktemp("gguf") / "model.gguf"
     write_gguf(file, exact_transformer(), Kind.Q8_0)
 
@@ -46,7 +46,7 @@ def stored(tmp_path_factory):
 
 
 def linear_layers(transformer):
-    """The layers that are stored: those of attention and feed-forward."""
+    """The layers whose weights are stored: those of attention and feed-forward."""
     layers = {}
     for index, block in enumerate(transformer.transformer_blocks):
         attention, feed = block.attn1, block.ff.net
@@ -61,8 +61,8 @@ def linear_layers(transformer):
     return layers
 
 
-def made_whole(transformer):
-    """The stored weights in ordinary layers."""
+def unpacked(transformer):
+    """Replace each stored layer by an ordinary one with the same weight."""
     for name, layer in list(transformer.named_modules()):
         if isinstance(layer, StoredLinear):
             whole = nn.Linear(*reversed(layer.weight.shape))
@@ -72,7 +72,7 @@ def made_whole(transformer):
 
 
 def product(layer, tokens, upstream):
-    """A layer's output, and the gradient of its input."""
+    """A layer's output, and the gradient to its input."""
     tokens = tokens.clone().requires_grad_()
     out = layer(tokens)
     return out.detach(), torch.autograd.grad(out, tokens, upstream)[0]
@@ -84,9 +84,9 @@ def inputs_of(layer):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_products_and_gradients_round_as_far_as_their_kind(kind, stored):
+def test_rounding_errors_of_products_and_gradients_are_those_of_the_kind(kind, stored):
     small, exact = stored(kind), exact_transformer()
-    most, _ = KINDS[kind]
+    bound, _ = KINDS[kind]
     for (name, layer), original in zip(
         linear_layers(small).items(), linear_layers(exact).values(), strict=True
     ):
@@ -94,33 +94,33 @@ def test_products_and_gradients_round_as_far_as_their_kind(kind, stored):
         tokens, upstream = inputs_of(layer)
         weight, bias = original.weight.double(), original.bias.double()
         out, gradient = product(layer, tokens, upstream)
-        assert most / 10 < relative(out - layer.bias, tokens.double() @ weight.T) < most, name
-        assert relative(out, tokens.double() @ weight.T + bias) < most
+        assert bound / 10 < relative(out - layer.bias, tokens.double() @ weight.T) < bound, name
+        assert relative(out, tokens.double() @ weight.T + bias) < bound
         wanted = upstream.double() @ weight
-        assert relative(gradient, wanted) < most
+        assert relative(gradient, wanted) < bound
         cosine = torch.cosine_similarity(gradient.double().flatten(), wanted.flatten(), dim=0)
-        assert cosine > 1 - most**2
-        assert gradient.norm() / wanted.norm() == pytest.approx(1, abs=most)
+        assert cosine > 1 - bound**2
+        assert gradient.norm() / wanted.norm() == pytest.approx(1, abs=bound)
 
 
 @pytest.mark.parametrize(
-    "dtype, most", [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)]
+    "dtype, bound", [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)]
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stored_layer_computes_with_its_weight_and_nothing_else(kind, dtype, most, stored):
-    """Rounding happens once, in storing: what follows equals float64 to the model's own precision."""
+def test_a_stored_layer_adds_no_error_to_that_of_its_weight(kind, dtype, bound, stored):
+    """Weights are rounded once, when stored; the products equal float64 to the model's precision."""
     for name, layer in linear_layers(stored(kind, dtype)).items():
         tokens, upstream = inputs_of(layer)
         out, gradient = product(layer, tokens.to(dtype), upstream.to(dtype))
         assert out.dtype == gradient.dtype == layer.weight.dtype == dtype
         weight = layer.weight.double()
-        assert relative(out, tokens.double() @ weight.T + layer.bias.double()) < most, name
-        assert relative(gradient, upstream.double() @ weight) < most, name
+        assert relative(out, tokens.double() @ weight.T + layer.bias.double()) < bound, name
+        assert relative(gradient, upstream.double() @ weight) < bound, name
 
 
 @pytest.mark.parametrize("wrong", ["scale", "transposed", "rows"])
 def test_a_wrong_weight_is_noticed(wrong):
-    """The bounds above can be broken."""
+    """The bounds above can fail."""
     weight = 0.2 * torch.randn(64, 64)
     values, scale = pack_rows(weight, torch.int8)
     stored = {
@@ -136,16 +136,16 @@ def test_a_wrong_weight_is_noticed(wrong):
 
 def test_rows_of_zeros_and_of_any_size_are_kept():
     weight = torch.randn(5, 64) * torch.tensor([[0], [1e-30], [1], [1e4], [1e30]])
-    for dtype, most in ((torch.float8_e4m3fn, 0.035), (torch.int8, 0.015)):
+    for dtype, bound in ((torch.float8_e4m3fn, 0.035), (torch.int8, 0.015)):
         whole = storage.unpack_rows(torch.float32, *pack_rows(weight, dtype))
         assert torch.equal(whole[0], weight[0])
         assert all(
-            relative(found, row.double()) < most for found, row in zip(whole[1:], weight[1:], strict=True)
+            relative(found, row.double()) < bound for found, row in zip(whole[1:], weight[1:], strict=True)
         )
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bytes_and_what_stays_whole(kind, stored):
+def test_bytes_saved_and_layers_that_are_not_stored(kind, stored):
     small, exact = stored(kind), exact_transformer()
     weights = sum(layer.weight.numel() for layer in linear_layers(exact).values())
     rows = sum(len(layer.weight) for layer in linear_layers(exact).values())
@@ -158,11 +158,11 @@ def test_bytes_and_what_stays_whole(kind, stored):
     names = {name for name, module in small.named_modules() if isinstance(module, StoredLinear)}
     assert len(names) == 12
     assert not any("norm" in name or not name.startswith("transformer_blocks") for name in names)
-    assert small.dtype == torch.float32  # diffusers' way to tell a model's precision
+    assert small.dtype == torch.float32  # how diffusers reports a model's precision
 
 
 def held_weights(function, *sizes):
-    """Bytes that the graph of a function keeps in tensors of weights, known by their first dimension."""
+    """Bytes of weights, known by their first dimension, that a function's graph saves; and its result."""
     held = {}
 
     def keep(tensor):
@@ -177,7 +177,7 @@ def held_weights(function, *sizes):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_graph_holds_what_is_stored_and_no_whole_weight(kind, compiled, stored):
+def test_the_graph_saves_stored_weights_only(kind, compiled, stored):
     small, exact = stored(kind), exact_transformer()
     tokens = torch.randn(1, 30, 64, requires_grad=True)
 
@@ -192,7 +192,7 @@ def test_graph_holds_what_is_stored_and_no_whole_weight(kind, compiled, stored):
     stored = sum(tensor.nbytes for name, tensor in layers.named_parameters() if "stored" in name)
     found, out = feed(small)
     assert 0 < found <= stored
-    assert feed(exact)[0] == 2 * 4 * 64 * 256  # so held weights are seen
+    assert feed(exact)[0] == 2 * 4 * 64 * 256  # the count sees saved weights
 
     expected = layers(tokens)
     assert torch.equal(out, expected)
@@ -206,23 +206,23 @@ def energy(_, read):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_guided_gradient_equals_that_of_the_weights_made_whole(kind, stored):
+def test_guided_gradient_equals_that_of_the_unpacked_weights(kind, stored):
     small, exact = stored(kind), exact_transformer()
     backbone = backbone_of(small)
-    whole = PlainRunner(backbone_of(made_whole(stored(kind))))
+    whole = PlainRunner(backbone_of(unpacked(stored(kind))))
     inputs, capture = random_inputs(backbone, 3, 8, 12), Capture("query_key", (1,))
 
     def both(runner):
-        return runner.gradient(energy, "latents", inputs, {}, capture, 1.0)[1], runner.forward([inputs], {})[
-            0
-        ]
+        _, gradient = runner.gradient(energy, "latents", inputs, {}, capture, 1.0)
+        return gradient, runner.forward([inputs], {})[0]
 
     expected = both(whole)
     runners = [PlainRunner(backbone), BlockwiseRunner(backbone)]
     for runner in runners:
         for found, wanted in zip(both(runner), expected, strict=True):
             assert relative(found, wanted.double()) < 1e-6
-    assert relative(both(PlainRunner(backbone_of(exact)))[0], expected[0].double()) > 1e-4  # rounding is seen
+    rounded = relative(both(PlainRunner(backbone_of(exact)))[0], expected[0].double())
+    assert rounded > 1e-4  # the comparison sees rounding
 
     resident = both(BlockwiseRunner(backbone))
     streamed = BlockwiseRunner(backbone, Streamed(backbone.blocks, CPU, 0, host="pageable"))
@@ -244,7 +244,7 @@ def test_one_graph_serves_all_blocks(kind, stored):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fake_tensors_tell_the_same_bytes(kind, stored):
+def test_fake_tensors_have_the_same_sizes(kind, stored):
     def sizes():
         transformer = stored(kind)
         tokens = torch.zeros(1, 30, 64, requires_grad=True)
@@ -274,7 +274,7 @@ def test_gpu_equals_cpu(kind, stored):
 @pytest.mark.parametrize("kind", storage.PACKINGS)
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_weights_packed_on_a_gpu_go_back_to_where_they_were(kind, stored):
+def test_weights_packed_on_a_gpu_return_to_the_cpu(kind, stored):
     packed = exact_transformer()
     store_weights(packed.transformer_blocks, PARTS, kind, torch.device("cuda"))
     assert {tensor.device.type for tensor in packed.parameters()} == {"cpu"}
@@ -296,4 +296,4 @@ def test_weights_are_checked_before_anything_is_loaded(tmp_path, monkeypatch):
     for kind, package in {"nf4": "bitsandbytes", str(file): "gguf"}.items():
         with pytest.raises(DitflowError, match=rf'needs {package}: pip install "ditflow\[quantize\]"'):
             check_weights(kind)
-    check_weights("fp8")  # needs none
+    check_weights("fp8")  # needs no package

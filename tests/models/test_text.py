@@ -1,4 +1,4 @@
-"""T5: tokens, and the encoder with streamed blocks."""
+"""T5: tokenising, and the encoder with streamed blocks."""
 
 import logging
 
@@ -32,7 +32,7 @@ def test_long_prompt_is_cut_with_a_warning(folder, caplog):
     assert cut.shape == (2, 16)
 
 
-def test_prompts_together_are_prompts_alone(folder, tokens):
+def test_prompts_encoded_together_equal_prompts_encoded_alone(folder, tokens):
     encoder = folder.text_encoder()
     together = encoder.encode(tokens)
     alone = torch.cat([encoder.encode(row[None]) for row in tokens])
@@ -41,7 +41,7 @@ def test_prompts_together_are_prompts_alone(folder, tokens):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])  # with float16 some weights are in float32
-def test_streamed_encoder_is_the_resident_one(small_folder, tokens, dtype):
+def test_the_streamed_encoder_equals_the_resident_one(small_folder, tokens, dtype):
     folder = ModelFolder(str(small_folder), dtype, CPU)
     expected = folder.text_encoder().encode(tokens)
     encoder = folder.text_encoder()
@@ -59,8 +59,8 @@ def test_streamed_encoder_is_the_resident_one(small_folder, tokens, dtype):
     assert all(place <= pool for place in places)
 
 
-class Noted:
-    """Weights that are there; notes when each block is asked for, and the end of the walk."""
+class RecordedWeights:
+    """Resident weights that record when a block is asked for, and the end of the walk."""
 
     def __init__(self):
         self.notes = []
@@ -73,7 +73,7 @@ class Noted:
 
 
 def test_walk_ends_and_nothing_stays_on_the_encoder(folder, tokens):
-    encoder, weights = folder.text_encoder(), Noted()
+    encoder, weights = folder.text_encoder(), RecordedWeights()
     for index, block in enumerate(encoder.layers):
         block.register_forward_hook(lambda *_, index=index: weights.notes.append(f"{index} computed"))
     encoder.encode(tokens, weights)

@@ -1,4 +1,4 @@
-"""The autoencoder: frame counts, tiles that join to the right size, and what tiles do to a picture."""
+"""The autoencoder: frame counts, tiles that join to the right size, and the effect of tiles on a picture."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def vae(small_folder):
 
 
 def narrow_vae():
-    """Compresses as the real one does (eight times), but has few channels."""
+    """An autoencoder that compresses eight times, as the real one does, but has few channels."""
     network = AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 4,
         up_block_types=("CogVideoXUpBlock3D",) * 4,
@@ -35,7 +35,7 @@ def random_pixels(frames, height, width):
 
 
 @pytest.mark.parametrize("frames", [9, 10, 12, 13, 17, 20])
-def test_any_frame_count_comes_back(vae, frames):
+def test_decoding_gives_back_any_frame_count(vae, frames):
     clip = random_pixels(frames, 16, 32)
     encoded = vae.encode(clip)
     assert encoded.shape == (1, len(FAMILY.latent_spans(frames)), 8, 4, 8)
@@ -43,7 +43,7 @@ def test_any_frame_count_comes_back(vae, frames):
 
 
 @torch.no_grad()
-def test_frame_by_frame_conversion_is_that_of_the_whole_video(vae):
+def test_frame_by_frame_conversion_equals_that_of_the_whole_video(vae):
     clip = random_pixels(12, 16, 32)
     video = torch.cat([clip, clip[-1:]]).permute(3, 0, 1, 2)[None]  # 12 frames would come back as 9
     network = vae.network
@@ -56,7 +56,7 @@ def test_frame_by_frame_conversion_is_that_of_the_whole_video(vae):
     assert torch.equal(decoded.float(), ((video + 1) * 127.5).round().clamp(0, 255))
 
 
-def test_every_tile_of_the_settings_is_known():
+def test_every_tile_of_the_settings_has_an_overlap():
     assert tuple(OVERLAPS) == TILES
 
 
@@ -82,7 +82,7 @@ def picture(vae):
 
 @pytest.mark.parametrize("tile", [TILES[0], TILES[-1]])
 def test_tiles_show_the_same_picture(vae, picture, tile):
-    """But for the norms' statistics, which a network with random weights feels most."""
+    """They differ only by the norms' statistics, to which random weights are especially sensitive."""
     latents, whole = picture
     difference = (vae.decode(latents, 1, tile).float() - whole).abs().mean()
     another = (whole.flip(2) - whole).abs().mean()

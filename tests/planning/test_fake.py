@@ -1,4 +1,4 @@
-"""Models of the real size, on fake tensors: the shapes they have, and that the real code runs on them."""
+"""Models of real size on fake tensors: their shapes, and that the real code runs on them."""
 
 import copy
 
@@ -14,7 +14,7 @@ from ditflow.settings import Settings
 
 GIB = 1 << 30
 CPU = torch.device("cpu")
-SMALLEST = 3.4 * GIB  # what a 4 GB card has left
+SMALLEST = 3.4 * GIB  # usable on a 4 GB card
 
 
 def sizes(module):
@@ -22,7 +22,7 @@ def sizes(module):
 
 
 def fakes(settings):
-    """The networks, and inputs of the transformer."""
+    """The three networks, and inputs of the transformer."""
     with fake_tensors():
         model = FakeModel(settings)
         encoder, vae, transformer = model.text_encoder(), model.autoencoder(), model.transformer()
@@ -30,7 +30,7 @@ def fakes(settings):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_fakes_of_a_folder_are_what_it_loads(small_folder, dtype):
+def test_fakes_of_a_folder_equal_what_it_loads(small_folder, dtype):
     settings = Settings(model=str(small_folder), dtype=dtype)
     folder = ModelFolder(str(small_folder), dtype, CPU)
     encoder, vae, transformer, inputs = fakes(settings)
@@ -56,7 +56,7 @@ def test_fakes_of_the_real_models(model, transformer, scale):
     assert shipped(f"models/{model}.yaml") == before
 
 
-def test_small_by_its_name():
+def test_the_small_model_by_its_name():
     settings = Settings(model="small")
     with fake_tensors():
         model = FakeModel(settings)
@@ -79,7 +79,7 @@ def test_streamed_text_fits_the_smallest_card():
     assert weights.device_bytes < found.peak_bytes < 1.2 * GIB < SMALLEST
 
 
-def test_tiles_bound_what_decoding_takes():
+def test_tiles_bound_the_memory_of_decoding():
     settings = Settings(model="5b", frames=9, size="224x160")
     peaks = {}
     with fake_tensors():

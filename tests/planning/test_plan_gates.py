@@ -1,4 +1,4 @@
-"""The plan of the real 5B model, 480x720: exact, with no clock and no weights."""
+"""Plans for the real 5B model at 480x720: exact figures, without a clock or weights."""
 
 import json
 
@@ -13,21 +13,19 @@ from ditflow.settings import Settings
 
 PETA = 10**15
 TRANSFORMER = ("reference", "injection", "optimise", "denoise")
-
-
-MEASURED = ("4gb", "24gb")  # of the long video; what the short one takes, the gates of steps and coding know
+MEASURED = ("4gb", "24gb")  # at 49 frames; the gates of steps and coding cover 24
 
 
 @pytest.fixture(scope="module")
 def plans():
-    """By preset, each on its own card."""
+    """By preset, each on a card of its size."""
     wanted = [preset for preset in presets() if preset.name in MEASURED]
     return dict(zip(MEASURED, make_plans(Settings(frames=49), wanted, "cuda"), strict=True))
 
 
 @pytest.fixture(scope="module")
 def on_file():
-    """By frame count and preset, what was planned last."""
+    """The plans on file, by frame count and preset."""
     runs = json.loads(PLANNED.read_text(encoding="utf-8"))["runs"]
     return {frames: {run["preset"]: run for run in runs if run["frames"] == frames} for frames in FRAMES}
 
@@ -38,11 +36,11 @@ def test_memory_of_5b(plans):
     assert all(peak <= 3.4 * GIB for peak in smallest.values()), smallest
 
     phases = phases_of(Settings(frames=49), "cuda")
-    nothing_stays = Ring(phases.block_bytes, 0).device_bytes
-    assert phases.optimise("block", "host").peak_bytes + nothing_stays <= 2.8 * GIB
+    streaming_ring = Ring(phases.block_bytes, 0).device_bytes
+    assert phases.optimise("block", "host").peak_bytes + streaming_ring <= 2.8 * GIB
 
 
-def test_what_is_on_file_is_planned(plans, on_file):
+def test_the_plans_on_file_are_current(plans, on_file):
     for run in planned({49: plans.values()})["runs"]:
         now = on_file[49][run["preset"]]
         assert now == run, f"{PLANNED.name} is out of date: python -m bench.presets"
@@ -50,7 +48,7 @@ def test_what_is_on_file_is_planned(plans, on_file):
 
 def test_work_of_5b(on_file):
     whole, smaller = (transformer_flops(on_file[24][name]) for name in ("24gb", "8gb"))
-    assert whole <= 18.5 * PETA  # the released code: 24.5
+    assert whole <= 18.5 * PETA  # the released code does 24.5
     assert whole < 0.9 * smaller
 
 
@@ -64,7 +62,7 @@ def test_larger_presets_do_less(on_file):
     assert copies[0] > copies[2] > copies[4] > copies[6] == 0
 
 
-def test_readme_has_what_is_on_file():
+def test_readme_shows_the_plans_on_file():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for line in table(json.loads(PLANNED.read_text(encoding="utf-8"))):
         assert line in readme, f"README is out of date, `python -m bench.presets` prints its table: {line}"

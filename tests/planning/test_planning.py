@@ -1,4 +1,4 @@
-"""Plans against the real thing, and the preset that follows from them."""
+"""Plans compared with a real step, and the preset that is chosen from them."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def named(name):
     return presets()[PRESETS.index(name)]
 
 
-def test_as_many_blocks_stay_as_fit(phases, settings):
+def test_as_many_blocks_are_resident_as_fit(phases, settings):
     sizes = phases.block_bytes
     roomy = make_plan(phases, settings, named("8gb"), 100 * GIB)
     assert (roomy.resident, roomy.streamed) == (len(sizes), 0)
@@ -50,8 +50,8 @@ def test_as_many_blocks_stay_as_fit(phases, settings):
         assert max(peaks) == plan.budget == plan.peak_of("denoise")
 
 
-def test_a_graph_holds_the_weights_it_has_passed(phases, settings):
-    """Without checkpoints the guided blocks stay, whether they fit or not."""
+def test_guided_blocks_are_resident_without_checkpointing(phases, settings):
+    """Autograd's graph holds their weights, whether they fit or not."""
     plan = make_plan(phases, settings, named("24gb"), 0)
     assert plan.resident == 3
     assert not plan.fits
@@ -66,7 +66,7 @@ def test_work_of_a_run(phases, settings):
     assert plan.total_flops == sum(phase.times * phase.flops for phase in plan.phases)
 
 
-def test_tiles_counted_once_are_counted_right(phases, monkeypatch):
+def test_counting_each_tile_shape_once_gives_the_same_plan(phases, monkeypatch):
     from contextlib import nullcontext
 
     from ditflow.models.cogvideox import vae as module
@@ -80,8 +80,8 @@ def test_tiles_counted_once_are_counted_right(phases, monkeypatch):
 
 @pytest.mark.parametrize("resident", [0, 3])
 @pytest.mark.parametrize("name", ["4gb", "8gb", "16gb"])
-def test_plan_is_what_really_happens(settings, phases, name, resident):
-    """Peak, work and copies of one optimisation step of the real model, its weights streamed."""
+def test_plan_equals_a_real_step(settings, phases, name, resident):
+    """Peak memory, FLOPs and copied bytes of one optimisation step with streamed weights."""
     from ditflow.guidance.targets import prepare_guidance
     from ditflow.memory.placement import make_runner, outside, place
     from ditflow.memory.tracker import Tracker
@@ -121,8 +121,8 @@ def test_plan_is_what_really_happens(settings, phases, name, resident):
 
 
 @pytest.fixture
-def on_a_gpu(monkeypatch):
-    """Presets held against a card with so many free bytes."""
+def free_memory(monkeypatch):
+    """Sets the number of bytes that plans may use."""
 
     def with_free(size):
         monkeypatch.setattr(choice, "usable_bytes", lambda memory, device: size)
@@ -130,8 +130,8 @@ def on_a_gpu(monkeypatch):
     return with_free
 
 
-def test_the_largest_preset_that_fits(settings, on_a_gpu, monkeypatch):
-    """Plans that need as much as their preset's card has."""
+def test_the_largest_preset_that_fits(settings, free_memory, monkeypatch):
+    """With plans that need exactly the memory of their preset's card."""
 
     def as_large_as_its_card(phases, settings, preset, budget):
         return Plan(preset, 0, 0, budget, 0, (Phase("denoise", 1, preset.gigabytes * GIB, 1, 0, 0),))
@@ -139,7 +139,7 @@ def test_the_largest_preset_that_fits(settings, on_a_gpu, monkeypatch):
     monkeypatch.setattr(choice, "make_plan", as_large_as_its_card)
 
     def chosen(size, **given):
-        on_a_gpu(size * GIB)
+        free_memory(size * GIB)
         return choice.choose_plan(replace(settings, **given), torch.device("cpu")).preset.name
 
     assert (chosen(90), chosen(80), chosen(79), chosen(13)) == ("80gb", "80gb", "48gb", "12gb")
@@ -153,9 +153,9 @@ def test_the_largest_preset_that_fits(settings, on_a_gpu, monkeypatch):
         chosen(3)
 
 
-def test_each_fall_back_needs_less(settings, on_a_gpu):
-    """Until nothing is left to give up."""
-    on_a_gpu(100 * GIB)
+def test_each_fallback_needs_less(settings, free_memory):
+    """The last one has no resident block."""
+    free_memory(100 * GIB)
     plan = choice.choose_plan(settings, torch.device("cpu"))
     seen = [plan]
     while plan := choice.smaller_plan(settings, torch.device("cpu"), plan, "denoise"):
@@ -173,8 +173,8 @@ def test_budgets():
     assert all(f"{preset.gigabytes}gb" == preset.name for preset in presets())
 
 
-def test_runs_whose_phases_are_alike_share_them(settings):
-    """And the plan is what it would be without."""
+def test_runs_with_equal_phases_share_them(settings):
+    """Sharing does not change a plan."""
     few = replace(settings, steps=4, guided=0.5, optimisation_steps=2, injection=False)
     other = replace(
         few, steps=10, guided=0.3, optimisation_steps=3, learning_rate=(0.5, 0.1), scheduler="dpm"
@@ -188,7 +188,7 @@ def test_runs_whose_phases_are_alike_share_them(settings):
         assert (times["denoise"], times["optimise"]) == (steps, updates)
 
 
-def test_json(settings, capsys):
+def test_plan_as_json(settings, capsys):
     words = ["plan", "--model", settings.model, "--size", "96x64", "--frames", "9", "--json", "--memory", "8"]
     assert main([*words, "--guidance-blocks", "2"]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -203,7 +203,7 @@ def test_json(settings, capsys):
         assert all(p["peak_bytes"] > 0 and p["copied_bytes"] >= 0 for p in preset["phases"])
 
 
-def test_tables(settings, capsys):
+def test_plan_as_tables(settings, capsys):
     words = ["plan", "--model", settings.model, "--size", "96x64", "--frames", "9", "--guidance-blocks", "2"]
     assert main(words) == 0
     printed = capsys.readouterr().out
@@ -258,7 +258,7 @@ def test_a_plan_checks_what_a_run_checks(settings, words, says, capsys):
     assert re.search(says, capsys.readouterr().err)
 
 
-def test_a_plan_makes_each_model_once(settings, monkeypatch):
+def test_a_plan_builds_each_model_once(settings, monkeypatch):
     made, real = [], FakeModel.autoencoder
 
     def counted(model):

@@ -1,4 +1,4 @@
-"""A run's state: on disk and back it is the same, and a denoising that goes on from it is, too."""
+"""Run states: continuing from a saved state gives the same result as a run without interruption."""
 
 import threading
 
@@ -20,7 +20,7 @@ STEPS = 4
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
 @pytest.mark.parametrize("optimise", ["latent", "embedding"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_goes_on_bit_for_bit_from_every_state(tmp_path, optimise, scheduler, dtype):
+def test_continues_bit_for_bit_from_every_state(tmp_path, optimise, scheduler, dtype):
     backbone = backbone_of(tiny_transformer().to(dtype))
     inputs = random_inputs(backbone, 3, 8, 12)
     settings = Settings(
@@ -62,7 +62,7 @@ def state(index):
 
 
 class Slow:
-    """Files that are written once they may be."""
+    """Files that are not written until `may` is set."""
 
     def __init__(self):
         self.may, self.began, self.written = threading.Event(), threading.Event(), []
@@ -73,8 +73,8 @@ class Slow:
         self.written.append(f"{name} {facts['index']}" if "index" in facts else name)
 
 
-def test_the_newest_state_takes_the_place_of_one_that_waits():
-    """And every embedding is written, once."""
+def test_a_newer_state_replaces_one_that_waits():
+    """Every embedding is still written, once."""
     files = Slow()
     with StateWriter(files, 0) as writer:
         writer.put(state(0))
@@ -92,6 +92,6 @@ def test_a_state_that_cannot_be_written_stops_the_run(tmp_path, more):
     with pytest.raises(DitflowError, match="cannot be written"), writer:
         writer.put(state(0))
         for _ in range(more):
-            writer.thread.submit(lambda: None).result()  # the one before it has failed by then
+            writer.thread.submit(lambda: None).result()  # wait until the first write has failed
             writer.put(state(1))
-            pytest.fail("it went on")
+            pytest.fail("the run continued")

@@ -1,4 +1,4 @@
-"""A denoising step that fails is made again by another Runner, as if nothing had happened."""
+"""Another runner repeats a denoising step that failed, with the same result."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ class OutOfMemory(PlainRunner):
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
 @pytest.mark.parametrize("optimise", ["latent", "embedding"])
-def test_another_runner_goes_on_from_the_last_finished_step(optimise, scheduler):
+def test_another_runner_continues_from_the_last_finished_step(optimise, scheduler):
     backbone = tiny_backbone()
     inputs = random_inputs(backbone, 3, 8, 12)
     settings = Settings(

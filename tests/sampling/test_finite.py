@@ -1,4 +1,4 @@
-"""NaN and infinity stop a run in the step where they appear, and the step before it stays."""
+"""NaN or infinity stops a run in the step where it appears, and the step before is kept."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from ditflow.settings import Settings
 
 
 class Poisoned(PlainRunner):
-    """What it computes n-th of a kind holds a number that is none."""
+    """Its n-th result of one kind holds NaN or infinity."""
 
     def __init__(self, backbone, what, nth, poison):
         super().__init__(backbone)
@@ -69,12 +69,12 @@ def test_names_the_first_place_and_keeps_the_step_before(what, nth, message, las
         poisoned.run(Poisoned(backbone, what, nth, poison))
     assert poisoned.state.index == last
     assert poisoned.state.latents.isfinite().all()
-    # a sound runner goes on from there to what would have been
+    # a sound runner continues from there to the undisturbed result
     expected = denoising(backbone, inputs, optimise=optimise).run(PlainRunner(backbone))
     assert torch.equal(poisoned.run(PlainRunner(backbone)).latents, expected.latents)
 
 
-def test_float16s_skipped_updates_are_no_fault_but_their_losses_are():
+def test_float16_may_skip_updates_but_its_losses_must_be_finite():
     check_optimisation(0, [1.0, 2.0], [float("inf"), float("nan")], may_overflow=True)
     with pytest.raises(NotFinite, match="the gradient .* optimisation step 2"):
         check_optimisation(0, [1.0, 2.0], [0.0, float("inf")], may_overflow=False)
@@ -82,14 +82,14 @@ def test_float16s_skipped_updates_are_no_fault_but_their_losses_are():
         check_optimisation(0, [float("nan"), 2.0], [float("nan"), 0.0], may_overflow=True)
 
 
-def test_encoded():
+def test_encoded_inputs_are_checked():
     check_finite(torch.ones(3), "reference")
     with pytest.raises(NotFinite, match="the negative prompt holds NaN"):
         check_finite(torch.tensor([1.0, float("inf")]), "negative_prompt")
 
 
-@pytest.mark.fault("a learning rate that makes the optimisation run away")
-def test_run_away(fork_server, tmp_path):
+@pytest.mark.fault("a learning rate that makes the optimisation diverge")
+def test_divergence(fork_server, tmp_path):
     words = ["--set", "learning_rate=[1e30, 1e30]", "--set", "optimisation_steps=3"]
     assert fork_server.transfer(tmp_path, *words) == 1
     error = fork_server.error(tmp_path)

@@ -1,4 +1,4 @@
-"""How many blocks a run's forwards go through: counted, not timed."""
+"""The number of blocks that a run's forwards go through: counted, not timed."""
 
 import torch
 from tiny_models import DEPTH, BlockCalls, ddim_schedule, random_inputs, text_embeddings, tiny_backbone
@@ -10,7 +10,6 @@ from ditflow.sampling.loop import Scale, Step, denoise
 
 def test_no_injection_runs_no_injection_pass(monkeypatch):
     runner = PlainRunner(tiny_backbone(layers=DEPTH))
-
     inputs = random_inputs(runner.transformer, 3, 8, 12)
     texts = text_embeddings(inputs.prompt)
 

@@ -1,4 +1,4 @@
-"""Our way through CogVideoX's layers against diffusers' own."""
+"""Our forward through CogVideoX's layers equals that of diffusers."""
 
 from types import SimpleNamespace
 
@@ -38,7 +38,7 @@ def test_rotary_embedding_equals_the_pipelines(size):
 
 @pytest.mark.parametrize("text_length", [1, 7, 10, 23])
 def test_text_length_does_not_move_the_video_tokens(text_length):
-    """The additive embedding belongs to the video tokens, however many text tokens stand before them."""
+    """The additive embedding belongs to the video tokens, however many text tokens precede them."""
     backbone = tiny_backbone(rotary=False)
     inputs = random_inputs(backbone, 3, 8, 12, text_length)
     (video, text), _ = backbone.embed(inputs)
