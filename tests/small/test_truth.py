@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ditflow import Settings, video
+from ditflow.models.families import family_of
 from ditflow.models.protocols import Grid
 from ditflow.small.clips import PATHS, made_clip
 from ditflow.small.clips import main as write_made_clip
@@ -21,7 +22,7 @@ GROUPS = {  # video frames: those of each latent frame
 @pytest.mark.parametrize("path", PATHS)
 def test_true_flow_leads_along_the_path(path):
     clip = next(clip for clip in map(made_clip, range(100)) if clip.scene.path == path)
-    flow, inside = true_flow(clip.centroids, clip.scene.radii, 96, GRID)
+    flow, inside = true_flow(clip.centroids, clip.scene.radii, 96, GRID, GROUPS[24])
     centres = clip.centroids.reshape(6, 4, 2).mean(axis=1) / 8  # in patches
     for query, key in [(0, 5), (3, 2)]:
         chosen = inside[query]
@@ -39,8 +40,8 @@ def test_true_flow_leads_along_the_path(path):
 def test_frames_are_grouped_as_by_the_autoencoder(frames):
     """The speed changes with each frame, so displacements show which frames were averaged."""
     centroids = np.stack([np.arange(frames) ** 2, np.zeros(frames)], axis=-1) + 20.0
-    groups = GROUPS[frames]
-    flow, inside = true_flow(centroids, np.full(frames, 12.0), 96, Grid(len(groups), 8, 12))
+    groups, spans = GROUPS[frames], family_of("small").latent_spans(frames)
+    flow, inside = true_flow(centroids, np.full(frames, 12.0), 96, Grid(len(groups), 8, 12), spans)
     means = [np.mean([centroids[index, 0] for index in group]) / 8 for group in groups]
     token = np.flatnonzero(inside[0])[0]
     assert flow[0, :, token, 0] == pytest.approx([mean - means[0] for mean in means])
@@ -56,11 +57,11 @@ def written(tmp_path_factory):
 def test_a_written_clip_is_recognised(written):
     clip = made_clip(5)
     found = true_flow_of(Settings(model="small", video=str(written)), GRID)
-    assert np.array_equal(found, true_flow(clip.centroids, clip.scene.radii, 96, GRID)[0])
+    assert np.array_equal(found, true_flow(clip.centroids, clip.scene.radii, 96, GRID, GROUPS[24])[0])
     enlarged = Settings(model="small", video=str(written), size="192x128")
     assert np.array_equal(found, true_flow_of(enlarged, GRID))
     part = Settings(model="small", video=str(written), start=3, stride=2, frames=9)
-    expected = true_flow(clip.centroids[3:21:2], clip.scene.radii[3:21:2], 96, Grid(3, 8, 12))[0]
+    expected = true_flow(clip.centroids[3:21:2], clip.scene.radii[3:21:2], 96, Grid(3, 8, 12), GROUPS[9])[0]
     assert np.array_equal(true_flow_of(part, Grid(3, 8, 12)), expected)
 
 
