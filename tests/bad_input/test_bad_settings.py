@@ -195,7 +195,7 @@ def test_settings_that_are_not_a_file(tmp_path, capfd):
             "a LoRA with a scale of nan",
             "transfer --video {clip} --prompt x --lora {clip}:nan",
             1,
-            ["nan is no scale"],
+            ["the scale nan is not a finite number"],
         ),
     ],
 )
