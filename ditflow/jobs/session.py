@@ -30,7 +30,7 @@ from ditflow.models.lora import split_scale
 from ditflow.models.protocols import Runner, Schedule, Texts
 from ditflow.planning.fallback import MemoryFallback, reading_only
 from ditflow.progress import Progress
-from ditflow.run_folder.checkpoint import StateFolder, save_clip, load_clip
+from ditflow.run_folder.checkpoint import StateFolder, load_clip, save_clip
 from ditflow.run_folder.fingerprint import fingerprint
 from ditflow.run_folder.lock import locked
 from ditflow.run_folder.run import Run, create_run, versions, video_name
