@@ -1,1 +1,1 @@
-"""The command line: words to settings, and progress to the screen."""
+"""The command line: arguments to settings, and progress to the screen."""

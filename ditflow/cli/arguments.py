@@ -1,4 +1,4 @@
-"""The words of the command line: what may be said, and the settings that it makes."""
+"""The arguments of every command, and the settings they make."""
 
 from __future__ import annotations
 
@@ -23,70 +23,34 @@ PLAN_OPTIONS = (
 
 
 class _Parser(argparse.ArgumentParser):
-    """Argparse with one line for a wrong word in the place of the whole usage."""
+    """Reports a wrong argument in one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"ditflow: {' '.join(message.split())}; `{self.prog} --help` shows what there is\n")
+        self.exit(USAGE, f"ditflow: {' '.join(message.split())}; see `{self.prog} --help`\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="ditflow", description="Transfer the motion of a video to a new one, with CogVideoX."
+        prog="ditflow",
+        description="Make a video that has the motion of a given clip and the content of a prompt.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    transfer = commands.add_parser("transfer", help="a video and a prompt in, a video with that motion out")
-    inject = commands.add_parser("inject", help="reuse a run's embedding for another prompt: no optimisation")
-    inject.add_argument(
-        "--from", dest="origin", required=True, metavar="RUN", type=Path, help="run folder with an embedding"
-    )
-    resume = commands.add_parser("resume", help="go on with a run that was interrupted, from its last step")
-    decode = commands.add_parser("decode", help="make a run's videos from its latents")
-    for command in (resume, decode):
-        command.add_argument("run", type=Path, metavar="RUN", help="folder of a transfer")
-        command.add_argument("--memory", help="GPU memory to use, in place of what the run had")
-        command.add_argument("--quiet", action="store_true", help="print only warnings and the run folder")
-    flow = commands.add_parser("flow", help="the motion flow of a video, as pictures and as a file")
-    plan = commands.add_parser("plan", help="memory and work of a run with each preset, before it runs")
-    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
-    plan.add_argument(
-        "--device", dest="device_name", metavar="NAME", help="estimate times on a measured device"
-    )
+    _add_runs(commands)
+    _add_plan(commands)
     _add_evaluate(commands)
-    report = commands.add_parser("report", help="finished runs as one page to look at")
-    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished transfer")
-    report.add_argument(
-        "--output",
-        type=Path,
-        default=Path("report.html"),
-        metavar="FILE",
-        help="the page (default: report.html)",
-    )
-    doctor = commands.add_parser("doctor", help="what this machine has, to paste into a bug report")
-    doctor.add_argument("--json", action="store_true", help="print the same as JSON")
-    for command in (transfer, inject):
-        _add_settings(command, [item for item in fields(Settings) if item.metadata["flag"]])
-        command.add_argument(
-            "--profile", metavar="steps=N", help="capture N guided and N plain steps (profiles/README.md)"
-        )
-    for command in (transfer, flow, plan):
-        command.add_argument(
-            "--config", type=Path, metavar="FILE", help="settings from a YAML file; flags win"
-        )
-    shown = [
-        item
-        for item in fields(Settings)
-        if item.metadata["group"] in ("video", "model", "memory", "output") or item.name in FLOW_OPTIONS
-    ]
-    _add_settings(flow, [item for item in shown if item.name != "keep_precision"])
-    _add_settings(plan, [item for item in fields(Settings) if item.name in PLAN_OPTIONS])
+    _add_report(commands)
+    doctor = _add_command(commands, "doctor", "describe this machine and its packages, for a bug report")
+    doctor.add_argument("--json", action="store_true", help="print the description as JSON")
     for command in commands.choices.values():
-        command.add_argument("--debug", action="store_true", help="show where in the program an error arose")
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
 def read_options(options: argparse.Namespace) -> Settings:
-    """Settings from a file or an earlier run, then `--set`, then flags. Raises SettingsError."""
+    """Settings from a file or an earlier run, then `--set`, then flags; the later one wins.
+
+    Raises SettingsError.
+    """
     given = {}
     for assignment in options.assignments:
         name, equals, value = assignment.partition("=")
@@ -96,10 +60,10 @@ def read_options(options: argparse.Namespace) -> Settings:
     known = {item.name for item in fields(Settings)}
     given |= {name: value for name, value in vars(options).items() if name in known and value is not None}
     if options.command == "flow":
-        given["injection"] = False  # any block may be looked at
+        given["injection"] = False  # injected blocks cannot be read, and here any block may be
     if options.command == "inject":
-        given.setdefault("memory", "auto")  # the earlier run's choice was for its own moment
-    if "memory" in given:  # and so is what an earlier run made of another
+        given.setdefault("memory", "auto")  # the memory that is free may have changed since that run
+    if "memory" in given:  # what an earlier run chose no longer applies
         given = {"preset": "auto", "decode_tile": "auto"} | given
     if options.command != "inject":
         settings = read_settings(options.config, **given)
@@ -108,36 +72,116 @@ def read_options(options: argparse.Namespace) -> Settings:
         return settings
     origin = inside(options.origin, "settings.yaml")
     if not origin.is_file():
-        raise SettingsError(f"--from {options.origin} is no run folder: it has no settings.yaml")
+        raise SettingsError(f"--from {options.origin} is not a run folder: it has no settings.yaml")
     given.setdefault("output", "")
     embedding = inside(options.origin, "embedding.safetensors")
     return read_settings(origin, **given, saved_embedding=os.path.realpath(embedding))
 
 
+def _add_command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+
+
+def _add_runs(commands: Any) -> None:
+    """The commands that write a run folder or continue one."""
+    flags = [item for item in fields(Settings) if item.metadata["flag"]]
+    transfer = _add_command(commands, "transfer", "make a video with a clip's motion and a prompt's content")
+    inject = _add_command(
+        commands, "inject", "use the embedding of an earlier run with another prompt; nothing is optimised"
+    )
+    inject.add_argument(
+        "--from",
+        dest="origin",
+        required=True,
+        metavar="RUN",
+        type=Path,
+        help="folder of a run with --optimise embedding",
+    )
+    for command in (transfer, inject):
+        _add_settings(command, flags)
+        command.add_argument(
+            "--profile", metavar="steps=N", help="profile N guided and N plain steps (profiles/README.md)"
+        )
+    resume = _add_command(commands, "resume", "continue an interrupted run after its last finished step")
+    decode = _add_command(commands, "decode", "make a run's videos again from its saved latents")
+    for command in (resume, decode):
+        command.add_argument("run", type=Path, metavar="RUN", help="folder of a transfer")
+        command.add_argument("--memory", help="GPU memory to use instead of the run's setting")
+    flow = _add_command(commands, "flow", "write the motion flow of a video as pictures and as a tensor file")
+    groups = ("video", "model", "memory", "output")
+    shown = [item for item in flags if item.metadata["group"] in groups or item.name in FLOW_OPTIONS]
+    _add_settings(flow, [item for item in shown if item.name != "keep_precision"])
+    for command in (transfer, flow):
+        _add_config(command)
+    for command in (transfer, inject, resume, decode, flow):
+        command.add_argument("--quiet", action="store_true", help="print only warnings and the run folder")
+
+
+def _add_plan(commands: Any) -> None:
+    plan = _add_command(
+        commands, "plan", "show the memory and work of a run with each preset, without running it"
+    )
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    plan.add_argument(
+        "--device",
+        dest="device_name",
+        metavar="NAME",
+        help="estimate run times on a device measured by `python -m bench.ceilings`",
+    )
+    _add_config(plan)
+    _add_settings(plan, [item for item in fields(Settings) if item.name in PLAN_OPTIONS])
+    plan.add_argument("--quiet", action="store_true", help=argparse.SUPPRESS)  # accepted; changes nothing
+
+
+def _add_report(commands: Any) -> None:
+    report = _add_command(commands, "report", "show finished runs on one HTML page")
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished transfer")
+    report.add_argument(
+        "--output",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="the page to write (default: report.html)",
+    )
+
+
 def _add_evaluate(commands: Any) -> None:
-    command = commands.add_parser("evaluate", help="how well results follow their clips and prompts")
+    command = _add_command(commands, "evaluate", "score how well results follow their clips and prompts")
     command.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folder of a finished transfer")
-    command.add_argument("--video", type=Path, metavar="FILE", help="in place of runs: any video or folder")
     command.add_argument(
-        "--reference", type=Path, metavar="FILE", help="the video whose motion it should have"
+        "--video", type=Path, metavar="FILE", help="video or image folder to score instead of runs"
+    )
+    command.add_argument(
+        "--reference", type=Path, metavar="FILE", help="the video whose motion it should follow"
     )
     command.add_argument("--prompt", default="", metavar="TEXT", help="what the video should show")
-    command.add_argument("--tracker", default="lk", help="lk (Lucas-Kanade, the default) or cotracker")
+    command.add_argument(
+        "--tracker", default="lk", help="point tracker: lk (Lucas-Kanade, the default) or cotracker"
+    )
     command.add_argument(
         "--tracker-weights",
         type=Path,
         metavar="FILE",
-        help="CoTracker3's scaled_offline.pth; default: the hub's",
+        help="CoTracker3's scaled_offline.pth (default: from the hub)",
     )
     command.add_argument(
-        "--clip", default="auto", metavar="MODEL", help="CLIP by hub id or folder, auto (ViT-B/32) or none"
+        "--clip",
+        default="auto",
+        metavar="MODEL",
+        help="CLIP model: a hub id, a folder, none, or auto (ViT-B/32 if it is in the hub's cache)",
     )
-    command.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    command.add_argument("--quiet", action="store_true", help="print only warnings and the numbers")
+    command.add_argument("--json", action="store_true", help="print the scores as JSON")
+    command.add_argument("--quiet", action="store_true", help="print only warnings and the scores")
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--config", type=Path, metavar="FILE", help="read settings from a YAML file; flags override it"
+    )
 
 
 def _add_settings(command: argparse.ArgumentParser, items: list[Field]) -> None:
-    """Flags for settings, grouped, and the ways to give settings that are no flags."""
+    """A flag for each of the settings, in groups, then `--set` and `--print-config`."""
     kinds = get_type_hints(Settings)
     for group in GROUPS:
         section = command.add_argument_group(group)
@@ -151,16 +195,15 @@ def _add_settings(command: argparse.ArgumentParser, items: list[Field]) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="any setting by name",
+        help="set any setting by name, with or without a flag of its own",
     )
     general.add_argument(
-        "--print-config", action="store_true", help="print every setting, resolved, and stop"
+        "--print-config", action="store_true", help="print the value of every setting and exit"
     )
-    general.add_argument("--quiet", action="store_true", help="print only warnings and the run folder")
 
 
 def _argument(item: Field, kind: Any) -> dict[str, Any]:
-    """How argparse takes a setting; values stay words, which `Settings` reads and checks."""
+    """Keyword arguments of a setting's flag. Values stay strings; `Settings` converts and checks them."""
     text = item.metadata["text"].replace("%", "%%")
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction, "default": None, "help": text}

@@ -1,7 +1,7 @@
-"""What this machine has and what a run would use of it, as lines to paste into a bug report.
+"""Describes this machine and what a run would use of it, for a bug report.
 
-A probe imports what it asks only then: the first lines come at once, and where one fails that is its line.
-No weights are loaded, and nothing tells who asks (`private.py`).
+Each probe imports what it needs, so the first lines appear at once and a failed import becomes a line of the
+report. No weights are loaded. Private details are removed (`redaction`).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ditflow.cli.redaction import without_private
+from ditflow.cli.redaction import make_redactor
 from ditflow.errors import DitflowError
 
 if TYPE_CHECKING:
     import torch
     from packaging.requirements import Requirement
 
-Lines = Iterator[tuple[str, str]]  # name, what was found
+Lines = Iterator[tuple[str, str]]  # name, value
 
 GIB = 1 << 30
-PATIENCE = 20  # seconds for the driver to answer
+DRIVER_TIMEOUT = 20  # seconds
 EXTRAS = {
     "lora": "--lora",
     "xformers": "--attention xformers",
@@ -39,7 +39,7 @@ EXTRAS = {
 
 
 def print_facts(as_json: bool) -> None:
-    """Print everything: line by line as it is found, or as one JSON object of sections."""
+    """Print each fact as soon as it is known, or all of them as one JSON object of sections."""
     if as_json:
         found: dict[str, dict[str, str]] = {section: {} for section in PROBES}
         for section, name, value in facts():
@@ -55,18 +55,18 @@ def print_facts(as_json: bool) -> None:
 
 
 def facts() -> Iterator[tuple[str, str, str]]:
-    """(section, name, what was found) of every probe. Raises nothing."""
-    private = without_private()
+    """(section, name, value) from every probe. Raises nothing: an error becomes the probe's value."""
+    redact = make_redactor()
     for section, probes in PROBES.items():
         for probe in probes:
             try:
                 for name, value in probe():
-                    yield section, name, private(value)
-            except Exception as error:  # whatever it is, the other probes go on
+                    yield section, name, redact(value)
+            except Exception as error:  # the other probes still run
                 reason = _first_line(error)
                 if not isinstance(error, DitflowError):
-                    reason = f"cannot be told: {type(error).__name__}: {reason}"
-                yield section, probe.__name__.strip("_"), private(reason)
+                    reason = f"unknown: {type(error).__name__}: {reason}"
+                yield section, probe.__name__.strip("_"), redact(reason)
 
 
 def system() -> Lines:
@@ -98,12 +98,12 @@ def extras() -> Lines:
             and requirement.marker.evaluate({"extra": extra})
             and not requirement.marker.evaluate({"extra": ""})
         ]
-        there = ", ".join(f"{requirement.name} {_installed(requirement)}" for requirement in wanted)
-        yield extra, f"{there} (for {purpose})"
+        found = ", ".join(f"{requirement.name} {_installed(requirement)}" for requirement in wanted)
+        yield extra, f"{found} (for {purpose})"
 
 
 def _requirements() -> list[Requirement]:
-    """Of this package, those of its extras included."""
+    """The packages that ditflow and its extras need."""
     from packaging.requirements import Requirement
 
     return [Requirement(line) for line in metadata.requires("ditflow") or []]
@@ -119,23 +119,23 @@ def _installed(requirement: Requirement) -> str:
 
 
 def driver() -> Lines:
-    """As the driver's own program tells it: torch may not see a GPU that is there."""
-    asked = [
+    """The GPUs that nvidia-smi sees; torch may not see all of them."""
+    command = [
         "nvidia-smi",
         "--query-gpu=name,driver_version,memory.free,memory.total",
         "--format=csv,noheader",
     ]
     try:
-        answer = subprocess.run(asked, capture_output=True, text=True, timeout=PATIENCE)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=DRIVER_TIMEOUT)
     except FileNotFoundError:
-        yield "driver", "there is no nvidia-smi: no NVIDIA driver, or none in this container"
+        yield "driver", "nvidia-smi not found: no NVIDIA driver, or none in this container"
         return
     if answer.returncode:
         yield "driver", f"nvidia-smi fails: {(answer.stdout + answer.stderr).strip().splitlines()[0]}"
         return
     for number, line in enumerate(answer.stdout.splitlines()):
         name, version, free, total = (field.strip() for field in line.split(","))
-        yield f"GPU {number}, by driver", f"{name}, driver {version}, {free} free of {total}"
+        yield f"nvidia-smi GPU {number}", f"{name}, driver {version}, {free} free of {total}"
 
 
 def cuda() -> Lines:
@@ -154,14 +154,14 @@ def weights() -> Lines:
 
     for model in models():
         known, parts = known_model(model)["weights"], family_of(model).parts
-        folder, where, otherwise = shipped_folder(model), "in this package", "reinstall ditflow"
+        folder, where, remedy = shipped_folder(model), "in this package", "reinstall ditflow"
         if folder is None:
             folder, where = cached_folder(known["id"], parts), f"{known['id']} in the hub's cache"
-            otherwise = f"{known['download']} are downloaded when it is first used"
+            remedy = f"{known['download']} will be downloaded at first use"
         if folder is None:
-            yield model, f"not here: {otherwise}"
+            yield model, f"not on this machine: {remedy}"
         elif missing := missing_files(folder, parts):
-            yield model, f"{where}, incomplete: lacks {missing[0]} and {len(missing) - 1} more; {otherwise}"
+            yield model, f"{where}, incomplete: lacks {missing[0]} and {len(missing) - 1} more; {remedy}"
         else:
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             yield model, f"{where}, complete, {size / GIB:.2f} GiB"
@@ -173,14 +173,14 @@ def disk() -> Lines:
     from ditflow.files import cache_folder
 
     yield "current folder", _space(Path.cwd())
-    for name, folder in (("hub's cache", Path(constants.HF_HUB_CACHE)), ("own cache", cache_folder())):
+    for name, folder in (("hub's cache", Path(constants.HF_HUB_CACHE)), ("ditflow's cache", cache_folder())):
         yield name, f"{folder}: {_space(folder.absolute())}"
 
 
 def _space(folder: Path) -> str:
-    """Of the disk that a folder is on, or would be on."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    usage = shutil.disk_usage(there)
+    """Free space on the disk that holds a folder, or would hold it once it is made."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    usage = shutil.disk_usage(existing)
     return f"{usage.free / GIB:.1f} GiB free of {usage.total / GIB:.1f}"
 
 
@@ -200,8 +200,8 @@ def kernels() -> Lines:
 
         yield "kernels", f"triton, on sm_{architecture(device)}"
     else:
-        why = "triton is not installed" if device.type == "cuda" else "triton's need a CUDA GPU"
-        yield "kernels", f"{FASTEST[device.type]}, plain PyTorch: {why}"
+        why = "triton is not installed" if device.type == "cuda" else "the Triton kernels need a CUDA GPU"
+        yield "kernels", f"{FASTEST[device.type]} (plain PyTorch): {why}"
 
 
 def attention() -> Lines:
@@ -212,14 +212,14 @@ def attention() -> Lines:
 
     device, settings = _any_device(), Settings()
     for name, kernel in KERNELS.items():
-        found = kernel.missing(device, getattr(torch, settings.dtype))
-        if found is None:
+        problem = kernel.missing(device, getattr(torch, settings.dtype))
+        if problem is None:
             try:
                 load_attention(name)
             except DitflowError as error:
-                found = str(error)
-        there = "used unless --attention says otherwise" if name == settings.attention else "available"
-        yield f"attention {name}", found or there
+                problem = str(error)
+        available = "available, the default" if name == settings.attention else "available"
+        yield f"attention {name}", problem or available
 
 
 def compiling() -> Lines:
@@ -227,26 +227,26 @@ def compiling() -> Lines:
 
     device = _any_device()
     if device.type != "cuda":
-        yield "compiling", "off: --compile auto does on a CUDA GPU"
+        yield "compiling", "off: --compile auto compiles only on a CUDA GPU"
     else:
-        compiles("on", device)  # raises where something is missing
-        yield "compiling", "on: a GPU, and a compiler for it"
+        compiles("on", device)  # raises if something is missing
+        yield "compiling", "on: there is a GPU, and a compiler for it"
 
 
 def engine() -> Lines:
     from ditflow.models.engine import check_engine
     from ditflow.settings import Settings
 
-    yield "engine", f"{Settings().engine}, unless --engine says otherwise"
+    yield f"engine {Settings().engine}", "available, the default"
     try:
         check_engine("tensorrt", needs_gradient=False, device=_any_device())
-        yield "engine tensorrt", "available where nothing is optimised"
+        yield "engine tensorrt", "available for runs that optimise nothing"
     except DitflowError as error:
         yield "engine tensorrt", str(error)
 
 
 def preset() -> Lines:
-    """Planned as a run does, which takes a while where there is a GPU: it comes last."""
+    """The memory preset of a default run. The last probe, because planning takes a while on a GPU."""
     from ditflow.jobs.device import choose_device
     from ditflow.settings import Settings
 
@@ -261,7 +261,7 @@ def preset() -> Lines:
 
 
 def _any_device() -> torch.device:
-    """Where a run computes, were no model too large for a CPU."""
+    """The device that a run of a small model would use."""
     import torch
 
     from ditflow.jobs.device import choose_device
@@ -280,5 +280,5 @@ PROBES: dict[str, tuple[Callable[[], Lines], ...]] = {
     "extras": (extras,),
     "weights": (weights,),
     "disk": (disk,),
-    "what a run uses": (device, kernels, attention, compiling, engine, preset),
+    "what a run would use": (device, kernels, attention, compiling, engine, preset),
 }

@@ -1,4 +1,4 @@
-"""A request to end, from a terminal or from the system, ends a command in the same orderly way."""
+"""Makes SIGTERM end a command as cleanly as Ctrl-C does."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: what `kill`, a batch system at its time limit or a stopped container sends."""
+    """SIGTERM, as sent by `kill`, a batch system at its time limit, or when a container stops."""
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Meanwhile SIGTERM raises Terminated in the main thread, as SIGINT raises KeyboardInterrupt."""
+    """Make SIGTERM raise Terminated in the main thread, as SIGINT raises KeyboardInterrupt."""
 
     def end(*_: object) -> None:
         raise Terminated

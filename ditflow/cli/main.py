@@ -1,4 +1,4 @@
-"""The command line: runs what its words ask for. Torch is imported once a job needs it."""
+"""The `ditflow` command. Imports torch only when a command needs it, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ DONE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 130, 143  # and USAGE: exit codes
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code: 0 done, 1 failed, 2 usage, 130 interrupted, 143 terminated."""
+    """Run a command and return its exit code: 0 done, 1 failed, 2 usage, 130 interrupted, 143 terminated."""
     options = build_parser().parse_args(words)
     try:
         with terminable():
             return run(options)
     except DitflowError as error:
-        say(error, str(error), options.debug)
+        print_error(error, str(error), options.debug)
         return USAGE if isinstance(error, SettingsError) else FAILED
     except Terminated as request:
-        say(request, "terminated")
+        print_error(request, "terminated")
         return TERMINATED
     except KeyboardInterrupt as request:
-        say(request, "interrupted")
+        print_error(request, "interrupted")
         return INTERRUPTED
     except Exception as error:
-        what = f"unexpected {type(error).__name__}: {error}"
-        say(error, what if options.debug else f"{what}; run again with --debug and report it", options.debug)
+        advice = "" if options.debug else "; run again with --debug and report it"
+        print_error(error, f"unexpected {type(error).__name__}: {error}{advice}", options.debug)
         return FAILED
 
 
 def run(options: argparse.Namespace) -> int:
-    """What `main` does, without its care for errors."""
+    """Run a command; its errors are raised."""
     if options.command in COMMANDS:
         COMMANDS[options.command](options)
         return DONE
@@ -59,10 +59,10 @@ def run(options: argparse.Namespace) -> int:
     return DONE
 
 
-def say(error: BaseException, message: str, debug: bool = False) -> None:
-    """One line on standard error, whatever is in the message, with what was noted on the error's way.
+def print_error(error: BaseException, message: str, debug: bool = False) -> None:
+    """Print the message and the error's notes on one line of standard error, after the traceback if `debug`.
 
-    Before it, with `debug`, the traceback.
+    Line breaks and control characters in them are escaped or become spaces.
     """
     if debug:
         traceback.print_exception(error)
@@ -71,37 +71,37 @@ def say(error: BaseException, message: str, debug: bool = False) -> None:
 
 
 def run_job(options: argparse.Namespace, settings: Settings) -> None:
-    """Run the job of a command and say where its results are."""
-    words = vars(options).get("profile")  # no word of `flow`
-    if words is not None:
+    """Run a new transfer or flow job and print its folder."""
+    profile = vars(options).get("profile")  # `flow` has no such option
+    if profile is not None:
         from ditflow.profiling.capture import Request, profiled
 
-        request = Request.read(words)
+        request = Request.read(profile)
     quieten_libraries()
     from ditflow.jobs.flow import flow
     from ditflow.jobs.transfer import transfer
 
     job = flow if options.command == "flow" else transfer
-    if words is not None:
+    if profile is not None:
         job = profiled(job, request)
-    with telling(options.quiet) as progress:
+    with shown_progress(options.quiet) as progress:
         run = job(settings, progress)
     print(run.folder)
 
 
-def go_on(options: argparse.Namespace) -> None:
-    """Resume or decode a run and say where its results are."""
+def continue_run(options: argparse.Namespace) -> None:
+    """Resume or decode a run and print its folder."""
     quieten_libraries()
     from ditflow.jobs.transfer import decode, resume
 
     job = resume if options.command == "resume" else decode
-    with telling(options.quiet) as progress:
+    with shown_progress(options.quiet) as progress:
         print(job(options.run, progress, options.memory).folder)
 
 
 @contextmanager
-def telling(quiet: bool) -> Iterator[Progress]:
-    """Progress, news and warnings on standard error while a command works; `quiet`: only warnings."""
+def shown_progress(quiet: bool) -> Iterator[Progress]:
+    """Show progress and log messages on standard error; if `quiet`, only warnings."""
     from ditflow.progress import Progress, ScreenProgress
 
     logger, handler = logging.getLogger("ditflow"), logging.StreamHandler()
@@ -123,7 +123,7 @@ def telling(quiet: bool) -> Iterator[Progress]:
 
 
 def print_evaluation(options: argparse.Namespace) -> None:
-    """Measure runs, or a video against a reference, and print the numbers."""
+    """Score runs, or a video against a reference, and print the scores."""
     given = options.video, options.reference
     if bool(options.runs) == any(given) or any(given) != all(given):
         raise SettingsError("evaluate: give run folders, or --video and --reference (and --prompt)")
@@ -132,7 +132,7 @@ def print_evaluation(options: argparse.Namespace) -> None:
     from ditflow.evaluation.finished import FinishedRun
 
     prompts = [FinishedRun.open(run).settings.prompt for run in options.runs] or [options.prompt]
-    with telling(options.quiet) as progress:
+    with shown_progress(options.quiet) as progress:
         clip = evaluate.choose_clip(options.clip, prompts)
         instruments = evaluate.Instruments(options.tracker, options.tracker_weights, clip)
         if options.runs:
@@ -143,24 +143,24 @@ def print_evaluation(options: argparse.Namespace) -> None:
 
 
 def write_page(options: argparse.Namespace) -> None:
-    """Write the page about runs and say where it is."""
+    """Write the page about runs and print its path."""
     quieten_libraries()
     from ditflow.report.page import write_report
 
-    with telling(quiet=True):
+    with shown_progress(quiet=True):
         write_report(options.runs, options.output)
     print(options.output)
 
 
 def print_doctor(options: argparse.Namespace) -> None:
-    """Print what this machine has and what a run would use."""
+    """Print a description of this machine and of what a run would use."""
     from ditflow.cli.doctor import print_facts
 
     print_facts(options.json)
 
 
 def print_plan(options: argparse.Namespace, settings: Settings) -> None:
-    """Plan a run with every preset and print what it takes."""
+    """Plan a run with every preset and print the plans."""
     quieten_libraries()
     from ditflow.planning import words
     from ditflow.planning.ceilings import read_ceilings
@@ -174,12 +174,12 @@ def print_plan(options: argparse.Namespace, settings: Settings) -> None:
         words.print_plans(plans, chosen, why, ceilings)
 
 
-# those that take no settings
+# the commands that take no settings
 COMMANDS = {
     "evaluate": print_evaluation,
     "report": write_page,
-    "resume": go_on,
-    "decode": go_on,
+    "resume": continue_run,
+    "decode": continue_run,
     "doctor": print_doctor,
 }
 

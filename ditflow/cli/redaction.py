@@ -1,4 +1,4 @@
-"""Lines that may be shown to anybody: without the home folder, the user, the machine's name, secrets."""
+"""Removes the home folder, user name, host name and secrets from text that others will read."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-SECRET = re.compile("TOKEN|SECRET|PASSW|CREDENTIAL|KEY", re.IGNORECASE)  # in names of the environment
-SHORTEST = 6  # characters of a secret: shorter values are switches
-LOGIN = re.compile(r"(?<=://)[^/\s@]+@")  # in an address
+SECRET = re.compile("TOKEN|SECRET|PASSW|CREDENTIAL|KEY", re.IGNORECASE)  # in names of environment variables
+SHORTEST = 6  # characters of a secret; shorter values are taken for switches
+LOGIN = re.compile(r"(?<=://)[^/\s@]+@")  # in a URL
 
 
-def without_private() -> Callable[[str], str]:
-    """A function that takes out of a line what tells of its user: home folder, names, secrets."""
+def make_redactor() -> Callable[[str], str]:
+    """A function that removes private details from a line."""
     hidden = {}
     for name in {platform.node(), platform.node().partition(".")[0]}:
         hidden[name] = "HOST"
@@ -30,12 +30,12 @@ def without_private() -> Callable[[str], str]:
     hidden.pop("", None)
     longest_first = sorted(hidden, key=len, reverse=True)
     pattern = re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest_first)) or '(?!)'})(?!\w)")
-    kept = [value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= SHORTEST]
-    secrets = sorted(kept, key=len, reverse=True)  # one may begin with another
+    found = [value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= SHORTEST]
+    secrets = sorted(found, key=len, reverse=True)  # the longest first: one may begin with another
 
-    def private(line: str) -> str:
+    def redact(line: str) -> str:
         for secret in secrets:
             line = line.replace(secret, "HIDDEN")
         return pattern.sub(lambda found: hidden[found[0]], LOGIN.sub("", line))
 
-    return private
+    return redact

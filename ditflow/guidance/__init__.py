@@ -1,1 +1,1 @@
-"""What is optimised and against which target. Runners compute the gradients."""
+"""Motion guidance: losses, their targets, the optimisation and injection. Runners compute the gradients."""

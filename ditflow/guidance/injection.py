@@ -1,4 +1,4 @@
-"""The clip's keys and values in the injected blocks, at the noise level of the current step."""
+"""Reads the clip's keys and values in the injected blocks, at the noise level of the current step."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ditflow.models.protocols import Capture, Injected, Inputs, Runner, Schedule
 
 @dataclass(frozen=True)
 class Injection:
-    """Where the clip's keys and values come from."""
+    """What the clip's keys and values are computed from."""
 
     blocks: tuple[int, ...]
     reference: Tensor  # [1, frames, channels, height, width], the encoded clip
-    noise: Tensor  # likewise: the run's initial noise
-    embedding: Tensor  # the model's own, never an optimised one
+    noise: Tensor  # the run's initial noise, of the same shape
+    embedding: Tensor  # the native embedding, never an optimised one
 
     def capture(self, runner: Runner, schedule: Schedule, inputs: Inputs) -> Injected:
-        """One forward of the noised clip with the new prompt, up to the deepest injected block."""
+        """Run one forward of the noised clip with the new prompt, up to the deepest injected block."""
         noised = schedule.add_noise(self.reference, self.noise, inputs.timestep)
         inputs = replace(inputs, latents=noised, embedding=self.embedding)
         return runner.features(inputs, {}, Capture("key_value", self.blocks))

@@ -1,7 +1,7 @@
-"""Motion losses: how far the new video's features are from the clip's, block by block.
+"""Motion losses: the difference between the new video's features and the clip's, block by block.
 
-Each loss knows what it reads (`reads`), is built from the clip's features in every guided block, and is
-called as `loss(block, features) -> scalar`.
+Each loss names the features it reads (`reads`, see `Capture`) and is built from the clip's features in every
+guided block. It is called as `loss(block, features) -> scalar`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ditflow.models.protocols import Grid, QueryKey
 from ditflow.settings import Settings
 from ditflow_kernels import motion_flow, motion_flow_loss
 
-ROUNDING = 1e-5  # what equal frames may differ from their mean
+ROUNDING = 1e-5  # how far the features of equal frames may be from their mean
 
 
 class FlowLoss:
-    """Mean square difference of attention motion flow, in square latent patches (DiTFlow, eq. 3-5)."""
+    """Mean square difference of the attention motion flow, in square latent patches (DiTFlow, eq. 3-5)."""
 
     reads: ClassVar[Literal["query_key"]] = "query_key"
 
@@ -35,7 +35,7 @@ class FlowLoss:
 
     @property
     def still(self) -> bool:
-        """Whether the clip shows no motion at all, so that nothing is matched."""
+        """Whether the clip shows no motion, so that there is nothing to match."""
         return not any(flow.any() for flow in self.references.values())
 
     def __call__(self, block: int, features: QueryKey) -> Tensor:
@@ -45,7 +45,7 @@ class FlowLoss:
 
 
 class MoftLoss:
-    """Cosine distance of frame-centred features in the channels that carry most motion (MOFT)."""
+    """Cosine distance of frame-centred features, in the channels that carry the most motion (MOFT)."""
 
     reads: ClassVar[Literal["output"]] = "output"
 
@@ -75,8 +75,8 @@ class MoftLoss:
 class SmmLoss:
     """Cosine distance of differences between frames' spatial means (space-time features, SMM).
 
-    `released` follows the released DiTFlow code instead: the clip's frame anchors both videos, its own
-    difference included, and the cosine runs over frames for each channel.
+    `smm-release` follows the released DiTFlow code: differences are taken from the clip's frame in both
+    videos, a frame is also compared with itself, and the cosine is taken over frames for each channel.
     """
 
     reads: ClassVar[Literal["output"]] = "output"
@@ -102,9 +102,9 @@ class SmmLoss:
 
 
 def _off_diagonal(pairs: Tensor) -> Tensor:
-    """All pairs of different frames, [n, n, c] -> [n - 1, n, c], in their order."""
+    """All pairs of different frames in order, [n, n, c] -> [n - 1, n, c]."""
     n = len(pairs)
-    return pairs.flatten(0, 1)[1:].view(n - 1, n + 1, -1)[:, :-1]  # between two diagonal ones lie n others
+    return pairs.flatten(0, 1)[1:].view(n - 1, n + 1, -1)[:, :-1]  # every (n + 1)th pair is on the diagonal
 
 
 LOSSES: dict[str, Any] = {"flow": FlowLoss, "moft": MoftLoss, "smm": SmmLoss, "smm-release": SmmLoss}

@@ -14,28 +14,28 @@ from ditflow.models.protocols import Capture, Injected, Inputs, Loss, Runner, Va
 from ditflow.profiling import ranges
 
 LOSS_SCALE = 2.0**16
-NEVER = 2**31 - 1  # updates
-SMALLEST = 2.0**-149  # above 0 in float32
+NEVER = 2**31 - 1  # updates before the scale grows
+SMALLEST = 2.0**-149  # positive float32
 
 
 @dataclass
 class Guidance:
-    """What every guided step does: match the clip's motion in the captured blocks."""
+    """The optimisation in every guided step: match the clip's motion in the captured blocks."""
 
     loss: Loss
     capture: Capture
     variable: Variable
     steps: int
-    learning_rates: list[float]  # one a guided step
+    learning_rates: list[float]  # one for each guided step
     scaler: GradScaler
 
     def optimise(
         self, runner: Runner, inputs: Inputs, injected: Injected, index: int
     ) -> tuple[Inputs, Tensor, Tensor]:
-        """Optimise the variable in guided step `index`, with a new Adam as in the released code.
+        """Optimise the variable in guided step `index`, with a new Adam in each step as in the released code.
 
-        Returns the new inputs, the loss before each update, and the sum of each update's gradient, which is
-        finite exactly if the gradient is. Both are float32 [steps], on the device.
+        Returns the new inputs, the loss before each update and the sum of each update's gradient, which is
+        finite if and only if the gradient is. Both are float32 [steps], on the device.
         """
         variable = getattr(inputs, self.variable).clone()
         adam = torch.optim.Adam([variable], lr=self.learning_rates[index], fused=True)
@@ -59,28 +59,28 @@ class Guidance:
         return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
 
     def restore(self, skipped: int) -> None:
-        """Set the loss scale to what it was after this many skipped updates."""
+        """Set the loss scale that follows from this many skipped updates."""
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": LOSS_SCALE / 2**skipped})
 
     @property
     def skipped(self) -> int:
-        """Updates skipped because their gradient overflowed."""
+        """How many updates were skipped because their gradient overflowed."""
         if not self.scaler.is_enabled():
             return 0
         return round(math.log2(LOSS_SCALE / max(self.scaler.get_scale(), SMALLEST)))
 
 
 def loss_scaler(dtype: torch.dtype, device: torch.device) -> GradScaler:
-    """Keeps float16 gradients from underflowing; bfloat16 and float32 need no scale.
+    """A gradient scaler that keeps float16 from underflowing; disabled for bfloat16 and float32.
 
-    On overflow it halves the scale and skips the update, all on the device. The scale is a power of two, so
-    scaling alone changes no digit, and it never grows.
+    On overflow it halves the scale and skips the update, without waiting for the device. The scale is a power
+    of two, so scaling does not round, and it never grows.
     """
     enabled = dtype == torch.float16
     return GradScaler(device.type, init_scale=LOSS_SCALE, growth_interval=NEVER, enabled=enabled)
 
 
 def learning_rates(high: float, low: float, guided_steps: int) -> list[float]:
-    """`linspace(high, low, guided_steps + 1)` without its last value: the published schedule."""
+    """The published schedule: `linspace(high, low, guided_steps + 1)` without its last value."""
     return np.linspace(high, low, guided_steps + 1)[:-1].tolist()

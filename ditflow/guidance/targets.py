@@ -1,4 +1,4 @@
-"""The target of guidance: what a loss reads of the clip."""
+"""Reads the clip's features, which are the target of guidance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ditflow.settings import Settings
 
 
 def check_blocks(settings: Settings, depth: int) -> None:
-    """Raises DitflowError for a block that a model of `depth` blocks does not have."""
+    """Raises DitflowError if a block does not exist in a model of `depth` blocks."""
     for name, used in (("guidance_blocks", settings.guidance), ("injection_blocks", settings.injection)):
         blocks = getattr(settings, name)
         if used and not blocks:
@@ -31,7 +31,7 @@ def clip_features(
     source_prompt: Tensor,  # [1, text tokens, text channels]
     embedding: Tensor,
 ) -> dict[int, Any]:
-    """What a loss reads of the clip: one forward at timestep 0 with nothing injected."""
+    """The clip's features, from one forward at timestep 0 with nothing injected."""
     timestep = torch.zeros(1, dtype=runner.transformer.timestep_dtype, device=latents.device)
     return runner.features(Inputs(latents, source_prompt, timestep, embedding), {}, capture)
 

@@ -1,1 +1,1 @@
-"""The jobs: transfer and what continues one, and flow."""
+"""The jobs that commands run: transfer, resume, decode and flow."""

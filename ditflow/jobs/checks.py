@@ -1,4 +1,4 @@
-"""Every check of a run's choices, before any work."""
+"""Checks a run's settings against the machine and the model, before any work."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from ditflow.settings import Settings
 def check_run(
     settings: Settings, device: torch.device, optimises: bool
 ) -> tuple[Settings, ModelFolder, list | None]:
-    """Refuse what this machine, the model or the other settings rule out; loads no weights.
+    """Refuse settings that this machine, the model or other settings rule out. Loads no weights.
 
-    What needs no model comes first, so that nothing is downloaded in vain. Returns the settings with
-    `compile` decided, the model's folder, and the embeddings that are used in place of optimisation.
+    Checks that need no model come first, so that nothing is downloaded in vain. Returns the settings with
+    `compile` decided, the model's folder, and the saved embeddings, if they replace optimisation.
 
-    Raises DitflowError, or SettingsError where the settings are to blame.
+    Raises DitflowError; SettingsError if the settings contradict each other.
     """
     dtype = getattr(torch, settings.dtype)
     check_attention(settings.attention, optimises, device, dtype, settings.deterministic)
     check_engine(settings.engine, optimises, device)
     check_weights(settings.weights)
     if settings.lora and settings.weights.endswith(".gguf"):
-        raise SettingsError("--lora cannot be merged into a GGUF file: leave out --weights FILE.gguf")
+        raise SettingsError("--lora cannot be merged into a GGUF file; leave out --lora or --weights")
     if settings.engine == "tensorrt" and settings.weights != "full":
         raise SettingsError("--engine tensorrt works only with --weights full")
     for lora in settings.lora:
@@ -48,7 +48,7 @@ def check_run(
 
 
 def saved_embeddings(settings: Settings, folder: ModelFolder) -> list[torch.Tensor] | None:
-    """The embeddings to use in place of optimisation; raises DitflowError if made for other settings."""
+    """The embeddings that replace optimisation. Raises DitflowError if they were made for other settings."""
     if not settings.saved_embedding:
         return None
     timesteps = folder.schedule(settings.scheduler, settings.steps, torch.Generator()).timesteps
@@ -57,7 +57,7 @@ def saved_embeddings(settings: Settings, folder: ModelFolder) -> list[torch.Tens
 
 
 def check_given(settings: Settings, *names: str) -> None:
-    """Raises SettingsError for a setting of these that is empty."""
+    """Raises SettingsError if one of these settings is empty."""
     for name in names:
         if not getattr(settings, name).strip():
             raise SettingsError(f"{name}: nothing given; use --{name}")

@@ -1,4 +1,4 @@
-"""Which device computes, and whether its results are reproducible bit for bit."""
+"""Chooses the device of a job, and makes torch deterministic if asked to."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ LARGE = 1e9  # bytes of weights beyond which a CPU is too slow
 
 
 def choose_device(settings: Settings) -> torch.device:
-    """The device of the settings.
+    """The device that the settings name.
 
-    Raises DitflowError where it does not exist, or where `auto` would put a large model on a CPU.
+    Raises DitflowError if it does not exist, or if `auto` would put a large model on a CPU.
     """
     if settings.device != "auto":
         return _named(settings.device)
@@ -27,15 +27,15 @@ def choose_device(settings: Settings) -> torch.device:
         return _indexed(torch.device("cuda"))
     if _is_large(settings.model):
         raise DitflowError(
-            f"model {settings.model} needs a CUDA GPU, and there is none here; --model small runs on a CPU, "
-            "--device cpu runs this one too, in days"
+            f"model {settings.model} needs a CUDA GPU, and this machine has none; use --model small, which "
+            "runs on a CPU, or --device cpu, which takes days"
         )
     return torch.device("cpu")
 
 
 @contextmanager
 def computing(settings: Settings) -> Iterator[None]:
-    """torch's global settings while a job computes; restored afterwards."""
+    """Apply torch's global settings while a job computes; restore them afterwards."""
     before = torch.are_deterministic_algorithms_enabled()
     if settings.deterministic:
         # cuBLAS is deterministic only with a fixed workspace
@@ -66,7 +66,7 @@ def _indexed(device: torch.device) -> torch.device:
 
 
 def _is_large(model: str) -> bool:
-    """Whether a model is too large for a CPU. One that is neither shipped nor a folder counts as large."""
+    """Whether a model is too large for a CPU. A model that is not on this machine counts as large."""
     folder = local_folder(model)
     if folder is None:
         return True

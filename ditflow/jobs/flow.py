@@ -18,11 +18,11 @@ from ditflow.small.truth import true_flow_of
 
 
 def flow(settings: Settings, progress: Progress | None = None) -> Run:
-    """Read a clip's motion flow in each guidance block: as tensors, as a sheet and as arrows over the frames.
+    """Write a clip's motion flow in each guidance block: tensors, a sheet, and arrows drawn on the frames.
 
-    For a made clip its true motion is drawn as well.
+    For a generated clip (`ditflow.small`) the true motion is drawn as well.
 
-    Raises DitflowError (SettingsError where the settings are to blame) with one line that says what to do.
+    Raises DitflowError (SettingsError for wrong settings) with one line that says what to do.
     """
     with Job.begin(settings, progress or Progress(), needs=("video",), kind="flow") as job:
         job.write_reference()
@@ -40,7 +40,7 @@ def flow(settings: Settings, progress: Progress | None = None) -> Run:
 
 
 def _draw(job: Job, name: str, flow: np.ndarray, grid: Grid) -> None:
-    """Pictures of a flow [frames (query), frames (key), height * width, 2]."""
+    """Write the pictures of a flow [frames (query), frames (key), height * width, 2]."""
     pairs = rearrange(flow, "q k (h w) c -> q k h w c", h=grid.height)
     sheet, arrows = draw_flow(job.clip, pairs, job.folder.family.latent_spans(job.settings.frames))
     job.run.write_picture(f"flow_{name}.png", sheet)
@@ -48,7 +48,7 @@ def _draw(job: Job, name: str, flow: np.ndarray, grid: Grid) -> None:
 
 
 def _read_flow(job: Job, texts: Texts, reference: Tensor) -> FlowLoss:
-    """The clip's flow as the flow loss reads it."""
+    """The flow loss of the clip; its `references` are the flow."""
     runner = job.runner()
     grid = runner.transformer.grid(reference)
     capture = Capture(FlowLoss.reads, job.settings.guidance_blocks)

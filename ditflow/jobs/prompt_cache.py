@@ -1,4 +1,4 @@
-"""Encoded prompts of earlier runs, one file each in the user's cache, so that the encoder need not load."""
+"""Caches encoded prompts, one file each, so that later runs need not load the text encoder."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 
 def encode_texts(
     folder: ModelFolder,
-    tokens: Tensor,  # [3, length] of the prompt, the negative prompt and the clip's own
+    tokens: Tensor,  # [3, length] of the prompt, the negative prompt and the source prompt
     encode: Callable[[Tensor], Tensor],  # [n, length] -> [n, length, text channels]
 ) -> Texts:
     """A run's texts on the folder's device.
 
-    `encode` is called once with the texts that the cache lacks, without repetitions, or not at all.
+    `encode` is called at most once, with the texts that the cache lacks, each of them once.
     """
     files = [_file(folder, row) for row in tokens]
     found = {file: _read(file) for file in files}
@@ -40,7 +40,7 @@ def encode_texts(
 
 
 def _file(folder: ModelFolder, tokens: Tensor) -> Path:
-    """The cache file of these tokens, named after them, the precision and the encoder's files."""
+    """The cache file of these tokens, named by a hash of them, the precision and the encoder's files."""
     encoder = sorted(folder.path.glob("text_encoder/*"))
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in encoder]
     digest = hashlib.sha256(json.dumps([tokens.tolist(), str(folder.dtype), facts]).encode()).hexdigest()
@@ -52,7 +52,7 @@ def _read(file: Path) -> Tensor | None:
         return load_file(file)["embedding"]
     except (OSError, SafetensorError, KeyError) as error:
         if file.exists():
-            logger.debug("%s cannot be read (%s): encoding again", file, error)
+            logger.debug("%s cannot be read (%s); encoding again", file, error)
         return None
 
 

@@ -1,6 +1,6 @@
-"""What every job begins and ends with: checked settings, a model's folder, the clip, a run folder.
+"""The session of a job: checked settings, the model's folder, the clip, the run folder and its lock.
 
-A transfer keeps what it has computed in its folder until it is finished, so that it can be reopened.
+A transfer saves its results so far in its run folder until it is finished, so that it can be reopened.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ditflow.models.lora import split_scale
 from ditflow.models.protocols import Runner, Schedule, Texts
 from ditflow.planning.fallback import MemoryFallback, reading_only
 from ditflow.progress import Progress
-from ditflow.run_folder.checkpoint import StateFolder, keep_clip, kept_clip
+from ditflow.run_folder.checkpoint import StateFolder, load_clip, save_clip
 from ditflow.run_folder.fingerprint import fingerprint
 from ditflow.run_folder.lock import locked
 from ditflow.run_folder.run import Run, create_run, versions, video_name
@@ -50,7 +50,7 @@ class Job:
     run: Run
     meter: Meter
     checkpoint: StateFolder | None = None  # a transfer has one until it is finished
-    saved_embeddings: list[Tensor] | None = None  # used in place of optimisation
+    saved_embeddings: list[Tensor] | None = None  # replace optimisation
     resumed: bool = False
 
     @classmethod
@@ -58,7 +58,7 @@ class Job:
     def begin(
         cls, settings: Settings, progress: Progress, needs: tuple[str, ...], kind: str = ""
     ) -> Iterator[Job]:
-        """A new job. The run folder is created only after everything has been read and checked."""
+        """Start a new job. The run folder is created only after everything has been read and checked."""
         check_given(settings, *needs)
         settings = _with_absolute_paths(settings)
         device = choose_device(settings)
@@ -80,7 +80,7 @@ class Job:
         with locked(run.folder):
             checkpoint = None if kind else StateFolder(run, fingerprint(memory.resolved, folder))
             if checkpoint:
-                keep_clip(checkpoint, clip)
+                save_clip(checkpoint, clip)
             job = cls(memory, folder, clip, run, Meter(device, progress), checkpoint, saved)
             with job._working(f"run folder: {run.folder}"):
                 yield job
@@ -91,10 +91,10 @@ class Job:
         cls,
         run: Run,
         progress: Progress,
-        memory: str | None = None,  # replaces the run's own setting
-        finished: bool = False,  # then the run has results and no checkpoint
+        memory: str | None = None,  # replaces the setting that the run had
+        finished: bool = False,  # a finished run has results and no checkpoint
     ) -> Iterator[Job]:
-        """A transfer's folder again. Raises DitflowError where it is damaged, has changed or is in use."""
+        """Reopen a transfer's folder. Raises DitflowError if it is damaged, has changed or is in use."""
         with locked(run.folder):
             clear_unfinished(run.folder)
             settings = run.settings()
@@ -104,20 +104,20 @@ class Job:
             settings, folder, saved = check_run(settings, device, settings.optimises)
             checkpoint = None if finished else StateFolder(run, fingerprint(settings, folder))
             if checkpoint:
-                checkpoint.check()  # all of it, before any work
-                clip = kept_clip(checkpoint)
+                checkpoint.check()  # every file, before any work
+                clip = load_clip(checkpoint)
             else:
                 clip = run.clip("reference", settings)
             fallback = _plan_memory(settings, folder)
             meter = Meter(device, progress)
             job = cls(fallback, folder, clip, run, meter, checkpoint, saved, resumed=True)
-            with job._working(f"continuing with {run.folder}"):
+            with job._working(f"continuing {run.folder}"):
                 yield job
 
     @classmethod
     @contextmanager
     def reading(cls, run: Run, settings: Settings) -> Iterator[Job]:
-        """A job that only reads the motion of a finished run, with the run's model; it writes nothing."""
+        """A job that reads the motion of a finished run with the run's model, and writes nothing."""
         device = choose_device(settings)
         settings, folder, _ = check_run(replace(settings, saved_embedding=""), device, optimises=False)
         memory = _plan_memory(settings, folder, reads_only=True)
@@ -127,31 +127,31 @@ class Job:
 
     @contextmanager
     def _working(self, headline: str) -> Iterator[None]:
-        """While the job runs: torch's settings, the memory limit, and the advice how to resume."""
+        """Apply torch's settings and the memory limit, and add to errors how to resume."""
         with (
             computing(self.settings),
             self.memory,
-            _saying_how_to_resume(self.run) if self.checkpoint else nullcontext(),
+            _resume_hint(self.run) if self.checkpoint else nullcontext(),
         ):
             logger.info("%s, %s", headline, self.memory.summary)
             self.memory.on_change = self.write_settings
-            self.write_settings()  # from now on it can be reopened
+            self.write_settings()  # from now on the run can be reopened
             yield
 
     @property
     def settings(self) -> Settings:
-        """As they were resolved, and as a replay needs them."""
+        """The settings with `auto` resolved, as a replay needs them."""
         return self.memory.resolved
 
     def texts(self) -> Texts:
-        """The prompt, the negative prompt and the clip's own, encoded unless an earlier run has."""
+        """The encoded prompt, negative prompt and source prompt, from the cache if it has them."""
         settings, folder = self.settings, self.folder
         tokens = folder.tokenise([settings.prompt, settings.negative_prompt, settings.source_prompt])
 
         def encode(tokens: Tensor) -> Tensor:
             encoder = folder.text_encoder()
             resident = len(encoder.layers) if self.memory.plan.preset.text == "whole" else 0
-            # each layer is needed once: gathering them in pinned memory would cost a copy more
+            # each layer is used once, so gathering the layers in pinned memory would only add a copy
             weights = place(encoder.network, encoder.layers, folder.device, resident, host="pageable")
             return encoder.encode(tokens, weights)
 
@@ -161,7 +161,7 @@ class Job:
         return Texts(**self._once("texts", "text", work))
 
     def encode(self) -> Tensor:
-        """The clip as latents [1, frames, channels, height, width]."""
+        """The clip's latents [1, frames, channels, height, width]."""
         pixels = torch.from_numpy(self.clip.frames)
 
         def work() -> dict[str, Tensor]:
@@ -170,7 +170,7 @@ class Job:
         return self._once("reference", "encode", work)["reference"]
 
     def _once(self, name: str, phase: str, work: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """The result of a phase, read from the checkpoint where it is there already."""
+        """The result of a phase: from the checkpoint if it has it, else computed and saved there."""
         if self.checkpoint and self.checkpoint.has(name):
             tensors, _ = self.checkpoint.read(name)
             return {key: tensor.to(self.folder.device) for key, tensor in tensors.items()}
@@ -183,12 +183,12 @@ class Job:
         return found
 
     def schedule(self) -> Schedule:
-        """A run through the noise levels, with the noise of the settings' seed."""
+        """A new schedule whose noise comes from the settings' seed."""
         generator = torch.Generator("cpu").manual_seed(self.settings.seed)
         return self.folder.schedule(self.settings.scheduler, self.settings.steps, generator)
 
     def runner(self) -> Runner:
-        """The transformer, its weights where the preset wants them."""
+        """A runner of the transformer, with the weights where the preset wants them."""
         settings, plan = self.settings, self.memory.plan
         compiled = settings.compile == "on"
         transformer = self.folder.transformer(settings.lora, settings.weights, settings.attention, compiled)
@@ -197,7 +197,7 @@ class Job:
         return arrange(transformer, self.folder.device, plan.preset, plan.resident)
 
     def decode(self, latents: Tensor) -> video.Clip:
-        """The latents [1, frames, channels, height, width] as a video."""
+        """Decode latents [1, frames, channels, height, width] to a video."""
 
         def work() -> Tensor:
             autoencoder = self.folder.autoencoder()
@@ -209,13 +209,13 @@ class Job:
             return video.Clip(self.memory.run("decode", work).numpy(), self.clip.frame_rate)
 
     def write(self, name: str, clip: video.Clip) -> None:
-        """Write a clip into the run folder, in the requested format, with the settings as metadata."""
+        """Write a clip to the run folder, in the requested format, with the settings as metadata."""
         settings = self.settings
         path = inside(self.run.folder, video_name(name, settings))
         video.write_clip(clip, path, metadata=settings.to_yaml())
 
     def write_reference(self) -> None:
-        """Write what the model sees of the clip, unless it is there already."""
+        """Write the clip as the model sees it, unless that was done before."""
         if not (self.run.folder / video_name("reference", self.settings)).exists():
             self.write("reference", self.clip)
 
@@ -223,7 +223,7 @@ class Job:
         self.run.write_text("settings.yaml", self.settings.to_yaml())
 
     def end(self, **results: object) -> None:
-        """Write the measurements of this process; the run is finished with that."""
+        """Finish the run: write run.json with this process's measurements, and remove the checkpoint."""
         record = {"versions": versions(), "device": self.meter.device_name, "phases": self.meter.phases}
         self.run.write_json("run.json", record | {"resumed": self.resumed} | results)
         if self.checkpoint:
@@ -231,16 +231,16 @@ class Job:
 
 
 def _plan_memory(settings: Settings, folder: ModelFolder, reads_only: bool = False) -> MemoryFallback:
-    """The memory of a job. Raises DitflowError where no preset fits."""
-    planned = replace(settings, model=str(folder.path))  # the same model, whatever name found it
+    """The memory plan of a job. Raises DitflowError if no preset fits."""
+    planned = replace(settings, model=str(folder.path))  # the model by its folder, whatever name was given
     if reads_only:
         planned = reading_only(settings, folder.path)
     return MemoryFallback(settings, folder.device, planned)
 
 
 @contextmanager
-def _saying_how_to_resume(run: Run) -> Iterator[None]:
-    """Add the advice to errors and interrupts, except to those that would recur."""
+def _resume_hint(run: Run) -> Iterator[None]:
+    """Add to errors and interrupts how to resume, except to an error that would only recur."""
     try:
         yield
     except NotFinite:
@@ -251,7 +251,7 @@ def _saying_how_to_resume(run: Run) -> Iterator[None]:
 
 
 def _with_absolute_paths(settings: Settings) -> Settings:
-    """The settings with absolute paths, so that a run can be repeated from another folder."""
+    """The settings with absolute paths, so that the run can be repeated from another folder."""
 
     def absolute(name: str) -> str:
         path = Path(os.path.expanduser(name))

@@ -1,4 +1,4 @@
-"""Transfer, also with a saved embedding, and what continues one."""
+"""The transfer job (with a saved embedding too), and resume and decode, which continue one."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 
 
 def transfer(settings: Settings, progress: Progress | None = None) -> Run:
-    """Make a new video with the clip's motion and the prompt's content; returns the run folder.
+    """Make a new video with the clip's motion and the prompt's content. Returns its run folder.
 
-    Raises DitflowError (SettingsError where the settings are to blame) with one line that says what to do.
+    Raises DitflowError (SettingsError for wrong settings) with one line that says what to do.
     """
     progress = progress or Progress()
     with Job.begin(settings, progress, needs=("video", "prompt")) as job:
@@ -34,9 +34,9 @@ def transfer(settings: Settings, progress: Progress | None = None) -> Run:
 
 
 def resume(folder: Path, progress: Progress | None = None, memory: str | None = None) -> Run:
-    """Continue an interrupted transfer, to the result that it would have had.
+    """Continue an interrupted transfer. The result is the one it would have had without the interruption.
 
-    Raises DitflowError where its settings or weights have changed, its checkpoint is damaged or it is in use.
+    Raises DitflowError if its settings or weights have changed, its checkpoint is damaged or it is in use.
     """
     progress, run = progress or Progress(), Run.open(folder)
     if run.finished:
@@ -50,19 +50,20 @@ def resume(folder: Path, progress: Progress | None = None, memory: str | None = 
 def decode(folder: Path, progress: Progress | None = None, memory: str | None = None) -> Run:
     """Make the videos of a transfer from its latents.
 
-    Raises DitflowError where it has no latents, or has the videos already.
+    Raises DitflowError if it has no latents, or if the videos exist.
     """
     progress, run = progress or Progress(), Run.open(folder)
     if not (folder / LATENTS).is_file():
         raise DitflowError(
-            f"{folder} has no {LATENTS}: `ditflow resume {run.quoted}` continues its denoising"
+            f"{folder} has no {LATENTS}, because denoising is not finished; continue it with "
+            f"`ditflow resume {run.quoted}`"
         )
     if not run.finished:
         return resume(folder, progress, memory)
     with Job.reopen(run, progress, memory, finished=True) as job:
         result = folder / video_name("result", job.settings)
         if result.exists():
-            raise DitflowError(f"{result} exists: move it away to have it made again")
+            raise DitflowError(f"{result} exists: move it away first")
         _, latents = read_latents(folder)
         _write_results(job, job.decode(latents))
     return run
@@ -86,13 +87,13 @@ def _write_results(job: Job, result: video.Clip) -> None:
     job.write("result", result)
     job.write("comparison", video.side_by_side(job.clip, result))
     result, comparison = (video_name(name, job.settings) for name in ("result", "comparison"))
-    logger.info("result: %s, beside the clip: %s", job.run.folder / result, comparison)
+    logger.info("result: %s; side by side with the clip: %s", job.run.folder / result, comparison)
 
 
 def _denoise(job: Job, texts: Texts, reference: Tensor, progress: Progress, schedule: Schedule) -> Denoised:
     settings = job.settings
     if job.clip.is_still and settings.rows == "moving":
-        logger.warning("the clip shows no motion: there is nothing to transfer, the optimisation is skipped")
+        logger.warning("the clip shows no motion: there is nothing to transfer, so optimisation is skipped")
         settings = replace(settings, guidance=False)
 
     def on_step(step: Step) -> None:

@@ -1,6 +1,6 @@
 """Where weights and activations are while a model computes.
 
-`plain` and `blockwise` are Runners. `streamed` brings weights to the device block by block, in the order that
-`ring` decides; `resident` ones stay there. `block_inputs` and `kept_attention` hold what a forward saves for
-its backward. `tracker` measures all of it on fake tensors.
+`plain` and `blockwise` are Runners. `streamed` copies weights to the device block by block, as `ring`
+decides; `resident` weights are always there. `block_inputs` and `kept_attention` hold what a forward saves
+for backward. `tracker` measures memory and work on fake tensors.
 """

@@ -1,4 +1,4 @@
-"""What enters each block, kept from the forward to the backward: a stack on the device or in host memory."""
+"""Keeps the inputs of each block from forward to backward, in a stack on the device or in host memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ditflow.models.protocols import Carried
 
 
 class BlockInputs(Protocol):
-    """A stack. Each gradient calls `begin`, pushes `count` times and then pops until it is empty."""
+    """A stack of block inputs. A gradient calls `begin`, pushes `count` times and pops until it is empty."""
 
-    copied_bytes: int  # to the device, so far
-    host_bytes: int
+    copied_bytes: int  # copied to the device so far
+    host_bytes: int  # of host memory that the stack takes
 
     def begin(self, count: int, like: Carried) -> None:
         """Start an empty stack for `count` inputs of these shapes."""
@@ -44,8 +44,9 @@ class DeviceBlockInputs:
 class HostBlockInputs:
     """Implements `BlockInputs` in host memory, with one input on the device and one in transit.
 
-    Each is copied out while its block computes, and back while the block above it does. The topmost is needed
-    at once and never leaves. The buffers are allocated for the first gradient and reused by all others.
+    Each input is copied to the host while its block computes, and back during the backward of the block after
+    it. The last input is needed at once, so it stays on the device. Buffers are allocated for the first
+    gradient and reused.
     """
 
     def __init__(self, device: torch.device):
@@ -84,7 +85,7 @@ class HostBlockInputs:
         return carried
 
     def _copy(self, places: Sequence[Tensor], carried: Sequence[Tensor]) -> None:
-        """Copy after the work queued so far, beside the work that is queued next."""
+        """Copy after the work queued so far, in parallel with the work queued next."""
         if self.copies is None:
             for place, part in zip(places, carried, strict=True):
                 place.copy_(part)
@@ -96,6 +97,6 @@ class HostBlockInputs:
             self.copied = self.copies.record_event()
 
     def _wait_for_copy(self) -> None:
-        """Make work that is queued from now on wait for the last copy."""
+        """Make work queued from now on wait for the last copy."""
         if self.copied is not None:
             torch.cuda.current_stream(self.device).wait_event(self.copied)

@@ -1,4 +1,4 @@
-"""The block-wise Runner: keeps what enters each block and recomputes one block at a time in the backward."""
+"""The block-wise Runner: keeps each block's inputs and recomputes one block at a time in backward."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Attend = Callable[[AttentionInputs], Tensor]  # -> [1, tokens, heads, head_dim]
 
 
 class BlockwiseRunner(PlainRunner):
-    """Implements `ditflow.models.protocols.Runner`: gradient checkpointing, one block's weights at a time.
+    """Implements `ditflow.models.protocols.Runner` with gradient checkpointing, one block at a time.
 
-    `keep`: what the forward saves for the backward, each block's `inputs` alone or also its `attention`,
-    which is then computed once. `block_inputs`: where those inputs are kept.
+    `keep`: what the forward saves for backward: only each block's `inputs`, or also the result of its
+    `attention`, which is then computed only once. `block_inputs`: where the inputs are kept.
 
-    Equal to plain autograd except for the order of sums, where the feed-forward's backward works in chunks.
+    Its gradients equal those of plain autograd, except for the order of sums in the feed-forward's backward.
     """
 
     def __init__(
@@ -88,9 +88,9 @@ class BlockwiseRunner(PlainRunner):
     def _forward(
         self, inputs: Inputs, injected: Injected, capture: Capture
     ) -> tuple[Shared, dict[int, Attend]]:
-        """Save what enters each block, and for `output` what leaves the deepest.
+        """Run the forward and push each block's inputs; for `output` also the deepest block's output.
 
-        Returns what all blocks share, and by block the attention that need not be recomputed.
+        Returns what all blocks share, and for each block the attention that need not be recomputed.
         """
         transformer, attends = self.transformer, {}
         carried, shared = transformer.embed(inputs)
@@ -103,7 +103,7 @@ class BlockwiseRunner(PlainRunner):
                 kept = KeptAttention(attend)
                 attend, attends[index] = kept.forward, kept.recompute
             carried = transformer.add_attention(index, carried, shared, attention, attend(attention))
-            del attention  # as large as everything else together
+            del attention  # query, key and value are as large as everything else together
             carried = transformer.feed_forward(index, carried, shared)
             self.block_inputs.push(carried)
         return shared, attends
@@ -116,7 +116,7 @@ class BlockwiseRunner(PlainRunner):
 
 
 class _Backward:
-    """One backward: the gradient of what enters the current block, and the losses collected so far."""
+    """One backward: the gradient of the current block's inputs, and the losses collected so far."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class _Backward:
         injected: Injected,
         capture: Capture,
         weight: Tensor | float,  # of each block's loss in the gradient
-        shared: Shared,  # its rope is a leaf where the rope's gradient is wanted
+        shared: Shared,  # if the gradient of its rope is wanted, that is a leaf
     ):
         self.runner, self.loss, self.injected, self.capture = runner, loss, injected, capture
         self.weight, self.shared = weight, shared
@@ -134,7 +134,7 @@ class _Backward:
         self.rope_gradient: Tensor | None = None  # float32, summed over blocks
 
     def add_loss_on_output(self, index: int, leaving: Carried) -> None:
-        """Add the gradient of the loss on a block's output, where it is captured."""
+        """Add the gradient of the loss on a block's output, if it is captured."""
         if self.capture.what != "output" or index not in self.capture.blocks:
             return
         with torch.enable_grad():
@@ -148,7 +148,7 @@ class _Backward:
             self.gradient[0].add_(found)
 
     def block(self, index: int, entering: Carried, attend: Attend) -> None:
-        """From the gradient of a block's output to that of its input."""
+        """Turn the gradient of a block's output into that of its inputs."""
         transformer, shared = self.runner.transformer, self.shared
         carried = tuple(part.detach().requires_grad_() for part in entering)
         leaves = list(carried)

@@ -1,4 +1,4 @@
-"""How much memory there is, and how much of it this process may take."""
+"""How much memory is free, and how much of it this process may use."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 
 from ditflow.memory.presets import CONTEXT, GIB, PRESETS, USABLE, budget, presets
 
-SIGNS = ("out of memory", "alloc_failed", "can't allocate memory")  # of libraries, drivers, the host
+OUT_OF_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")  # in messages of libraries
 LOADED_LATER = 0.2 * GIB  # bytes that kernels and libraries take when they are first used
 C_LIBRARY = ctypes.CDLL(None)  # of this process
 
 
 def free_bytes(device: torch.device) -> int:
-    """What this process can still have of a device, what it holds unused included."""
+    """Bytes of a device's memory that this process can still use, with the unused memory that torch holds."""
     if device.type != "cuda":
         return psutil.virtual_memory().available
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -27,7 +27,7 @@ def free_bytes(device: torch.device) -> int:
 def usable_bytes(memory: str, device: torch.device) -> int:
     """Bytes that a run with this `Settings.memory` can plan with.
 
-    What is asked for by number or name holds on a CPU as it is, and on a GPU as far as so much is free.
+    For a number or a preset's name: on a CPU the bytes asked for, on a GPU no more than are free.
     """
     on_gpu = device.type == "cuda"
     free = max(0, int(USABLE * free_bytes(device) - (LOADED_LATER if on_gpu else 0)))
@@ -38,15 +38,15 @@ def usable_bytes(memory: str, device: torch.device) -> int:
 
 
 def gigabytes(memory: str) -> float:
-    """The size of card that a number or a preset's name stands for."""
+    """The card size in gigabytes that a number or a preset's name stands for."""
     return presets()[PRESETS.index(memory)].gigabytes if memory in PRESETS else float(memory)
 
 
 @contextmanager
 def capped(memory: str, device: torch.device) -> Iterator[None]:
-    """Meanwhile allocations beyond it fail: some drivers would spill into host memory, and crawl.
+    """Make allocations beyond this `Settings.memory` fail. Some drivers would spill into slow host memory.
 
-    With `auto` the cap is what is free and what this process has already.
+    With `auto` the cap is the free memory plus what this process already has.
     """
     if device.type != "cuda":
         yield
@@ -63,10 +63,7 @@ def capped(memory: str, device: torch.device) -> Iterator[None]:
 
 
 def give_back(device: torch.device) -> None:
-    """Return to the system what is kept for later.
-
-    torch keeps it on the device and, pinned, on the host; the C library what many small pieces took.
-    """
+    """Return cached memory to the system: torch's on the device and on the host, and the C library's."""
     if hasattr(C_LIBRARY, "malloc_trim"):  # glibc's
         C_LIBRARY.malloc_trim(0)
     if device.type == "cuda":
@@ -76,8 +73,8 @@ def give_back(device: torch.device) -> None:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error means that memory ran out: torch has a type for its own allocations alone."""
+    """Whether an error means that memory ran out. Errors outside torch's allocator show it only in words."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(sign in text for sign in SIGNS)
+    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)

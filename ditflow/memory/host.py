@@ -1,4 +1,4 @@
-"""Host memory: buffers for what waits beside the device, and which storages they are."""
+"""Buffers in host memory, and a record of which storages count as host memory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 SLAB = 1 << 30  # bytes of one allocation, unless a single buffer is larger
-PINNABLE = 0.6  # of the host memory that is free
-ALIGNMENT = 256  # bytes; where each tensor begins in a buffer
+PINNABLE = 0.6  # share of the free host memory
+ALIGNMENT = 256  # bytes; of each tensor in a buffer
 
 _storages: set[int] = set()
 _making = False
@@ -20,7 +20,7 @@ _making = False
 
 @contextmanager
 def on_host() -> Iterator[None]:
-    """Storages made meanwhile count as host memory from the start."""
+    """Storages made within this context count as host memory from the start."""
     global _making
     _making = True
     try:
@@ -30,7 +30,7 @@ def on_host() -> Iterator[None]:
 
 
 def keep_on_host(tensor: Tensor) -> Tensor:
-    """Mark a tensor's storage as host memory: its device alone does not tell where both are the CPU."""
+    """Mark a tensor's storage as host memory. When the device is the CPU too, `tensor.device` cannot tell."""
     storage = tensor.untyped_storage()
     if storage._cdata not in _storages:
         _storages.add(storage._cdata)
@@ -39,15 +39,15 @@ def keep_on_host(tensor: Tensor) -> Tensor:
 
 
 def is_on_host(tensor: Tensor) -> bool:
-    """Whether a tensor's storage has been marked so."""
+    """Whether a tensor's storage is marked as host memory."""
     return _making or tensor.untyped_storage()._cdata in _storages
 
 
 class HostBuffers:
-    """A flat buffer for each of `sizes` (bytes), cut from few allocations.
+    """A flat buffer for each of `sizes` (bytes), cut from few allocations (slabs).
 
     The pinned allocator rounds each allocation up to a power of two: 42 buffers of 67 MiB would take 5.3 GiB,
-    cut from slabs they take 2.8. `bytes` is what the host gives, rounding included.
+    but cut from slabs they take 2.8. `bytes` is the host memory that they take, including rounding.
     """
 
     def __init__(self, sizes: Sequence[int], pinned: bool):
@@ -61,17 +61,17 @@ class HostBuffers:
 
 
 def can_pin(size: int) -> bool:
-    """Whether the host has so many bytes to spare: pinned memory is lost to everybody else."""
+    """Whether the host can spare `size` bytes. Other processes cannot use pinned memory."""
     return size < PINNABLE * psutil.virtual_memory().available
 
 
 def packed_bytes(tensors: Sequence[Tensor]) -> int:
-    """The size of a flat buffer in which all of them lie."""
+    """The size of a flat buffer that holds all of the tensors."""
     return sum(_aligned(tensor.nbytes) for tensor in tensors)
 
 
 def packed_views(buffer: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Where each of such tensors lies in a flat buffer: views of its shape and type."""
+    """Views into a flat buffer, one with the shape and dtype of each tensor in `like`."""
     views, offset = [], 0
     for tensor in like:
         views.append(buffer[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape))
@@ -84,7 +84,7 @@ def _aligned(size: int) -> int:
 
 
 def _shares(sizes: Sequence[int]) -> list[list[int]]:
-    """The sizes in their order, as many together as a slab takes."""
+    """Group the sizes in order, as many in a group as fit into a slab."""
     shares: list[list[int]] = []
     for size in sizes:
         if shares and sum(shares[-1]) + size <= SLAB:

@@ -1,4 +1,4 @@
-"""Attention computed once in a block that is computed twice: what its backward needs is kept."""
+"""Saves the results of a block's attention in the forward, so that recomputation need not repeat it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 from ditflow.models.protocols import AttentionInputs
 
 aten = torch.ops.aten
-KERNELS = {  # those that return, beside their output, all that their gradient needs
+KERNELS = {  # they return, besides their output, everything that their backward needs
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_efficient_attention.default,
@@ -23,10 +23,9 @@ KERNELS = {  # those that return, beside their output, all that their gradient n
 
 
 class KeptAttention:
-    """One block's attention in the forward, and the same again in the backward's recomputation.
+    """One block's attention: computed in `forward`, and used again in `recompute` during backward.
 
-    The results of PyTorch's own kernels are kept in between. Any other kernel computes again: right, but
-    slower.
+    Only the results of PyTorch's own kernels are kept. Other kernels compute again: correct, but slower.
     """
 
     def __init__(self, attend: Callable[[AttentionInputs], Tensor]):
@@ -35,13 +34,13 @@ class KeptAttention:
 
     def forward(self, inputs: AttentionInputs) -> Tensor:
         """The attention, without gradient."""
-        # some kernels return the logsumexp only where they expect a gradient
+        # some kernels return the logsumexp only if an input requires a gradient
         leaves = {name: getattr(inputs, name).detach().requires_grad_() for name in ("query", "key", "value")}
         with torch.enable_grad(), _Keep(self.results):
             return self.attend(replace(inputs, **leaves)).detach()
 
     def recompute(self, inputs: AttentionInputs) -> Tensor:
-        """The same from the same values, with gradients where they are enabled."""
+        """The attention of the same inputs again, with gradients if they are enabled."""
         with _Reuse(self.results):
             return self.attend(inputs)
 
@@ -54,7 +53,7 @@ class _Keep(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         result = operation(*args, **(kwargs or {}))
         if operation in KERNELS:
-            # aliases, because autograd is about to tie the results themselves to the inputs
+            # aliases, because autograd will connect the results themselves to the inputs
             self.results[operation] = tree_map_only(Tensor, Tensor.detach, result)
         return result
 

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of each phase of a job."""
+"""Measures the seconds and peak memory of each phase of a job."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ditflow.progress import Progress
 
 
 class Meter:
-    """Measures phases; `phases` maps a name to its seconds and peak bytes.
+    """Measures phases. `phases` maps each name to its seconds and peak bytes.
 
-    On a GPU the peak is what the allocator gave out. On a CPU it is the resident size of the whole process,
-    weights and libraries included, and None where the system does not tell.
+    On a GPU the peak is what torch allocated. On a CPU it is the resident set of the whole process, including
+    weights and libraries, or None if the system does not report it.
     """
 
     def __init__(self, device: torch.device, progress: Progress):
@@ -31,7 +31,7 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str, steps: int = 0) -> Iterator[None]:
-        """Announce and measure a phase; `steps` is 0 where they cannot be counted."""
+        """Announce and measure a phase; `steps` is 0 if they cannot be counted."""
         self.progress.phase(name, steps)
         self._reset_peak()
         started = time.perf_counter()
@@ -45,8 +45,8 @@ class Meter:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
-            with suppress(OSError):  # where it may not be written, peaks are of the run so far
-                Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak resident size
+            with suppress(OSError):  # if this fails, the peak is that of the run so far
+                Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak resident set
 
     def _peak(self) -> int | None:
         if self.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""A model's weights where a preset wants them, and the Runner that computes with them there."""
+"""Puts a model's weights where a preset wants them, and makes the Runner for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ditflow.models.protocols import Runner, Transformer, Weights
 
 
 def arrange(transformer: Transformer, device: torch.device, preset: Preset, resident: int) -> Runner:
-    """A preset's Runner, with `resident` blocks on the device."""
+    """Place the weights, with `resident` blocks on the device, and return the preset's Runner."""
     weights = place(transformer.network, transformer.blocks, device, resident)
     return make_runner(transformer, weights, preset.checkpoint, preset.block_inputs)
 
@@ -37,7 +37,10 @@ def outside(network: nn.Module, blocks: nn.ModuleList) -> list[Tensor]:
 def place(
     network: nn.Module, blocks: nn.ModuleList, device: torch.device, resident: int, host: str | None = None
 ) -> Weights:
-    """Put the first `resident` blocks and everything outside blocks on the device; the others stream."""
+    """Put the first `resident` blocks and everything outside blocks on the device; stream the other blocks.
+
+    `host`: how streamed blocks are kept, see `Streamed`; by default pinned, if there is enough host memory.
+    """
     if resident >= len(blocks):
         network.to(device)
         return Resident()

@@ -1,4 +1,4 @@
-"""The plain Runner: a guided forward keeps every activation for its backward."""
+"""The plain Runner: a guided forward keeps every activation for backward."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from ditflow.profiling import ranges
 
 
 class PlainRunner:
-    """Implements `ditflow.models.protocols.Runner`. Its graphs hold the weights they used."""
+    """Implements `ditflow.models.protocols.Runner` with plain autograd, whose graphs hold the weights."""
 
     def __init__(self, transformer: Transformer, weights: Weights | None = None):
         self.transformer, self.weights = transformer, weights or Resident()
 
     @property
     def copied_bytes(self) -> int:
-        """Bytes copied from the host to the device, so far."""
+        """Bytes copied from the host to the device so far."""
         return self.weights.copied_bytes
 
     @property
     def host_bytes(self) -> int:
-        """Host memory whose content waits for the device."""
+        """Bytes of host memory for data that waits to be copied to the device."""
         return self.weights.host_bytes
 
     @torch.no_grad()
     def forward(self, batch: Sequence[Inputs], injected: Injected) -> list[Tensor]:
         streams = [self.transformer.embed(inputs) for inputs in batch]
         for index in self.walk(range(len(self.transformer.blocks))):
-            for _ in batch:  # each goes through the block and to the end of the queue
+            for _ in batch:  # take from the front, compute, append to the end
                 carried, shared = streams.pop(0)
                 streams.append((self.block(index, carried, shared, injected), shared))
         grid = self.transformer.grid(batch[0].latents)
@@ -67,7 +67,7 @@ class PlainRunner:
     ) -> tuple[Tensor, Tensor]:
         if not all(map(self.weights.stays, range(capture.deepest + 1))):
             raise ValueError(
-                f"a graph through block {capture.deepest} needs the weights of all blocks before it resident"
+                f"a graph through block {capture.deepest} needs the weights of all blocks up to it resident"
             )
         with torch.enable_grad():
             variable = getattr(inputs, wrt).detach().requires_grad_()
@@ -77,27 +77,27 @@ class PlainRunner:
         return value.detach(), gradient
 
     def walk(self, order: Iterable[int]) -> Iterable[int]:
-        """The blocks in this order; the weights of each are on the device until the next one is asked for."""
+        """Yield the blocks in this order. A block's weights are on the device until the next is asked for."""
         return ranges.blocks(self.weights.walk(order))
 
     def attention(self, index: int, carried: Carried, shared: Shared, injected: Injected) -> AttentionInputs:
-        """A block's attention as it is computed: with the clip's keys and values where they are injected."""
+        """The inputs of a block's attention, with the clip's keys and values if the block is injected."""
         inputs = self.transformer.prepare(index, carried, shared)
         return inputs.with_video(injected[index]) if index in injected else inputs
 
     def block(self, index: int, carried: Carried, shared: Shared, injected: Injected) -> Carried:
-        """One block from end to end."""
+        """One whole block."""
         return self.finish(index, carried, shared, self.attention(index, carried, shared, injected))
 
     def finish(self, index: int, carried: Carried, shared: Shared, inputs: AttentionInputs) -> Carried:
-        """The rest of a block, from its attention on."""
+        """The rest of a block, starting with its attention."""
         attended = self.transformer.attend(inputs)
         carried = self.transformer.add_attention(index, carried, shared, inputs, attended)
         del inputs, attended  # queries, keys and values are as large as everything else together
         return self.transformer.feed_forward(index, carried, shared)
 
     def read(self, inputs: Inputs, injected: Injected, capture: Capture) -> dict[int, Any]:
-        """What is read in each block, with gradients where they are enabled."""
+        """The captured features by block, with gradients if they are enabled."""
         features, what = {}, capture.what
         carried, shared = self.transformer.embed(inputs)
         for index in self.walk(range(capture.deepest + 1)):

@@ -1,4 +1,4 @@
-"""Memory presets: how memory is used on a card of a given size. One file each in `configs/memory/`."""
+"""Memory presets: how to use the memory of a card of a given size. Each is a file in `configs/memory/`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from ditflow.files import shipped
 PRESETS = ("4gb", "6gb", "8gb", "12gb", "16gb", "24gb", "48gb", "80gb")
 GIB = 1 << 30
 CONTEXT = 0.4 * GIB  # bytes that CUDA takes for itself
-USABLE = 0.95  # of a card: the rest covers fragmentation
+USABLE = 0.95  # share of a card's memory; the rest covers fragmentation
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What is kept where on a card of `gigabytes`. The plan decides how many blocks stay on it."""
+    """What is kept where on a card of `gigabytes`. The plan decides how many blocks are resident."""
 
     name: str
-    cards: str
+    cards: str  # cards of that size
     gigabytes: int
-    checkpoint: Literal["none", "attention", "block"]  # what a guided forward computes again in its backward
-    block_inputs: Literal["device", "host"]  # where a guided forward keeps what enters each block
+    checkpoint: Literal["none", "attention", "block"]  # recomputed: nothing, all but attention, each block
+    block_inputs: Literal["device", "host"]  # where a guided forward keeps the inputs of each block
     text: Literal["whole", "layers"]  # how much of the text encoder is on the device at a time
-    decode_tile: int | None  # index in the family's tiles, from the largest; None: whole frames
+    decode_tile: int | None  # index into the family's tiles, largest first; None: whole frames
 
     def tile(self, tiles: Sequence[str]) -> str:
-        """A family's tile for VAE decoding, see `Settings.decode_tile`."""
+        """The tile for VAE decoding, of those of a model family (see `Settings.decode_tile`)."""
         return "none" if self.decode_tile is None else tiles[min(self.decode_tile, len(tiles) - 1)]
 
     @property
@@ -43,5 +43,5 @@ def budget(gigabytes: float) -> int:
 
 @cache
 def presets() -> tuple[Preset, ...]:
-    """All presets, the smallest first. Each is faster than those before it, where it fits."""
+    """All presets, the smallest first. Each is at least as fast as those before it, if it fits."""
     return tuple(Preset(name=name, **shipped(f"memory/{name}.yaml")) for name in PRESETS)

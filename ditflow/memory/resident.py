@@ -1,4 +1,4 @@
-"""Weights that are on the device all the time."""
+"""Weights that are always on the device."""
 
 from __future__ import annotations
 

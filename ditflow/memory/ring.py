@@ -1,26 +1,26 @@
-"""Which block is where on the device: the decisions, without the bytes."""
+"""Decides which block is in which slot on the device. Moves no data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-SLOTS = 2  # the block that computes and the one that comes next
+SLOTS = 2  # for the block that computes and the next one
 
 
 class Turn(NamedTuple):
-    """What it takes to have a block in a slot."""
+    """A block's slot, and what must be done to have it there."""
 
     slot: int
-    is_copied: bool  # False where it is still there
-    leaves: int | None  # the block that was there before
+    is_copied: bool  # False if the block is already there
+    evicted: int | None  # the block that was there before
 
 
 class Ring:
     """The first `resident` blocks stay on the device; the others take turns in two slots.
 
-    The block that was asked for last is the last to leave: turning round, as a reverse pass does, finds two
-    of them still there. A plan asks the same class what its walks will copy.
+    The least recently used block is evicted. So the two blocks at the end of a forward are still there when
+    backward starts. A plan uses this class to count what a run will copy.
     """
 
     def __init__(self, sizes: Sequence[int], resident: int):  # bytes of each block
@@ -28,7 +28,8 @@ class Ring:
         streamed = sizes[resident:]
         self.slot_bytes = max(streamed, default=0)
         self.slots = min(SLOTS, len(streamed))
-        self.holds: list[tuple[int, int | None]] = [(slot, None) for slot in range(self.slots)]
+        # (slot, block), the least recently used first
+        self.slot_blocks: list[tuple[int, int | None]] = [(slot, None) for slot in range(self.slots)]
         self.copied_bytes = 0
 
     @property
@@ -39,17 +40,17 @@ class Ring:
         return index < self.resident
 
     def bring(self, index: int) -> Turn:
-        """Where a block that does not stay goes, and what that moves."""
-        slot, holds = next((found for found in self.holds if found[1] == index), self.holds[0])
-        self.holds.remove((slot, holds))
-        self.holds.append((slot, index))  # the least recently asked for is first
-        if holds == index:
+        """Assign a slot to a block that is not resident."""
+        slot, block = next((found for found in self.slot_blocks if found[1] == index), self.slot_blocks[0])
+        self.slot_blocks.remove((slot, block))
+        self.slot_blocks.append((slot, index))
+        if block == index:
             return Turn(slot, False, None)
         self.copied_bytes += self.sizes[index]
-        return Turn(slot, True, holds)
+        return Turn(slot, True, block)
 
     def replay(self, order: Iterable[int]) -> int:
-        """The bytes that a walk in this order copies, the ring being as the walks before have left it."""
+        """The bytes that a walk in this order copies, after the walks before it."""
         before = self.copied_bytes
         for index in order:
             if not self.stays(index):

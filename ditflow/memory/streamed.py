@@ -1,4 +1,4 @@
-"""Weights on their way: blocks wait in host memory, and the next one is copied while one computes."""
+"""Streams weights: blocks are kept in host memory, and the next one is copied while one computes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ditflow.memory.ring import Ring
 
 
 class Streamed:
-    """Implements `ditflow.memory.weights.Weights`: the first `resident` blocks stay, the others come and go.
+    """Implements `ditflow.models.protocols.Weights`. The first `resident` blocks stay; the others stream.
 
-    All blocks are in host memory to begin with, as loading leaves them.
-    `pinned`: a block waits in a flat buffer that the device reads by itself: bringing it is one copy, beside
-    everything else. `pageable`: its tensors stay where loading has put them, in memory-mapped files perhaps,
-    and are copied one by one; nothing is allocated on the host, and `host_bytes` is 0.
+    All blocks must be in host memory at first. `host` says how streamed blocks are kept there:
+    `pinned`: each in a flat buffer in pinned memory, copied at once and in parallel with computation.
+    `pageable`: where loading put them, perhaps in memory-mapped files. The tensors are copied one by one; no
+    host memory is allocated, and `host_bytes` is 0.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Streamed:
         resident: int,
         host: Literal["pinned", "pageable"] = "pinned",
     ):
-        self.device, self.looks_ahead = device, host == "pinned"
+        self.device, self.prefetches = device, host == "pinned"
         self.blocks = [_Block(block) for block in blocks]
         self.ring = Ring([block.bytes for block in self.blocks], resident)
         for block in self.blocks[:resident]:
@@ -41,8 +41,8 @@ class Streamed:
         order = list(order)
         for position, index in enumerate(order):
             slot = self._bring(index)
-            # a copy from pageable memory holds up the host: it would be in the way of launching this block
-            if self.looks_ahead and position + 1 < len(order):
+            # a copy from pageable memory blocks the host, which could not launch this block meanwhile
+            if self.prefetches and position + 1 < len(order):
                 self._bring(order[position + 1])
             if slot:
                 slot.wait_for_copy()
@@ -50,7 +50,7 @@ class Streamed:
                 yield index
             finally:
                 if slot:
-                    slot.computed()
+                    slot.record_use()
 
     def stays(self, index: int) -> bool:
         return self.ring.stays(index)
@@ -64,12 +64,12 @@ class Streamed:
         return self.ring.device_bytes
 
     def device_buffers(self) -> list[Tensor]:
-        """Everything on the device that this holds."""
-        stay = [block.buffer for block in self.blocks[: self.ring.resident]]
-        return [*stay, *(slot.buffer for slot in self.slots)]
+        """All buffers on the device: resident blocks and slots."""
+        resident = [block.buffer for block in self.blocks[: self.ring.resident]]
+        return [*resident, *(slot.buffer for slot in self.slots)]
 
     def _pin(self) -> int:
-        """Gather the blocks that stream in buffers; their bytes."""
+        """Move the streamed blocks to pinned buffers; return the bytes that these take."""
         streamed = self.blocks[self.ring.resident :]
         memory = HostBuffers([block.bytes for block in streamed], self.device.type == "cuda")
         for block, buffer in zip(streamed, memory.buffers, strict=True):
@@ -77,13 +77,13 @@ class Streamed:
         return memory.bytes
 
     def _bring(self, index: int) -> _Slot | None:
-        """The slot in which a block is or to which it is on its way; None for one that stays."""
+        """Start copying a block to a slot, unless it is there. Returns the slot; None if it is resident."""
         if self.stays(index):
             return None
         turn = self.ring.bring(index)
         slot = self.slots[turn.slot]
-        if turn.leaves is not None:
-            self.blocks[turn.leaves].go_home()
+        if turn.evicted is not None:
+            self.blocks[turn.evicted].return_home()
         if turn.is_copied:
             slot.fill(self.blocks[index])
         return slot
@@ -95,22 +95,22 @@ def flat_bytes(block: nn.Module) -> int:
 
 
 class _Block:
-    """A block's tensors, and where they are while the block is not in a slot."""
+    """A block's tensors, and their home: where their values are while the block is not in a slot."""
 
     def __init__(self, block: nn.Module):
         self.tensors = [*block.parameters(), *block.buffers()]
-        self.buffer: Tensor | None = None  # the one they live in, once they have been moved
         self.home = [keep_on_host(tensor).data for tensor in self.tensors]
+        self.buffer: Tensor | None = None  # the flat buffer that `home` is in, after `move_to`
         self.bytes = flat_bytes(block)
 
     def move_to(self, buffer: Tensor) -> None:
-        """Have the tensors live in a buffer from now on."""
+        """Make a flat buffer the home of the tensors."""
         self.copy_to(buffer)
         self.buffer, self.home = buffer, packed_views(buffer, self.tensors)
-        self.go_home()
+        self.return_home()
 
     def copy_to(self, buffer: Tensor) -> None:
-        """Copy the values; the tensors stay what they are."""
+        """Copy the values to a flat buffer; the tensors do not change."""
         if self.buffer is not None:
             buffer[: self.bytes].copy_(self.buffer, non_blocking=True)
             return
@@ -118,27 +118,27 @@ class _Block:
             place.copy_(tensor, non_blocking=True)
 
     def bind(self, buffer: Tensor) -> None:
-        """Make the tensors views of a buffer."""
-        self._become(packed_views(buffer, self.tensors))
+        """Make the tensors views of a flat buffer."""
+        self._set_data(packed_views(buffer, self.tensors))
 
-    def go_home(self) -> None:
-        self._become(self.home)
+    def return_home(self) -> None:
+        self._set_data(self.home)
 
-    def _become(self, values: list[Tensor]) -> None:
+    def _set_data(self, values: list[Tensor]) -> None:
         for tensor, value in zip(self.tensors, values, strict=True):
             tensor.data = value
 
 
 class _Slot:
-    """A place on the device for one block at a time."""
+    """A buffer on the device for one block at a time."""
 
     def __init__(self, size: int, device: torch.device, copies: torch.cuda.Stream | None):
-        self.copies = copies  # None on a CPU, where everything happens in its order
+        self.copies = copies  # the stream for copies; None on a CPU, where nothing runs in parallel
         self.buffer = torch.empty(size, dtype=torch.uint8, device=device)
         self.copied = self.free = None  # CUDA events
         if copies is not None:
-            self.buffer.record_stream(copies)  # freed while a copy is under way, it waits for that
-            self.computed()  # and whoever had the memory before may still be computing
+            self.buffer.record_stream(copies)  # so that the memory is not reused before a copy has ended
+            self.record_use()  # the memory's last user may still be computing
 
     def fill(self, block: _Block) -> None:
         if self.copies is None:
@@ -154,7 +154,7 @@ class _Slot:
         if self.copied is not None:
             torch.cuda.current_stream(self.buffer.device).wait_event(self.copied)
 
-    def computed(self) -> None:
-        """What was asked of the block so far has to be done before the slot is filled again."""
+    def record_use(self) -> None:
+        """Make the next `fill` wait for the work queued so far."""
         if self.copies is not None:
             self.free = torch.cuda.current_stream(self.buffer.device).record_event()

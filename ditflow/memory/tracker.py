@@ -1,7 +1,7 @@
-"""Peak memory and work of real code on fake tensors: no weights, no GPU, seconds.
+"""Measures peak memory and work of the real code on fake tensors, in seconds, without weights or a GPU.
 
-The fake device is the CPU, because fake CUDA needs a CUDA build of torch. What stands for host memory is
-therefore marked (`ditflow.memory.host`), and everything else counts as being on the device.
+The fake device is the CPU, because fake CUDA needs a CUDA build of torch. So tensors that stand for host
+memory are marked (`ditflow.memory.host`), and all others count as being on the device.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from ditflow_kernels.fakes import FAKES
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 COPY = torch.ops.aten.copy_.default
-BACKWARD_SHARE = 2.5  # of a forward: it forms the probabilities again, and four products with them
+BACKWARD_SHARE = 2.5  # of the forward's work: it computes the logits again, and four more products
 
 
 class Tracker(TorchDispatchMode):
-    """Counts the bytes of storages that operations made and that are alive, each storage once; and the work.
+    """Counts the bytes of live storages, each storage once, and the work of operations.
 
-    `flops`, and `attention_flops` among them; `copied_bytes` from marked host memory to the device.
+    `flops` includes `attention_flops`; `copied_bytes` are copied from marked host memory to the device.
 
-    torch's own FlopCounterMode watches modules too, and keeps activations alive by it.
+    torch's FlopCounterMode also watches modules, which keeps activations alive.
     """
 
     def __init__(self, present: Iterable[Tensor] = ()):
-        """`present` is on the device already: weights, for instance."""
+        """`present`: tensors that are already on the device, such as weights."""
         super().__init__()
         self.sizes: dict[int, int] = {}
         self.live_bytes = self.peak_bytes = self.flops = self.attention_flops = self.copied_bytes = 0
@@ -44,12 +44,12 @@ class Tracker(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if operation in FAKES and isinstance(args[0], FakeTensor):
-            with self:  # torch would not show what it allocates inside
+            with self:  # otherwise allocations inside it would not be seen
                 result = FAKES[operation](*args, **kwargs)
         else:
             result = operation(*args, **kwargs)
         packet = operation.overloadpacket
-        # torch counts CUDA's attention, and of the CPU's own nothing at all
+        # torch has formulas for attention on CUDA, but not for the CPU's attention operator
         if formula := ATTENTION_FORMULAS.get(packet) or flop_registry.get(packet):
             flops = formula(*args, **kwargs, out_val=result)
             self.flops += flops
@@ -59,7 +59,7 @@ class Tracker(TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 self._count(leaf)
         if operation is ATTENTION_BACKWARD.default:
-            # on a GPU flash attention sums the gradient of the queries in a float32 buffer of its own
+            # on a GPU, flash attention sums the gradient of the queries in an extra float32 buffer
             self.peak_bytes = max(self.peak_bytes, self.live_bytes + 4 * args[1].numel())
         if operation is COPY and is_on_host(args[1]) and not is_on_host(args[0]):
             self.copied_bytes += args[0].nbytes

@@ -1,1 +1,1 @@
-"""The one seam to a model. Nothing outside this folder knows a model's class."""
+"""The models, behind the protocols of `protocols`. Nothing outside this folder knows a model's class."""

@@ -1,4 +1,4 @@
-"""Attention kernels by name, a row each; a row's package is imported when a model is built with it."""
+"""The attention kernels by name. A kernel's package is imported only when a model is built with it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ditflow.errors import DitflowError, SettingsError
 
-# query, key, value [1, tokens, heads, head_dim] -> the same
+# query, key, value -> attended values, each [1, tokens, heads, head_dim]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """torch's own choice of kernel."""
+    """The kernel that torch chooses."""
     by_head = (tensor.transpose(1, 2) for tensor in (query, key, value))
     return F.scaled_dot_product_attention(*by_head).transpose(1, 2)
 
@@ -31,21 +31,21 @@ def cudnn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """FlashAttention 2 of the package itself."""
+    """FlashAttention 2, from its package."""
     from flash_attn import flash_attn_func
 
     return flash_attn_func(query, key, value, deterministic=torch.are_deterministic_algorithms_enabled())
 
 
 def xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """xFormers' own choice of kernel."""
+    """The kernel that xFormers chooses."""
     from xformers.ops import memory_efficient_attention
 
     return memory_efficient_attention(query, key, value)
 
 
 def sage(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """SageAttention: products in 8 bits, not exact."""
+    """SageAttention: 8-bit products, not exact."""
     from sageattention import sageattn
 
     return sageattn(query, key, value, tensor_layout="NHD")
@@ -53,18 +53,18 @@ def sage(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One way to compute softmax attention, and what it asks for."""
+    """A kernel for softmax attention, and its requirements."""
 
     attend: Attend
-    package: str | None = None  # what it is imported from
-    install: str = ""  # how the package comes to the machine
-    architecture: tuple[int, int] | None = (8, 0)  # least compute capability; None: any device at all
+    package: str | None = None  # to import it from
+    install: str = ""  # command that installs the package
+    architecture: tuple[int, int] | None = (8, 0)  # least compute capability; None: runs on any device
     dtypes: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16)
     gradient: bool = True
-    repeatable: bool = True  # bit for bit, where deterministic algorithms are asked for
+    repeatable: bool = True  # bit for bit, if torch's deterministic algorithms are on
 
     def missing(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Why it is not available here, or None; nothing is imported for it."""
+        """Why the kernel is not available, or None. Imports nothing."""
         if self.package and not find_spec(self.package):
             return f"{self.package} is not installed ({self.install})"
         if self.architecture is None:
@@ -74,7 +74,7 @@ class Kernel:
         if torch.cuda.get_device_capability(device) < self.architecture:
             return f"needs a GPU of compute capability {'.'.join(map(str, self.architecture))} or later"
         if dtype not in self.dtypes:
-            return f"computes in {_names(self.dtypes)}, and --dtype is {_names([dtype])}"
+            return f"computes only in {_names(self.dtypes)}, and --dtype is {_names([dtype])}"
         return None
 
 
@@ -97,9 +97,9 @@ KERNELS = {
 def check_attention(
     name: str, needs_gradient: bool, device: torch.device, dtype: torch.dtype, deterministic: bool = False
 ) -> None:
-    """Refuse a kernel that cannot do what a run asks of it; imports nothing, so that it can come first.
+    """Refuse a kernel that a run cannot use. Imports nothing, so it can run first.
 
-    Raises SettingsError where the run's other settings rule it out, DitflowError where this machine does.
+    Raises SettingsError if the run's other settings rule it out, DitflowError if this machine does.
     """
     kernel = KERNELS[name]
     if needs_gradient and not kernel.gradient:
@@ -108,19 +108,19 @@ def check_attention(
         )
     if deterministic and not kernel.repeatable:
         raise SettingsError(
-            f"{name} gives other bits each time, and --deterministic is on: use --attention sdpa"
+            f"{name} is not reproducible bit for bit, and --deterministic is on: use --attention sdpa"
         )
     if why := kernel.missing(device, dtype):
-        there = [
+        available = [
             other
             for other, row in KERNELS.items()
             if not row.missing(device, dtype) and (row.gradient or not needs_gradient)
         ]
-        raise DitflowError(f"--attention {name}: {why}; available here: {', '.join(there)}")
+        raise DitflowError(f"--attention {name}: {why}; available here: {', '.join(available)}")
 
 
 def load_attention(name: str) -> Attend:
-    """A kernel as a function, its package imported; raises DitflowError where that cannot be loaded."""
+    """Import a kernel's package and return the kernel. Raises DitflowError if the import fails."""
     kernel = KERNELS[name]
     if kernel.package:
         try:

@@ -1,4 +1,4 @@
-"""torch.compile, piece by piece: one compiled function serves all blocks, so there are few graphs."""
+"""Compiles the pieces of a block with torch.compile. All blocks share them, so there are few graphs."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from ditflow.files import cache_folder
 
 
 def compile_piece(piece: FunctionType, backend: str | Callable = "inductor") -> Callable:
-    """A function compiled as one graph for each set of shapes and gradients wanted.
+    """Compile a function as one graph for each combination of input shapes and required gradients.
 
-    What inductor builds is kept on disk between runs, in `~/.cache/ditflow/compiled` (under XDG_CACHE_HOME
-    where that is set), or wherever TORCHINDUCTOR_CACHE_DIR says.
+    Inductor's results are cached on disk between runs: in TORCHINDUCTOR_CACHE_DIR if it is set, else in
+    `compiled/` of ditflow's cache (`~/.cache/ditflow`, or under XDG_CACHE_HOME).
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
-    # torch keeps graphs, and limits their number, by code object: a model gets its own
-    own = FunctionType(piece.__code__.replace(), piece.__globals__, piece.__name__)
-    return torch.compile(own, backend=backend, fullgraph=True, dynamic=False)
+    # torch stores graphs, and limits their number, for each code object: each model gets a copy
+    copy = FunctionType(piece.__code__.replace(), piece.__globals__, piece.__name__)
+    return torch.compile(copy, backend=backend, fullgraph=True, dynamic=False)
 
 
 def compiles(setting: str, device: torch.device) -> bool:
-    """Whether `--compile` auto, on or off means compiled blocks: auto does on a GPU, where it can.
+    """Whether a run compiles its blocks: `auto` compiles on a GPU if there is a compiler.
 
-    Raises DitflowError where compiling is asked for and a compiler is missing.
+    Raises DitflowError for `on` if a compiler is missing.
     """
     if setting == "off" or (setting == "auto" and device.type != "cuda"):
         return False
@@ -41,12 +41,12 @@ def compiles(setting: str, device: torch.device) -> bool:
 
 
 def _missing(device: torch.device) -> str | None:
-    """What compiling for a device needs and this machine lacks."""
+    """What this machine lacks to compile for a device, or None."""
     if device.type != "cuda":
         compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
         return None if shutil.which(compiler) else f"C++ compiler {compiler}"
     if not find_spec("triton"):
         return "triton (pip install triton)"
-    # Triton builds its launchers with one
+    # Triton compiles its launchers with a C compiler
     compilers = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
     return None if any(map(shutil.which, compilers)) else f"C compiler ({' or '.join(compilers)})"

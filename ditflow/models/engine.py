@@ -1,6 +1,6 @@
 """TensorRT for forwards without gradient: the parts of a block around attention, and the VAE's decoder.
 
-torch.compile hands its graphs to `torch_tensorrt`, which leaves operators unknown to TensorRT to PyTorch.
+It is a backend of torch.compile. PyTorch runs the operators that TensorRT does not know.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BACKEND = "torch_tensorrt"  # the package, and its name in torch.compile
 def check_engine(engine: str, needs_gradient: bool, device: torch.device) -> None:
     """Refuse an engine that this run cannot use. Imports nothing heavy, so it can run first.
 
-    Raises SettingsError where the run's other settings rule it out, DitflowError where this machine does.
+    Raises SettingsError if the run's other settings rule it out, DitflowError if this machine does.
     """
     if engine == "torch":
         return
@@ -39,7 +39,7 @@ def check_engine(engine: str, needs_gradient: bool, device: torch.device) -> Non
 
 
 def denoise_with_tensorrt(transformer: Transformer) -> None:
-    """Compile everything in a block but its attention with TensorRT; for forwards without gradient only."""
+    """Compile everything in a block but its attention with TensorRT. Only for forwards without gradient."""
     _load()
     transformer.compile_pieces(BACKEND)
 

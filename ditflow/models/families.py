@@ -1,7 +1,7 @@
-"""The model families, one row each, and which of them a model belongs to.
+"""The registry of model families, and how to find the family of a model.
 
-A family is a folder in `ditflow/models/`, a row in `FAMILIES` and a file in `configs/models/` for each of its
-published models. Importing this module brings no torch.
+To add a family, add a folder in `ditflow/models/`, a row in `FAMILIES`, and a file in `configs/models/` for
+each of its published models. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ INDEX = "model_index.json"
 
 
 class ModelFamily(Protocol):
-    """What the program has to know of a family. Methods that need torch import it when they are called."""
+    """What the program needs to know about a family. Methods that need torch import it when called."""
 
     pipeline: str  # `_class_name` in model_index.json
     parts: tuple[str, ...]  # folders of a pipeline
-    classes: Mapping[str, str]  # part: `_class_name` or architecture that its config must have
-    packed_parts: tuple[str, ...]  # of a block: the modules whose linear layers `--weights` packs
+    classes: Mapping[str, str]  # part: the `_class_name` that its config must have
+    packed_parts: tuple[str, ...]  # modules of a block whose linear layers `--weights` quantises
 
-    schedulers: tuple[str, ...]  # `--scheduler`
-    tiles: tuple[str, ...]  # of VAE decoding, WIDTHxHEIGHT in pixels, the largest first; at least one
-    size_multiple: int  # pixels
+    schedulers: tuple[str, ...]  # values of `--scheduler`
+    tiles: tuple[str, ...]  # for VAE decoding, WIDTHxHEIGHT in pixels, the largest first; at least one
+    size_multiple: int  # pixels; width and height must be multiples of it
     least_frames: int
-    frame_rate: int  # frames a second of a source that does not tell
-    has_dynamic_scale: bool
-    takes_lora: bool
+    frame_rate: int  # frames per second, for a source that does not state its rate
+    has_dynamic_scale: bool  # whether `--dynamic-scale` is accepted
+    takes_lora: bool  # whether `--lora` is accepted
 
     def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The published settings of a model with this transformer configuration."""
@@ -49,7 +49,7 @@ class ModelFamily(Protocol):
         """Frames to encode so that at least `frames` come back from decoding."""
 
     def latent_spans(self, frames: int) -> list[range]:
-        """The encoded frames that each latent frame stands for."""
+        """The range of encoded frames that each latent frame covers."""
 
     def latent_shape(
         self, frames: int, size: tuple[int, int], vae: Mapping[str, Any]
@@ -60,21 +60,22 @@ class ModelFamily(Protocol):
         """(text tokens, text channels) of an encoded prompt."""
 
     def depth(self, config: Mapping[str, Any]) -> int:
-        """How many blocks a transformer has."""
+        """The number of the transformer's blocks."""
 
-    def embedding_kind(self, config: Mapping[str, Any]) -> Literal["rotary", "additive"]: ...
+    def embedding_kind(self, config: Mapping[str, Any]) -> Literal["rotary", "additive"]:
+        """The kind of positional embedding (see `Inputs.embedding`)."""
 
     def network(self, part: str) -> type:
         """The library class that loads "transformer", "vae", "text_encoder" or "tokenizer"."""
 
     def load_options(self, part: str) -> dict[str, Any]:
-        """Further arguments of that class's `from_pretrained`."""
+        """Further arguments for that class's `from_pretrained`."""
 
     def empty_text_encoder(self, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-        """A text encoder as loading makes it, with unset weights; for planning."""
+        """A text encoder with uninitialised weights, in the precisions that loading gives. For planning."""
 
     def lora_state_dict(self, source: str, **options: Any) -> dict[str, Tensor]:
-        """A LoRA's tensors by diffusers' names; only called where `takes_lora`."""
+        """A LoRA's tensors by the names that diffusers uses; only called if `takes_lora`."""
 
     def transformer(self, network: nn.Module, attention: str, compiled: bool) -> Transformer: ...
 
@@ -83,7 +84,7 @@ class ModelFamily(Protocol):
     def text_encoder(self, network: nn.Module) -> TextEncoder: ...
 
     def tokenise(self, tokenizer: Any, prompts: Sequence[str], config: Mapping[str, Any]) -> Tensor:
-        """Token ids [prompts, length]; warns of what is cut. `config` is the transformer's."""
+        """Token ids [prompts, length]. Warns about text that is cut off. `config` is the transformer's."""
 
     def schedule(
         self,
@@ -99,12 +100,12 @@ FAMILIES: dict[str, ModelFamily] = {family.pipeline: family for family in (CogVi
 
 
 def models() -> tuple[str, ...]:
-    """The names of the published and the shipped models: a file each in `configs/models/`."""
+    """The names of the published and shipped models, from the files in `configs/models/`."""
     return shipped_names("models")
 
 
 def known_model(model: str) -> dict[str, Any] | None:
-    """What `configs/models/` says of a model, by its name or its hub id; None for any other."""
+    """The file in `configs/models/` of a model given by its name or hub id; None for other models."""
     for name in models():
         facts = shipped(f"models/{name}.yaml")
         if model in (name, facts["weights"].get("id")):
@@ -113,14 +114,14 @@ def known_model(model: str) -> dict[str, Any] | None:
 
 
 def shipped_folder(model: str) -> Path | None:
-    """The pipeline folder of a model that is part of this package."""
+    """The pipeline folder of a model that is part of this package; None for other models."""
     facts = known_model(model)
     inside = facts["weights"].get("package_folder") if facts else None
     return PACKAGE / inside if inside else None
 
 
 def local_folder(model: str) -> Path | None:
-    """A model's pipeline folder, where the model is shipped or given as a folder."""
+    """The pipeline folder of a model that is shipped or given as a folder; None for other models."""
     if folder := shipped_folder(model):
         return folder
     path = Path(os.path.expanduser(model))
@@ -128,9 +129,9 @@ def local_folder(model: str) -> Path | None:
 
 
 def family_of(model: str, download: bool = False) -> ModelFamily | None:
-    """The family of a model by name, hub id or folder; None where nothing on this machine tells.
+    """The family of a model given by name, hub id or folder; None if no file on this machine says.
 
-    With `download` the small index file of a hub id is fetched. Raises SettingsError for an unknown family.
+    With `download`, fetches the small index file of a hub id. Raises SettingsError for an unknown family.
     """
     if facts := known_model(model):
         return FAMILIES[facts["family"]]
@@ -140,16 +141,16 @@ def family_of(model: str, download: bool = False) -> ModelFamily | None:
     pipeline = index.get("_class_name")
     if pipeline not in FAMILIES:
         raise SettingsError(
-            f"model {model}: {INDEX} names the class {pipeline!r}; accepted: {', '.join(FAMILIES)}"
+            f"model {model}: {INDEX} names the pipeline class {pipeline!r}; accepted: {', '.join(FAMILIES)}"
         )
     return FAMILIES[pipeline]
 
 
 def published_settings(model: str) -> dict[str, Any]:
-    """The settings that a model starts from, where they differ from the defaults.
+    """A model's published settings, as far as they differ from the defaults.
 
-    A hub id that is not in the cache costs a download of two small files. Raises SettingsError where the
-    model cannot be identified.
+    Downloads two small files for a hub id that is not in the cache. Raises SettingsError if the model cannot
+    be identified.
     """
     if facts := known_model(model):
         return facts["settings"]
@@ -170,7 +171,7 @@ def published_settings(model: str) -> dict[str, Any]:
 
 
 def _small_file(model: str, name: str, download: bool) -> dict[str, Any] | None:
-    """A JSON file of a model's pipeline; None where it is not at hand. Raises SettingsError if damaged."""
+    """A JSON file of a model's pipeline; None if it is not available. Raises SettingsError if damaged."""
     folder = local_folder(model)
     path = folder / name if folder else _hub_file(model, name, download)
     if path is None or not path.is_file():

@@ -1,4 +1,4 @@
-"""A transformer from a GGUF file with diffusers' parameter names; its linear layers stay quantised."""
+"""Loads a transformer from a GGUF file with diffusers' parameter names. Its linear layers stay quantised."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ditflow.models.storage import StoredLinear
 def load_gguf(
     path: Path, network: type[ModelMixin], config: Mapping[str, Any], dtype: torch.dtype
 ) -> ModelMixin:
-    """A transformer of a class and a configuration with a file's weights.
+    """Build a transformer with the file's weights.
 
-    Linear layers that the file quantises stay quantised; everything else becomes `dtype`.
+    Linear layers that are quantised in the file stay quantised; everything else is converted to `dtype`.
 
-    Raises DitflowError for a file that cannot be read or is not of this model.
+    Raises DitflowError if the file cannot be read or does not fit this model.
     """
     tensors = _read(path)
     with init_empty_weights():
@@ -41,15 +41,15 @@ def load_gguf(
             transformer.set_submodule(place, StoredLinear(unpack, [value], layer.bias, dtype))
         else:
             values[name] = unpack(dtype, value.flatten(0, -2)).reshape(_shape(tensor))
-    transformer.load_state_dict(values, strict=False, assign=True)  # all names are checked
+    transformer.load_state_dict(values, strict=False, assign=True)  # `_check` has compared all names
     return transformer
 
 
 def unpack_gguf(kind: int, dtype: torch.dtype, stored: Tensor) -> Tensor:
-    """Bytes [rows, row bytes] as weights; `kind` is a gguf.GGMLQuantizationType."""
+    """Quantised bytes [rows, bytes in a row] as weights; `kind` is a gguf.GGMLQuantizationType."""
     from diffusers.quantizers.gguf.utils import GGML_QUANT_SIZES, dequantize_functions
 
-    sizes = GGML_QUANT_SIZES[kind]  # weights and bytes of a block
+    sizes = GGML_QUANT_SIZES[kind]  # weights in a block, bytes in a block
     blocks = stored.reshape(-1, sizes[1])
     return dequantize_functions[kind](blocks, *sizes).reshape(len(stored), -1).to(dtype)
 
@@ -74,7 +74,7 @@ def _check(path: Path, tensors: dict[str, Any], transformer: nn.Module) -> None:
         if wanted.get(name) != found.get(name):
             raise DitflowError(
                 f"--weights {path}: {name} is {found.get(name, 'missing')} in the file and "
-                f"{wanted.get(name, 'missing')} in the model; give a file of this model with diffusers' names"
+                f"{wanted.get(name, 'missing')} in the model; give this model's weights, by diffusers' names"
             )
     for name, tensor in tensors.items():
         kind = tensor.tensor_type
@@ -84,4 +84,4 @@ def _check(path: Path, tensors: dict[str, Any], transformer: nn.Module) -> None:
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:
-    return tuple(int(size) for size in reversed(tensor.shape))  # GGUF counts from the innermost
+    return tuple(int(size) for size in reversed(tensor.shape))  # GGUF lists the innermost dimension first

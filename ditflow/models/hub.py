@@ -1,4 +1,4 @@
-"""Which files of a model the hub's cache holds. Imports nothing heavy."""
+"""Finds a model's files in the hub's cache. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ WITHOUT_WEIGHTS = ("tokenizer", "scheduler")
 
 
 def wanted_files(parts: Sequence[str]) -> list[str]:
-    """Patterns of the files to download for a pipeline of these parts."""
-    ends = (".json", ".safetensors", ".model")
-    return ["model_index.json", *(f"{part}/*{end}" for part in parts for end in ends)]
+    """Patterns of the files to download for a pipeline with these parts."""
+    suffixes = (".json", ".safetensors", ".model")
+    return ["model_index.json", *(f"{part}/*{suffix}" for part in parts for suffix in suffixes)]
 
 
 def cached_folder(identity: str, parts: Sequence[str]) -> Path | None:
-    """The pipeline folder of a hub id in the cache, complete or not; None if nothing of it is there."""
+    """The pipeline folder of a hub id in the cache, complete or not; None if the cache has none of it."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -26,7 +26,7 @@ def cached_folder(identity: str, parts: Sequence[str]) -> Path | None:
 
 
 def missing_files(folder: Path, parts: Sequence[str]) -> list[str]:
-    """Files that a pipeline folder lacks, as an interrupted download leaves it; names relative to it."""
+    """Files that a pipeline folder lacks, relative to it, for instance after an interrupted download."""
     missing = [] if (folder / "model_index.json").is_file() else ["model_index.json"]
     missing += [f"{part}/" for part in parts if not (folder / part).is_dir()]
     for part in parts:
@@ -36,7 +36,7 @@ def missing_files(folder: Path, parts: Sequence[str]) -> list[str]:
 
 
 def _missing_weights(part: Path) -> list[str]:
-    """Weights in several files have an index that names them."""
+    """Weights files missing from a part. If the weights are split over files, an index names these."""
     index = next(part.glob("*.safetensors.index.json"), None)
     if index is None:
         whole = [path for path in part.glob("*.safetensors") if "-of-" not in path.name]

@@ -1,4 +1,4 @@
-"""Weights from a name to networks: the hub's cache, a download or a local folder; safetensors only."""
+"""Finds a model by name and loads its parts, from the hub or a local folder; safetensors only."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from ditflow.models.trust import CONFIGS, check_part, read_json
 
 logger = logging.getLogger(__name__)
 
-MADE_FROM = ("transformer", "vae", "scheduler")  # the parts that decide latents, once texts are encoded
+LATENT_PARTS = ("transformer", "vae", "scheduler")  # the parts that latents depend on, once texts are encoded
 
 
 class ModelFolder:
-    """A pipeline folder. Each part is loaded when a phase needs it, and belongs to that phase.
+    """A pipeline folder. Each phase of a run loads the parts it needs.
 
-    The transformer and the text encoder come on the host; whoever uses them places them. Where `dtype` is
-    that of the files they are memory-mapped: a block is read when it is first moved or computed with.
+    The transformer and the text encoder are loaded into host memory, and the caller places them. If `dtype`
+    is the files' precision they are memory-mapped: a block is read from disk when it is first moved or used.
 
-    Raises DitflowError where the model cannot be found, downloaded or read.
+    Raises DitflowError if the model cannot be found, downloaded or read.
     """
 
     def __init__(self, model: str, dtype: str, device: torch.device):
@@ -40,20 +40,20 @@ class ModelFolder:
         self.family = _family(model)
 
     def config(self, part: str) -> dict[str, Any]:
-        """The configuration of a part, without its weights."""
+        """The configuration of a part."""
         try:
             return read_json(self.path / part / CONFIGS.get(part, "config.json"))
         except (OSError, ValueError) as error:
             raise self._damaged(part, error) from None
 
     def check(self) -> None:
-        """Raises DitflowError for what is missing or not to be trusted, as far as shows without loading."""
+        """Raises DitflowError for parts that are missing or must not be trusted. Loads no weights."""
         for part in self.family.parts:
             self._check(part)
 
     @property
     def depth(self) -> int:
-        """How many blocks the transformer has."""
+        """The number of the transformer's blocks."""
         return self.family.depth(self.config("transformer"))
 
     @property
@@ -61,16 +61,16 @@ class ModelFolder:
         return self.family.embedding_kind(self.config("transformer"))
 
     def latent_files(self) -> list[Path]:
-        """The files from which latents are computed. The text encoder's are not: encoded texts are kept."""
+        """The files that latents depend on. Not the text encoder's, because runs save their encoded texts."""
         return [
             path
-            for part in MADE_FROM
+            for part in LATENT_PARTS
             for path in sorted((self.path / part).glob("*"))
             if path.suffix in (".json", ".safetensors")
         ]
 
     def tokenise(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids [prompts, length]; warns of what is cut."""
+        """Token ids [prompts, length]. Warns about text that is cut off."""
         tokenizer = self._load("tokenizer")
         return self.family.tokenise(tokenizer, prompts, self.config("transformer"))
 
@@ -102,7 +102,7 @@ class ModelFolder:
         return transformer
 
     def schedule(self, kind: str, steps: int, generator: torch.Generator) -> Schedule:
-        """A new run through the noise levels, on the device."""
+        """A new schedule, on the device."""
         return self.family.schedule(kind, self.config("scheduler"), steps, self.device, generator)
 
     def _check(self, part: str) -> None:
@@ -121,7 +121,7 @@ class ModelFolder:
             return kind.from_pretrained(self.path / part, local_files_only=True, **options)
         except (MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # shapes and names are the files': the libraries raise many kinds
+        except Exception as error:  # for wrong shapes and names the libraries raise many types of error
             raise self._damaged(part, error) from None
 
     def _damaged(self, part: str, error: Exception) -> DitflowError:
@@ -132,7 +132,8 @@ class ModelFolder:
 def find_folder(model: str, download: bool = True) -> Path:
     """The pipeline folder of a shipped model, a hub id or a local folder.
 
-    Downloads what the hub's cache lacks, if it may. Raises DitflowError where there is no such model.
+    With `download`, downloads the files that the hub's cache lacks. Raises DitflowError if there is no such
+    model.
     """
     if folder := local_folder(model):
         if not (folder / INDEX).is_file():
@@ -165,8 +166,8 @@ def _from_hub(model: str, download: bool) -> Path:
         return folder
     if not download:
         raise DitflowError(
-            f"model {model!r}: nothing is known of its shape; looked in configs/models/ "
-            f"({', '.join(models())}), for a folder of that name, and in the hub's cache"
+            f"model {model!r}: not in configs/models/ ({', '.join(models())}), not a folder and not in the "
+            "hub's cache, so its shape is unknown; give one of these models or a folder"
         )
     what = weights["id"]
     if known:
@@ -176,14 +177,13 @@ def _from_hub(model: str, download: bool) -> Path:
         if family is None:
             raise OSError(f"its {INDEX} cannot be fetched")
         folder = Path(snapshot_download(weights["id"], allow_patterns=wanted_files(family.parts)))
-        if missing := missing_files(
-            folder, family.parts
-        ):  # offline, an incomplete cache is returned as it is
+        missing = missing_files(folder, family.parts)
+        if missing:  # offline, snapshot_download returns an incomplete cache
             raise OSError(f"{missing[0]} is missing")
         return folder
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DitflowError(
-            f"no weights of {what} on this machine, and the download failed ({reason}): download it where "
-            "there is a network, then --model FOLDER; --model small needs no download"
+            f"the weights of {what} are not on this machine, and the download failed ({reason}): download "
+            "them on a machine with a network and give --model FOLDER; --model small needs no download"
         ) from None

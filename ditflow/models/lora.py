@@ -1,4 +1,4 @@
-"""LoRA weights added to a transformer, once and for all: the run then costs what it costs without them."""
+"""Merges LoRA weights into a transformer when it is loaded, so that the run itself costs nothing extra."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ditflow.errors import DitflowError
 from ditflow.files import PICKLE_SUFFIXES, refuse_pickle
 from ditflow.models.trust import check_safetensors
 
-FILE = "pytorch_lora_weights.safetensors"  # in a folder
+FILE = "pytorch_lora_weights.safetensors"  # in a LoRA's folder
 
 
 def add_lora(transformer: ModelMixin, given: str, read: Callable[..., dict[str, Tensor]]) -> None:
     """Merge `FILE_OR_ID[:scale]` into the weights; `read` is the family's `lora_state_dict`.
 
-    Raises DitflowError where it cannot be read or does not fit the model.
+    Raises DitflowError if the LoRA cannot be read or does not fit the model.
     """
     source, scale = check_lora(given)
     path = Path(source)
@@ -28,17 +28,19 @@ def add_lora(transformer: ModelMixin, given: str, read: Callable[..., dict[str, 
         weights = read(str(path.parent if path.suffix else source), use_safetensors=True, **where)
         before = set(getattr(transformer, "peft_config", {}))
         transformer.load_lora_adapter(weights, prefix="transformer")
-    except Exception as error:  # names and shapes are the file's: the libraries raise many kinds
+    except Exception as error:  # for wrong shapes and names the libraries raise many types of error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DitflowError(f"--lora {source} does not fit this model: {reason}") from None
     if set(getattr(transformer, "peft_config", {})) == before:
-        raise DitflowError(f"--lora {source}: holds no weights for this transformer's layers")
+        raise DitflowError(
+            f"--lora {source}: holds no weights for this transformer's layers; give a LoRA for this model"
+        )
     transformer.fuse_lora(lora_scale=scale)
     transformer.unload_lora()
 
 
 def check_lora(given: str) -> tuple[str, float]:
-    """The source and the scale of `FILE_OR_ID[:scale]`; raises DitflowError for what cannot be read."""
+    """Split `FILE_OR_ID[:scale]` into source and scale. Raises DitflowError if it cannot be read."""
     try:
         import peft  # noqa: F401
     except ImportError:
@@ -46,7 +48,7 @@ def check_lora(given: str) -> tuple[str, float]:
     source, scale = split_scale(given)
     path = Path(source)
     if not math.isfinite(scale):
-        raise DitflowError(f"--lora {given}: {scale} is no scale; give a number, such as 0.8")
+        raise DitflowError(f"--lora {given}: the scale {scale} is not a finite number; give one such as 0.8")
     if source and path.is_dir():
         _check_file(_in_folder(path))
     elif path.suffix:
@@ -57,7 +59,7 @@ def check_lora(given: str) -> tuple[str, float]:
 
 
 def split_scale(given: str) -> tuple[str, float]:
-    """`name:0.8` as name and scale; a scale left out is 1."""
+    """Split `name:0.8` into name and scale. Without a number after the colon, the scale is 1."""
     source, colon, scale = given.rpartition(":")
     if colon:
         try:
@@ -68,7 +70,7 @@ def split_scale(given: str) -> tuple[str, float]:
 
 
 def _in_folder(folder: Path) -> Path:
-    """A folder's LoRA file, or the pickle that is there in its place."""
+    """The path of a folder's LoRA file, or of a pickle if the folder has only that."""
     if (folder / FILE).exists():
         return folder / FILE
     return next((path for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES), folder / FILE)
@@ -84,4 +86,4 @@ def _check_file(path: Path) -> None:
     try:
         check_safetensors(path)
     except (OSError, ValueError) as error:
-        raise DitflowError(f"--lora {path} is damaged ({error}): fetch it again") from None
+        raise DitflowError(f"--lora {path} is damaged ({error}): download it again") from None

@@ -1,4 +1,4 @@
-"""The model seam: what the program asks of a model, and what every family implements.
+"""The interface between the program and a model: the protocols that every model family implements.
 
 Nothing outside `ditflow.models.<family>` knows a model's class, its tensors' layout or its scheduler's state.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class Grid(NamedTuple):
-    """Video tokens in patches; token index = (frame * height + row) * width + column."""
+    """The size of the video in latent patches. Token index = (frame * height + row) * width + column."""
 
     frames: int
     height: int
@@ -24,7 +24,7 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True)
 class Inputs:
-    """One forward's inputs, batch 1. Latents and embedding stay float32; the model casts what it reads."""
+    """The inputs of one forward, batch 1. Latents and embedding stay float32; the model casts them."""
 
     latents: Tensor  # [1, frames, channels, height, width]
     prompt: Tensor  # [1, text tokens, text channels]
@@ -42,9 +42,10 @@ class Texts:
 
 
 Carried = tuple[Tensor, ...]
-"""The activations that blocks change: video tokens [1, S, channels] first, then what attends with them.
+"""The activations that blocks change: video tokens [1, S, channels], then any tokens that attend with them.
 
-Checkpointing keeps these, and only the first depends on the latents and the embedding.
+Gradient checkpointing keeps these. When they enter the first block, only the video tokens depend on the
+latents and the embedding.
 """
 
 
@@ -53,21 +54,19 @@ class Shared:
     """What all blocks read and none changes."""
 
     time: Tensor  # the embedded timestep
-    rope: Tensor | None = (
-        None  # [2 (q, k), 2 (cos, sin), S, head_dim]; None: `embed` adds positions to tokens
-    )
+    rope: Tensor | None = None  # rotary embedding [2 (q, k), 2 (cos, sin), S, head_dim], if not additive
     text: Tensor | None = None  # [1, text tokens, channels], for cross-attention
 
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """A block's self-attention just before it is computed."""
+    """The inputs of a block's self-attention."""
 
     query: Tensor  # [1, tokens, heads, head_dim]
     key: Tensor  # [1, tokens, heads, head_dim]
     value: Tensor  # [1, tokens, heads, head_dim]
-    video: slice  # which of the tokens are the video's
-    gates: Carried  # what `add_attention` multiplies the attention's output by
+    video: slice  # the video tokens among the tokens
+    gates: Carried  # factors for the attention's output, used by `add_attention`
 
     @property
     def query_key(self) -> QueryKey:
@@ -78,7 +77,7 @@ class AttentionInputs:
         return KeyValue(self.key[:, self.video], self.value[:, self.video])
 
     def with_video(self, given: KeyValue) -> AttentionInputs:
-        """The same with other keys and values for the video tokens; all other tokens keep their own."""
+        """The same inputs with other keys and values for the video tokens, but not for the other tokens."""
         start, stop, _ = self.video.indices(self.key.shape[1])
         key, value = (
             torch.cat([mine[:, :start], theirs, mine[:, stop:]], dim=1)
@@ -103,7 +102,7 @@ class QueryKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Capture:
-    """What to read in which blocks. The forward stops as early as possible in the deepest captured block.
+    """What to read, and in which blocks. The forward stops as early as possible in the deepest of them.
 
     `query_key` and `key_value` are read before a block's attention, `output` after the block.
     """
@@ -117,22 +116,23 @@ class Capture:
 
 
 Injected = Mapping[int, KeyValue]  # by block
-Loss = Callable[[int, Any], Tensor]  # (block, what was read there) -> scalar float32
+Loss = Callable[[int, Any], Tensor]  # (block, features captured there) -> scalar float32
 Variable = Literal["latents", "embedding"]
 SchedulerState = Mapping[str, Tensor]
-"""All that a schedule's next step depends on beside its index: generator state, histories, counters.
+"""What a schedule's next step depends on, besides its index: generator state, history, counters.
 
-Only the schedule reads it. Checkpoints store its tensors by name; `latents` and `embedding` are not free.
+Only the schedule reads it. Checkpoints store its tensors by name; the names `latents` and `embedding` are
+reserved.
 """
 
 
 class Transformer(Protocol):
-    """A frozen video transformer as embed -> blocks -> head; each block splits at its self-attention."""
+    """A frozen video transformer: embed -> blocks -> head. Each block is split at its self-attention."""
 
     network: nn.Module  # the blocks and everything around them
     blocks: nn.ModuleList
     embedding_kind: Literal["rotary", "additive"]
-    timestep_dtype: torch.dtype  # of `Inputs.timestep`, as the family's schedules make it
+    timestep_dtype: torch.dtype  # of `Inputs.timestep`
 
     @property
     def dtype(self) -> torch.dtype: ...
@@ -141,19 +141,19 @@ class Transformer(Protocol):
     def device(self) -> torch.device: ...
 
     def grid(self, latents: Tensor) -> Grid:
-        """The patches of latents [1, frames, channels, height, width]."""
+        """The grid of latents [1, frames, channels, height, width]."""
 
     def embedding(self, grid: Grid) -> Tensor:
-        """The model's own positional embedding on a grid, float32 (see `Inputs.embedding`)."""
+        """The native positional embedding on a grid, float32 (see `Inputs.embedding`)."""
 
     def embed(self, inputs: Inputs) -> tuple[Carried, Shared]:
-        """What enters the first block."""
+        """The inputs of the first block."""
 
     def prepare(self, index: int, carried: Carried, shared: Shared) -> AttentionInputs:
         """The first part of a block: everything before its self-attention."""
 
     def key_value(self, index: int, carried: Carried, shared: Shared) -> KeyValue:
-        """`prepare(...).key_value`, without computing anything else."""
+        """`prepare(...).key_value`, without computing the rest of `prepare`."""
 
     def attend(self, inputs: AttentionInputs) -> Tensor:
         """Softmax attention: [1, tokens, heads, head_dim]."""
@@ -166,15 +166,15 @@ class Transformer(Protocol):
         inputs: AttentionInputs,
         attended: Tensor,  # [1, tokens, heads, head_dim]
     ) -> Carried:
-        """Everything between a block's self-attention and its feed-forward, cross-attention included."""
+        """The middle of a block: everything from its self-attention's output to its feed-forward."""
 
     def feed_forward(self, index: int, carried: Carried, shared: Shared) -> Carried:
-        """The last part of a block: its feed-forward, added token by token."""
+        """The last part of a block: its feed-forward, which is applied to each token and added to it."""
 
     def feed_forward_backward(
         self, index: int, carried: Carried, shared: Shared, gradients: Carried
     ) -> Carried:
-        """The gradients of what enters a block's feed-forward, given those of what leaves it."""
+        """The gradients of `feed_forward`'s input `carried`, given those of its output."""
 
     def head(self, carried: Carried, shared: Shared, grid: Grid) -> Tensor:
         """The prediction, float32 [1, frames, channels, height, width]."""
@@ -187,10 +187,10 @@ class Weights(Protocol):
     """Brings the weights of blocks or layers to the device, one at a time."""
 
     copied_bytes: int  # to the device, so far
-    host_bytes: int  # of the buffers that weights wait in
+    host_bytes: int  # of the host buffers that hold weights
 
     def walk(self, order: Iterable[int]) -> Iterator[int]:
-        """The blocks in this order; the weights of each are on the device until the next one is asked for."""
+        """Yield the blocks in this order. A block's weights are on the device until the next is asked for."""
 
     def stays(self, index: int) -> bool:
         """Whether a block's weights are on the device all the time."""
@@ -205,12 +205,13 @@ class TextEncoder(Protocol):
     def encode(self, tokens: Tensor, weights: Weights | None = None) -> Tensor:
         """Token ids [prompts, length] to embeddings [prompts, length, channels].
 
-        With `weights`, they bring the layers; what is around these is on the device already.
+        `weights` brings the layers to the device; everything else is on it already. Without `weights`, the
+        layers are on the device too.
         """
 
 
 class WorkCounter(Protocol):
-    """Counts what operations on fake tensors do (`ditflow.memory.tracker.Tracker`)."""
+    """Counts the memory and work of operations on fake tensors (`ditflow.memory.tracker.Tracker`)."""
 
     live_bytes: int
     peak_bytes: int
@@ -218,7 +219,7 @@ class WorkCounter(Protocol):
 
 
 class Autoencoder(Protocol):
-    """Video to latents and back. Latents are scaled as the transformer reads them."""
+    """Encodes video to latents and decodes latents to video. Latents have the transformer's scale."""
 
     network: nn.Module
 
@@ -235,50 +236,50 @@ class Autoencoder(Protocol):
         """Compile the decoder with a backend of torch.compile."""
 
     def each_shape_once(self, counter: WorkCounter) -> AbstractContextManager:
-        """For planning: run one tile of each shape and count the others like it. It may do nothing."""
+        """For planning: run one tile of each shape, and count each other tile like it. May do nothing."""
 
 
 class Schedule(Protocol):
-    """A run through the noise levels, from the first timestep to the last.
+    """The timesteps of a run and the denoising step. Its state changes with each step.
 
     Noise comes from a generator on the CPU, so that a seed gives the same noise on every device.
     """
 
     timesteps: Sequence[int | float]
-    on_device: Tensor  # [steps], the same timesteps as `Inputs.timestep` takes them
+    on_device: Tensor  # [steps], the timesteps on the device, in `Transformer.timestep_dtype`
 
     def initial_noise(self, shape: tuple[int, ...]) -> Tensor:
-        """The latents a run begins with, float32."""
+        """The latents that a run starts from, float32."""
 
     def add_noise(self, latents: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        """Clean latents at the noise level of a timestep [1]."""
+        """Add noise to clean latents, to the noise level of a timestep [1]."""
 
     def step(self, prediction: Tensor, index: int, latents: Tensor) -> Tensor:
         """The latents after denoising step `index`, float32."""
 
     def dynamic_scale(self, scale: float, index: int) -> float:
-        """The guidance scale of step `index` where it changes over the steps (`--dynamic-scale`)."""
+        """The guidance scale of step `index` with `--dynamic-scale`."""
 
     def state(self) -> SchedulerState:
-        """What the next step depends on. The tensors stay the schedule's own: do not change them."""
+        """What the next step depends on. The schedule still uses the tensors: do not change them."""
 
     def restore(self, state: SchedulerState) -> None:
-        """Continue from a state. Raises KeyError for one of another kind of schedule."""
+        """Continue from a state. Raises KeyError for the state of another kind of schedule."""
 
 
 class Runner(Protocol):
-    """Computes a transformer's forwards and gradients; implementations differ in what they keep where."""
+    """Computes a transformer's forwards and gradients. Implementations differ in their use of memory."""
 
     transformer: Transformer
 
     def forward(self, batch: Sequence[Inputs], injected: Injected) -> list[Tensor]:
         """The prediction for each input, float32 [1, frames, channels, height, width], without gradient.
 
-        All inputs go through a block while its weights are there. `injected` applies to each of them.
+        All inputs go through a block while its weights are on the device. `injected` applies to each of them.
         """
 
     def features(self, inputs: Inputs, injected: Injected, capture: Capture) -> dict[int, Any]:
-        """What is read in each block, without gradient: QueryKey, KeyValue or output [S, channels]."""
+        """The captured features by block, without gradient: QueryKey, KeyValue or output [S, channels]."""
 
     def gradient(
         self,

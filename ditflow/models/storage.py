@@ -1,7 +1,7 @@
-"""How the transformer's weights are stored: in 8 or 4 bits, and made whole again where they are used.
+"""Stores the transformer's weights in 8 or 4 bits and unpacks them where they are used.
 
-Only `full` is exact: every other kind rounds the weights, once, and computes with those in the model's own
-precision, forward and in reverse.
+Only `full` is exact. The other kinds round the weights once; forward and backward compute with the rounded
+weights in the model's precision.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Unpack = Callable[..., Tensor]  # (dtype, *stored) -> weight [outputs, inputs]
 
 
 class StoredLinear(nn.Module):
-    """A frozen linear layer whose weight is made from `stored` in the forward, and again in the reverse.
+    """A frozen linear layer that unpacks its weight from `stored` in the forward and again in backward.
 
-    A graph through it holds what is stored and no whole weight. All its tensors are parameters, so that they
-    are streamed with their block.
+    A graph through it holds only the stored tensors. They are parameters, so that they are streamed with
+    their block.
     """
 
     def __init__(self, unpack: Unpack, stored: Sequence[Tensor], bias: Tensor | None, dtype: torch.dtype):
@@ -37,19 +37,19 @@ class StoredLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The whole weight [outputs, inputs], made anew each time."""
+        """The unpacked weight [outputs, inputs], unpacked anew each time."""
         return self.unpack(self.dtype, *self.stored)
 
     def forward(self, inputs: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
-            # a compiler sees the same work in the reverse and keeps its result, unless told to do it again
+            # the compiler would keep the unpacked weight for backward; a checkpoint makes it unpack again
             weight = checkpoint(self.unpack, self.dtype, *self.stored, use_reentrant=False)
             return F.linear(inputs, weight, self.bias)
         return _Product.apply(inputs, self.bias, self.unpack, *self.stored)
 
 
 class _Product(torch.autograd.Function):
-    """inputs @ weight.T + bias, with a gradient for the inputs alone."""
+    """inputs @ weight.T + bias, with a gradient only for the inputs."""
 
     @staticmethod
     def forward(ctx, inputs: Tensor, bias: Tensor | None, unpack: Unpack, *stored: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class _Product(torch.autograd.Function):
 
 
 def check_weights(kind: str) -> None:
-    """Raises SettingsError for an unknown kind, DitflowError where a file or a package is missing."""
+    """Raises SettingsError for an unknown kind, DitflowError if a file or a package is missing."""
     is_file = kind.endswith(".gguf")
     if kind not in ("full", *PACKINGS) and not is_file:
         accepted = ", ".join(("full", *PACKINGS))
@@ -79,10 +79,10 @@ def check_weights(kind: str) -> None:
 def store_weights(blocks: nn.ModuleList, parts: Sequence[str], kind: str, device: torch.device) -> None:
     """Store the linear layers in `parts` of each block as `fp8`, `int8` or `nf4`; `full` changes nothing.
 
-    They are packed on `device`, a layer at a time, and stay where they were. What is outside the blocks is
-    0.3 % of CogVideoX-5B's weights and touches every latent first or last, so it stays whole. So do the
-    layers that modulate the norms: they see one token, the timestep, so their error would be the same for all
-    video tokens, and unpacking would cost more than the product.
+    Each layer is packed on `device` and moved back to where it was. Two kinds of layer are not packed. Layers
+    outside the blocks (0.3 % of CogVideoX-5B's weights) act on every latent, first or last. Layers that
+    modulate the norms see a single token, the timestep: their error would be the same for all video tokens,
+    and unpacking would cost more than the product.
     """
     if kind == "full":
         return
@@ -97,7 +97,7 @@ def store_weights(blocks: nn.ModuleList, parts: Sequence[str], kind: str, device
 
 
 def pack_rows(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Values that fill the range of `dtype`, and a float32 scale for each row, that is for each output."""
+    """Values scaled to the range of `dtype`, and a float32 scale for each row (output)."""
     most = (torch.finfo if dtype.is_floating_point else torch.iinfo)(dtype).max
     scale = weight.float().abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / most
     scaled = weight / scale
@@ -109,7 +109,7 @@ def unpack_rows(dtype: torch.dtype, values: Tensor, scale: Tensor) -> Tensor:
 
 
 def pack_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Two weights a byte [outputs, inputs / 2], and a float32 scale for each `NF4_BLOCK` of them."""
+    """Two weights per byte [outputs, inputs / 2], and a float32 scale for each `NF4_BLOCK` weights."""
     import bitsandbytes  # noqa: F401  registers the operators
 
     packed, scale = torch.ops.bitsandbytes.quantize_4bit(weight.contiguous(), NF4_BLOCK, "nf4", torch.uint8)

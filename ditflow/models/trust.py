@@ -1,4 +1,4 @@
-"""Refuses models that bring pickled weights, code of their own or file names that lead elsewhere."""
+"""Refuses models that have pickled weights, code of their own or file names that lead out of the folder."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from ditflow.models.hub import WITHOUT_WEIGHTS
 CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}  # else config.json
 
 
-def check_part(folder: Path, wanted: str | None) -> None:
-    """Check a part of a pipeline folder, such as vae/, without loading it; `wanted`: its class, if fixed.
+def check_part(folder: Path, expected_class: str | None) -> None:
+    """Check a part of a pipeline folder, such as vae/, without loading it.
 
-    Raises DitflowError for what is refused; OSError or ValueError for what is missing or damaged.
+    `expected_class` is the class that its config must name, or None for any. Raises DitflowError if the part
+    is refused, OSError or ValueError if it is missing or damaged.
     """
     config = folder / CONFIGS.get(folder.name, "config.json")
     if config.exists() or folder.name != "tokenizer":
-        _check_config(config, read_json(config), wanted)
+        _check_config(config, read_json(config), expected_class)
     if folder.name not in WITHOUT_WEIGHTS:
         _check_weights(folder)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A mapping from a JSON file. Raises OSError, and ValueError for what is none."""
+    """Read a mapping from a JSON file. Raises OSError, or ValueError if the file holds something else."""
     with path.open("rb") as file:
         content = file.read(SETTINGS_BYTES + 1)
     if len(content) > SETTINGS_BYTES:
@@ -37,14 +38,14 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(content)
     except RecursionError:
-        raise ValueError(f"{path.name} is nested too deep") from None
+        raise ValueError(f"{path.name} is nested too deeply") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path.name} holds no names and values")
+        raise ValueError(f"{path.name} is not a mapping of names to values")
     return found
 
 
 def check_safetensors(path: Path) -> None:
-    """Raises DitflowError for a pickle, ValueError for another file that is no safetensors."""
+    """Raises DitflowError for a pickle, ValueError for any other file that is not safetensors."""
     refuse_pickle(path)
     try:
         with safe_open(path, "pt"):
@@ -53,19 +54,19 @@ def check_safetensors(path: Path) -> None:
         raise ValueError(f"{path.name}: {error}") from None
 
 
-def _check_config(path: Path, config: dict[str, Any], wanted: str | None) -> None:
+def _check_config(path: Path, config: dict[str, Any], expected_class: str | None) -> None:
     if "auto_map" in config:
         raise DitflowError(
-            f"{path} asks for code of its own (auto_map), and none is run: give a model without it"
+            f"{path} asks to run the model's own code (auto_map), which is refused: give a model without it"
         )
-    if wanted and config.get("_class_name", wanted) != wanted:
+    if expected_class and config.get("_class_name", expected_class) != expected_class:
         raise DitflowError(
-            f"{path} is of a {config['_class_name']!r}, not {wanted}: give a model of that class"
+            f"{path} names the class {config['_class_name']!r}, and only {expected_class} is accepted here"
         )
     for name, value in config.items():
         if "layers" in name and value is not None and (not isinstance(value, int) or value > MODEL_LAYERS):
             raise DitflowError(
-                f"{path} says {name} {value!r}, at most {MODEL_LAYERS} accepted: it is damaged"
+                f"{path}: {name} is {value!r}, at most {MODEL_LAYERS} accepted; the file is damaged"
             )
 
 
@@ -77,4 +78,4 @@ def _check_weights(folder: Path) -> None:
         names = read_json(index).get("weight_map")
         for name in names.values() if isinstance(names, dict) else ("",):
             if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-                raise DitflowError(f"{index} names {name!r}, which is no .safetensors file beside it")
+                raise DitflowError(f"{index} names {name!r}, which is not a .safetensors file in its folder")

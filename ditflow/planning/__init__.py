@@ -1,1 +1,1 @@
-"""What a run will take, before it runs: its real code on fake tensors, and the preset that suits it."""
+"""Plans a run: measures its real code on fake tensors, and chooses a memory preset."""

@@ -1,4 +1,4 @@
-"""What a device was measured to do at best, and the time that follows from it: an estimate."""
+"""Estimates run times from the best rates that were measured on a device."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ditflow.planning.plan import Phase, Plan
 
 @dataclass(frozen=True)
 class Ceilings:
-    """A device's best rates, measured by `python -m bench.ceilings`; a file each in `configs/devices/`."""
+    """A device's best rates, measured by `python -m bench.ceilings`. Each is a file in `configs/devices/`."""
 
     device: str
     measured: str  # date and commit
     dtype: str
-    product_flops: float  # a second, in products of matrices as large as a block's
-    attention_flops: float  # a second
-    copied_bytes: float  # a second, from host memory
+    product_flops: float  # per second, in matrix products as large as a block's
+    attention_flops: float  # per second
+    copied_bytes: float  # per second, from host memory
 
     def seconds(self, phase: Phase) -> float:
-        """A phase once: its arithmetic, or its copies where they take longer, as both run side by side."""
+        """The least seconds of one phase: arithmetic and copies run in parallel, so the longer one counts."""
         products = (phase.flops - phase.attention_flops) / self.product_flops
         attention = phase.attention_flops / self.attention_flops
         return max(products + attention, phase.copied_bytes / self.copied_bytes)
@@ -31,11 +31,11 @@ class Ceilings:
 
 
 def read_ceilings(device: str) -> Ceilings:
-    """Raises SettingsError for a device that nobody has measured."""
+    """The ceilings of a device. Raises SettingsError if it has not been measured."""
     known = shipped_names("devices")
     if device not in known:
         raise SettingsError(
-            f"device {device!r}: no measured ceilings; there are {', '.join(known)}; measure it there with "
-            "`python -m bench.ceilings NAME`"
+            f"device {device!r}: no measured ceilings; accepted: {', '.join(known)}; to add one, run "
+            "`python -m bench.ceilings NAME` on it"
         )
     return Ceilings(**shipped(f"devices/{device}.yaml"))

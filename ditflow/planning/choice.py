@@ -1,4 +1,4 @@
-"""Which preset a run uses: the fastest that fits, or the one asked for."""
+"""Chooses a run's memory preset: the one asked for, or the fastest that fits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from ditflow.planning.plan import Plan, make_plan
 from ditflow.settings import Settings
 
 MIB = 1 << 20
-LESS = 0.9  # of what a plan that failed needed: the next one should not fail too
+RETRY_SHARE = 0.9  # of the failed plan's peak: the next plan needs at most this much
+
+ADVICE = "use fewer --frames or a smaller --size"
 
 # settings that do not change what a phase costs
 NEUTRAL = {
@@ -49,11 +51,11 @@ _phases = lru_cache(maxsize=4)(Phases)
 def make_plans(
     settings: Settings,
     wanted: Iterable[Preset],
-    device: str,  # its type
-    budget: int | None = None,  # bytes; by default what each preset's own card has
+    device: str,  # type of device
+    budget: int | None = None,  # bytes; None: what a card of each preset's size has
     until_one_fits: bool = False,
 ) -> list[Plan]:
-    """The plans of some presets, in their order."""
+    """The plans of the wanted presets, in their order."""
     phases, found = phases_of(settings, device), []
     for preset in wanted:
         found.append(make_plan(phases, settings, preset, preset.budget if budget is None else budget))
@@ -63,7 +65,7 @@ def make_plans(
 
 
 def phases_of(settings: Settings, device: str) -> Phases:
-    """The phases of a run, cached: the next plan may need the same."""
+    """The phases of a run, cached because the next plan may need the same ones."""
     alike = replace(
         settings,
         **NEUTRAL,
@@ -75,32 +77,34 @@ def phases_of(settings: Settings, device: str) -> Phases:
 
 
 def plan_all(settings: Settings) -> tuple[list[Plan], Plan | None, str]:
-    """Every preset's plan, the one that a run here would use, and why it or none.
+    """Every preset's plan, the one that a run on this machine would use, and the reason in words.
 
-    Without a GPU and without `settings.memory`, each preset is held against its own card, and none is chosen.
+    Without a GPU and without `settings.memory`, each preset is compared with a card of its size, and none is
+    chosen.
     """
     check_weights(settings.weights)
     check_blocks(settings, len(phases_of(settings, "cuda").block_bytes))
     device = torch.device(*("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else ("cpu",))
-    here = settings.memory != "auto" or settings.preset != "auto" or device.type == "cuda"
-    budget = usable_bytes(settings.memory, device) if here else None
+    has_budget = settings.memory != "auto" or settings.preset != "auto" or device.type == "cuda"
+    budget = usable_bytes(settings.memory, device) if has_budget else None
     plans = make_plans(settings, presets(), "cuda", budget)
-    if not here:
-        return plans, None, "None is chosen: there is no GPU here. --memory GB tells what would be."
+    if not has_budget:
+        return plans, None, "No preset is chosen, as this machine has no GPU. Give --memory GB to choose one."
     name = asked_preset(settings)
     try:
         chosen = _pick(plans, name)
     except DitflowError as error:
         return plans, None, str(error)
-    reason = "as asked for" if name else "the fastest that fits"
-    why = f"{chosen.preset.name} is chosen: {reason}, with {chosen.budget / GIB:.1f} GiB to use."
+    reason = "as requested" if name else "the fastest that fits"
+    why = f"{chosen.preset.name} is chosen, {reason}, with a budget of {chosen.budget / GIB:.1f} GiB."
     return plans, chosen, why
 
 
 def choose_plan(settings: Settings, device: torch.device) -> Plan:
-    """The plan of the preset that is named, else of the largest that fits.
+    """The plan of the preset that the settings name, else of the largest preset that fits.
 
-    Raises DitflowError where it does not fit: which phase is too large, by how much, and what would.
+    Raises DitflowError if it does not fit. The message says which phase is too large, by how much, and what
+    would fit.
     """
     name = asked_preset(settings)
     candidates = presets()[: PRESETS.index(name) + 1] if name else presets()
@@ -110,29 +114,34 @@ def choose_plan(settings: Settings, device: torch.device) -> Plan:
 
 
 def asked_preset(settings: Settings) -> str | None:
-    """The preset that `preset` names, or `memory`."""
+    """The preset named by `preset`, or else by `memory`."""
     return next((given for given in (settings.preset, settings.memory) if given in PRESETS), None)
 
 
 def _pick(plans: Sequence[Plan], name: str | None) -> Plan:
-    """Of plans, the smallest preset's first: the one of that name, or the last that fits."""
+    """The plan of the named preset, or the last plan that fits. `plans` start with the smallest preset."""
     fitting = [plan for plan in plans if plan.fits]
-    named = [plan for plan in plans if plan.preset.name == name]
-    if picked := [plan for plan in named if plan.fits] if name else fitting:
-        return picked[-1]
-    below = [plan for plan in fitting if plans.index(plan) < plans.index(named[0])] if name else []
-    raise DitflowError(misfit(named[0] if name else plans[0], below[-1] if below else None))
+    if not name:
+        if fitting:
+            return fitting[-1]
+        raise DitflowError(f"not enough memory: {_excess(plans[0])}; {ADVICE}")
+    index = next(index for index, plan in enumerate(plans) if plan.preset.name == name)
+    if plans[index].fits:
+        return plans[index]
+    smaller = [plan.preset.name for plan in plans[:index] if plan.fits]
+    advice = f"--memory {smaller[-1]} fits" if smaller else ADVICE
+    raise DitflowError(f"memory preset {name} does not fit: {_excess(plans[index])}; {advice}")
 
 
 def smaller_plan(settings: Settings, device: torch.device, failed: Plan, phase: str) -> Plan | None:
-    """The next plan of which a phase needs clearly less than of one that failed there.
+    """The next plan, in which a phase needs clearly less than in the plan that failed there.
 
-    Of a smaller preset, or of the smallest with fewer blocks on the device; None where there is none.
+    Takes a smaller preset, or the smallest preset with fewer resident blocks. None if there is no such plan.
     """
-    limit = int(LESS * failed.peak_of(phase))
+    limit = int(RETRY_SHARE * failed.peak_of(phase))
     budget = usable_bytes(settings.memory, device)
     if phase not in ("text", "decode"):
-        budget = min(budget, limit)  # for the blocks that stay
+        budget = min(budget, limit)  # limits the resident blocks
     for preset in presets()[: presets().index(failed.preset)][::-1] or (failed.preset,):
         plan = make_plans(settings, [preset], device.type, budget)[0]
         gives_up_blocks = preset is failed.preset and plan.resident < failed.resident
@@ -141,16 +150,11 @@ def smaller_plan(settings: Settings, device: torch.device, failed: Plan, phase: 
     return None
 
 
-def misfit(plan: Plan, fitting: Plan | None) -> str:
-    """Why a plan cannot be run, and what to do."""
+def _excess(plan: Plan) -> str:
+    """By how much a plan exceeds its budget."""
     phase = plan.largest
-    advice = (
-        f"--memory {fitting.preset.name} fits" if fitting else "fewer --frames or a smaller --size need less"
-    )
-    return (
-        f"memory preset {plan.preset.name} does not fit: {phase.name} needs {_size(phase.peak_bytes)}, "
-        f"{_size(phase.peak_bytes - plan.budget)} more than the {_size(plan.budget)} to be had; {advice}"
-    )
+    needed, excess = phase.peak_bytes, phase.peak_bytes - plan.budget
+    return f"{phase.name} needs {_size(needed)}, {_size(excess)} more than the {_size(plan.budget)} available"
 
 
 def _size(count: int) -> str:

@@ -1,4 +1,4 @@
-"""Models of the real size without weights, on which the real code is measured."""
+"""Models of real size on fake tensors, without weights, on which the real code is measured."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ from ditflow.settings import Settings
 
 
 def fake_tensors() -> FakeTensorMode:
-    """While it is entered, tensors have shapes, types and storages, but no memory and no values."""
+    """A context in which tensors have shapes, dtypes and storages, but no memory and no values."""
     return FakeTensorMode()
 
 
 class FakeModel:
-    """The settings' model; use it under `fake_tensors`. Raises DitflowError where nothing tells its shape."""
+    """The model that the settings name; use it under `fake_tensors`.
+
+    Raises DitflowError if no file on this machine tells the model's shape.
+    """
 
     def __init__(self, settings: Settings):
         self.settings, self.dtype = settings, getattr(torch, settings.dtype)
         facts = known_model(settings.model)
-        if facts and "transformer" in facts:  # published shapes are shipped
+        if facts and "transformer" in facts:  # the shapes of published models are in `configs/models/`
             self._configs: dict[str, Any] = facts
         else:
             folder = ModelFolder(
@@ -61,12 +64,12 @@ class FakeModel:
         return self.family.autoencoder(network)
 
     def pixels(self) -> torch.Tensor:
-        """A clip, uint8 [frames, height, width, 3]."""
+        """A clip with unset pixels, uint8 [frames, height, width, 3]."""
         size = self.settings.size
         return torch.empty(self.settings.frames, size.height, size.width, 3, dtype=torch.uint8)
 
     def inputs(self, transformer: Transformer) -> Inputs:
-        """One forward's inputs."""
+        """The inputs of one forward, with unset values."""
         settings, family = self.settings, self.family
         latents = torch.empty(family.latent_shape(settings.frames, settings.size, self._configs["vae"]))
         tokens, channels = family.prompt_shape(transformer.network.config)
@@ -78,7 +81,7 @@ class FakeModel:
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Networks are made in their precision, because fake ones cannot be converted."""
+    """Make networks in this precision, because fake ones cannot be converted."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

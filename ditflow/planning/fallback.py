@@ -1,4 +1,4 @@
-"""The memory preset that a run uses, and the next smaller one once a phase runs out of memory."""
+"""The memory plan that a run follows, and the next smaller one if a phase runs out of memory."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ Result = TypeVar("Result")
 
 
 def reading_only(settings: Settings, folder: Path) -> Settings:
-    """Settings to plan a job that only reads a clip's motion with the model in a folder."""
+    """Settings for planning a job that only reads a clip's motion with the model in a folder."""
     smallest = family_of(str(folder)).tiles[-1]
     return replace(settings, model=str(folder), guidance=False, injection=False, decode_tile=smallest)
 
 
 class MemoryFallback:
-    """The plan that a run follows. When memory runs out it changes, and `on_change` is called.
+    """Holds the plan that a run follows. If memory runs out, takes a smaller plan and calls `on_change`.
 
-    While it is entered, the run is held to the memory it may use. Raises DitflowError where no preset fits,
-    or not the requested one.
+    As a context manager, it limits the run to the memory it may use. Raises DitflowError if no preset fits,
+    or if the requested one does not.
     """
 
     def __init__(
         self,
         settings: Settings,
         device: torch.device,
-        planned: Settings,  # what to plan, where that is not the whole run
+        planned: Settings,  # the settings to plan; they differ if the job does not do the whole run
     ):
         self.settings, self.device, self.planned = settings, device, planned
         give_back(device)
@@ -77,9 +77,9 @@ class MemoryFallback:
         return replace(self.settings, preset=preset.name, decode_tile=tile)
 
     def run(self, phase: str, work: Callable[[], Result]) -> Result:
-        """The result of `work`, repeated with a smaller plan as long as memory runs out.
+        """The result of `work`, which is repeated with smaller plans as long as memory runs out.
 
-        Raises DitflowError where no smaller one is left.
+        Raises DitflowError if no smaller plan is left.
         """
         while True:
             try:
@@ -87,12 +87,12 @@ class MemoryFallback:
             except RuntimeError as error:
                 if not ran_out(error):
                     raise
-            # outside of the handler nothing holds the failed attempt's tensors any more
+            # not in the handler: there the error still holds the failed attempt's tensors
             self._step_down(phase)
 
     def _step_down(self, phase: str) -> None:
         give_back(self.device)
-        if phase == "decode":  # the tile is to blame
+        if phase == "decode":  # a smaller preset helps only with its smaller tile
             self.settings, self.planned = (
                 replace(settings, decode_tile="auto") for settings in (self.settings, self.planned)
             )
@@ -100,19 +100,19 @@ class MemoryFallback:
         if smaller is None:
             raise DitflowError(
                 f"out of memory in {phase}, and no memory preset needs less; use fewer --frames, a smaller "
-                "--size, or a GPU with more free memory"
+                "--size, or a device with more free memory"
             )
         check_streaming(self.settings, smaller)
         self.plan = smaller
         logger.warning(
-            "out of memory in %s: continuing with %s, %d blocks resident",
-            *(phase, self.summary, smaller.resident),
+            "out of memory in %s: continuing with %s and %d of %d blocks resident",
+            *(phase, self.summary, smaller.resident, smaller.resident + smaller.streamed),
         )
         self.on_change()
 
 
 def check_streaming(settings: Settings, plan: Plan) -> None:
-    """Raises SettingsError where a plan streams weights that the engine needs resident."""
+    """Raises SettingsError if a plan streams weights that the engine needs resident."""
     if settings.engine == "tensorrt" and plan.streamed:
         raise SettingsError(
             "--engine tensorrt needs all weights on the device, and this memory preset streams them: "

@@ -1,6 +1,6 @@
 """Measures each phase's real code on fake tensors: what it allocates and what it computes.
 
-The blocks' weights are left out wherever they are: the plan adds them, and nothing else depends on them.
+The weights of blocks are not counted; the plan adds them, because they depend on the preset.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from ditflow.sampling.loop import predict
 from ditflow.settings import Settings
 from ditflow_kernels.backends import as_on
 
-PROMPTS = 3  # the prompt, the negative one, the clip's own
+PROMPTS = 3  # the prompt, the negative prompt and the source prompt
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a phase does, the blocks' weights apart."""
+    """What a phase takes, not counting the weights of blocks."""
 
     peak_bytes: int
     flops: int
-    attention_flops: int  # among them
-    walks: tuple[tuple[int, ...], ...] = ()  # the blocks that were asked for, in order
+    attention_flops: int  # part of `flops`
+    walks: tuple[tuple[int, ...], ...] = ()  # for each walk, the blocks in order
     copied_bytes: int = 0  # to the device
     host_bytes: int = 0
 
 
 class BlockTrace:
-    """Implements `ditflow.models.protocols.Weights`: records which blocks are asked for."""
+    """Implements `ditflow.models.protocols.Weights`: moves nothing, and records the order of the blocks."""
 
     copied_bytes = host_bytes = 0
 
@@ -67,7 +67,7 @@ class BlockTrace:
 
 
 def with_fakes(method: Callable) -> Callable:
-    """Decorator: run a method of `Phases` under its fake tensors, which stand for its device's."""
+    """Decorator: run a method of `Phases` on fake tensors, with the kernels of its device."""
 
     @wraps(method)
     def run(self: Phases, *given: Any) -> Any:
@@ -78,7 +78,7 @@ def with_fakes(method: Callable) -> Callable:
 
 
 class Phases:
-    """The phases of a run with these settings on a type of device. Each is measured once."""
+    """The phases of a run with these settings on a type of device. Each is measured only once."""
 
     def __init__(self, settings: Settings, device: str = "cuda"):
         self.settings, self.device, self.fakes = settings, device, fake_tensors()
@@ -89,18 +89,18 @@ class Phases:
     @cached_property
     @with_fakes
     def block_bytes(self) -> list[int]:
-        """The weights of each of the transformer's blocks."""
+        """The size of the weights of each transformer block."""
         return [flat_bytes(block) for block in self.transformer.blocks]
 
     @cached_property
     @with_fakes
     def layer_bytes(self) -> list[int]:
-        """The weights of each of the text encoder's layers."""
+        """The size of the weights of each text encoder layer."""
         return [flat_bytes(layer) for layer in self.text_encoder.layers]
 
     @with_fakes
     def pinned_bytes(self, resident: int) -> int:
-        """Host memory that holds the blocks which are not resident."""
+        """Bytes of host memory that the streamed blocks take."""
         return HostBuffers(self.block_bytes[resident:], pinned=False).bytes
 
     @cached_property
@@ -170,7 +170,7 @@ class Phases:
 
     @with_fakes
     def denoise(self) -> Work:
-        """One denoising step, with the clip's keys and values where they are injected."""
+        """One denoising step, with injection if the run injects."""
         weight = self.settings.guidance_scale
         return self._model_phase(
             "denoise",
@@ -202,7 +202,7 @@ class Phases:
         checkpoint: str = "block",
         block_inputs: str = "device",
     ) -> Work:
-        """A phase of the transformer, beside everything that a run holds meanwhile."""
+        """Measure a phase of the transformer, with the tensors that a run holds meanwhile."""
         trace, inputs, transformer = BlockTrace(), self.inputs, self.transformer
         runner = make_runner(transformer, trace, checkpoint, block_inputs)
         clip, noise = torch.empty_like(inputs.latents), torch.empty_like(inputs.latents)

@@ -1,4 +1,4 @@
-"""What a run needs with a preset: the work of its phases, and the weights where the preset keeps them."""
+"""The plan of a run with one preset: the work of its phases, and the weights that are on the device."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ditflow.settings import Settings
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase, once: an optimisation step, for instance, or a denoising step."""
+    """One execution of a phase, such as one optimisation step or one denoising step."""
 
     name: str
-    times: int  # in a run
+    times: int  # executions in a run
     peak_bytes: int  # on the device, weights included
     flops: int
-    attention_flops: int  # among them
-    copied_bytes: int  # to the device, while it works
+    attention_flops: int  # part of `flops`
+    copied_bytes: int  # to the device
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Plan:
     """A run with one preset."""
 
     preset: Preset
-    resident: int  # blocks of the transformer that stay on the device
-    streamed: int  # and those that do not
+    resident: int  # number of transformer blocks that stay on the device
+    streamed: int  # number of the other transformer blocks
     budget: int  # bytes of device memory that may be used
-    host_bytes: int  # host memory for weights and block inputs that wait there
+    host_bytes: int  # host memory for streamed weights and block inputs
     phases: tuple[Phase, ...]
 
     @property
@@ -39,12 +39,12 @@ class Plan:
         return max(self.phases, key=lambda phase: phase.peak_bytes)
 
     def peak_of(self, part: str) -> int:
-        """The peak of a part of a run: `text`, `encode`, `decode`, or all that the transformer does."""
-        apart = ("text", "encode", "decode")
+        """The peak bytes of `text`, `encode` or `decode`; for any other part, of all transformer phases."""
+        others = ("text", "encode", "decode")
         return max(
             phase.peak_bytes
             for phase in self.phases
-            if (phase.name == part if part in apart else phase.name not in apart)
+            if (phase.name == part if part in others else phase.name not in others)
         )
 
     @property
@@ -59,7 +59,7 @@ class Plan:
 def make_plan(phases: Phases, settings: Settings, preset: Preset, budget: int) -> Plan:
     """The plan of one preset, with as many resident blocks as fit into `budget` bytes.
 
-    `phases` may belong to other settings whose phases cost the same.
+    `phases` may be those of other settings, if their phases cost the same.
     """
     works = dict(_model_works(phases, settings, preset))
     sizes, layers = phases.block_bytes, phases.layer_bytes
@@ -89,7 +89,7 @@ def make_plan(phases: Phases, settings: Settings, preset: Preset, budget: int) -
 def _model_works(
     phases: Phases, settings: Settings, preset: Preset
 ) -> Iterator[tuple[str, tuple[int, Work]]]:
-    """The transformer's phases: name, times in a run, work."""
+    """The transformer's phases: (name, (executions in a run, work))."""
     if settings.optimises:
         yield "reference", (1, phases.reference())
     if phases.injects:
@@ -101,7 +101,7 @@ def _model_works(
 
 
 def _resident_blocks(phases: Phases, preset: Preset, free: int, sizes: list[int]) -> int:
-    """As many as fit into `free` bytes, and at least those whose weights the graph of a guided step holds."""
+    """How many blocks fit into `free` bytes; at least those whose weights a guided step's graph holds."""
     least = 0
     if phases.settings.optimises and preset.checkpoint == "none":
         least = max(phases.settings.guidance_blocks) + 1
@@ -110,7 +110,7 @@ def _resident_blocks(phases: Phases, preset: Preset, free: int, sizes: list[int]
 
 
 def _phase(name: str, times: int, work: Work, sizes: list[int], resident: int) -> Phase:
-    """A phase with its weights in place. If it repeats, its copies are those of a repetition."""
+    """A phase with its weights added. If it is executed repeatedly, its copies are those of a later time."""
     ring = Ring(sizes, resident)
     for _ in range(1 if times == 1 else 2):
         copied = sum(ring.replay(order) for order in work.walks)

@@ -1,4 +1,4 @@
-"""Plans as words: tables for a reader, a mapping for a program."""
+"""Shows plans: as tables for a reader, or as a mapping for a program."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ditflow.planning.ceilings import Ceilings
 from ditflow.planning.plan import Phase, Plan
 
 TERA = 10**12
-FILE_WIDTH = 120  # characters, where nobody tells
+FILE_WIDTH = 120  # characters in a line, if the output is not a terminal
 
 
 def as_mapping(
     plans: Sequence[Plan], chosen: Plan | None, why: str, ceilings: Ceilings | None
 ) -> dict[str, Any]:
-    """Plans as JSON takes them; bytes, FLOPs and seconds."""
+    """Plans as a mapping for JSON, in bytes, FLOPs and seconds."""
     return {
         "presets": [
             {
@@ -58,20 +58,21 @@ def print_plans(plans: Sequence[Plan], chosen: Plan | None, why: str, ceilings: 
     if not console.is_terminal:
         console.width = FILE_WIDTH
     console.print(_fit_table(plans, chosen))
+    console.print(_table("Peak GPU memory of each phase, GiB", plans, lambda p: p.peak_bytes / GIB))
+    console.print(_table("Work of one execution of each phase, TFLOP", plans, lambda p: p.flops / TERA))
     console.print(
-        _table("Peak of the device's memory in each phase, GiB", plans, lambda p: p.peak_bytes / GIB)
+        _table("Copied to the GPU in one execution of each phase, GiB", plans, lambda p: p.copied_bytes / GIB)
     )
-    console.print(_table("Work of each phase, TFLOP", plans, lambda p: p.flops / TERA))
-    console.print(_table("Copied to the device in each phase, GiB", plans, lambda p: p.copied_bytes / GIB))
     if ceilings:
-        title = f"At least so many seconds: {ceilings.device} at its measured ceilings in {ceilings.dtype}"
+        title = f"Least seconds, at the best rates measured on {ceilings.device} in {ceilings.dtype}"
         console.print(_table(title, plans, ceilings.seconds, ceilings.run_seconds))
     console.print(why)
 
 
 def _fit_table(plans: Sequence[Plan], chosen: Plan | None) -> Table:
-    table = Table(title="Presets: planned on fake tensors, nothing has run", title_justify="left", box=SIMPLE)
-    for heading in ("", "fits", "peak GiB", "of", "host GiB", "blocks on it", "run TFLOP"):
+    title = "Memory presets, planned on fake tensors (nothing has run)"
+    table = Table(title=title, title_justify="left", box=SIMPLE)
+    for heading in ("", "fits", "peak GiB", "budget GiB", "host GiB", "resident blocks", "run TFLOP"):
         table.add_column(heading, justify="left" if heading in ("", "fits") else "right", no_wrap=True)
     for plan in plans:
         table.add_row(

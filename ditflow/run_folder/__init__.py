@@ -1,1 +1,1 @@
-"""The run folder: results, checkpoints, and what tells one run from another."""
+"""The run folder: its results, checkpoint, fingerprint and lock."""

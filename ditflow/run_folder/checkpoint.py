@@ -1,11 +1,11 @@
-"""The checkpoint of an unfinished run, in `state/` of its folder until the run is finished.
+"""The checkpoint of an unfinished run, in the folder `state/` of its run folder.
 
 | file | written | content |
 | --- | --- | --- |
-| `clip` | first | the clip's frames as they were read: the video is not needed again |
+| `clip` | first | the clip's frames as they were read, so that the video is not needed again |
 | `texts`, `reference` | after encoding | the encoded prompts and clip |
-| `embedding_000`, ... | after a guided step | the embedding that the step ended with, where it is optimised |
-| `step` | after every denoising step | all that the next one needs; replaces the file of the step before |
+| `embedding_000`, ... | after a guided step | the embedding that the step ended with, if it is optimised |
+| `step` | after every denoising step | what the next step needs; replaces the previous step's file |
 
 Each is a safetensors file with the run's fingerprint and a checksum over its content.
 """
@@ -38,49 +38,49 @@ FOLDER = "state"
 
 @dataclass(frozen=True)
 class State:
-    """All that the next denoising step needs, and the results collected so far."""
+    """What the next denoising step needs, and the results collected so far."""
 
     index: int  # of the last finished step; -1 before the first
     latents: Tensor  # [1, frames, channels, height, width]
-    embedding: Tensor | None  # the optimised one, where the next guided step begins with it
+    embedding: Tensor | None  # the optimised one, if the next guided step starts from it
     schedule: SchedulerState
     losses: list[list[float]]  # [guided steps][optimisation steps]
     skipped: int  # optimisation steps skipped because float16 overflowed
-    embeddings: list[Tensor]  # one a guided step, where they are optimised
+    embeddings: list[Tensor]  # one for each guided step, if they are optimised
 
 
 class StateFolder:
-    """The checkpoint files, by name, of the run with a fingerprint.
+    """Reads and writes the checkpoint files of the run with this fingerprint, by name.
 
-    Reading raises DitflowError where a file is damaged or belongs to another run; writing, where the disk is
-    full.
+    Reading raises DitflowError if a file is damaged or belongs to another run, writing if the disk is full.
     """
 
     def __init__(self, run: Run, fingerprint: dict[str, str]):
         self.folder, self.fingerprint = run.folder / FOLDER, fingerprint
         if self.folder.is_symlink():
-            raise DitflowError(f"{self.folder} is a link: a run keeps its checkpoint in its own folder")
+            raise DitflowError(f"{self.folder} is a link: replace it with the folder itself")
         if self.folder.is_dir():
             clear_unfinished(self.folder)
 
     def write(self, name: str, tensors: Mapping[str, Tensor], **facts: Any) -> None:
         # copied, because one tensor may have two names
         here = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
-        words = self.fingerprint | {key: json.dumps(value) for key, value in facts.items()}
-        seal = {"checksum": _checksum(here, words)}
-        Run(self.folder).write_tensors(self.path(name).name, here, words | seal)
+        metadata = self.fingerprint | {key: json.dumps(value) for key, value in facts.items()}
+        metadata["checksum"] = _checksum(here, metadata)
+        Run(self.folder).write_tensors(self.path(name).name, here, metadata)
 
     def read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and facts as written."""
+        """The tensors and facts as they were written."""
         path = inside(self.folder, self.path(name).name)
-        tensors, words = read_tensors(path, "every unfinished transfer has it; start a new run")
-        check_fingerprint(path, words, self.fingerprint)
-        if words.pop("checksum", None) != _checksum(tensors, words):
-            raise DitflowError(f"{path} is damaged (its checksum is another): make the run again")
-        return tensors, {key: json.loads(word) for key, word in words.items() if key not in self.fingerprint}
+        tensors, metadata = read_tensors(path, "every unfinished transfer has one; start a new run")
+        check_fingerprint(path, metadata, self.fingerprint)
+        if metadata.pop("checksum", None) != _checksum(tensors, metadata):
+            raise DitflowError(f"{path} is damaged (its checksum does not match): start a new run")
+        facts = {key: json.loads(value) for key, value in metadata.items() if key not in self.fingerprint}
+        return tensors, facts
 
     def check(self) -> None:
-        """Raises DitflowError where a file is missing or cannot be resumed from."""
+        """Raises DitflowError if a file is missing or cannot be resumed from."""
         for path in sorted(self.folder.glob("*.safetensors")):
             self.read(path.stem)
         read_state(self)
@@ -95,12 +95,12 @@ class StateFolder:
         shutil.rmtree(self.folder)
 
 
-def keep_clip(files: StateFolder, clip: Clip) -> None:
+def save_clip(files: StateFolder, clip: Clip) -> None:
     rate = clip.frame_rate.as_integer_ratio()
     files.write("clip", {"frames": torch.from_numpy(clip.frames)}, frame_rate=rate)
 
 
-def kept_clip(files: StateFolder) -> Clip:
+def load_clip(files: StateFolder) -> Clip:
     """The clip, bit for bit. Raises like `StateFolder`."""
     tensors, facts = files.read("clip")
     return Clip(tensors["frames"].numpy(), Fraction(*facts["frame_rate"]))
@@ -121,11 +121,11 @@ def read_state(files: StateFolder) -> State | None:
             embeddings=[tensors["embedding"] for tensors in embeddings],
         )
     except (KeyError, TypeError) as error:
-        raise DitflowError(f"{files.path('step')} is damaged ({error}): make the run again") from None
+        raise DitflowError(f"{files.path('step')} is damaged ({error}): start a new run") from None
 
 
 def clear_leftovers(run: Run) -> None:
-    """Remove the checkpoint of a finished run whose process was killed before it could."""
+    """Remove the checkpoint that a finished run still has if it was killed before removing it."""
     if (folder := run.folder / FOLDER).is_dir() and not folder.is_symlink():
         with locked(run.folder):
             clear_unfinished(run.folder)
@@ -133,13 +133,13 @@ def clear_leftovers(run: Run) -> None:
 
 
 class StateWriter:
-    """Writes states in a thread beside the computation; only the newest waiting state is written.
+    """Writes states in a thread while the run computes. Of the states that wait, only the newest is written.
 
-    Leaving the context waits for the last one. `put` and leaving raise the error of an earlier write.
+    Leaving the context waits for the last write. `put` and leaving raise the error of an earlier write.
     """
 
     def __init__(self, files: StateFolder, written: int):
-        self.files, self.written = files, written  # how many embeddings are on disk
+        self.files, self.written = files, written  # `written`: embeddings on disk
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="state")
         self.states: list[Future] = []  # being written, waiting or failed
 
@@ -184,10 +184,10 @@ def _embedding(index: int) -> str:
     return f"embedding_{index:03}"
 
 
-def _checksum(tensors: Mapping[str, Tensor], words: Mapping[str, str]) -> str:
-    """SHA-256 of names, types, shapes, bytes and words."""
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of the tensors' names, types, shapes and bytes, and of the metadata."""
     about = [[name, str(tensors[name].dtype), list(tensors[name].shape)] for name in sorted(tensors)]
-    digest = hashlib.sha256(json.dumps([about, sorted(words.items())]).encode())
+    digest = hashlib.sha256(json.dumps([about, sorted(metadata.items())]).encode())
     for name in sorted(tensors):
         digest.update(tensors[name].flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""A run's optimised embeddings as a file, for use with other prompts: one tensor a guided step."""
+"""Saves a run's optimised embeddings, one tensor for each guided step, to be used with other prompts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def embedding_facts(
     timesteps: Sequence[int | float],
     kind: str,  # "rotary" or "additive"
 ) -> dict[str, str]:
-    """What must agree between the run that made embeddings and one that uses them."""
+    """What must be equal in the run that made the embeddings and in a run that uses them."""
     facts = {
         "model": settings.model,
         "size": str(settings.size),
@@ -37,24 +37,24 @@ def saved_dtype(settings: Settings) -> torch.dtype:
 
 
 def save_embeddings(run: Run, embeddings: list[Tensor], facts: dict[str, str]) -> None:
-    """Write `step_000`, `step_001`, ... (guided steps) with the facts as metadata."""
+    """Write tensors `step_000`, `step_001`, ... for the guided steps, with the facts as metadata."""
     run.write_tensors(FILE, {f"step_{i:03}": tensor for i, tensor in enumerate(embeddings)}, facts)
 
 
 def read_embeddings(path: Path, facts: dict[str, str], steps: int) -> list[Tensor]:
-    """The embeddings of `steps` guided steps, as saved, on the host.
+    """The saved embeddings of `steps` guided steps, on the host.
 
-    Raises DitflowError where the file is of another model, size, frame count or schedule, or is damaged.
+    Raises DitflowError if the file is damaged, or is for another model, size, frame count or schedule.
     """
-    tensors, metadata = read_tensors(path, "only runs with --optimise embedding keep one")
+    tensors, metadata = read_tensors(path, "only runs with --optimise embedding save one")
     for name, wanted in facts.items():
         found = metadata.get(name)
         if found != wanted:
             raise DitflowError(
-                f"{path}: made with {name} {found}, this run has {wanted}; they must be the same"
+                f"{path}: made with {name} {found}, but this run has {wanted}; they must be the same"
             )
     if sorted(tensors) != [f"step_{i:03}" for i in range(steps)]:
         raise DitflowError(
-            f"{path}: holds {len(tensors)} guided steps, this run has {steps}; use the same --guided"
+            f"{path}: holds {len(tensors)} guided steps, but this run has {steps}; use the same --guided"
         )
     return [tensors[name] for name in sorted(tensors)]

@@ -1,4 +1,4 @@
-"""Which run a file belongs to: its settings and the bytes of its weights. Only that run resumes from it."""
+"""The fingerprint of a run: its settings and weights. A run resumes only from files with its fingerprint."""
 
 from __future__ import annotations
 
@@ -20,33 +20,35 @@ from ditflow.settings.values import plain
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "1"  # changes when a checkpoint's content or its meaning does
-FREE = ("memory", "preset", "decode_tile", "output")  # settings that do not change the denoised latents
+FORMAT = "1"  # to be changed with the content or the meaning of a checkpoint
+IGNORED = ("memory", "preset", "decode_tile", "output")  # settings that do not change the denoised latents
 
 
 def fingerprint(settings: Settings, folder: ModelFolder) -> dict[str, str]:
-    """Settings and weights as text for a file's metadata."""
+    """The settings, and digests of the weights, as metadata of a file."""
     values = {
-        item.name: plain(getattr(settings, item.name)) for item in fields(settings) if item.name not in FREE
+        item.name: plain(getattr(settings, item.name))
+        for item in fields(settings)
+        if item.name not in IGNORED
     }
     files = weight_files(settings, folder)
     if any(not _cached(path).exists() for path in files):
-        logger.info("hashing the weights; the result is cached")
+        logger.info("hashing the weights, once; the result is cached")
     with ThreadPoolExecutor() as threads:
         digests = dict(zip(map(str, files), threads.map(file_digest, files), strict=True))
     return {"format": FORMAT, "settings": json.dumps(values), "weights": json.dumps(digests)}
 
 
 def check_fingerprint(path: Path, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
-    """Raises DitflowError where the metadata of the file at `path` belongs to another run."""
+    """Raises DitflowError if the metadata `found` in the file at `path` belongs to another run."""
     if found.get("format") != expected["format"]:
         raise DitflowError(
-            f"{path} was written by another version of ditflow (format {found.get('format')}, this version "
-            f"reads {expected['format']}): resume with that version, or start a new run"
+            f"{path} was written by another version of ditflow (format {found.get('format')}; this version "
+            f"reads format {expected['format']}): resume with that version, or start a new run"
         )
     for name, advice in (
-        ("settings", "put settings.yaml back as it was"),
-        ("weights", "put the files back"),
+        ("settings", "restore settings.yaml"),
+        ("weights", "restore the files"),
     ):
         if found.get(name) == expected[name]:
             continue
@@ -54,7 +56,7 @@ def check_fingerprint(path: Path, found: Mapping[str, str], expected: Mapping[st
             before, now = json.loads(found.get(name, "{}")), json.loads(expected[name])
             changed = sorted(key for key in before | now if before.get(key) != now.get(key))
         except (ValueError, TypeError, AttributeError):
-            raise DitflowError(f"{path} is damaged (it has no {name}): start a new run") from None
+            raise DitflowError(f"{path} is damaged (its {name} cannot be read): start a new run") from None
         raise DitflowError(
             f"the {name} have changed since the run began ({', '.join(changed)}): {advice}, or start a new "
             "run with `ditflow transfer`"
@@ -64,7 +66,7 @@ def check_fingerprint(path: Path, found: Mapping[str, str], expected: Mapping[st
 def weight_files(settings: Settings, folder: ModelFolder) -> list[Path]:
     """The files from which latents are computed.
 
-    A LoRA given by hub id is identified by its name alone, which is a setting.
+    A LoRA given by hub id is not among them: only its name, which is a setting, identifies it.
     """
     given = [*(split_scale(lora)[0] for lora in settings.lora), settings.saved_embedding]
     if settings.weights.endswith(".gguf"):
@@ -91,7 +93,7 @@ def file_digest(path: Path) -> str:
 
 
 def _cached(path: Path) -> Path:
-    """Where the digest of a file in its current state is cached."""
+    """The path at which the digest of a file, with its current size and time, is cached."""
     about = path.stat()
     facts = json.dumps([str(path.resolve()), about.st_size, about.st_mtime_ns])
     return cache_folder() / "weights" / hashlib.sha256(facts.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""One process at a time works in a run folder."""
+"""Locks a run folder, so that only one process at a time works in it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FILE = ".lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Meanwhile the folder is this process's alone. A process that dies, in whatever way, lets go of it.
+    """Hold the folder's lock. It is released when this process dies, however it dies.
 
-    Raises DitflowError where another one has it, and names that one.
+    Raises DitflowError, which names the holder, if another process has the lock.
     """
     path = folder / FILE
     try:
@@ -26,24 +26,22 @@ def locked(folder: Path) -> Iterator[None]:
     except BlockingIOError:
         raise DitflowError(f"{folder} is in use by {_holder(path)}: wait for it, or end it first") from None
     except OSError as error:
-        raise DitflowError(
-            f"{folder} cannot be locked ({error.strerror}): give one that can be written in"
-        ) from None
+        raise DitflowError(f"{folder} cannot be locked ({error.strerror}): use a writable folder") from None
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is still held
+        path.unlink(missing_ok=True)  # before the lock is released
         os.close(descriptor)
 
 
 def _take(path: Path) -> int:
-    """A locked descriptor of the file that has the name; raises BlockingIOError where another has that."""
+    """Lock the file and return its descriptor. Raises BlockingIOError if another process holds the lock."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # its last holder may have removed it between opening and locking
-            if _is_of(descriptor, path):
+            # the last holder may have removed the file between opening and locking
+            if _is_same_file(descriptor, path):
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
                 return descriptor
@@ -53,7 +51,7 @@ def _take(path: Path) -> int:
         os.close(descriptor)
 
 
-def _is_of(descriptor: int, path: Path) -> bool:
+def _is_same_file(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:

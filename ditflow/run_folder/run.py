@@ -1,4 +1,4 @@
-"""The run folder: naming, writing and reading its files."""
+"""Creates a run folder, and names, writes and reads its files."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from ditflow.video import Clip, read_clip
 
 LATENTS = "latents.safetensors"
 SUFFIXES = {"mp4": ".mp4", "gif": ".gif", "frames": ""}  # by `Settings.format`
-LONGEST_NAME = 60  # characters of a folder's name: up to 240 bytes, of the 255 that file systems allow
+LONGEST_NAME = 60  # characters of a folder's name; at most 240 bytes, and file systems allow 255
 
 
 @dataclass(frozen=True)
 class Run:
-    """An existing run folder. A file is written under another name and renamed, so it is always complete."""
+    """An existing run folder. Files are written under a temporary name and renamed, so they are complete."""
 
     folder: Path
 
     @classmethod
     def open(cls, folder: Path) -> Run:
-        """A transfer's folder, finished or not. Raises DitflowError for any other."""
+        """Open a transfer's folder, finished or not. Raises DitflowError for any other folder."""
         if not inside(folder, "settings.yaml").is_file():
             raise DitflowError(
                 f"{folder} is not a run folder: it has no settings.yaml; give a transfer's folder"
@@ -46,7 +46,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has ended successfully."""
+        """Whether the run finished successfully."""
         return (self.folder / "run.json").is_file()
 
     @property
@@ -58,7 +58,7 @@ class Run:
         return read_settings(inside(self.folder, "settings.yaml"))
 
     def clip(self, name: str, settings: Settings) -> Clip:
-        """Its "result" or "reference"."""
+        """The run's "result" or "reference" video."""
         return read_clip(inside(self.folder, video_name(name, settings)), frames=settings.frames, size=None)
 
     def write_text(self, name: str, text: str) -> None:
@@ -74,7 +74,7 @@ class Run:
         self._write(name, lambda path: path.write_bytes(save(whole, metadata)))
 
     def write_picture(self, name: str, pixels: np.ndarray) -> None:
-        """`pixels` [height, width, 3] uint8, as PNG."""
+        """Write `pixels`, uint8 [height, width, 3], as PNG."""
         self._write(name, lambda path: Image.fromarray(pixels).save(path, format="PNG"))
 
     def _write(self, name: str, write: Callable[[Path], Any]) -> None:
@@ -94,7 +94,10 @@ def video_name(name: str, settings: Settings) -> str:
 
 
 def read_tensors(path: Path, missing: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A safetensors file's tensors and metadata. Raises DitflowError where it is absent or damaged."""
+    """The tensors and metadata of a safetensors file.
+
+    Raises DitflowError if it is damaged or missing; `missing` says when such a file is written.
+    """
     if not path.is_file():
         raise DitflowError(f"{path.parent} has no {path.name}: {missing}")
     try:
@@ -108,18 +111,18 @@ def read_tensors(path: Path, missing: str) -> tuple[dict[str, Tensor], dict[str,
 def read_latents(folder: Path) -> tuple[Tensor, Tensor]:
     """The latents of a run's reference and result, [1, frames, channels, height, width].
 
-    Raises DitflowError where the file is missing, damaged or not a transfer's.
+    Raises DitflowError if the file is missing, damaged or not from a transfer.
     """
     path = inside(folder, LATENTS)
     tensors, _ = read_tensors(path, "every transfer writes it")
     reference, result = tensors.get("reference"), tensors.get("latents")
     if reference is None or result is None or reference.ndim != 5 or reference.shape != result.shape:
-        raise DitflowError(f"{path} is damaged: it has no `reference` and `latents` of one shape")
+        raise DitflowError(f"{path} is damaged: `reference` and `latents` are missing or differ in shape")
     return reference, result
 
 
 def create_run(settings: Settings, kind: str = "") -> Run:
-    """Create the folder: `output`, or a name from the clip and the prompt; a taken name gets a number."""
+    """Create the folder `output`, or one named after the clip and the prompt. A taken name gets a number."""
     wanted = Path(settings.output) if settings.output else Path("runs") / _name(settings, kind)
     for number in count(1):
         folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
@@ -130,7 +133,7 @@ def create_run(settings: Settings, kind: str = "") -> Run:
             continue
         except OSError as error:
             raise DitflowError(
-                f"cannot make the run folder {folder}: {error.strerror}; try --output"
+                f"cannot make the run folder {folder}: {error.strerror}; give another --output"
             ) from None
 
 
@@ -140,7 +143,7 @@ def _name(settings: Settings, kind: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Package versions, for the record."""
+    """Versions of Python and of the main packages."""
     found = {"python": platform.python_version()}
     for package in ("ditflow", "torch", "triton", "diffusers", "transformers"):
         try:

@@ -1,1 +1,1 @@
-"""From noise to clean latents: the denoising loop, its state and its checks."""
+"""From noise to clean latents: the denoising loop, its state and its checks for NaN."""

@@ -1,4 +1,4 @@
-"""Everything between encoding and decoding: prepares the guidance and runs the loop."""
+"""The phase between encoding and decoding: prepares guidance and runs the denoising loop."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ class Denoised:
     latents: Tensor  # [1, frames, channels, height, width]
     losses: list[list[float]]  # [guided steps][optimisation steps]
     skipped: int  # optimisation steps skipped because float16 overflowed
-    embeddings: list[Tensor]  # one a guided step, where they were optimised
+    embeddings: list[Tensor]  # one for each guided step, if embeddings were optimised
 
 
 class Denoising:
-    """From noise to clean latents with the clip's motion. `run` can be repeated after a failed step.
+    """Denoises latents with the clip's motion. `run` can be called again after a failed step.
 
-    Its state is that of the last finished step: `resume_from`, or the schedule's initial noise.
+    Its state is that of the last finished step. It starts from `resume_from`, or from initial noise.
     """
 
     def __init__(
         self,
         settings: Settings,
-        schedule: Schedule,  # with its generator seeded, nothing drawn
+        schedule: Schedule,  # with a seeded generator that has drawn nothing yet
         texts: Texts,
         reference: Tensor,  # [1, frames, channels, height, width] the encoded clip
         on_step: Callable[[Step], None],
         *,
-        saved_embeddings: list[Tensor] | None = None,  # one a guided step, in place of optimisation
+        saved_embeddings: list[Tensor] | None = None,  # one for each guided step, instead of optimisation
         resume_from: State | None = None,
     ):
         self.settings, self.schedule, self.texts, self.reference = settings, schedule, texts, reference
@@ -60,12 +60,12 @@ class Denoising:
 
     @property
     def result(self) -> Denoised:
-        """What the steps done so far have produced."""
+        """The results of the steps finished so far."""
         state = self.state
         return Denoised(state.latents, state.losses, state.skipped, state.embeddings)
 
     def run(self, runner: Runner) -> Denoised:
-        """All steps that are not done yet."""
+        """Run the steps that remain."""
         settings, state, transformer = self.settings, self.state, runner.transformer
         native_embedding = transformer.embedding(transformer.grid(self.reference))
         if self.saved_embeddings:
@@ -127,9 +127,9 @@ class Denoising:
 
 
 def check_shapes(saved: list[Tensor], native_embedding: Tensor) -> None:
-    """Raises DitflowError for saved embeddings of another shape than the model's own."""
+    """Raises DitflowError if saved embeddings do not have the shape of the model's embedding."""
     if any(tensor.shape != native_embedding.shape for tensor in saved):
         raise DitflowError(
-            f"the saved embeddings are damaged: they do not have the model's shape "
-            f"{list(native_embedding.shape)}"
+            f"the saved embeddings are damaged: their shape is not {list(native_embedding.shape)}; "
+            "optimise them again"
         )

@@ -27,19 +27,19 @@ class Scale:
 
 @dataclass(frozen=True)
 class Step:
-    """A finished denoising step: all that the next one needs beside the schedule's state."""
+    """A finished denoising step: what the next step needs, besides the schedule's state."""
 
     index: int
     latents: Tensor  # [1, frames, channels, height, width]
-    embedding: Tensor  # the one this step was computed with
-    losses: list[float]  # before each optimisation step; empty where nothing was optimised
+    embedding: Tensor  # that this step was computed with
+    losses: list[float]  # before each optimisation step; empty if nothing was optimised
 
 
 def denoise(
     runner: Runner,
     schedule: Schedule,
-    last: Step,  # where to continue; at the start index -1, the initial noise, the native embedding
-    native_embedding: Tensor,  # the model's own positional embedding
+    last: Step,  # the last finished step; before the first: index -1, initial noise, native embedding
+    native_embedding: Tensor,  # the model's positional embedding, not optimised
     texts: Texts,
     scale: Scale,
     guided_steps: int,
@@ -48,13 +48,13 @@ def denoise(
     saved_embeddings: list[Tensor] | None,
     on_step: Callable[[Step], None],
 ) -> Tensor:
-    """From noise to clean latents; the first `guided_steps` steps follow the clip's motion.
+    """Denoise from noise to clean latents. The first `guided_steps` steps follow the clip's motion.
 
-    In those steps the clip's keys and values are injected. The latents or the embedding are optimised or,
-    given `saved_embeddings` (one a guided step), the embedding is taken from there. An optimised embedding
-    carries over from one guided step to the next; later steps use the native one.
+    A guided step injects the clip's keys and values, then optimises the latents or the embedding. With
+    `saved_embeddings` (one for each guided step) it uses those instead of optimising. An optimised embedding
+    carries over to the next guided step; the other steps use the native embedding.
 
-    Raises NotFinite in the step where NaN or infinity first appears; `on_step` is not called for it.
+    Raises NotFinite in the step in which NaN or infinity first appears; `on_step` is not called for it.
     """
     latents, embedding = last.latents, last.embedding
     for index in ranges.steps(range(last.index + 1, len(schedule.timesteps)), guided_steps):
@@ -83,7 +83,7 @@ def denoise(
 def predict(
     runner: Runner, inputs: Inputs, negative_prompt: Tensor, injected: Injected, weight: float
 ) -> Tensor:
-    """The prediction with classifier-free guidance; a weight of 1 needs no negative prompt."""
+    """The prediction with classifier-free guidance. With a weight of 1 the negative prompt is not used."""
     if weight == 1:
         return runner.forward([inputs], injected)[0]
     batch = [inputs, replace(inputs, prompt=negative_prompt)]

@@ -1,4 +1,4 @@
-"""Every option of a run, once."""
+"""All settings of a run."""
 
 from ditflow.settings.settings import Settings, read_settings
 

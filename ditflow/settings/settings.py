@@ -1,4 +1,4 @@
-"""Every option of a run, once: the command line, YAML files and run folders are views of `Settings`."""
+"""All settings of a run. The command line, YAML files and run folders read and write `Settings`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ from ditflow.models.families import ModelFamily, family_of, models, published_se
 from ditflow.settings.values import Size, plain, read_value
 from ditflow.settings.yaml_file import read_mapping
 
-ATTENTION = ("sdpa", "cudnn", "flash", "xformers", "sage")  # as in ditflow.models.attention, without torch
+ATTENTION = (
+    "sdpa",
+    "cudnn",
+    "flash",
+    "xformers",
+    "sage",
+)  # as in ditflow.models.attention, which needs torch
 
 
 def option(
@@ -30,9 +36,10 @@ def option(
     most: float | None = None,
     flag: bool = True,
 ) -> Any:
-    """A field of `Settings`: unset (None) until `configs/` or the caller says otherwise.
+    """A field of `Settings`. None means unset: `Settings` then takes the model's value from `configs/`.
 
-    `least` and `most` are of a number, of each number of several, or, of a text, its characters.
+    `least` and `most` bound a number, each number in a list, or the length of a text in characters.
+    `flag`: whether the command line has a flag for it.
     """
     metadata = {"group": group, "text": text, "choices": choices, "least": least, "most": most, "flag": flag}
     return field(default=None, metadata=metadata)
@@ -40,68 +47,90 @@ def option(
 
 @dataclass(frozen=True)
 class Settings:
-    """What one run does. Fields left out take the model's value from `configs/`; every value is checked.
+    """The settings of one run. Fields left out take the model's value from `configs/`.
 
     Raises SettingsError for an unknown or impossible value.
     """
 
     video: str = option("video", "reference clip: a video file or a folder of images")
-    frames: int = option("video", "frames to transfer", least=1, most=SOURCE_FRAMES)
-    start: int = option("video", "first frame of the clip that is used", least=0, most=SOURCE_FRAMES)
+    frames: int = option("video", "number of frames to transfer", least=1, most=SOURCE_FRAMES)
+    start: int = option("video", "first frame of the clip to use, from 0", least=0, most=SOURCE_FRAMES)
     stride: int = option("video", "use every n-th frame of the clip", least=1, most=SOURCE_FRAMES)
     size: Size = option("video", "size of the new video in pixels (CogVideoX: multiples of 16)", most=SIDE)
-    fit: str = option("video", "how the clip gets that size", choices=("crop", "pad", "stretch"))
+    fit: str = option("video", "how to fit the clip to that size", choices=("crop", "pad", "stretch"))
 
     model: str = option("model", f"{', '.join(models())}, a hub id or a local folder")
-    lora: tuple[str, ...] = option("model", "LoRA weights on top: FILE_OR_ID[:scale]")
+    lora: tuple[str, ...] = option("model", "LoRA weights to add, FILE_OR_ID[:scale]; can be repeated")
     dtype: str = option("model", "precision of the weights", choices=("bfloat16", "float16", "float32"))
     device: str = option("model", "where to compute: auto, cpu, cuda, cuda:1, ...")
-    deterministic: bool = option("model", "same settings, same bytes on a GPU too (slower)")
+    deterministic: bool = option("model", "reproduce results bit for bit on a GPU too (slower)")
 
     memory: str = option("memory", "GPU memory to use: auto, gigabytes (8) or a preset by name (8gb)")
-    preset: str = option("memory", "memory preset a run used", choices=("auto", *PRESETS), flag=False)
+    preset: str = option("memory", "memory preset that the run used", choices=("auto", *PRESETS), flag=False)
     weights: str = option(
-        "memory", "how the transformer's weights are stored: full, fp8, int8, nf4 (not exact) or a .gguf file"
+        "memory", "storage of the transformer's weights: full, or inexact as fp8, int8, nf4 or a .gguf file"
     )
-    decode_tile: str = option("memory", "tile of VAE decoding: WIDTHxHEIGHT, none or auto", flag=False)
+    decode_tile: str = option("memory", "tile size of VAE decoding: WIDTHxHEIGHT, none or auto", flag=False)
 
     attention: str = option("speed", "attention kernel", choices=ATTENTION)
-    compile: str = option("speed", "compile the blocks: auto does on a GPU", choices=("auto", "on", "off"))
+    compile: str = option(
+        "speed", "compile the transformer's blocks; auto: only on a GPU", choices=("auto", "on", "off")
+    )
     engine: str = option("speed", "what runs forwards that need no gradient", choices=("torch", "tensorrt"))
 
-    prompt: str = option("text", "what the new video shows", most=PROMPT_CHARACTERS)
+    prompt: str = option("text", "what the new video should show", most=PROMPT_CHARACTERS)
     negative_prompt: str = option("text", "what it should not show", most=PROMPT_CHARACTERS)
     source_prompt: str = option(
-        "text", "what the clip shows, used while its motion is read", most=PROMPT_CHARACTERS
+        "text", "what the clip shows; used when its motion is read", most=PROMPT_CHARACTERS
     )
 
     guidance: bool = option("motion", "optimise towards the clip's motion")
-    loss: str = option("motion", "motion feature", choices=("flow", "moft", "smm", "smm-release"))
-    optimise: str = option("motion", "what is optimised", choices=("latent", "embedding"))
-    guided: float = option("motion", "guided share of the denoising steps", least=0, most=1)
+    loss: str = option("motion", "motion feature to match", choices=("flow", "moft", "smm", "smm-release"))
+    optimise: str = option(
+        "motion", "what to optimise: the latents or the positional embedding", choices=("latent", "embedding")
+    )
+    guided: float = option(
+        "motion", "share of the denoising steps, from the first, that are guided", least=0, most=1
+    )
     optimisation_steps: int = option("motion", "optimisation steps in each guided step", least=1, most=1000)
     learning_rate: tuple[float, float] = option(
-        "motion", "learning rate, from HIGH to LOW", least=0, most=1e30
+        "motion", "learning rate; falls from HIGH to LOW over the guided steps", least=0, most=1e30
     )
-    guidance_blocks: tuple[int, ...] = option("motion", "blocks whose motion is matched", least=0, most=999)
-    temperature: float = option("motion", "sharpness of the motion flow's softmax", least=1e-3, most=1e4)
-    rows: str = option("motion", "patches that count in the flow loss", choices=("moving", "all"))
-    reference: str = option("motion", "motion flow of the clip", choices=("hard", "soft"))
-    moft_channels: float = option("motion", "share of channels that MOFT compares", least=0, most=1)
-    saved_embedding: str = option("motion", "embedding file used in place of optimisation", flag=False)
+    guidance_blocks: tuple[int, ...] = option(
+        "motion", "transformer blocks in which motion is matched", least=0, most=999
+    )
+    temperature: float = option(
+        "motion", "factor in the motion flow's softmax; higher is sharper", least=1e-3, most=1e4
+    )
+    rows: str = option(
+        "motion", "patches in the flow loss: those that move in the clip, or all", choices=("moving", "all")
+    )
+    reference: str = option(
+        "motion", "the clip's motion flow: hard (likeliest position) or soft (mean)", choices=("hard", "soft")
+    )
+    moft_channels: float = option(
+        "motion", "share of the channels that the moft loss compares", least=0, most=1
+    )
+    saved_embedding: str = option("motion", "embedding file to use instead of optimising", flag=False)
     injection: bool = option("motion", "inject the clip's keys and values in the guided steps")
-    injection_blocks: tuple[int, ...] = option("motion", "blocks that get them", least=0, most=999)
+    injection_blocks: tuple[int, ...] = option(
+        "motion", "transformer blocks to inject them into", least=0, most=999
+    )
 
     steps: int = option("sampling", "denoising steps", least=1, most=1000)
     guidance_scale: float = option(
         "sampling", "classifier-free guidance scale; 1 turns it off", least=1, most=100
     )
-    dynamic_scale: bool = option("sampling", "let the guidance scale rise over the steps, as 5B was made for")
+    dynamic_scale: bool = option(
+        "sampling", "let the guidance scale rise over the steps (CogVideoX-5B's default)"
+    )
     scheduler: str = option("sampling", "sampler (CogVideoX: ddim or dpm)")
     seed: int = option("sampling", "seed of all noise", least=0, most=2**63 - 1)
 
-    output: str = option("output", "run folder (default: runs/<clip>-<prompt>); a taken name gets a number")
-    format: str = option("output", "kind of video written", choices=("mp4", "gif", "frames"))
+    output: str = option(
+        "output", "run folder (default: runs/<clip>-<prompt>); a number is added if the name is taken"
+    )
+    format: str = option("output", "format of the videos to write", choices=("mp4", "gif", "frames"))
     keep_precision: bool = option("output", "save the embedding in float32 instead of bfloat16")
 
     def __post_init__(self) -> None:
@@ -114,7 +143,7 @@ class Settings:
             object.__setattr__(self, item.name, value)
         self._check_memory()
         self._check_blocks()
-        if family := family_of(self.model):  # a finished run's model may be gone
+        if family := family_of(self.model):  # None if a finished run's model is no longer on this machine
             check_family(self, family)
 
     def _check_memory(self) -> None:
@@ -127,17 +156,17 @@ class Settings:
         for name in ("guidance_blocks", "injection_blocks"):
             blocks = getattr(self, name)
             if len(set(blocks)) < len(blocks):
-                raise SettingsError(f"{name}: {list(blocks)} given, a block named twice; name each one once")
+                raise SettingsError(f"{name}: {list(blocks)} given; name each block only once")
         overlap = set(self.guidance_blocks) & set(self.injection_blocks)
         if overlap and self.guidance and self.injection:
             raise SettingsError(
-                f"block {min(overlap)} is both guided and injected: its keys would be the clip's own; "
-                "choose different --guidance-blocks and --injection-blocks"
+                f"block {min(overlap)} is both guided and injected, so guidance would see the clip's keys "
+                "instead of the new video's; choose different --guidance-blocks and --injection-blocks"
             )
 
     @property
     def guided_steps(self) -> int:
-        """Number of denoising steps, from the first, that are guided or injected: one at least, or none."""
+        """How many of the first denoising steps are guided or injected; at least one if `guided` is not 0."""
         return max(1, round(self.guided * self.steps)) if self.guided else 0
 
     @property
@@ -146,15 +175,15 @@ class Settings:
         return bool(self.guidance and self.guided_steps and not self.saved_embedding)
 
     def to_yaml(self) -> str:
-        """The settings as YAML that `read_settings` reads back to an equal object."""
+        """The settings as YAML, from which `read_settings` makes an equal object."""
         values = {item.name: plain(getattr(self, item.name)) for item in fields(self)}
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def read_settings(path: Path | None = None, **given: Any) -> Settings:
-    """Settings from a YAML file (optional), with `given` on top.
+    """Settings from an optional YAML file, overridden by `given`.
 
-    Raises SettingsError if the file cannot be read, is no mapping or has a key that is no setting.
+    Raises SettingsError if the file cannot be read, is not a mapping or has a key that is not a setting.
     """
     values = read_mapping(Path(path)) if path else {}
     values |= {name: value for name, value in given.items() if value is not None}
@@ -162,13 +191,15 @@ def read_settings(path: Path | None = None, **given: Any) -> Settings:
     for name in values:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else "`ditflow transfer --print-config` shows all"
+            hint = (
+                f"did you mean {near[0]!r}?" if near else "`ditflow transfer --print-config` lists them all"
+            )
             raise SettingsError(f"unknown setting {name!r}: {hint}")
     return Settings(**values)
 
 
 def model_settings(model: str) -> dict[str, Any]:
-    """All settings with a model's published values. Raises SettingsError for a model that is not known."""
+    """All settings with a model's published values. Raises SettingsError for an unknown model."""
     return shipped("defaults.yaml") | {"model": model} | published_settings(model)
 
 
@@ -185,6 +216,8 @@ def check_family(settings: Settings, family: ModelFamily) -> None:
         if (given := getattr(settings, name)) not in accepted:
             raise SettingsError(f"{name}: {given!r} given, accepted: {', '.join(accepted)}")
     if settings.dynamic_scale and not family.has_dynamic_scale:
-        raise SettingsError(f"dynamic_scale: {family.pipeline} has none; use --no-dynamic-scale")
+        raise SettingsError(
+            f"dynamic_scale: {family.pipeline} has no dynamic guidance scale; use --no-dynamic-scale"
+        )
     if settings.lora and not family.takes_lora:
-        raise SettingsError(f"lora: {family.pipeline} takes none; leave out --lora")
+        raise SettingsError(f"lora: {family.pipeline} does not take LoRAs; leave out --lora")

@@ -1,4 +1,4 @@
-"""The value of one setting: from YAML, the command line or Python to its type, within its bounds."""
+"""Converts the value of one setting to its type and checks it against its choices and bounds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 from ditflow.errors import SettingsError, shown
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-LONGEST_NAME = 255  # bytes of a file's or a folder's name
+LONGEST_NAME = 255  # bytes in a file or folder name
 
 
 class Size(NamedTuple):
@@ -26,7 +26,7 @@ class Size(NamedTuple):
 
 
 def read_value(item: Field, kind: Any, given: Any) -> Any:
-    """`given` as `kind`, checked against the field's choices and bounds; raises SettingsError."""
+    """Convert `given` to the type `kind` and check it. Raises SettingsError."""
     try:
         value = _convert(kind, given)
     except (TypeError, ValueError, OverflowError):
@@ -43,7 +43,7 @@ def read_value(item: Field, kind: Any, given: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A value as YAML writes it."""
+    """A value in a form that YAML can write."""
     if isinstance(value, Size):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
@@ -60,13 +60,17 @@ def _check_bounds(item: Field, given: Any, number: float) -> None:
 def _check_text(item: Field, text: str) -> None:
     prose, most = item.metadata["group"] == "text", item.metadata["most"]
     for character in text:
-        # a control character, or a byte that is not UTF-8
+        # control characters, and surrogates, which stand for bytes that are not UTF-8
         if unicodedata.category(character) in ("Cc", "Cs") and not (prose and character in "\t\n\r"):
-            raise SettingsError(f"{item.name}: {character!r} in {shown(text)} is no character; leave it out")
+            raise SettingsError(
+                f"{item.name}: {shown(text)} contains {character!r}, which cannot be printed; remove it"
+            )
     if most is not None and len(text) > most:
         raise SettingsError(f"{item.name}: {len(text)} characters given, at most {most} accepted")
     if not prose and any(len(os.fsencode(part)) > LONGEST_NAME for part in text.split("/")):
-        raise SettingsError(f"{item.name}: {shown(text)} is longer than the name of any file; shorten it")
+        raise SettingsError(
+            f"{item.name}: {shown(text)} has a name of more than {LONGEST_NAME} bytes; shorten it"
+        )
 
 
 def _convert(kind: Any, given: Any) -> Any:
@@ -75,10 +79,10 @@ def _convert(kind: Any, given: Any) -> Any:
     if get_origin(kind) is tuple:
         return _tuple(kind, given)
     if kind is bool:
-        return _truth(given)
+        return _boolean(given)
     if kind is str:
         if isinstance(given, bool):
-            return "on" if given else "off"  # YAML reads the bare words as truth values
+            return "on" if given else "off"  # YAML reads a bare on or off as a boolean
         if not isinstance(given, str | int | float):
             raise TypeError
         return str(given)
@@ -103,7 +107,7 @@ def _tuple(kind: Any, given: Any) -> tuple:
     return tuple(_convert(inner, part) for part in given)
 
 
-def _truth(given: Any) -> bool:
+def _boolean(given: Any) -> bool:
     word = str(given).lower()
     if word not in TRUE + FALSE:
         raise ValueError

@@ -1,4 +1,4 @@
-"""A settings file as a mapping: the plain part of YAML, and not much of it."""
+"""Reads a settings file: YAML without aliases or tags, limited in size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ditflow.limits import SETTINGS_BYTES
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The values of a YAML file by their names. Raises SettingsError for whatever else it is."""
+    """The values of a YAML file by name. Raises SettingsError if it is not a mapping from names to values."""
     try:
         with path.open("rb") as file:
             content = file.read(SETTINGS_BYTES + 1)
@@ -22,14 +22,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise SettingsError(f"settings file {path}: {error.strerror}; give a YAML file") from None
     if len(content) > SETTINGS_BYTES:
         raise SettingsError(
-            f"settings file {path} is larger than {SETTINGS_BYTES} bytes: give one that holds settings alone"
+            f"settings file {path} is larger than {SETTINGS_BYTES} bytes: give one that holds only settings"
         )
     try:
         values = yaml.load(content.decode("utf-8"), _PlainLoader)
     except SettingsError as error:
         raise SettingsError(f"settings file {path}, {error}") from None
     except RecursionError:
-        raise SettingsError(f"settings file {path} is nested too deep: no setting is") from None
+        raise SettingsError(f"settings file {path} is nested too deeply: settings are not nested") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise SettingsError(f"settings file {path} is not YAML: {reason}") from None
@@ -39,31 +39,32 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def check_output(path: Path, output: str) -> None:
-    """Raises SettingsError for an `output` that would lead away from the file that says so.
+    """Raises SettingsError if a settings file sends output outside its own folder and the current one.
 
-    A file that came from elsewhere shall not choose where on this machine something is written.
+    A settings file from someone else must not choose where on this machine to write.
     """
     wanted = Path(os.path.realpath(output))
     if not any(wanted.is_relative_to(os.path.realpath(folder)) for folder in (".", path.parent)):
         raise SettingsError(
-            f"settings file {path}: its output {shown(output)} is neither in its own folder nor in this one; "
-            "say --output"
+            f"settings file {path}: its output {shown(output)} is neither in the file's folder nor in the "
+            "current one; give --output"
         )
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML's safe loader without aliases and tags, which no setting needs, or a name given twice.
+    """YAML's safe loader, which also refuses aliases, tags and repeated names.
 
-    A few lines of aliases can stand for gigabytes, and a tag says what kind of thing is to be made.
+    No setting needs an alias or a tag. A few lines of aliases can expand to gigabytes, and a tag chooses the
+    Python type to construct.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         event = self.peek_event()
         where = f"line {event.start_mark.line + 1}"
         if isinstance(event, yaml.AliasEvent):
-            raise SettingsError(f"{where}: *{event.anchor} is an alias; write out what it stands for")
+            raise SettingsError(f"{where}: *{event.anchor} is an alias; write out the value it stands for")
         if getattr(event, "tag", None) is not None:
-            raise SettingsError(f"{where}: {event.tag} is a tag; leave it out")
+            raise SettingsError(f"{where}: {event.tag} is a tag; remove it")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -71,6 +72,6 @@ class _PlainLoader(yaml.SafeLoader):
         for name, times in names.most_common(1):
             if times > 1:
                 raise SettingsError(
-                    f"line {node.start_mark.line + 1} and on: {name!r} is given {times} times; give it once"
+                    f"from line {node.start_mark.line + 1}: {name!r} is given {times} times; give it once"
                 )
         return super().construct_mapping(node, deep)

@@ -85,9 +85,9 @@ def test_sizes_at_their_limits(capfd):
         case(
             "a prompt with control characters",
             "a \x1b[31mred\x07 dog",
-            [r"'\x1b' in 'a \x1b", "leave it out"],
+            [r"contains '\x1b'", "remove it"],
         ),
-        case("a prompt that is not UTF-8", "na\udcefve", [r"'\udcef' in", "leave it out"]),
+        case("a prompt that is not UTF-8", "na\udcefve", [r"contains '\udcef'", "remove it"]),
     ],
 )
 def test_prompts_refused(prompt, parts, small_folder, clip, capfd):
@@ -127,7 +127,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         case("YAML with an anchor bomb", f"{BOMB}prompt: *i\n", ["line 2: *a is an alias; write out"]),
         case("YAML that contains itself", "lora: &a [*a]\n", ["line 1: *a is an alias; write out"]),
         case(
-            "YAML with a tag", "prompt: !!python/object/apply:os.getcwd []\n", ["os.getcwd is a tag; leave"]
+            "YAML with a tag", "prompt: !!python/object/apply:os.getcwd []\n", ["os.getcwd is a tag; remove"]
         ),
         case("YAML with an unknown key", "stepz: 4\n", ["unknown setting 'stepz': did you mean 'steps'?"]),
         case(
@@ -148,7 +148,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         case("YAML with an impossible date", "prompt: 2026-13-45\n", ["is not YAML: month must be in 1..12"]),
         case("YAML that is a list", "- a\n- b\n", ["expected lines of `setting: value`"]),
         case("an empty settings file", "", ["expected lines of `setting: value`"]),
-        case("YAML nested five thousand times", "lora: " + "[" * 5_000, ["nested too deep"]),
+        case("YAML nested five thousand times", "lora: " + "[" * 5_000, ["nested too deeply"]),
         case("a settings file of megabytes", "# long\n" * 500_000, [f"larger than {SETTINGS_BYTES} bytes"]),
         case("a settings file that is not UTF-8", b"prompt: na\xefve\n", ["is not YAML: 'utf-8' codec"]),
         case("a settings file of NUL bytes", bytes(64), ["is not YAML: unacceptable character"]),
@@ -190,7 +190,7 @@ def test_settings_that_are_not_a_file(tmp_path, capfd):
             "a name of 300 letters",
             f"transfer --prompt x --video {'a' * 300}.mp4",
             2,
-            ["of any file; shorten"],
+            ["more than 255 bytes; shorten"],
         ),
         case(
             "a block that the model does not have",
@@ -202,7 +202,7 @@ def test_settings_that_are_not_a_file(tmp_path, capfd):
             "a LoRA with a scale of nan",
             "transfer --video {clip} --prompt x --lora {clip}:nan",
             1,
-            ["nan is no scale"],
+            ["the scale nan is not a finite number"],
         ),
     ],
 )

@@ -130,7 +130,7 @@ def huge_config(model: Path) -> None:
         case(
             "a model of another class",
             changed("transformer", _class_name="Own"),
-            ["of a 'Own', not CogVideoX"],
+            ["names the class 'Own', and only CogVideoX"],
         ),
         case("a model of 10^9 layers", changed("transformer", num_layers=10**9), ["at most 1000 accepted"]),
         case("a model with a huge config file", huge_config, ["config.json is larger than"]),
@@ -162,7 +162,7 @@ def test_output_of_a_settings_file(output, tmp_path, capfd):
     config.parent.mkdir()
     config.write_text(f"model: small\noutput: {output.format(tmp_path)}\n")
     words = ["transfer", "--config", str(config), "--print-config"]
-    told = ["its output", "is neither in its own folder nor in this one; say --output"]
+    told = ["its output", "is neither in the file's folder nor in the current one; give --output"]
     assert_refused(capfd, words, 2, str(config), *told)
     assert "output: mine" in answer(capfd, [*words, "--output", "mine"]).output
     config.write_text(f"model: small\noutput: {config.parent}\n")  # as in the settings that a run writes

@@ -54,7 +54,7 @@ def test_order_of_precedence(capsys, tmp_path):
         (["transfer", "--model", "small"], "video: nothing given; use --video"),
         (["transfer", "--model", "small", "--video", "x.mp4"], "prompt: nothing given; use --prompt"),
         (["flow", "--model", "small"], "video: nothing given; use --video"),
-        (["inject", "--from", "absent", "--prompt", "words"], "is no run folder"),
+        (["inject", "--from", "absent", "--prompt", "words"], "is not a run folder"),
     ],
     ids=lambda value: " ".join(value)[:45] if isinstance(value, list) else None,
 )

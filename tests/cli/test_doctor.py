@@ -63,7 +63,7 @@ def test_private_details_are_hidden(person, monkeypatch, capsys):
         for private in (str(person), "/alice", "attic", "hf_", "pw@"):
             assert private not in said, said
         assert "~/models/5b and /data/USER/models, 1 alicepool" in said
-        assert "cannot be told: OSError: HOST: HIDDEN, HIDDEN of https://HOST/~" in said
+        assert "unknown: OSError: HOST: HIDDEN, HIDDEN of https://HOST/~" in said
         assert "~/hub: " in said and "~/cache/ditflow: " in said
 
 
@@ -95,7 +95,7 @@ def test_a_failing_probe_becomes_a_line(monkeypatch):
     only(monkeypatch, first=broken, second=refused, third=lambda: iter([("last", "told")]))
     assert list(doctor.facts()) == [
         ("first", "half", "told"),
-        ("first", "broken", "cannot be told: RuntimeError: the other half"),
+        ("first", "broken", "unknown: RuntimeError: the other half"),
         ("second", "refused", "no such thing; try another"),
         ("third", "last", "told"),
     ]
@@ -113,8 +113,8 @@ def test_it_works_with_nothing_installed():
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["machine"]["python"] == platform.python_version()
-    for where, name in (("machine", "cuda"), ("packages", "packages"), ("what a run uses", "kernels")):
-        assert found[where][name].startswith("cannot be told: ModuleNotFoundError"), found[where]
+    for where, name in (("machine", "cuda"), ("packages", "packages"), ("what a run would use", "kernels")):
+        assert found[where][name].startswith("unknown: ModuleNotFoundError"), found[where]
 
 
 def test_installed_and_missing_packages(monkeypatch):
@@ -138,7 +138,7 @@ def test_installed_and_missing_packages(monkeypatch):
 def test_weights_in_the_cache(monkeypatch, small_folder, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     found = section("weights")
-    assert found["5b"] == "not here: about 21 GB are downloaded when it is first used"
+    assert found["5b"] == "not on this machine: about 21 GB will be downloaded at first use"
     assert found["small"].startswith("in this package, complete")
     cache = tmp_path / "models--THUDM--CogVideoX-5b"
     (cache / "refs").mkdir(parents=True)
@@ -179,12 +179,15 @@ def gpu(monkeypatch, tmp_path, small_folder):
 
 def test_a_gpu_and_how_a_run_would_use_it(gpu, small_folder):
     found = section("machine")
-    assert found["GPU 0, by driver"] == "NVIDIA H100, driver 560.35.03, 70000 MiB free of 81559 MiB"
+    assert found["nvidia-smi GPU 0"] == "NVIDIA H100, driver 560.35.03, 70000 MiB free of 81559 MiB"
     assert found["torch"] == "built for CUDA 13.0"
     assert found["cuda:0"] == "NVIDIA H100, sm_90, 60.0 GiB free of 80.0"
-    found = section("what a run uses")
+    found = section("what a run would use")
     assert (found["device"], found["kernels"]) == ("cuda:0", "triton, on sm_90")
-    assert found["attention sdpa"].startswith("used") and found["attention cudnn"] == "available"
+    assert (
+        found["attention sdpa"].startswith("available, the default")
+        and found["attention cudnn"] == "available"
+    )
     assert found["preset"].startswith("80gb: the fastest that fits 56.8 GiB (")
     assert found["preset"].endswith(", 9 frames of 48x32)")
 
@@ -194,4 +197,4 @@ def test_a_missing_or_broken_driver(gpu, monkeypatch):
     assert dict(doctor.driver())["driver"].startswith("nvidia-smi fails: NVIDIA-SMI has failed")
     gpu.unlink()
     monkeypatch.setenv("PATH", str(Path(gpu).parent))
-    assert dict(doctor.driver())["driver"].startswith("there is no nvidia-smi")
+    assert dict(doctor.driver())["driver"].startswith("nvidia-smi not found")

@@ -30,7 +30,7 @@ def assert_stopped_cleanly(fork_server, folder):
         if "/" not in name:
             assert data == fork_server.whole[name], name
     resumable = "settings.yaml" in left
-    assert ("`ditflow resume run` goes on" in error) == resumable
+    assert ("`ditflow resume run` continues" in error) == resumable
     assert fork_server.resume(folder) == (0 if resumable else 1)
     if resumable:
         assert contents(folder / "run") == fork_server.whole

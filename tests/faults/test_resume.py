@@ -40,14 +40,14 @@ def test_resuming_a_finished_run_only_cleans_up(fork_server, tmp_path, capsys):
     assert main(["resume", str(run)]) == 0
     told = capsys.readouterr()
     assert told.out == f"{run}\n"
-    assert f"{run} is finished: there is nothing to go on with" in told.err
+    assert f"{run} is finished: there is nothing to resume" in told.err
     assert contents(run) == fork_server.whole and not (run / FOLDER).exists()
 
 
 def test_decode_remakes_the_videos_of_a_finished_run(fork_server, tmp_path):
     run = shutil.copytree(fork_server.folder / "run", tmp_path / "run")
     assert fork_server.run(tmp_path, "decode", "run", "--quiet") == 1
-    assert "run/result.mp4 is there already: move it away" in fork_server.error(tmp_path)
+    assert "run/result.mp4 exists: move it away" in fork_server.error(tmp_path)
     (run / "result.mp4").unlink()
     before = contents(run)
     assert fork_server.run(tmp_path, "decode", "run", "--quiet") == 0, fork_server.error(tmp_path)
@@ -62,10 +62,12 @@ def test_decode_remakes_the_videos_of_a_finished_run(fork_server, tmp_path):
 def test_folders_that_are_not_runs(tmp_path, capsys, command):
     assert main([command, str(tmp_path)]) == 1
     assert capsys.readouterr().err == (
-        f"ditflow: {tmp_path} is no run folder: it has no settings.yaml; give a transfer's\n"
+        f"ditflow: {tmp_path} is not a run folder: it has no settings.yaml; give a transfer's folder\n"
     )
 
 
 def test_decode_before_denoising_is_finished(stopped, capsys):
     assert main(["decode", str(stopped)]) == 1
-    assert f"has no latents.safetensors: `ditflow resume {stopped}`" in capsys.readouterr().err
+    assert (
+        f"denoising is not finished; continue it with `ditflow resume {stopped}`" in capsys.readouterr().err
+    )

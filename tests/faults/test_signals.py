@@ -32,9 +32,9 @@ def test_ended_at_a_random_moment_of_every_phase(fork_server, tmp_path, name):
         if run.exists() and not (run / "settings.yaml").exists():  # before anything was computed
             assert stage == "begin"
             assert fork_server.resume(tmp_path) == 1
-            assert "is no run folder" in fork_server.error(tmp_path)
+            assert "is not a run folder" in fork_server.error(tmp_path)
             shutil.rmtree(run)
         elif run.exists() and SAYS[name]:
-            assert f"`ditflow resume {run.relative_to(tmp_path)}` goes on from there" in error
+            assert f"`ditflow resume {run.relative_to(tmp_path)}` continues from there" in error
     assert fork_server.resume(tmp_path) == 0, fork_server.error(tmp_path)
     assert contents(run) == fork_server.whole

@@ -136,10 +136,10 @@ def embedded(clip, small_folder, tmp_path_factory):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (["--frames", "13"], "made with frames 10, this run has 13"),
-        (["--size", "32x32"], 'made with size "48x32", this run has "32x32"'),
+        (["--frames", "13"], "made with frames 10, but this run has 13"),
+        (["--size", "32x32"], 'made with size "48x32", but this run has "32x32"'),
         (["--steps", "6"], "made with timesteps"),
-        (["--guided", "1"], "holds 2 guided steps, this run has 4"),
+        (["--guided", "1"], "holds 2 guided steps, but this run has 4"),
     ],
     ids=["frames", "size", "schedule", "guided"],
 )
@@ -174,7 +174,7 @@ def test_damaged_run_folders(settings, capsys):
     run = transfer(settings)
     words = ["inject", "--from", str(run.folder), "--quiet"]
     assert main(words) == 1
-    assert "only runs with --optimise embedding keep one" in capsys.readouterr().err
+    assert "only runs with --optimise embedding save one" in capsys.readouterr().err
     (run.folder / "embedding.safetensors").write_bytes(b"0123456789")
     assert main(words) == 1
     assert "embedding.safetensors is damaged" in capsys.readouterr().err

@@ -85,7 +85,8 @@ def test_falls_back_to_the_next_smaller_preset(
     settings, fewest_resident, phase, times, monkeypatch, caplog, tmp_path
 ):  # fmt: skip
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(choice, "LESS", 2.0)  # a small model with nothing resident: no preset needs much less
+    # a small model with nothing resident: no preset needs much less
+    monkeypatch.setattr(choice, "RETRY_SHARE", 2.0)
     where, name = {
         "text": (text.T5TextEncoder, "encode"),
         "denoise": (BlockwiseRunner, "forward"),
@@ -97,7 +98,8 @@ def test_falls_back_to_the_next_smaller_preset(
     used = ["12gb", "8gb"][times - 1]
     lines = [record.message for record in caplog.records if "out of memory" in record.message]
     assert lines == [
-        f"out of memory in {phase}: continuing with gradient checkpointing of every block, 0 blocks resident"
+        f"out of memory in {phase}: continuing with gradient checkpointing of every block and 0 of 6 blocks "
+        "resident"
         for _ in range(times)
     ]
     found = read_settings(run.folder / "settings.yaml")
@@ -125,7 +127,7 @@ def test_no_preset_is_small_enough(settings, monkeypatch):
         (["--weights", "nf3"], "--weights nf3: unknown; accepted: full, fp8, int8, nf4 or a .gguf file"),
         (["--weights", "absent.gguf"], "no such file"),
         (["--memory", "little"], "memory: 'little' given; accepted: auto, gigabytes such as 8, or 4gb"),
-        (["--memory", "0.42"], "memory preset 4gb does not fit: .* needs .* MiB, .* more than the 0 MiB"),
+        (["--memory", "0.42"], "not enough memory: .* needs .* MiB, .* more than the 0 MiB available"),
     ],
 )
 def test_bad_choices_are_refused_before_anything_is_loaded(

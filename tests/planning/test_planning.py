@@ -149,7 +149,7 @@ def test_the_largest_preset_that_fits(settings, free_memory, monkeypatch):
     )
     with pytest.raises(DitflowError, match=too_large):
         chosen(13, memory="16gb")
-    with pytest.raises(DitflowError, match=r"preset 4gb does not fit: .* needs 4.0 GiB.* fewer --frames"):
+    with pytest.raises(DitflowError, match=r"not enough memory: .* needs 4.0 GiB.* fewer --frames"):
         chosen(3)
 
 

@@ -55,7 +55,7 @@ def denoising(backbone, inputs, **changes):
             marks=pytest.mark.fault("NaN or infinity in the gradient"),
         ),
         pytest.param(
-            *("prediction", 3, "the model's prediction holds NaN or infinity in denoising step 3", 1),
+            *("prediction", 3, "the model's prediction contains NaN or infinity in denoising step 3", 1),
             marks=pytest.mark.fault("NaN or infinity in the latents"),
         ),
     ],
@@ -84,7 +84,7 @@ def test_float16_may_skip_updates_but_its_losses_must_be_finite():
 
 def test_encoded_inputs_are_checked():
     check_finite(torch.ones(3), "reference")
-    with pytest.raises(NotFinite, match="the negative prompt holds NaN"):
+    with pytest.raises(NotFinite, match="the encoded negative prompt contains NaN"):
         check_finite(torch.tensor([1.0, float("inf")]), "negative_prompt")
 
 
@@ -93,5 +93,5 @@ def test_divergence(fork_server, tmp_path):
     words = ["--set", "learning_rate=[1e30, 1e30]", "--set", "optimisation_steps=3"]
     assert fork_server.transfer(tmp_path, *words) == 1
     error = fork_server.error(tmp_path)
-    assert "of denoising step 1: with a smaller --learning-rate" in error
+    assert "of denoising step 1; use a smaller --learning-rate" in error
     assert "resume" not in error  # it would come to the same

@@ -77,7 +77,7 @@ def test_a_guided_share_above_zero_guides_at_least_one_step():
         ({"loss": "mse"}, "accepted: flow, moft, smm, smm-release"),
         ({"size": "100x100"}, "multiples of 16 accepted; nearest: 96x96"),
         ({"size": "x"}, "WIDTHxHEIGHT accepted"),
-        ({"guidance_blocks": [4, 4]}, "a block named twice"),
+        ({"guidance_blocks": [4, 4]}, "[4, 4] given; name each block only once"),
         ({"size": "wide"}, "WIDTHxHEIGHT accepted"),
         ({"size": [720]}, "WIDTHxHEIGHT accepted"),
         ({"learning_rate": [0.1]}, "2 numbers accepted"),

@@ -286,7 +286,7 @@ def test_frames_and_rate_are_the_familys(ditflow, clip, toy_folder, tmp_path):
         ("--set decode_tile=360x240", "given, accepted: auto, none, 32x24, 24x16, 16x8"),
         ("--dynamic-scale", "dynamic_scale: ToyPipeline has none; use --no-dynamic-scale"),
         ("--guidance-blocks 5", "guidance_blocks: block 5 given, this model has blocks 0 to 4"),
-        ("--lora OWNER/NAME", "lora: ToyPipeline takes none; leave out --lora"),
+        ("--lora OWNER/NAME", "lora: ToyPipeline does not take LoRAs; leave out --lora"),
     ],
 )
 def test_wrong_values_are_refused_with_what_is_accepted(ditflow, clip, toy_folder, tmp_path, words, says):

@@ -1,4 +1,4 @@
-"""Where a token is: CogVideoX's rotary (5B) and additive (2B) positional embeddings on any grid."""
+"""CogVideoX's positional embeddings, rotary (5B) and additive (2B), on any grid."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ditflow.models.protocols import Grid
 
 
 def positional_embedding(config, grid: Grid) -> Tensor:
-    """A model's own embedding of the video tokens, float32.
+    """The native embedding of the video tokens, float32; text tokens have none.
 
-    `config` is the transformer's. Rotary: [2 (q, k), 2 (cos, sin), S, head_dim], queries and keys alike, as
-    two copies that can be optimised apart. Additive: [1, S, channels]; text tokens get none.
+    `config` is the transformer's. Rotary: [2 (q, k), 2 (cos, sin), S, head_dim]; queries and keys have equal
+    values, which can be optimised separately. Additive: [1, S, channels].
     """
     return _rotary(config, grid) if config.use_rotary_positional_embeddings else _additive(config, grid)
 

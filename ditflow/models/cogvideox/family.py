@@ -1,4 +1,4 @@
-"""CogVideoX 2B, 5B and models of their layout, as a `ditflow.models.families.ModelFamily`."""
+"""CogVideoX 2B, 5B and models with the same layout, as a `ditflow.models.families.ModelFamily`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ditflow.models.cogvideox.transformer import CogVideoXTransformer
     from ditflow.models.cogvideox.vae import CogVideoXAutoencoder
 
-GROUP = 4  # video frames a latent frame
+GROUP = 4  # video frames per latent frame
 
 
 class CogVideoXFamily:
@@ -27,7 +27,7 @@ class CogVideoXFamily:
     classes = {"transformer": "CogVideoXTransformer3DModel", "vae": "AutoencoderKLCogVideoX"}
     packed_parts = ("attn1", "ff")
     schedulers = ("ddim", "dpm")
-    tiles = ("360x240", "288x192", "240x160", "192x128", "144x96")  # those that join to the right size
+    tiles = ("360x240", "288x192", "240x160", "192x128", "144x96")  # these join to the right size
     size_multiple = 16
     least_frames = 9
     frame_rate = 8
@@ -39,16 +39,16 @@ class CogVideoXFamily:
         return shipped(f"models/{like}.yaml")["settings"]
 
     def encoded_frames(self, frames: int) -> int:
-        """As many as `frames` or up to three more.
+        """`frames`, or up to three more.
 
-        The autoencoder works in groups of eight frames, two latent frames each. What a clip has beyond a
-        multiple of eight comes back as one frame (2 to 4 beyond) or as eight (5 to 7 beyond).
+        The autoencoder works in groups of eight frames. If 2 to 4 frames are left over, decoding returns only
+        one of them; if 5 to 7 are left over, it returns eight.
         """
         beyond = frames % 8
         return frames + 5 - beyond if beyond in (2, 3, 4) else frames
 
     def latent_spans(self, frames: int) -> list[range]:
-        """Groups of four; what is left over falls to the first."""
+        """Groups of four frames; the first latent frame also covers what is left over."""
         length = self.encoded_frames(frames)
         later = range(length - (length - 1) // GROUP * GROUP, length, GROUP)
         return [range(later.start), *(range(first, first + GROUP) for first in later)]
@@ -82,7 +82,7 @@ class CogVideoXFamily:
         return found
 
     def load_options(self, part: str) -> dict[str, Any]:
-        # a T5 config could name an attention implementation to be fetched and run
+        # a T5 config could name an attention implementation, which would be downloaded and run
         return {"attn_implementation": "sdpa"} if part == "text_encoder" else {}
 
     def empty_text_encoder(self, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:

@@ -1,4 +1,4 @@
-"""For planning: tiles of the autoencoder come in a handful of shapes, so one tile of each shape is run."""
+"""For planning: runs one autoencoder tile of each shape, and counts the others like it."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ditflow.models.protocols import WorkCounter
 Shapes = tuple[torch.Size, ...]
 
 
-class Seen(NamedTuple):
-    """What the first call with certain shapes did."""
+class FirstCall(NamedTuple):
+    """What the first call with certain shapes used and returned."""
 
-    inside_bytes: int  # its peak beyond what was live before it
+    inside_bytes: int  # its peak, less what was live before it
     flops: int
     result: torch.Size
     cache: Shapes
 
 
 @dataclass(frozen=True)
-class StandIn:
-    """Stands for the frames that convolutions keep from one call to the next."""
+class CacheStandIn:
+    """Takes the place and the memory of the frames that convolutions keep from one call to the next."""
 
     shapes: Shapes
     memory: Tensor
@@ -36,9 +36,10 @@ class StandIn:
 
 @contextmanager
 def each_shape_once(vae: AutoencoderKLCogVideoX, counter: WorkCounter) -> Iterator[None]:
-    """Until it is left, a call of the encoder or decoder with known shapes only makes its result.
+    """Within this context, run the encoder and decoder only once for each set of shapes.
 
-    It is counted like the first such call. Blending is skipped: it makes nothing larger than a row of tiles.
+    Every later call is counted like the first and returns an empty result. Blending is skipped: it allocates
+    no more than a row of tiles.
     """
     coders = (vae.encoder, vae.decoder)
     for coder in coders:
@@ -57,31 +58,31 @@ class _Once:
 
     def __init__(self, coder: nn.Module, counter: WorkCounter):
         self.original, self.counter = coder.forward, counter
-        self.seen: dict[Any, Seen] = {}
+        self.calls: dict[Any, FirstCall] = {}  # by the shapes given
 
     def __call__(
-        self, sample: Tensor, temb: None = None, conv_cache: dict | StandIn | None = None
-    ) -> tuple[Tensor, dict | StandIn]:
+        self, sample: Tensor, temb: None = None, conv_cache: dict | CacheStandIn | None = None
+    ) -> tuple[Tensor, dict | CacheStandIn]:
         key = sample.shape, _shapes(conv_cache)
-        if key in self.seen:
-            return self._again(self.seen[key], sample)
+        if key in self.calls:
+            return self._repeat(self.calls[key], sample)
         counter = self.counter
         highest, before, flops = counter.peak_bytes, counter.live_bytes, counter.flops
         counter.peak_bytes = before
         result, cache = self.original(sample, temb, conv_cache)
         inside = counter.peak_bytes - before
-        self.seen[key] = Seen(inside, counter.flops - flops, result.shape, _shapes(cache))
+        self.calls[key] = FirstCall(inside, counter.flops - flops, result.shape, _shapes(cache))
         counter.peak_bytes = max(counter.peak_bytes, highest)
         return result, cache
 
-    def _again(self, seen: Seen, sample: Tensor) -> tuple[Tensor, StandIn]:
-        self.counter.peak_bytes = max(self.counter.peak_bytes, self.counter.live_bytes + seen.inside_bytes)
-        self.counter.flops += seen.flops
-        kept = sum(shape.numel() for shape in seen.cache)
-        return sample.new_empty(seen.result), StandIn(seen.cache, sample.new_empty(kept))
+    def _repeat(self, first: FirstCall, sample: Tensor) -> tuple[Tensor, CacheStandIn]:
+        self.counter.peak_bytes = max(self.counter.peak_bytes, self.counter.live_bytes + first.inside_bytes)
+        self.counter.flops += first.flops
+        kept = sum(shape.numel() for shape in first.cache)
+        return sample.new_empty(first.result), CacheStandIn(first.cache, sample.new_empty(kept))
 
 
-def _shapes(cache: dict | StandIn | None) -> Shapes:
-    if isinstance(cache, StandIn):
+def _shapes(cache: dict | CacheStandIn | None) -> Shapes:
+    if isinstance(cache, CacheStandIn):
         return cache.shapes
     return tuple(leaf.shape for leaf in tree_leaves(cache) if isinstance(leaf, Tensor))

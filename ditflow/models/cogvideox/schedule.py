@@ -1,4 +1,4 @@
-"""The sampler: timesteps, noise levels and one denoising step, over diffusers' CogVideoX schedulers."""
+"""CogVideoX's timesteps, noise and denoising step, computed by diffusers' schedulers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCHEDULERS = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
 
 
 class CogVideoXSchedule:
-    """Implements `Schedule`. Beside the generator, DPM keeps the previous step's clean estimate."""
+    """Implements `Schedule`. Its state is the generator and, for DPM, the previous step's clean estimate."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class CogVideoXSchedule:
         self.scheduler = SCHEDULERS[kind].from_config(config, timestep_spacing="trailing")
         self.scheduler.set_timesteps(steps, device=device)
         self.timesteps: list[int] = self.scheduler.timesteps.tolist()
-        self.on_device = self.scheduler.timesteps  # int64; a step need not copy one to the device
+        self.on_device = self.scheduler.timesteps  # int64
         self.device, self.generator = device, generator
         self.clean_estimate: Tensor | None = None
 
@@ -71,7 +71,7 @@ class CogVideoXSchedule:
 def dynamic_guidance_scale(scale: float, steps: int, timestep: int) -> float:
     """The guidance scale at a timestep, as diffusers computes it for 5B.
 
-    The formula mixes a count of steps with a timestep; the published results were made with it.
+    The formula subtracts a timestep from a number of steps; the published results were made with it.
     """
     progress = (steps - timestep) / steps
     return 1 + scale * (1 - math.cos(math.pi * progress**5.0)) / 2

@@ -1,4 +1,4 @@
-"""Prompts to T5 embeddings."""
+"""Encodes prompts with T5."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ditflow.models.protocols import Weights
 
 logger = logging.getLogger(__name__)
 
-LOST = 300  # characters of the cut text that a warning quotes
+QUOTED = 300  # characters of cut text that a warning shows
 
 
 class T5TextEncoder:
@@ -28,7 +28,7 @@ class T5TextEncoder:
 
     @torch.no_grad()
     def encode(self, tokens: Tensor, weights: Weights | None = None) -> Tensor:
-        """A prompt in a batch gives the same as alone, but for rounding."""
+        """Embed each prompt. Its embedding does not depend on the rest of the batch, except for rounding."""
         tokens = tokens.to(self.network.device)
         if weights is None:
             return self.network(tokens)[0]
@@ -39,32 +39,32 @@ class T5TextEncoder:
 def tokenise(tokenizer: T5Tokenizer, prompts: Sequence[str], length: int) -> Tensor:
     """Token ids [prompts, length], padded as in the transformer's training.
 
-    A longer text is cut, with a warning that quotes the lost part.
+    A prompt that is too long is cut, with a warning that shows the part left out.
     """
     for prompt in prompts:
         whole = tokenizer(prompt).input_ids
         if len(whole) > length:
             lost = tokenizer.decode(whole[length - 1 : -1])
             logger.warning(
-                "a prompt is longer than the model's %d tokens; left out: %s", length, shown(lost, LOST)
+                "a prompt is longer than the model's %d tokens; left out: %s", length, shown(lost, QUOTED)
             )
     options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
     return tokenizer(list(prompts), **options).input_ids
 
 
 def empty_t5(config: Mapping[str, Any], dtype: torch.dtype) -> T5EncoderModel:
-    """An encoder whose weights are unset, in the precisions in which transformers loads one."""
+    """An encoder with uninitialised weights, in the precisions in which transformers loads them."""
     encoder = T5EncoderModel(T5Config(**config))
     if dtype == torch.float16:
         for name, layer in encoder.named_modules():
-            if name.endswith(".wo"):  # it overflows in float16, so transformers loads it in float32
+            if name.endswith(".wo"):  # transformers loads this layer in float32, as float16 overflows
                 layer.weight = nn.Parameter(layer.weight.float())
     return encoder
 
 
 @contextmanager
 def _streamed(layers: nn.ModuleList, weights: Weights) -> Iterator[None]:
-    """During one forward, each layer's weights arrive before it computes."""
+    """During one forward, bring each layer's weights to the device before it computes."""
     walk = weights.walk(range(len(layers)))
 
     def bring(*_: object) -> None:
@@ -74,4 +74,4 @@ def _streamed(layers: nn.ModuleList, weights: Weights) -> Iterator[None]:
         for layer in layers:
             hooks.enter_context(layer.register_forward_pre_hook(bring))
         yield
-    next(walk, None)  # ends the walk, as a loop would
+    next(walk, None)  # end the walk, as a loop over it would

@@ -1,8 +1,8 @@
-"""CogVideoX's transformer, split where motion guidance needs it.
+"""CogVideoX's transformer, split at the self-attention of each block.
 
-The layers are those of diffusers' CogVideoXTransformer3DModel. The forward over them is our own, so that it
-can stop inside a block and replace a block's keys and values. Carried: video and text tokens, which attend
-together.
+The layers are those of diffusers' CogVideoXTransformer3DModel. The forward is written here, so that it can
+stop inside a block and replace a block's keys and values. `Carried` is (video tokens, text tokens), which
+attend together.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ditflow.models.compiling import compile_piece
 from ditflow.models.protocols import AttentionInputs, Carried, Grid, Inputs, KeyValue, Shared
 from ditflow_kernels import qk_norm_rope
 
-CHUNK = 4096  # tokens of a feed-forward's backward
+CHUNK = 4096  # tokens at a time in a feed-forward's backward
 
 
 class CogVideoXTransformer:
     """Implements `Transformer`.
 
-    `attention` names a kernel of `ditflow.models.attention`. With `compiled`, the parts of a block before and
-    after its attention are compiled at first use; attention itself never is.
+    `attention` names a kernel of `ditflow.models.attention`. With `compiled`, the pieces of a block around
+    its attention are compiled at first use.
 
-    Raises DitflowError for CogVideoX 1.5 and image-to-video weights, whose patch embedding differs, and where
+    Raises DitflowError for CogVideoX 1.5 and image-to-video weights, whose patch embedding differs, and if
     the attention kernel's package cannot be loaded.
     """
 
@@ -111,9 +111,9 @@ class CogVideoXTransformer:
     def feed_forward_backward(
         self, index: int, carried: Carried, shared: Shared, gradients: Carried
     ) -> Carried:
-        """Leaves out the last product, whose value no gradient needs, and takes `CHUNK` tokens at a time.
+        """Skips the last product, whose value no gradient needs, and takes `CHUNK` tokens at a time.
 
-        The hidden layer is four times as wide as everything else.
+        Chunks save memory: the hidden layer is four times as wide as everything else.
         """
         return tuple(
             self._tokens_backward(index, carried[which], shared.time, which, gradient)
@@ -123,7 +123,7 @@ class CogVideoXTransformer:
     def _tokens_backward(
         self, index: int, tokens: Tensor, time: Tensor, which: int, gradient: Tensor
     ) -> Tensor:
-        """The same for the video (0) or the text tokens (1) alone."""
+        """`feed_forward_backward` for only the video tokens (0) or only the text tokens (1)."""
         block, result = self.blocks[index], torch.empty_like(gradient)
         for first in range(0, tokens.shape[1], CHUNK):
             chunk = slice(first, first + CHUNK)
@@ -152,7 +152,7 @@ class CogVideoXTransformer:
 def prepare(
     block: CogVideoXBlock, carried: Carried, shared: Shared
 ) -> tuple[Tensor, Tensor, Tensor, Carried]:
-    """Query, key and value [1, T + S, heads, head_dim], text tokens first; gates of video and text."""
+    """Query, key, value [1, T + S, heads, head_dim] with text tokens first, and gates of video and text."""
     attention = block.attn1
     video, text, video_gate, text_gate = block.norm1(*carried, shared.time)
     tokens = torch.cat([text, video], dim=1)
@@ -166,7 +166,7 @@ def prepare(
 
 
 def add_attention(block: CogVideoXBlock, carried: Carried, gates: Carried, attended: Tensor) -> Carried:
-    """Attention's output [1, T + S, heads, head_dim], projected and added."""
+    """Project attention's output [1, T + S, heads, head_dim] and add it to the tokens."""
     attended = block.attn1.to_out[0](rearrange(attended, "b s m d -> b s (m d)"))
     return _add(carried, gates, attended)
 
@@ -179,18 +179,18 @@ def feed_forward(block: CogVideoXBlock, carried: Carried, shared: Shared) -> Car
 
 def hidden_layer(
     block: CogVideoXBlock,
-    tokens: Tensor,  # [1, some, channels]
+    tokens: Tensor,  # [1, n, channels]
     time: Tensor,
     which: int,
 ) -> tuple[Tensor, Tensor]:
-    """A feed-forward's hidden layer [1, some, 4 channels] and gate, for video (0) or text tokens (1)."""
+    """A feed-forward's hidden layer [1, n, 4 channels] and gate, for video (0) or text tokens (1)."""
     nothing = tokens.detach()[:, :0]
     normed = block.norm2(*((tokens, nothing) if which == 0 else (nothing, tokens)), time)
     return block.ff.net[0](normed[which]), normed[2 + which]
 
 
 class Pieces(NamedTuple):
-    """The parts of a block around its attention: functions of a block and tensors, one for all blocks."""
+    """The pieces of a block around its attention, as functions of a block and tensors."""
 
     prepare: Callable[..., tuple[Tensor, Tensor, Tensor, Carried]] = prepare
     add_attention: Callable[..., Carried] = add_attention

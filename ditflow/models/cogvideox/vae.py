@@ -1,4 +1,4 @@
-"""Video to latents and back, over diffusers' CogVideoX autoencoder."""
+"""Encodes and decodes video with diffusers' CogVideoX autoencoder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ditflow.models.cogvideox.family import CogVideoXFamily
 from ditflow.models.cogvideox.repeated_tiles import each_shape_once
 from ditflow.models.protocols import WorkCounter
 
-# (height, width) that neighbouring tiles share. Tiles less their overlap are multiples of 8 pixels: with
-# others, diffusers joins them to a wrong size.
+# Share of its (height, width) by which a tile overlaps its neighbour. A tile less its overlap must be a
+# multiple of 8 pixels; otherwise diffusers joins the tiles to a wrong size.
 OVERLAPS = {
     "360x240": (1 / 6, 1 / 5),
     "288x192": (1 / 6, 1 / 6),
@@ -22,7 +22,7 @@ OVERLAPS = {
     "192x128": (1 / 4, 1 / 4),
     "144x96": (1 / 6, 1 / 6),
 }
-# one for all models and memory presets: tiles change the latents, and so the motion that is read
+# the same for all models and memory presets, because tiles change the latents and the motion read from them
 ENCODE_TILE = "360x240"
 
 
@@ -34,7 +34,7 @@ class CogVideoXAutoencoder:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """The last frame is repeated where the autoencoder would otherwise give fewer frames back."""
+        """Repeats the last frame if decoding would otherwise return fewer frames."""
         network = self.network
         self.use_tile(ENCODE_TILE)
         length, (height, width) = CogVideoXFamily().encoded_frames(len(pixels)), pixels.shape[1:3]
@@ -54,15 +54,14 @@ class CogVideoXAutoencoder:
         )
         video = network.decode(scaled.to(network.dtype)).sample[0]
         pixels = torch.empty(frames, *video.shape[2:], 3, dtype=torch.uint8)
-        for index in range(
-            frames
-        ):  # one at a time: the whole video in float32 is as large as its decoder's peak
+        # one frame at a time, because the whole video in float32 is as large as the decoder's peak
+        for index in range(frames):
             frame = ((video[:, index].float() + 1) * 127.5).round_().clamp_(0, 255)
             pixels[index] = rearrange(frame, "c h w -> h w c").to(torch.uint8)
         return pixels
 
     def use_tile(self, tile: str) -> None:
-        """Work in tiles of a size, WIDTHxHEIGHT in pixels, or on whole frames ("none")."""
+        """Set the tile size, WIDTHxHEIGHT in pixels, or work on whole frames ("none")."""
         if tile == "none":
             self.network.disable_tiling()
         else:
@@ -70,7 +69,7 @@ class CogVideoXAutoencoder:
             self.network.enable_tiling(height, width, *OVERLAPS[tile])
 
     def compile_decoder(self, backend: str) -> None:
-        self.network.decoder.compile(backend=backend, dynamic=False)  # a graph for each shape of tile
+        self.network.decoder.compile(backend=backend, dynamic=False)  # one graph for each tile shape
 
     def each_shape_once(self, counter: WorkCounter) -> AbstractContextManager:
         return each_shape_once(self.network, counter)
