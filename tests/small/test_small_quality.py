@@ -9,6 +9,7 @@ import pytest
 import torch
 from made_videos import measured_centroids
 
+from ditflow.models.families import family_of
 from ditflow.small import clips
 from ditflow.small.clips import made_clip
 from ditflow.small.quality import __main__ as quality
@@ -78,11 +79,12 @@ def test_reading_tells_true_flow_from_noise(monkeypatch):
     """The flow of one block is the truth, of another noise; the reading must tell them apart."""
     calls = iter(range(100))
     generator = np.random.default_rng(0)
+    spans = family_of("small").latent_spans(24)
 
     def flow(query, key, grid, temperature, hard):
         clip, block = divmod(next(calls), 6)
         scene = CLIPS[clip].scene
-        truth = true_flow(scene.centroids, scene.radii, 96, grid)[0]
+        truth = true_flow(scene.centroids, scene.radii, 96, grid, spans)[0]
         noise = generator.integers(-3, 4, truth.shape)
         return torch.from_numpy(truth.round() if block == 4 else noise if block == 1 else 0 * truth)
 
@@ -114,9 +116,10 @@ def test_report_counts_what_is_right(network, capsys, monkeypatch):
 def test_autoencoder_is_measured(capsys, monkeypatch):
     """With an autoencoder that makes every pixel 5 too bright."""
     monkeypatch.setattr(quality, "READ_CLIPS", 3)
-    monkeypatch.setattr(quality, "encode", lambda vae, pixels: pixels)
-    monkeypatch.setattr(quality, "decode", lambda vae, latents, frames: latents[:frames].int() + 5)
-    quality.report_autoencoder(Mock())
+    folder = Mock()
+    folder.autoencoder().encode = lambda pixels: pixels
+    folder.autoencoder().decode = lambda latents, frames, tile: latents[:frames].int() + 5
+    quality.report_autoencoder(folder)
     psnr = 10 * np.log10(255**2 / 5**2)
     assert f" {psnr:.1f} dB PSNR ({psnr:.1f} to {psnr:.1f})" in capsys.readouterr().out
 

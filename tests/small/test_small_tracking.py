@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ditflow.models.families import family_of
 from ditflow.models.protocols import Grid
 from ditflow.small.training import tracking
 from ditflow.small.training.split import TRAINING_SEEDS, training_clips
@@ -99,5 +100,5 @@ def test_true_flows_are_those_of_the_encoded_clips(monkeypatch):
     found = true_flows(grid)
     assert len(found) == len(clips) < 40
     for flow, clip in zip(found, clips, strict=True):
-        wanted, _ = true_flow(clip.centroids, clip.scene.radii, 96, grid)
+        wanted, _ = true_flow(clip.centroids, clip.scene.radii, 96, grid, family_of("small").latent_spans(24))
         np.testing.assert_allclose(flow, wanted, atol=5e-3)

@@ -284,7 +284,10 @@ def test_frames_and_rate_are_the_familys(ditflow, clip, toy_folder, tmp_path):
         ("--frames 4", "frames: 4 given, at least 5 accepted"),
         ("--scheduler ddim", "scheduler: 'ddim' given, accepted: adams, euler"),
         ("--set decode_tile=360x240", "given, accepted: auto, none, 32x24, 24x16, 16x8"),
-        ("--dynamic-scale", "dynamic_scale: ToyPipeline has none; use --no-dynamic-scale"),
+        (
+            "--dynamic-scale",
+            "dynamic_scale: ToyPipeline has no dynamic guidance scale; use --no-dynamic-scale",
+        ),
         ("--guidance-blocks 5", "guidance_blocks: block 5 given, this model has blocks 0 to 4"),
         ("--lora OWNER/NAME", "lora: ToyPipeline does not take LoRAs; leave out --lora"),
     ],
