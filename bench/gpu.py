@@ -25,11 +25,11 @@ from typing import Any
 import torch
 
 from bench.correctness import WrongResult, check_all
+from bench.harness import GIB, Ceilings, CudaMeter, Deadline, Meter, measure_ceilings
 from bench.passes import SIZES, Pass, Rival, Size, passes
 from bench.revision import commit
 from bench.steps import BROKEN, Models, StepRow, first_line, measure_steps, shipped_config, variants
 from bench.tables import pass_tables, step_tables
-from bench.timing import GIB, Ceilings, CudaMeter, Deadline, Meter, measure_ceilings
 
 RESULTS = Path(__file__).with_name("results")
 MINUTES = 9.0

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import psutil
 import torch
 
-from bench.timing import GIB, Ceilings, Deadline, Meter
+from bench.harness import GIB, Ceilings, Deadline, Meter
 from ditflow.guidance.targets import prepare_guidance
 from ditflow.memory.arrange import arrange
 from ditflow.memory.capacity import capped, give_back, ran_out, usable_bytes

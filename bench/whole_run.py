@@ -2,7 +2,7 @@
 
 A random rotary model of middling size in float32, from the clip's latents to the new video's; text encoder
 and VAE have no part in it. The rival does the released code's work over diffusers' own layers
-(`bench.released_way`). The optimisation part is all but the denoising forwards: reference, injection, and the
+(`bench.rivals`). The optimisation part is all but the denoising forwards: reference, injection, and the
 updates of the latents.
 
 The sides take turns, a denoising step each, so that what else the machine does falls on all of them. CPU
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from bench.correctness import WrongResult
 from bench.motion_flow import resident_mib
-from bench.sides import FULL, QUICK, RIVAL, SIDES, WARMUP, Case, operations, runner_of
+from bench.subjects import FULL, QUICK, RIVAL, SIDES, WARMUP, Case, operations, runner_of
 from bench.tables import whole_run_table
 from ditflow.models.cogvideox.text import Texts
 from ditflow.models.protocols import Injected, Inputs, Runner
@@ -147,7 +147,7 @@ def measure(case: Case) -> dict[str, dict]:
 def measured_apart(case: Case) -> dict[str, Measured]:
     """Every side in a process of its own, a denoising step in turn."""
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["bench.released_way"])  # all that takes long to import
+    processes.set_forkserver_preload(["bench.rivals"])  # all that takes long to import
     sides = {}
     for side in SIDES:
         sides[side], asked = processes.Pipe()

@@ -1,6 +1,6 @@
 """Contests of a run's pieces: ours is what a run on a CPU does, the rivals are diffusers' own ways.
 
-A random rotary model of 8 heads x 64 in float32 (`bench.sides`) and the small model's autoencoder.
+A random rotary model of 8 heads x 64 in float32 (`bench.subjects`) and the small model's autoencoder.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 
-from bench.released_way import ReleasedWay
-from bench.sides import QUICK, RIVAL, SIDES, Case
+from bench.rivals import ReleasedWay
+from bench.subjects import QUICK, RIVAL, SIDES, Case
 from bench.timed.contest import OURS, Call, Contest
 from bench.whole_run import SCHEDULER
 from ditflow.guidance.losses import FlowLoss

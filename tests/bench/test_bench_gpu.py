@@ -9,10 +9,10 @@ import torch
 from bench import correctness, gpu, steps
 from bench.correctness import WrongResult, check_all, compare
 from bench.gpu import Row, measure_all
+from bench.harness import Ceilings, Cost, Deadline, measure_ceilings, result_bytes
 from bench.passes import SIZES, Size, passes
 from bench.steps import Variant
 from bench.tables import kernels_milliseconds, pass_tables, step_tables
-from bench.timing import Ceilings, Cost, Deadline, measure_ceilings, result_bytes
 
 TINY = Size("tiny", (2, 3, 4), 3, 16, text=5)
 TINY_2B = Size("tiny 2B", (2, 3, 4), 2, 16, text=5, dtype=torch.float16, rotary=False)
@@ -20,7 +20,7 @@ CEILINGS = Ceilings(copied_bytes=1e9, product_flops=1e12)
 
 
 class SmokeMeter:
-    """Implements `bench.timing.Meter` without measuring: every call is made, each is said to take 2 ms."""
+    """Implements `bench.harness.Meter` without measuring: every call is made, each is said to take 2 ms."""
 
     device = torch.device("cpu")
 

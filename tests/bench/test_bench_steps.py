@@ -8,10 +8,10 @@ import pytest
 import torch
 from test_bench_gpu import SmokeMeter
 
-from bench import steps, timing
+from bench import harness, steps
 from bench.energy import counter_of, energy_counter
+from bench.harness import Ceilings, Cost, Deadline
 from bench.steps import STEPS, Models, Variant, measure_steps
-from bench.timing import Ceilings, Cost, Deadline
 from ditflow.errors import DitflowError
 from ditflow.settings import Settings
 
@@ -171,9 +171,9 @@ def test_cost_of_a_step(monkeypatch):
     for name, value in peaks.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     now = [0.0]
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(timing, "energy_counter", lambda device: lambda: 100 * now[0])
-    meter = timing.CudaMeter(torch.device("cuda"))
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(harness, "energy_counter", lambda device: lambda: 100 * now[0])
+    meter = harness.CudaMeter(torch.device("cuda"))
 
     def taking(*seconds):
         left = list(seconds)

@@ -12,7 +12,7 @@ import torch
 
 from bench import whole_run
 from bench.passes import Size
-from bench.sides import Case
+from bench.subjects import Case
 from bench.tables import ratio_table
 from bench.timed import bounds as bounds_file
 from bench.timed import pieces

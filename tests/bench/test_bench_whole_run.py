@@ -10,8 +10,8 @@ import torch
 from conftest import tiny_transformer
 
 from bench import whole_run
-from bench.released_way import ReleasedWay
-from bench.sides import FULL, QUICK, RIVAL, SIDES, Operations, flops, operations
+from bench.rivals import ReleasedWay
+from bench.subjects import FULL, QUICK, RIVAL, SIDES, Operations, flops, operations
 from bench.whole_run import Measured
 from ditflow.memory.plain import PlainRunner
 from ditflow.models.cogvideox.transformer import CogVideoX

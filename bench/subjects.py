@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 from diffusers import CogVideoXTransformer3DModel
 
-from bench.released_way import ReleasedWay
+from bench.rivals import ReleasedWay
 from ditflow.guidance.losses import FlowLoss
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
