@@ -55,27 +55,27 @@ picture: setup
 
 MEASURED := .benchmarks/ratios.json
 
-# ours beside its rivals: fails beyond bench/ratios.csv, and where a planted slowdown would not
+# ours beside its rivals: fails outside bench/ratios.csv, or if a planted slowdown would go unnoticed
 bench: setup
 	mkdir -p $(dir $(MEASURED))
-	$(BIN)/pytest -q bench/timed --benchmark-json=$(MEASURED)
+	$(BIN)/python -m bench.timed --json $(MEASURED)
 	$(MAKE) bench-control
 
-# ours does half as much work again: fails where no bound is broken
+# ours does half as much work again: fails if that breaks no bound
 bench-control: setup
-	$(BIN)/pytest -q bench/timed --expect slowdown
+	$(BIN)/python -m bench.timed --expect slowdown
 
-# measures three times and sets every bound: on a quiet machine, where it is known why the ratios are others
+# measures three times and sets every bound: on a quiet machine, if you know why the ratios have changed
 bench-accept-ratios: setup
 	mkdir -p $(dir $(MEASURED))
 	for run in 1 2 3; do \
-		$(BIN)/pytest -q bench/timed --expect nothing --benchmark-json=$(MEASURED).$$run || exit 1; \
+		$(BIN)/python -m bench.timed --expect nothing --json $(MEASURED).$$run || exit 1; \
 	done
 	$(BIN)/python -m bench.timed.bounds $(MEASURED).1 $(MEASURED).2 $(MEASURED).3
 
 bench-compare: setup
 	$(BIN)/python -m bench.compare $(or $(BASE),$(error nothing to compare with: make bench-compare BASE=REVISION))
 
-# measures bench/expected.csv anew: make bench-accept REASON="why it changed"
+# measures the rows of bench/expected.csv again: make bench-accept REASON="why they changed"
 bench-accept: setup
 	$(BIN)/python -m bench.gates.accept "$$REASON"

@@ -1,44 +1,50 @@
-"""The sides of a whole run: the case that they all compute, each one's Runner, and its FLOPs."""
+"""The models that are measured, with their inputs. Only this module of `bench` builds them.
 
-from __future__ import annotations
+Weights are random. CPU runs take a middling rotary model in float32, GPU runs 2B and 5B at their real size.
+"""
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from unittest.mock import patch
+from math import prod
+from typing import Any
 
 import torch
-from diffusers import CogVideoXTransformer3DModel
+from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+from torch import Tensor
 
-from bench.rivals import ReleasedWay
 from ditflow.guidance.losses import FlowLoss
-from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
-from ditflow.memory.tracker import Tracker
-from ditflow.models.cogvideox.transformer import CogVideoX
-from ditflow.models.protocols import Grid, Inputs, Loss, Runner, Until
-from ditflow.planning.fake import fake_tensors
+from ditflow.models.cogvideox import vae as autoencoder
+from ditflow.models.cogvideox.text import Texts
+from ditflow.models.cogvideox.transformer import CogVideoX, Pieces
+from ditflow.models.protocols import Grid, Inputs, Runner, Until
+from ditflow.sampling.denoising import Denoised, Denoising
+from ditflow.sampling.loop import Step
 from ditflow.settings import Settings
 from ditflow.settings.settings import shipped
-from ditflow_kernels import motion_flow, motion_flow_loss
-from ditflow_kernels.backends import FASTEST
+from ditflow.small.pipeline import VAE
 
-RIVAL = "released way"
-SIDES = {  # name: Runner and kernels' backend
-    RIVAL: (ReleasedWay, "reference"),
-    "plain": (PlainRunner, "chunked"),
-    "attention kept": (partial(BlockwiseRunner, keep="attention"), "chunked"),
-    "block by block": (BlockwiseRunner, "chunked"),
-}
 SHAPE = {"num_attention_heads": 8, "attention_head_dim": 64, "time_embed_dim": 128, "text_embed_dim": 64}
 CHANNELS, TEXT_TOKENS = 16, 226
+SCHEDULER = {
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "snr_shift_scale": 1.0,
+    "clip_sample": False,
+}
+LATENT = 8  # pixels along a side of a latent of 2B and 5B
+# for graph breaks: the real models' kinds of layers, small
+GRAPH_SHAPE = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "time_embed_dim": 16}
+GRAPH_SHAPE |= {"text_embed_dim": 12, "max_text_seq_length": 10}
+GRAPH_LATENTS = 3, 8, 12  # frames, height, width
+TILE = autoencoder.ENCODE_TILE  # also diffusers' default for CogVideoX
+FRAMES, HEIGHT, WIDTH = 9, 32, 384  # two tiles
 
 
 @dataclass(frozen=True)
 class Case:
-    """A run to measure."""
+    """A run of the middling model on a CPU."""
 
     layers: int
     guidance_block: int
@@ -71,8 +77,32 @@ class Case:
     def backbone(self) -> CogVideoX:
         """The same random weights each time."""
         torch.manual_seed(0)
-        shape = shipped("models/5b.yaml")["transformer"] | SHAPE
-        return CogVideoX(CogVideoXTransformer3DModel(**shape | {"num_layers": self.layers}))
+        shape = shipped_config("5b") | SHAPE | {"num_layers": self.layers}
+        return CogVideoX(CogVideoXTransformer3DModel(**shape))
+
+    def inputs(self) -> tuple[Inputs, Inputs]:
+        """Two random sets, of different latents and prompts."""
+        draw = torch.Generator().manual_seed(1)
+        embedding = self.backbone().embedding(self.grid)
+
+        def one() -> Inputs:
+            latents, prompt = (torch.randn(shape, generator=draw) for shape in (self.latents, self.prompt))
+            return Inputs(latents, prompt, torch.tensor([900]), embedding)
+
+        return one(), one()
+
+    def empty_inputs(self) -> Inputs:
+        """For fake tensors."""
+        embedding = torch.empty(2, 2, prod(self.grid), SHAPE["attention_head_dim"])
+        timestep = torch.empty(1, dtype=torch.int64)
+        return Inputs(torch.empty(self.latents), torch.empty(self.prompt), timestep, embedding)
+
+    def run(self, watch: Callable[[Step], None] = lambda step: None) -> Callable[[Runner], Denoised]:
+        """A run from the clip's latents to the video's, without text encoder and autoencoder."""
+        draw = torch.Generator().manual_seed(1)
+        texts = Texts(*(torch.randn(self.prompt, generator=draw) for _ in range(3)))
+        clip = torch.randn(self.latents, generator=draw)
+        return lambda runner: Denoising(self.settings, SCHEDULER, texts, clip, watch).run(runner)
 
 
 FULL = Case(layers=12, guidance_block=6, grid=Grid(6, 15, 22), steps=20, optimisation_steps=5)
@@ -80,52 +110,92 @@ QUICK = Case(layers=4, guidance_block=2, grid=Grid(2, 6, 8), steps=2, optimisati
 WARMUP = Case(layers=2, guidance_block=1, grid=Grid(2, 2, 3), steps=2, optimisation_steps=1)
 
 
-@contextmanager
-def runner_of(side: str, case: Case) -> Iterator[Runner]:
-    """A side's Runner, and while it computes its kernels."""
-    kind, backend = SIDES[side]
-    with patch.dict(FASTEST, cpu=backend):
-        yield kind(case.backbone())
+def shipped_config(model: str) -> dict[str, Any]:
+    return shipped(f"models/{model}.yaml")["transformer"]
 
 
-@dataclass(frozen=True)
-class Operations:
-    """What one side computes."""
-
-    optimisation_flops: int
-    whole_flops: int
-
-
-def operations(side: str, case: Case) -> Operations:
-    """The FLOPs of one pass of each kind, times how often a run makes it."""
-    settings = case.settings
-    target = Until("query_key", settings.guidance_blocks)
-    with fake_tensors(), runner_of(side, case) as runner:
-        inputs = Inputs(
-            latents=torch.empty(case.latents),
-            prompt=torch.empty(case.prompt),
-            timestep=torch.empty(1, dtype=torch.int64),
-            embedding=torch.empty(2, 2, math.prod(case.grid), SHAPE["attention_head_dim"]),
-        )
-        reference = flops(lambda: FlowLoss(runner.features(inputs, {}, target), case.grid, settings))
-        injection = flops(lambda: runner.features(inputs, {}, Until("key_value", settings.injection_blocks)))
-        update = flops(lambda: runner.gradient(loss_of(side, case), "latents", inputs, {}, target, 1.0))
-        denoising = flops(lambda: runner.forward([inputs, inputs], {}))
-    optimisation = reference + settings.guided_steps * (injection + settings.optimisation_steps * update)
-    return Operations(optimisation, optimisation + settings.steps * denoising)
+def random_transformer(config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
+    """Weights as the layers initialise themselves, made in their own precision."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return CogVideoXTransformer3DModel(**config)
+    finally:
+        torch.set_default_dtype(before)
 
 
-def loss_of(side: str, case: Case) -> Loss:
-    """The flow loss, every row counting: the rival's own asks which rows do, and fake tensors cannot say."""
-    frames, *_ = grid = case.grid
-    target = torch.empty(frames, frames, grid.height * grid.width, 2)
-    temperature = case.settings.temperature
-    if side == RIVAL:
-        return lambda _, read: (motion_flow(*read, grid, temperature) - target).square().mean()
-    return lambda _, read: motion_flow_loss(*read, target, grid, temperature)
+def backbone_of(transformer: Any, attention: str, compiled: bool) -> CogVideoX:
+    return CogVideoX(transformer, attention, compiled)
 
 
-def flops(work: Callable[[], object]) -> int:
-    with Tracker() as found:
-        work()
-    return found.flops
+def random_inputs(
+    backbone: CogVideoX, settings: Settings, device: torch.device
+) -> tuple[Grid, Inputs, Tensor, Tensor]:
+    """Grid, inputs, latents of a clip and a negative prompt, at the settings' size and length."""
+    draw, config = torch.Generator(device).manual_seed(0), backbone.config
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw, device=device)
+
+    width, height = settings.size
+    frames = autoencoder.latent_frames(settings.frames)
+    latents, clip = numbers(2, 1, frames, config.in_channels, height // LATENT, width // LATENT)
+    prompt, negative = numbers(2, 1, config.max_text_seq_length, config.text_embed_dim)
+    grid, timestep = backbone.grid(latents), torch.full((1,), 900, device=device)
+    return grid, Inputs(latents, prompt, timestep, backbone.embedding(grid)), clip, negative
+
+
+def compiled_functions(model: str) -> dict[str, tuple[Callable, tuple]]:
+    """What torch.compile is given of a model, and its whole guided forward to the loss; with arguments."""
+    backbone = CogVideoX(CogVideoXTransformer3DModel.from_config(shipped_config(model) | GRAPH_SHAPE))
+    frames, height, width = GRAPH_LATENTS
+    latents = torch.randn(1, frames, backbone.config.in_channels, height, width)
+    grid = backbone.grid(latents)
+    prompt = torch.randn(1, backbone.config.max_text_seq_length, backbone.config.text_embed_dim)
+    inputs = Inputs(latents, prompt, torch.tensor([601]), backbone.embedding(grid))
+    runner, until = PlainRunner(backbone), Until("query_key", (1,))
+    loss = FlowLoss(runner.features(inputs, {}, until), grid, Settings(model=model))
+
+    def guided(latents: Tensor) -> Tensor:
+        return loss(1, runner.read(replace(inputs, latents=latents), {}, until)[1])
+
+    block, stream = backbone.blocks[0], backbone.embed(inputs)
+    attention = backbone.prepare(0, stream)
+    arguments = {
+        "prepare": (block, stream),
+        "add_attention": (block, stream, attention, backbone.attention(attention)),
+        "feed_forward": (block, stream),
+        "hidden_layer": (block, stream.video.requires_grad_(), stream.time, 0),
+    }
+    found = {name: (getattr(Pieces(), name), given) for name, given in arguments.items()}
+    return found | {"guided": (guided, (latents.requires_grad_(),))}
+
+
+def small_autoencoder(tile: str = TILE) -> AutoencoderKLCogVideoX:
+    """The small model's, with the same random weights each time, working in tiles of a size."""
+    torch.manual_seed(0)
+    vae = AutoencoderKLCogVideoX(**VAE).requires_grad_(False).eval()
+    autoencoder.use_tile(vae, tile)
+    return vae
+
+
+def random_pixels() -> Tensor:
+    """uint8 [frames, height, width, 3]"""
+    draw = torch.Generator().manual_seed(2)
+    return torch.randint(0, 256, (FRAMES, HEIGHT, WIDTH, 3), generator=draw, dtype=torch.uint8)
+
+
+def random_latents() -> Tensor:
+    """[1, frames, channels, height, width]"""
+    side = 2 ** (len(VAE["block_out_channels"]) - 1)  # pixels
+    shape = autoencoder.latent_frames(FRAMES), VAE["latent_channels"], HEIGHT // side, WIDTH // side
+    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(3))
+
+
+def encoding(pixels: Tensor) -> Callable[[], Tensor]:
+    return partial(autoencoder.encode, small_autoencoder(), pixels)
+
+
+def decoding(latents: Tensor) -> Callable[[], Tensor]:
+    return partial(autoencoder.decode, small_autoencoder(), latents, FRAMES)

@@ -1,75 +1,50 @@
-"""A whole guided run on this machine's CPU, ours and the released code's way: `python -m bench.whole_run`.
+"""A whole guided run on a CPU, ours and the released code's way: `python -m bench.whole_run`.
 
-A random rotary model of middling size in float32, from the clip's latents to the new video's; text encoder
-and VAE have no part in it. The rival does the released code's work over diffusers' own layers
-(`bench.rivals`). The optimisation part is all but the denoising forwards: reference, injection, and the
-updates of the latents.
+A random rotary model of middling size in float32, from the clip's latents to the new video's. The
+optimisation part is everything but the denoising forwards: reference, injection and updates of the latents.
 
-The sides take turns, a denoising step each, so that what else the machine does falls on all of them. CPU
-seconds are for OMP_NUM_THREADS=1 on a busy machine: with more threads their waiting for each other counts.
-Each side has a process of its own: its memory is how far the run raises the resident set, weights included,
-above what the process held after a tiny run of the same kind (VmHWM in /proc, so Linux only). What malloc
-keeps counts, but with MALLOC_MMAP_THRESHOLD_=1048576 freed blocks go back at once. FLOPs are exact, from fake
-tensors, with every row of the loss counting.
-
-Fails where a side's latents differ from the rival's by more than 1e-4 of their norm.
+Every side runs in a process of its own, one after the other. On a busy machine read CPU seconds, with
+OMP_NUM_THREADS=1, as threads wait for each other. Memory is what the run adds to the resident set at its
+peak, weights included, after a tiny run has loaded the rest (Linux only). It counts what malloc keeps; with
+MALLOC_MMAP_THRESHOLD_=1048576 freed blocks go back at once. FLOPs are exact, from fake tensors, with every
+row of the loss counted. Fails if a side's latents differ from the rival's by more than 1e-4 of their norm.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from itertools import chain
-from multiprocessing.connection import Connection
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bench.correctness import WrongResult
-from bench.motion_flow import resident_mib
-from bench.subjects import FULL, QUICK, RIVAL, SIDES, WARMUP, Case, operations, runner_of
+from bench.harness import in_fresh_processes, resident_peak
+from bench.rivals import RIVAL, SIDES, WITH_OUR_LOSS, runner_of
+from bench.subjects import FULL, QUICK, WARMUP, Case
 from bench.tables import whole_run_table
-from ditflow.models.cogvideox.text import Texts
-from ditflow.models.protocols import Injected, Inputs, Runner
-from ditflow.sampling.denoising import Denoising
-from ditflow.sampling.loop import Step
+from ditflow.guidance.losses import FlowLoss
+from ditflow.memory.tracker import Tracker
+from ditflow.models.protocols import Injected, Inputs, Loss, Runner, Until
+from ditflow.planning.fake import fake_tensors
+from ditflow_kernels import motion_flow, motion_flow_loss
 
 MOST_DIFFERENCE = 1e-4
-SCHEDULER = {
-    "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": True,
-    "snr_shift_scale": 1.0,
-    "clip_sample": False,
-}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one side took."""
-
-    optimisation_seconds: float
-    whole_seconds: float
-    optimisation_cpu_seconds: float
-    whole_cpu_seconds: float
-    peak_mib: float
-    loaded_mib: float  # held before the run, not part of the peak
-    latents: np.ndarray
+RUNS = tuple(side for side in SIDES if side != WITH_OUR_LOSS)
 
 
 def clock() -> np.ndarray:
-    """Seconds: on the wall, and those that this process's threads computed, all together."""
+    """Seconds: wall time, and CPU time of all threads of this process."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
 class Parted:
-    """A Runner whose denoising forwards are timed apart from all else a run does."""
+    """A Runner that times its denoising forwards apart from everything else."""
 
     def __init__(self, runner: Runner):
         self.runner, self.denoising = runner, np.zeros(2)
@@ -82,43 +57,43 @@ class Parted:
         return predictions
 
 
-class Turns:
-    """Lets a run work until the end of a step and then wait for the others; its waiting is not its time."""
-
-    def __init__(self, asked: Connection):
-        self.asked, self.waited = asked, np.zeros(2)
-        asked.recv()
-
-    def end_step(self, _: Step) -> None:
-        start = clock()
-        self.asked.send(None)
-        self.asked.recv()
-        self.waited += clock() - start
-
-
-def measured(side: str, case: Case, asked: Connection) -> None:
-    """One side's run, in a process that did nothing before; says None after a step, `Measured` at the end."""
-    turns = Turns(asked)
-    run(side, WARMUP, lambda step: None)  # loads what stays loaded
-    loaded = resident_mib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-    optimisation, whole, latents = run(side, case, turns.end_step)
-    peak = resident_mib("VmHWM") - loaded
-    seconds = zip(optimisation - turns.waited, whole - turns.waited, strict=True)
-    asked.send(Measured(*map(float, chain(*seconds)), peak, loaded, latents.numpy()))
-
-
-def run(side: str, case: Case, watch: Callable[[Step], None]) -> tuple[np.ndarray, np.ndarray, Tensor]:
-    """Seconds (see `clock`) of the optimisation part and of all, and the latents."""
-    draw = torch.Generator().manual_seed(1)
-    texts = Texts(*(torch.randn(case.prompt, generator=draw) for _ in range(3)))
-    clip = torch.randn(case.latents, generator=draw)
+def run(side: str, case: Case) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    """Seconds (see `clock`) of the optimisation part and of everything, and the latents."""
+    whole_run = case.run()
     with runner_of(side, case) as runner:
-        parted = Parted(runner)
-        start = clock()
-        denoised = Denoising(case.settings, SCHEDULER, texts, clip, watch).run(parted)
+        parted, start = Parted(runner), clock()
+        denoised = whole_run(parted)
         whole = clock() - start
     return whole - parted.denoising, whole, denoised.latents
+
+
+def measured(given: tuple[str, Case]) -> dict[str, Any]:
+    """One side's run, for a fresh process."""
+    side, case = given
+    run(side, WARMUP)  # loads what stays loaded
+    (optimisation, whole, latents), loaded, peak = resident_peak(lambda: run(side, case))
+    return {
+        "optimisation_seconds": float(optimisation[0]),
+        "whole_seconds": float(whole[0]),
+        "optimisation_cpu_seconds": float(optimisation[1]),
+        "whole_cpu_seconds": float(whole[1]),
+        "peak_mib": peak,
+        "loaded_mib": loaded,
+        "latents": latents.numpy(),
+    }
+
+
+def measure(case: Case) -> dict[str, dict[str, Any]]:
+    """The numbers of every side. Raises WrongResult if its latents are not the rival's."""
+    found = in_fresh_processes(measured, [(side, case) for side in RUNS])
+    sides = dict(zip(RUNS, found, strict=True))
+    latents = {side: row.pop("latents") for side, row in sides.items()}
+    for side, row in sides.items():
+        row |= operations(side, case) | {"difference": difference(latents[side], latents[RIVAL])}
+        if not row["difference"] <= MOST_DIFFERENCE:  # NaN too
+            share = f"{row['difference']:.1e}"
+            raise WrongResult(f"{side}: latents differ from the rival's by {share} of their norm")
+    return sides
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> float:
@@ -126,39 +101,33 @@ def difference(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.linalg.norm(first - second) / np.linalg.norm(second))
 
 
-def measure(case: Case) -> dict[str, dict]:
-    """The numbers of every side.
-
-    Raises WrongResult where its latents are not the rival's.
-    """
-    found, counted = measured_apart(case), {side: operations(side, case) for side in SIDES}
-    sides = {}
-    for side, numbers in found.items():
-        row = asdict(numbers) | asdict(counted[side])
-        row["difference"] = difference(row.pop("latents"), found[RIVAL].latents)
-        if not row["difference"] <= MOST_DIFFERENCE:  # NaN too
-            raise WrongResult(
-                f"{side}: latents differ from the rival's by {row['difference']:.1e} of their norm"
-            )
-        sides[side] = row
-    return sides
+def operations(side: str, case: Case) -> dict[str, int]:
+    """FLOPs of the optimisation part and of the whole run: each pass, times how often a run makes it."""
+    settings = case.settings
+    flow, keys = Until("query_key", settings.guidance_blocks), Until("key_value", settings.injection_blocks)
+    with fake_tensors(), runner_of(side, case) as runner:
+        inputs = case.empty_inputs()
+        reference = flops(lambda: FlowLoss(runner.features(inputs, {}, flow), case.grid, settings))
+        injection = flops(lambda: runner.features(inputs, {}, keys))
+        update = flops(lambda: runner.gradient(loss_of(side, case), "latents", inputs, {}, flow, 1.0))
+        denoising = flops(lambda: runner.forward([inputs, inputs], {}))
+    optimisation = reference + settings.guided_steps * (injection + settings.optimisation_steps * update)
+    return {"optimisation_flops": optimisation, "whole_flops": optimisation + settings.steps * denoising}
 
 
-def measured_apart(case: Case) -> dict[str, Measured]:
-    """Every side in a process of its own, a denoising step in turn."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["bench.rivals"])  # all that takes long to import
-    sides = {}
-    for side in SIDES:
-        sides[side], asked = processes.Pipe()
-        processes.Process(target=measured, args=(side, case, asked), daemon=True).start()
-        asked.close()  # so that the pipe ends with the process
-    found = dict.fromkeys(SIDES)
-    while working := [side for side in SIDES if found[side] is None]:
-        for side in working:
-            sides[side].send(None)
-            found[side] = sides[side].recv()
-    return found
+def loss_of(side: str, case: Case) -> Loss:
+    """The flow loss with all rows: fake tensors cannot tell which rows move."""
+    frames, height, width = grid = case.grid
+    target, temperature = torch.empty(frames, frames, height * width, 2), case.settings.temperature
+    if side == RIVAL:
+        return lambda _, read: (motion_flow(*read, grid, temperature) - target).square().mean()
+    return lambda _, read: motion_flow_loss(*read, target, grid, temperature)
+
+
+def flops(work: Callable[[], object]) -> int:
+    with Tracker() as found:
+        work()
+    return found.flops
 
 
 def main() -> None:
@@ -174,9 +143,8 @@ def main() -> None:
         sides = measure(case)
     except WrongResult as error:
         raise SystemExit(f"bench.whole_run: {error}") from None
-    print(whole_run_table(sides))
     machine["load"].append(os.getloadavg()[0])
-    print(f"load at the end {machine['load'][-1]:.2f}")
+    print(f"{whole_run_table(sides)}\n\nload at the end {machine['load'][-1]:.2f}")
     if options.json:
         found = {"machine": machine, "case": asdict(case), "sides": sides}
         options.json.write_text(json.dumps(found, indent=2) + "\n")

@@ -1,6 +1,143 @@
-"""All contests."""
+"""The contests: what is timed, at which size, and which sides take part.
 
-from bench.timed.operations import operations
-from bench.timed.pieces import pieces
+Operations are the kernels' passes; ours is plain PyTorch by panels, as a CPU uses it. Pieces are those of a
+run: a random rotary model of 8 heads x 64 in float32, and the small model's autoencoder.
+"""
 
-CONTESTS = [*operations(), *pieces()]
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+from bench.harness import CPU, Call, Clock, in_turns
+from bench.passes import SIZES, Pass, Size, passes
+from bench.rivals import PLAIN, RIVAL, SIDES, in_a_batch, plain_decoding, plain_encoding, prepared
+from bench.subjects import (
+    FRAMES,
+    HEIGHT,
+    QUICK,
+    WIDTH,
+    Case,
+    decoding,
+    encoding,
+    random_latents,
+    random_pixels,
+)
+from bench.timed.bounds import CALLS, PLANTED
+from ditflow.guidance.losses import FlowLoss
+from ditflow.models.protocols import Grid, Runner, Until
+
+OURS = "ours"
+ROUNDS = 7
+SIZE = next(size for size in SIZES if size.name == "256 x 384, 9 frames")
+CASE = Case(layers=6, guidance_block=3, grid=Grid(3, 8, 12), steps=5, optimisation_steps=2)
+RUN = replace(QUICK, steps=5)
+
+Sides = Mapping[str, Call]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Something to compute at a size, and who computes it."""
+
+    name: str
+    size: str  # in words
+    sides: Callable[[], Sides]  # made when needed; one of them is `OURS`
+    compiled: Callable[[], Sides] = dict  # rivals by torch.compile, which take a while to make
+
+
+def play(
+    sides: Sides,
+    planted: bool = False,  # ours does half as much work again
+    clock: Clock = time.perf_counter,
+) -> tuple[float, dict[str, float]]:
+    """Median seconds of our call, and each rival's time as a multiple of ours, the median of the rounds."""
+    last = {name: call for name, call in sides.items() if name != OURS} | {OURS: sides[OURS]}
+    times = dict.fromkeys(last, CALLS) | {OURS: PLANTED if planted else CALLS}
+    taken = in_turns(last, ROUNDS, times, clock)
+    ours = taken.pop(OURS)
+    ratios = {
+        name: statistics.median(theirs / own for theirs, own in zip(found, ours, strict=True))
+        for name, found in taken.items()
+    }
+    return statistics.median(ours) / CALLS, ratios
+
+
+def contests(size: str = SIZE.name, slow: bool = False) -> list[Contest]:
+    """All contests; operations at a size, and with their slow rivals if asked."""
+    (of_operations,) = (each for each in SIZES if each.name == size)
+    pixels = f"the small autoencoder, {FRAMES} frames of {WIDTH}x{HEIGHT}, float32"
+    return [
+        *operations(of_operations, slow),
+        Contest("guided step", f"{size_of(CASE)}, one update", guided_step),
+        Contest("denoising step", f"{size_of(CASE)}, two prompts", denoising_step),
+        Contest("whole run", f"{size_of(RUN)}, {RUN.steps} steps, from latents to latents", whole_run),
+        Contest("encode", pixels, encode),
+        Contest("decode", pixels, decode),
+    ]
+
+
+def operations(size: Size = SIZE, slow: bool = False) -> list[Contest]:
+    dtype = str(size.dtype).removeprefix("torch.")
+    words = f"{size.name}, {size.heads} heads of {size.head_dim}, {dtype}"
+    found = []
+    for each in passes():
+        sides, compiled = (partial(passed, each, size, slow, compiles) for compiles in (False, True))
+        found.append(Contest(each.name, words, sides, compiled))
+    return found
+
+
+def passed(each: Pass, size: Size, slow: bool, compiles: bool) -> Sides:
+    """The sides of a pass on one set of inputs: those by torch.compile, or the others."""
+    given = each.inputs(size, CPU, 0)
+    return {
+        OURS if rival.name == "chunked" else rival.name: partial(rival.call, *given)
+        for rival in each.rivals() + (each.slow_rivals() if slow else [])
+        if rival.compiles == compiles and rival.name != "triton"
+    }
+
+
+def size_of(case: Case) -> str:
+    grid = " x ".join(map(str, case.grid))
+    return f"{case.layers} blocks of 8 heads x 64, float32, {grid} patches"
+
+
+def by_runner(names: tuple[str, ...], case: Case, work: Callable[[Runner], Call]) -> dict[str, Call]:
+    return {OURS if name == PLAIN else name: prepared(name, case, work) for name in names}
+
+
+def guided_step(case: Case = CASE) -> Sides:
+    """One update of the latents. The clip's flow and the injected keys and values are ready."""
+    inputs, clip = case.inputs()
+
+    def update(runner: Runner) -> Call:
+        settings = case.settings
+        target = Until("query_key", settings.guidance_blocks)
+        loss = FlowLoss(runner.features(clip, {}, target), case.grid, settings)
+        injected = runner.features(clip, {}, Until("key_value", settings.injection_blocks))
+        return lambda: runner.gradient(loss, "latents", inputs, injected, target, 1.0)
+
+    return by_runner(tuple(SIDES), case, update)
+
+
+def denoising_step(case: Case = CASE) -> Sides:
+    """The predictions with and without the prompt."""
+    both = case.inputs()
+    sides = by_runner((RIVAL, PLAIN), case, lambda runner: partial(runner.forward, both, {}))
+    return sides | {"diffusers, both in a batch": in_a_batch(case.backbone().transformer, *both)}
+
+
+def whole_run(case: Case = RUN) -> Sides:
+    run = case.run()
+    return by_runner((RIVAL, PLAIN, "block by block"), case, lambda runner: partial(run, runner))
+
+
+def encode() -> Sides:
+    pixels = random_pixels()
+    return {OURS: encoding(pixels)} | plain_encoding(pixels)
+
+
+def decode() -> Sides:
+    latents = random_latents()
+    return {OURS: decoding(latents)} | plain_decoding(latents)

@@ -8,10 +8,10 @@ import torch
 
 from bench import correctness, gpu, steps
 from bench.correctness import WrongResult, check_all, compare
-from bench.gpu import Row, measure_all
+from bench.gpu import Row, measure_passes
 from bench.harness import Ceilings, Cost, Deadline, measure_ceilings, result_bytes
 from bench.passes import SIZES, Size, passes
-from bench.steps import Variant
+from bench.steps import Machine, Variant
 from bench.tables import kernels_milliseconds, pass_tables, step_tables
 
 TINY = Size("tiny", (2, 3, 4), 3, 16, text=5)
@@ -20,7 +20,7 @@ CEILINGS = Ceilings(copied_bytes=1e9, product_flops=1e12)
 
 
 class SmokeMeter:
-    """Implements `bench.harness.Meter` without measuring: every call is made, each is said to take 2 ms."""
+    """Stands for `bench.harness.CudaMeter`: every call is made, each is said to take 2 ms."""
 
     device = torch.device("cpu")
 
@@ -46,12 +46,13 @@ class SmokeMeter:
 
 
 def rows_of(meter, seconds=1e9, compiled=False, skip=("triton",)):
-    return list(measure_all(meter, Deadline(seconds), CEILINGS, [TINY, TINY_2B], compiled, skip))
+    machine = Machine(meter, Deadline(seconds), CEILINGS)
+    return list(measure_passes(machine, [TINY, TINY_2B], compiled, skip))
 
 
 def test_refuses_without_cuda(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="^bench.gpu: needs a CUDA device, and there is none$"):
+    with pytest.raises(SystemExit, match="^bench.gpu: needs a CUDA device, found none$"):
         gpu.main([])
     assert capsys.readouterr().out == ""
 
@@ -110,9 +111,9 @@ def test_what_fails_does_not_end_the_others(capsys):
 
 def test_what_is_worth_most_comes_first(monkeypatch):
     """Nothing is computed: a row stands for each thing that would be measured."""
-    monkeypatch.setattr(gpu, "measure_steps", lambda *_, models: iter(_[-1]))
-    monkeypatch.setattr(gpu, "measure_all", lambda *given, compiled: iter([(*given[-1], compiled)]))
-    order = list(gpu.measurements(SmokeMeter(), Deadline(1.0), CEILINGS))
+    monkeypatch.setattr(gpu, "measure_steps", lambda machine, wanted, models: iter(wanted))
+    monkeypatch.setattr(gpu, "measure_passes", lambda machine, sizes, compiled: iter([(*sizes, compiled)]))
+    order = list(gpu.measurements(Machine(SmokeMeter(), Deadline(1.0), CEILINGS)))
     measured = [row for row in order if isinstance(row, Variant)]
     assert order[0] == Variant("5b", 24) and set(measured[:4]) == set(steps.variants("5b", 24)[0])
     assert order[4] == (*SIZES[:2], False) and order[5] == Variant("5b", 49)

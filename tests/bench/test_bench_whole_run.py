@@ -10,9 +10,9 @@ import torch
 from conftest import tiny_transformer
 
 from bench import whole_run
-from bench.rivals import ReleasedWay
-from bench.subjects import FULL, QUICK, RIVAL, SIDES, Operations, flops, operations
-from bench.whole_run import Measured
+from bench.rivals import RIVAL, ReleasedWay
+from bench.subjects import FULL, QUICK
+from bench.whole_run import RUNS, flops, operations
 from ditflow.memory.plain import PlainRunner
 from ditflow.models.cogvideox.transformer import CogVideoX
 from ditflow.models.protocols import Grid, Inputs, Until
@@ -25,7 +25,7 @@ GUIDED, INJECTED = 1, 0
 
 @pytest.fixture(scope="module")
 def counted():
-    return {side: operations(side, FULL) for side in SIDES}
+    return {side: operations(side, FULL) for side in RUNS}
 
 
 @pytest.mark.parametrize(
@@ -35,12 +35,12 @@ def counted():
 def test_ours_is_less_work(counted, side, optimisation, whole):
     """How many times less than the released way: exact, with no clock."""
     rival, ours = counted[RIVAL], counted[side]
-    assert rival.optimisation_flops >= optimisation * ours.optimisation_flops
-    assert rival.whole_flops >= whole * ours.whole_flops
+    assert rival["optimisation_flops"] >= optimisation * ours["optimisation_flops"]
+    assert rival["whole_flops"] >= whole * ours["whole_flops"]
 
 
 def test_what_the_sides_share_is_the_denoising(counted):
-    denoising = {found.whole_flops - found.optimisation_flops for found in counted.values()}
+    denoising = {found["whole_flops"] - found["optimisation_flops"] for found in counted.values()}
     assert len(denoising) == 1 and denoising.pop() > 10 * TERA
 
 
@@ -98,7 +98,7 @@ def test_the_rivals_weights_get_gradients_on_the_way(inputs):
 def test_the_command(monkeypatch, capsys, tmp_path):
     """What it prints here are no measurements; two sides of four will do."""
     sides = (RIVAL, "block by block")
-    monkeypatch.setattr(whole_run, "SIDES", {side: SIDES[side] for side in sides})
+    monkeypatch.setattr(whole_run, "RUNS", sides)
     monkeypatch.setattr(sys, "argv", ["whole_run", "--quick", "--json", str(tmp_path / "found.json")])
     whole_run.main()
     lines = capsys.readouterr().out.splitlines()
@@ -115,14 +115,15 @@ def test_the_command(monkeypatch, capsys, tmp_path):
 
 
 def test_other_latents_fail(monkeypatch):
-    def of(value):
-        return Measured(1.0, 2.0, 1.0, 2.0, 3.0, 4.0, np.full(5, value))
+    monkeypatch.setattr(whole_run, "operations", lambda side, case: {})
 
-    right = {side: of(1.0) for side in SIDES}
-    monkeypatch.setattr(whole_run, "operations", lambda side, case: Operations(1, 2))
+    def latents_of_plain(value):
+        values = dict.fromkeys(RUNS, 1.0) | {"plain": value}
+        rows = [{"latents": np.full(5, each)} for each in values.values()]
+        monkeypatch.setattr(whole_run, "in_fresh_processes", lambda function, cases: rows)
+        return whole_run.measure(QUICK)
+
     for wrong in (1.0002, float("nan")):
-        monkeypatch.setattr(whole_run, "measured_apart", lambda case, last=wrong: right | {"plain": of(last)})
         with pytest.raises(whole_run.WrongResult, match="^plain: latents differ"):
-            whole_run.measure(QUICK)
-    monkeypatch.setattr(whole_run, "measured_apart", lambda case: right | {"plain": of(1.00005)})
-    assert whole_run.measure(QUICK)["plain"]["difference"] == pytest.approx(5e-5, rel=1e-3)
+            latents_of_plain(wrong)
+    assert latents_of_plain(1.00005)["plain"]["difference"] == pytest.approx(5e-5, rel=1e-3)
