@@ -18,7 +18,7 @@ import psutil
 import torch
 
 from bench.harness import CPU, Call, Ceilings, CudaMeter, Deadline
-from bench.subjects import backbone_of, random_inputs, random_transformer
+from bench.subjects import backbone_of, latents_of, random_inputs, random_transformer
 from bench.tables import gib
 from ditflow.guidance.targets import prepare_guidance
 from ditflow.memory.arrange import arrange
@@ -159,7 +159,7 @@ def seconds_needed(settings: Settings, variant: Variant, plan: Plan, ceilings: C
 
 def calls_of(runner: Runner, settings: Settings, device: torch.device, guided: bool) -> dict[str, Call]:
     """Each step on random latents; those with gradients only if `guided`."""
-    grid, inputs, clip, negative = random_inputs(runner.backbone, settings, device)
+    grid, inputs, clip, negative = random_inputs(runner.backbone, latents_of(settings), device)
     weight = settings.guidance_scale
     calls = {"denoising step": lambda: predict(runner, inputs, negative, {}, weight)}
     if not guided:

@@ -6,13 +6,13 @@ Weights are random. CPU runs take a middling rotary model in float32, GPU runs 2
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from torch import Tensor
 
+from bench.harness import CPU
 from ditflow.guidance.losses import FlowLoss
 from ditflow.memory.plain import PlainRunner
 from ditflow.models.cogvideox import vae as autoencoder
@@ -20,7 +20,6 @@ from ditflow.models.cogvideox.text import Texts
 from ditflow.models.cogvideox.transformer import CogVideoX, Pieces
 from ditflow.models.protocols import Grid, Inputs, Runner, Until
 from ditflow.sampling.denoising import Denoised, Denoising
-from ditflow.sampling.loop import Step
 from ditflow.settings import Settings
 from ditflow.settings.settings import shipped
 from ditflow.small.pipeline import VAE
@@ -54,25 +53,9 @@ class Case:
 
     @property
     def settings(self) -> Settings:
-        return Settings(
-            model="5b",
-            dtype="float32",
-            device="cpu",
-            steps=self.steps,
-            optimisation_steps=self.optimisation_steps,
-            guidance_blocks=(self.guidance_block,),
-            injection_blocks=(0,),
-        )
-
-    @property
-    def latents(self) -> tuple[int, ...]:
-        """[1, frames, channels, height, width]"""
-        return 1, self.grid.frames, CHANNELS, 2 * self.grid.height, 2 * self.grid.width
-
-    @property
-    def prompt(self) -> tuple[int, ...]:
-        """[1, text tokens, text channels]"""
-        return 1, TEXT_TOKENS, SHAPE["text_embed_dim"]
+        steps = {"steps": self.steps, "optimisation_steps": self.optimisation_steps}
+        blocks = {"guidance_blocks": (self.guidance_block,), "injection_blocks": (0,)}
+        return Settings(model="5b", dtype="float32", device="cpu", **steps, **blocks)
 
     def backbone(self) -> CogVideoX:
         """The same random weights each time."""
@@ -81,28 +64,18 @@ class Case:
         return CogVideoX(CogVideoXTransformer3DModel(**shape))
 
     def inputs(self) -> tuple[Inputs, Inputs]:
-        """Two random sets, of different latents and prompts."""
-        draw = torch.Generator().manual_seed(1)
-        embedding = self.backbone().embedding(self.grid)
+        """Two sets, of different latents and prompts."""
+        frames, height, width = self.grid
+        _, first, clip, negative = random_inputs(self.backbone(), (frames, 2 * height, 2 * width), CPU)
+        return first, replace(first, latents=clip, prompt=negative)
 
-        def one() -> Inputs:
-            latents, prompt = (torch.randn(shape, generator=draw) for shape in (self.latents, self.prompt))
-            return Inputs(latents, prompt, torch.tensor([900]), embedding)
-
-        return one(), one()
-
-    def empty_inputs(self) -> Inputs:
-        """For fake tensors."""
-        embedding = torch.empty(2, 2, prod(self.grid), SHAPE["attention_head_dim"])
-        timestep = torch.empty(1, dtype=torch.int64)
-        return Inputs(torch.empty(self.latents), torch.empty(self.prompt), timestep, embedding)
-
-    def run(self, watch: Callable[[Step], None] = lambda step: None) -> Callable[[Runner], Denoised]:
+    def run(self) -> Callable[[Runner], Denoised]:
         """A run from the clip's latents to the video's, without text encoder and autoencoder."""
+        frames, height, width = self.grid
         draw = torch.Generator().manual_seed(1)
-        texts = Texts(*(torch.randn(self.prompt, generator=draw) for _ in range(3)))
-        clip = torch.randn(self.latents, generator=draw)
-        return lambda runner: Denoising(self.settings, SCHEDULER, texts, clip, watch).run(runner)
+        texts = Texts(*torch.randn(3, 1, TEXT_TOKENS, SHAPE["text_embed_dim"], generator=draw))
+        clip = torch.randn(1, frames, CHANNELS, 2 * height, 2 * width, generator=draw)
+        return lambda runner: Denoising(self.settings, SCHEDULER, texts, clip, lambda step: None).run(runner)
 
 
 FULL = Case(layers=12, guidance_block=6, grid=Grid(6, 15, 22), steps=20, optimisation_steps=5)
@@ -129,31 +102,35 @@ def backbone_of(transformer: Any, attention: str, compiled: bool) -> CogVideoX:
     return CogVideoX(transformer, attention, compiled)
 
 
+def latents_of(settings: Settings) -> tuple[int, int, int]:
+    """Frames, height and width of the latents of a run."""
+    return (
+        autoencoder.latent_frames(settings.frames),
+        settings.size.height // LATENT,
+        settings.size.width // LATENT,
+    )
+
+
 def random_inputs(
-    backbone: CogVideoX, settings: Settings, device: torch.device
+    backbone: CogVideoX, latents: tuple[int, int, int], device: torch.device
 ) -> tuple[Grid, Inputs, Tensor, Tensor]:
-    """Grid, inputs, latents of a clip and a negative prompt, at the settings' size and length."""
+    """Grid, inputs, latents of a clip and a negative prompt. `latents`: frames, height, width."""
     draw, config = torch.Generator(device).manual_seed(0), backbone.config
 
     def numbers(*shape: int) -> Tensor:
         return torch.randn(shape, generator=draw, device=device)
 
-    width, height = settings.size
-    frames = autoencoder.latent_frames(settings.frames)
-    latents, clip = numbers(2, 1, frames, config.in_channels, height // LATENT, width // LATENT)
+    frames, height, width = latents
+    noise, clip = numbers(2, 1, frames, config.in_channels, height, width)
     prompt, negative = numbers(2, 1, config.max_text_seq_length, config.text_embed_dim)
-    grid, timestep = backbone.grid(latents), torch.full((1,), 900, device=device)
-    return grid, Inputs(latents, prompt, timestep, backbone.embedding(grid)), clip, negative
+    grid, timestep = backbone.grid(noise), torch.full((1,), 900, device=device)
+    return grid, Inputs(noise, prompt, timestep, backbone.embedding(grid)), clip, negative
 
 
 def compiled_functions(model: str) -> dict[str, tuple[Callable, tuple]]:
     """What torch.compile is given of a model, and its whole guided forward to the loss; with arguments."""
     backbone = CogVideoX(CogVideoXTransformer3DModel.from_config(shipped_config(model) | GRAPH_SHAPE))
-    frames, height, width = GRAPH_LATENTS
-    latents = torch.randn(1, frames, backbone.config.in_channels, height, width)
-    grid = backbone.grid(latents)
-    prompt = torch.randn(1, backbone.config.max_text_seq_length, backbone.config.text_embed_dim)
-    inputs = Inputs(latents, prompt, torch.tensor([601]), backbone.embedding(grid))
+    grid, inputs, *_ = random_inputs(backbone, GRAPH_LATENTS, CPU)
     runner, until = PlainRunner(backbone), Until("query_key", (1,))
     loss = FlowLoss(runner.features(inputs, {}, until), grid, Settings(model=model))
 
@@ -169,7 +146,7 @@ def compiled_functions(model: str) -> dict[str, tuple[Callable, tuple]]:
         "hidden_layer": (block, stream.video.requires_grad_(), stream.time, 0),
     }
     found = {name: (getattr(Pieces(), name), given) for name, given in arguments.items()}
-    return found | {"guided": (guided, (latents.requires_grad_(),))}
+    return found | {"guided": (guided, (inputs.latents.requires_grad_(),))}
 
 
 def small_autoencoder(tile: str = TILE) -> AutoencoderKLCogVideoX:

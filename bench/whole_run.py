@@ -106,7 +106,7 @@ def operations(side: str, case: Case) -> dict[str, int]:
     settings = case.settings
     flow, keys = Until("query_key", settings.guidance_blocks), Until("key_value", settings.injection_blocks)
     with fake_tensors(), runner_of(side, case) as runner:
-        inputs = case.empty_inputs()
+        inputs, _ = case.inputs()
         reference = flops(lambda: FlowLoss(runner.features(inputs, {}, flow), case.grid, settings))
         injection = flops(lambda: runner.features(inputs, {}, keys))
         update = flops(lambda: runner.gradient(loss_of(side, case), "latents", inputs, {}, flow, 1.0))

@@ -10,20 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
+from bench import subjects
 from bench.harness import CPU, Call, Clock, in_turns
 from bench.passes import SIZES, Pass, Size, passes
 from bench.rivals import PLAIN, RIVAL, SIDES, in_a_batch, plain_decoding, plain_encoding, prepared
-from bench.subjects import (
-    FRAMES,
-    HEIGHT,
-    QUICK,
-    WIDTH,
-    Case,
-    decoding,
-    encoding,
-    random_latents,
-    random_pixels,
-)
+from bench.subjects import QUICK, Case
 from bench.timed.bounds import CALLS, PLANTED
 from ditflow.guidance.losses import FlowLoss
 from ditflow.models.protocols import Grid, Runner, Until
@@ -67,7 +58,7 @@ def play(
 def contests(size: str = SIZE.name, slow: bool = False) -> list[Contest]:
     """All contests; operations at a size, and with their slow rivals if asked."""
     (of_operations,) = (each for each in SIZES if each.name == size)
-    pixels = f"the small autoencoder, {FRAMES} frames of {WIDTH}x{HEIGHT}, float32"
+    pixels = f"the small autoencoder, {subjects.FRAMES} frames of {subjects.WIDTH}x{subjects.HEIGHT}, float32"
     return [
         *operations(of_operations, slow),
         Contest("guided step", f"{size_of(CASE)}, one update", guided_step),
@@ -134,10 +125,10 @@ def whole_run(case: Case = RUN) -> Sides:
 
 
 def encode() -> Sides:
-    pixels = random_pixels()
-    return {OURS: encoding(pixels)} | plain_encoding(pixels)
+    pixels = subjects.random_pixels()
+    return {OURS: subjects.encoding(pixels)} | plain_encoding(pixels)
 
 
 def decode() -> Sides:
-    latents = random_latents()
-    return {OURS: decoding(latents)} | plain_decoding(latents)
+    latents = subjects.random_latents()
+    return {OURS: subjects.decoding(latents)} | plain_decoding(latents)
