@@ -30,11 +30,9 @@ EXTRAS = {
     "profile": ["nvtx>=0.2.10"],
     "quantize": ["bitsandbytes>=0.46", "gguf>=0.10"],
     "eval": ["opencv-python-headless>=4.9"],
-    "bench": ["pytest-benchmark>=5"],
     "dev": [
         "pytest>=8",
         "pytest-xdist>=3.6",
-        "pytest-benchmark>=5",
         "hypothesis>=6.100",
         "peft>=0.17",
         "bitsandbytes>=0.46",

@@ -34,7 +34,6 @@ EXTRAS = {
     "profile": "--profile under NVIDIA's tools",
     "quantize": "--weights nf4 or FILE.gguf",
     "eval": "ditflow evaluate",
-    "bench": "make bench",
 }
 
 
