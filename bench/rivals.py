@@ -163,11 +163,10 @@ def prepared(side: str, case: Case, work: Callable[[Runner], Call]) -> Call:
     return with_its_kernels
 
 
-def in_a_batch(transformer: Any, first: Inputs, second: Inputs) -> Call:
+def in_a_batch(case: Case, first: Inputs, second: Inputs) -> Call:
     """Both predictions of a denoising step as diffusers' pipeline computes them."""
-    latents, prompts = (
-        torch.cat([getattr(each, name) for each in (first, second)]) for name in ("latents", "prompt")
-    )
+    transformer, both = case.backbone().transformer, (first, second)
+    latents, prompts = (torch.cat([getattr(each, name) for each in both]) for name in ("latents", "prompt"))
     rope = tuple(first.embedding[0])  # the same for queries and keys
 
     @torch.no_grad()
@@ -178,17 +177,20 @@ def in_a_batch(transformer: Any, first: Inputs, second: Inputs) -> Call:
     return call
 
 
-def plain_encoding(pixels: Tensor) -> dict[str, Call]:
+def plain_encoding(pixels: Tensor) -> dict[str, Callable[[], Call]]:
     """diffusers' autoencoder called directly."""
     video = (pixels / 127.5 - 1).permute(3, 0, 1, 2)[None]  # [1, 3, frames, height, width]
     return _autoencoders(lambda vae: vae.encode(video).latent_dist.mode())
 
 
-def plain_decoding(latents: Tensor) -> dict[str, Call]:
+def plain_decoding(latents: Tensor) -> dict[str, Callable[[], Call]]:
     scaled = latents.transpose(1, 2)
     return _autoencoders(lambda vae: vae.decode(scaled / vae.config.scaling_factor).sample)
 
 
-def _autoencoders(run: Callable[[Any], Tensor]) -> dict[str, Call]:
+def _autoencoders(run: Callable[[Any], Tensor]) -> dict[str, Callable[[], Call]]:
+    def make(tile: str) -> Call:
+        return partial(torch.no_grad()(run), small_autoencoder(tile))
+
     tiles = {"diffusers, the same tiles": TILE, "diffusers, whole frames": "none"}
-    return {name: partial(torch.no_grad()(run), small_autoencoder(tile)) for name, tile in tiles.items()}
+    return {name: partial(make, tile) for name, tile in tiles.items()}

@@ -13,15 +13,6 @@ RATES = (10, 50, 200)  # TFLOP/s that a card may sustain
 CHECKPOINT = {"none": "nothing", "attention": "all but attention", "block": "each block"}
 PREPARED_BLOCKS = 21  # blocks that a guided forward of 5B goes through, the guidance block included
 STEP_SIZE, STEP_VARIANT = "5B, 24 frames", {"model": "5b", "frames": 24}  # one size: of passes, of steps
-WHOLE_RUN = {  # column: row entry, unit
-    "optimisation s": ("optimisation_seconds", 1),
-    "whole run s": ("whole_seconds", 1),
-    "optimisation CPU s": ("optimisation_cpu_seconds", 1),
-    "whole run CPU s": ("whole_cpu_seconds", 1),
-    "peak MiB": ("peak_mib", 1),
-    "optimisation TFLOP": ("optimisation_flops", TERA),
-    "whole run TFLOP": ("whole_flops", TERA),
-}
 
 Row = Mapping[str, Any]
 
@@ -184,17 +175,12 @@ def ratio_table(contests: Sequence[Row], bounds: Mapping) -> str:
     return markdown(["contest", "ours ms", "rival", "ratio", "bounds"], rows)
 
 
-def against_first(value: float, first: float, form: str) -> str:
-    """A number, and in brackets how many times less it is than the first side's."""
-    return f"{value:{form}} ({first / value:.2f})"
-
-
-def whole_run_table(sides: Mapping[str, Row]) -> str:
-    """A line for each side of a whole run."""
-    first, rows = next(iter(sides.values())), []
-    for side, found in sides.items():
-        cells = [
-            against_first(found[name] / unit, first[name] / unit, ".1f") for name, unit in WHOLE_RUN.values()
-        ]
-        rows.append([side, *cells, f"{found['difference']:.0e}"])
-    return markdown(["side", *WHOLE_RUN, "difference"], rows)
+def full_table(found: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> str:
+    """Seconds, CPU seconds and MiB of each side, and how many times less they are than the first side's."""
+    rows = []
+    for name, sides in found.items():
+        first = next(iter(sides.values()))
+        for side, numbers in sides.items():
+            pairs = zip(numbers, first, strict=True)
+            rows.append([name, side, *(f"{value:.4g} ({other / value:.2f})" for value, other in pairs)])
+    return markdown(["", "side", "seconds", "CPU seconds", "peak MiB"], rows)

@@ -11,10 +11,10 @@ FRAMES = 24  # plans cover the long video (`bench.presets`)
 
 def gates() -> dict[str, Gate]:
     """By name: a gate answers for the rows whose names begin with its own and a slash."""
-    from bench.gates import compiled, graphs, imports, passes, steps
+    from bench.gates import compiled, graphs, imports, passes, rivals, steps
 
     return {
         name: gate
-        for file in (passes, steps, graphs, imports, compiled)
+        for file in (passes, steps, rivals, graphs, imports, compiled)
         for name, gate in file.gates().items()
     }

@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 
-from bench.harness import CPU, Call, commit, in_fresh_processes, resident_peak, steady
-from bench.passes import SIZES
-from bench.tables import markdown, ratio_table
+from bench.harness import CPU, Call, commit, steady
+from bench.tables import ratio_table
 from bench.timed.bounds import SLOWDOWN, Bounds, binds, broken, caught, read_bounds
-from bench.timed.contests import SIZE, Contest, contests, play
+from bench.timed.contests import Contest, contests, play
 from ditflow.errors import DitflowError
 from ditflow.models.compiling import compiles
 
@@ -35,15 +34,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--only", default="", metavar="WORDS", help="contests with these words in their names"
     )
-    parser.add_argument(
-        "--size", choices=[size.name for size in SIZES], default=SIZE.name, help="of operations"
-    )
-    parser.add_argument("--memory", action="store_true", help="slow rivals and peak memory too (Linux)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements to a file")
     options = parser.parse_args(words)
-    known = contests(options.size, options.memory)
-    if not (chosen := [contest for contest in known if options.only in contest.name]):
-        parser.error(f"--only {options.only}: contests are {', '.join(each.name for each in known)}")
+    if not (chosen := [contest for contest in contests() if options.only in contest.name]):
+        parser.error(f"--only {options.only}: contests are {', '.join(each.name for each in contests())}")
 
     steady()
     bounds, found, faults = read_bounds(), [], []
@@ -51,12 +45,7 @@ def main(words: Sequence[str] | None = None) -> None:
         print(contest.name, file=sys.stderr, flush=True)
         found.append(measured(contest, bounds, options.expect == "slowdown"))
         faults += faults_of(found[-1], bounds, options.expect)
-    print(ratio_table(found, bounds), end="\n\n")
-    if options.memory:
-        os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 20)  # freed blocks go back to the system at once
-        cases = [(options.size, contest.name, side) for contest in chosen for side in contest.sides()]
-        peaks = zip(cases, in_fresh_processes(peak_mib, cases), strict=True)
-        print(markdown(["contest", "side", "peak MiB"], [[*case[1:], f"{mib:.0f}"] for case, mib in peaks]))
+    print(ratio_table(found, bounds))
     if options.json:
         results = {"kind": "cpu", "device": cpu_name(), "date": str(date.today()), "contests": found}
         options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -66,7 +55,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def measured(contest: Contest, bounds: Bounds, planted: bool) -> dict[str, Any]:
     load = os.getloadavg()[0]
-    sides = dict(contest.sides())
+    sides = {name: make() for name, make in contest.sides().items()}
     # compiling takes long, and the control needs only one rival whose bound can break
     if not (planted and any(binds(contest.name, rival, bounds) for rival in sides)) and can_compile():
         sides |= compiled(contest)
@@ -96,11 +85,12 @@ def faults_of(row: dict[str, Any], bounds: Bounds, expect: str) -> list[str]:
 def compiled(contest: Contest) -> dict[str, Call]:
     """The rivals by torch.compile. One that does not compile takes no part."""
     made = {}
-    for name, call in contest.compiled().items():
+    for name, make in contest.compiled().items():
         try:
-            call()
-            made[name] = call
+            made[name] = make()
+            made[name]()
         except Exception as error:
+            made.pop(name, None)
             print(f"{contest.name}: {name} does not compile: {error}", file=sys.stderr)
     return made
 
@@ -110,15 +100,6 @@ def can_compile() -> bool:
         return compiles("on", CPU)
     except DitflowError:
         return False
-
-
-def peak_mib(case: tuple[str, str, str]) -> float:
-    """MiB that a side's second call adds to a fresh process; by then everything is loaded."""
-    size, name, side = case
-    (contest,) = (each for each in contests(size, slow=True) if each.name == name)
-    call = contest.sides()[side]
-    call()
-    return resident_peak(call)[2]
 
 
 def cpu_name() -> str:

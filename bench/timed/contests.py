@@ -6,9 +6,12 @@ run: a random rotary model of 8 heads x 64 in float32, and the small model's aut
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+
+import torch
+from torch import Tensor
 
 from bench import subjects
 from bench.harness import CPU, Call, Clock, in_turns
@@ -17,7 +20,7 @@ from bench.rivals import PLAIN, RIVAL, SIDES, in_a_batch, plain_decoding, plain_
 from bench.subjects import QUICK, Case
 from bench.timed.bounds import CALLS, PLANTED
 from ditflow.guidance.losses import FlowLoss
-from ditflow.models.protocols import Grid, Runner, Until
+from ditflow.models.protocols import Grid, Injected, Inputs, Runner, Until
 
 OURS = "ours"
 ROUNDS = 7
@@ -25,7 +28,7 @@ SIZE = next(size for size in SIZES if size.name == "256 x 384, 9 frames")
 CASE = Case(layers=6, guidance_block=3, grid=Grid(3, 8, 12), steps=5, optimisation_steps=2)
 RUN = replace(QUICK, steps=5)
 
-Sides = Mapping[str, Call]
+Sides = Mapping[str, Callable[[], Call]]  # by name, what prepares a side's call
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Contest:
 
 
 def play(
-    sides: Sides,
+    sides: Mapping[str, Call],
     planted: bool = False,  # ours does half as much work again
     clock: Clock = time.perf_counter,
 ) -> tuple[float, dict[str, float]]:
@@ -55,12 +58,10 @@ def play(
     return statistics.median(ours) / CALLS, ratios
 
 
-def contests(size: str = SIZE.name, slow: bool = False) -> list[Contest]:
-    """All contests; operations at a size, and with their slow rivals if asked."""
-    (of_operations,) = (each for each in SIZES if each.name == size)
+def contests() -> list[Contest]:
     pixels = f"the small autoencoder, {subjects.FRAMES} frames of {subjects.WIDTH}x{subjects.HEIGHT}, float32"
     return [
-        *operations(of_operations, slow),
+        *operations(SIZE),
         Contest("guided step", f"{size_of(CASE)}, one update", guided_step),
         Contest("denoising step", f"{size_of(CASE)}, two prompts", denoising_step),
         Contest("whole run", f"{size_of(RUN)}, {RUN.steps} steps, from latents to latents", whole_run),
@@ -69,21 +70,20 @@ def contests(size: str = SIZE.name, slow: bool = False) -> list[Contest]:
     ]
 
 
-def operations(size: Size = SIZE, slow: bool = False) -> list[Contest]:
+def operations(size: Size) -> list[Contest]:
     dtype = str(size.dtype).removeprefix("torch.")
     words = f"{size.name}, {size.heads} heads of {size.head_dim}, {dtype}"
-    found = []
-    for each in passes():
-        sides, compiled = (partial(passed, each, size, slow, compiles) for compiles in (False, True))
-        found.append(Contest(each.name, words, sides, compiled))
-    return found
+    return [
+        Contest(each.name, words, partial(passed, each, size, False), partial(passed, each, size, True))
+        for each in passes()
+    ]
 
 
-def passed(each: Pass, size: Size, slow: bool, compiles: bool) -> Sides:
+def passed(each: Pass, size: Size, compiles: bool, slow: bool = False) -> Sides:
     """The sides of a pass on one set of inputs: those by torch.compile, or the others."""
     given = each.inputs(size, CPU, 0)
     return {
-        OURS if rival.name == "chunked" else rival.name: partial(rival.call, *given)
+        OURS if rival.name == "chunked" else rival.name: partial(partial, rival.call, *given)
         for rival in each.rivals() + (each.slow_rivals() if slow else [])
         if rival.compiles == compiles and rival.name != "triton"
     }
@@ -94,8 +94,8 @@ def size_of(case: Case) -> str:
     return f"{case.layers} blocks of 8 heads x 64, float32, {grid} patches"
 
 
-def by_runner(names: tuple[str, ...], case: Case, work: Callable[[Runner], Call]) -> dict[str, Call]:
-    return {OURS if name == PLAIN else name: prepared(name, case, work) for name in names}
+def by_runner(names: Iterable[str], case: Case, work: Callable[[Runner], Call]) -> Sides:
+    return {OURS if name == PLAIN else name: partial(prepared, name, case, work) for name in names}
 
 
 def guided_step(case: Case = CASE) -> Sides:
@@ -109,26 +109,42 @@ def guided_step(case: Case = CASE) -> Sides:
         injected = runner.features(clip, {}, Until("key_value", settings.injection_blocks))
         return lambda: runner.gradient(loss, "latents", inputs, injected, target, 1.0)
 
-    return by_runner(tuple(SIDES), case, update)
+    return by_runner(SIDES, case, update)
 
 
 def denoising_step(case: Case = CASE) -> Sides:
     """The predictions with and without the prompt."""
     both = case.inputs()
     sides = by_runner((RIVAL, PLAIN), case, lambda runner: partial(runner.forward, both, {}))
-    return sides | {"diffusers, both in a batch": in_a_batch(case.backbone().transformer, *both)}
+    return sides | {"diffusers, both in a batch": partial(in_a_batch, case, *both)}
 
 
-def whole_run(case: Case = RUN) -> Sides:
+def whole_run(case: Case = RUN, names: Iterable[str] = (RIVAL, PLAIN, "block by block")) -> Sides:
     run = case.run()
-    return by_runner((RIVAL, PLAIN, "block by block"), case, lambda runner: partial(run, runner))
+    return by_runner(names, case, lambda runner: partial(run, runner))
+
+
+def optimisation(case: Case, names: Iterable[str]) -> Sides:
+    """A whole run without its denoising forwards."""
+    run = case.run()
+    return by_runner(names, case, lambda runner: partial(run, WithoutDenoising(runner)))
+
+
+class WithoutDenoising:
+    """A Runner that predicts zeros in denoising steps."""
+
+    def __init__(self, runner: Runner):
+        self.backbone, self.features, self.gradient = runner.backbone, runner.features, runner.gradient
+
+    def forward(self, several: Sequence[Inputs], injected: Injected) -> list[Tensor]:
+        return [torch.zeros_like(inputs.latents) for inputs in several]
 
 
 def encode() -> Sides:
     pixels = subjects.random_pixels()
-    return {OURS: subjects.encoding(pixels)} | plain_encoding(pixels)
+    return {OURS: partial(subjects.encoding, pixels)} | plain_encoding(pixels)
 
 
 def decode() -> Sides:
     latents = subjects.random_latents()
-    return {OURS: subjects.decoding(latents)} | plain_decoding(latents)
+    return {OURS: partial(subjects.decoding, latents)} | plain_decoding(latents)

@@ -19,7 +19,7 @@ def answers(asked: Iterable[str]) -> Iterator[str]:
     ready: dict[str, Call] = {}
     for name in map(str.strip, asked):
         if name not in ready:
-            ready = {name: known[name].sides()[OURS]}  # drops the contest before
+            ready = {name: known[name].sides()[OURS]()}  # drops the contest before
             ready[name]()  # loads what stays loaded
         yield json.dumps(seconds(ready[name], CALLS))
 

@@ -5,7 +5,6 @@ from functools import partial
 from math import inf
 
 import pytest
-import torch
 from test_bench_timed import Machine
 
 from bench.timed import __main__ as command
@@ -32,10 +31,12 @@ def judge(monkeypatch, tmp_path):
         contest = Contest(
             "it",
             "small",
-            lambda: {OURS: machine.work(OURS, ours), "rival": machine.work("rival", 6.0)},
-            lambda: {"compiled": machine.work("compiled", 2.0)} | dict.fromkeys(fails, broken),
+            lambda: {OURS: lambda: machine.work(OURS, ours), "rival": lambda: machine.work("rival", 6.0)},
+            lambda: (
+                {"compiled": lambda: machine.work("compiled", 2.0)} | dict.fromkeys(fails, lambda: broken)
+            ),
         )
-        monkeypatch.setattr(command, "contests", lambda size, slow: [contest])
+        monkeypatch.setattr(command, "contests", lambda: [contest])
         monkeypatch.setattr(command, "read_bounds", lambda: bounds)
         monkeypatch.setattr(command, "play", partial(play, clock=machine.clock))
         command.main(["--expect", expect, "--json", str(file), *words])
@@ -88,18 +89,3 @@ def test_some_contests(judge, capsys):
     with pytest.raises(SystemExit):
         judge("nothing", {}, words=["--only", "flow"])
     assert "--only flow: contests are it" in capsys.readouterr().err
-
-
-def test_peak_memory_of_each_side(judge, monkeypatch, capsys):
-    monkeypatch.setattr(command, "in_fresh_processes", lambda function, cases: [7.4 for _ in cases])
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "")
-    judge("nothing", {}, words=["--memory"])
-    assert "| it | rival | 7 |" in capsys.readouterr().out
-
-
-def test_peak_memory_is_what_a_second_call_adds(monkeypatch):
-    """32 MiB in the second call, half a GiB in the first."""
-    sizes = iter([2**27, 2**23])
-    contest = Contest("it", "small", lambda: {OURS: lambda: torch.ones(next(sizes))})
-    monkeypatch.setattr(command, "contests", lambda size, slow: [contest])
-    assert 25 < command.peak_mib(("any", "it", OURS)) < 60
