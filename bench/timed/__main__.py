@@ -23,14 +23,16 @@ from ditflow.models.compiling import compiles
 EXPECT = {  # choice: what fails
     "bounds": "ratios outside bench/ratios.csv",
     "slowdown": "contests in which a planted slowdown breaks no bound",
-    "nothing": "nothing",
+    "nothing": "none, only measure",
 }
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
-    fails = ", ".join(f"{name} ({what})" for name, what in EXPECT.items())
-    parser.add_argument("--expect", choices=EXPECT, default="bounds", help=f"what fails: {fails}")
+    parser = argparse.ArgumentParser("bench.timed", description=__doc__.split(":")[0])
+    fails = "; ".join(f"{name}: {what}" for name, what in EXPECT.items())
+    parser.add_argument(
+        "--expect", choices=EXPECT, default="bounds", help=f"which of these fail the command ({fails})"
+    )
     parser.add_argument(
         "--only", default="", metavar="WORDS", help="contests with these words in their names"
     )

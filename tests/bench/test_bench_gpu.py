@@ -189,6 +189,34 @@ def test_the_results_file(tmp_path, monkeypatch):
     assert results.broken
 
 
+def test_the_command(tmp_path, monkeypatch, capsys):
+    """All of it but the comparisons, with two passes and a step instead of all measurements."""
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu, "why_it_cannot_run", lambda: None)
+    monkeypatch.setattr(gpu, "check_all", lambda device, backend: 7)
+    monkeypatch.setattr(gpu, "CudaMeter", lambda device: SmokeMeter())
+    monkeypatch.setattr(gpu, "measure_ceilings", lambda meter: CEILINGS)
+    for name, value in (
+        ("current_device", 0),
+        ("get_device_name", "A GPU"),
+        ("get_device_capability", (9, 0)),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    step = steps.StepRow(Variant("5b", 24)._asdict(), "update", 700.0, 5, 6, 4, None, "24gb", "42 of 42")
+    rows = [Row("flow forward", "5B", "triton", 2.0, 10**6, 1.0), step]
+    monkeypatch.setattr(gpu, "measurements", lambda machine: iter(rows))
+    gpu.main([])
+    out = capsys.readouterr().out
+    assert out.startswith(
+        "correct: 7 comparisons with float64\ncopies 0.00 TB/s, products 1 TFLOP/s\n\n| flow"
+    )
+    assert "| triton | 2.000 | 50 % | 1.0 |\n\n| 5b, 24 frames |" in out and "a-gpu.json\n" in out
+    rows.append(Row("flow forward", "5B", "chunked", reason="broken: planted"))
+    with pytest.raises(SystemExit, match="something of ours is broken"):
+        gpu.main(["--minutes", "1"])
+
+
 def test_ceilings_are_rates():
     ceilings = measure_ceilings(SmokeMeter(), elements=1000, side=10)
     assert ceilings == Ceilings(copied_bytes=2e6, product_flops=1e6)
