@@ -1,11 +1,9 @@
-"""This tree's code against a revision's: `python -m bench.compare REVISION [--margin 0.15]`.
+"""Times this tree's code against a revision's: `python -m bench.compare REVISION [--margin 0.15]`.
 
-The revision gets a git worktree of its own for a while. A process for each side times ours in every contest
-of `bench.timed`, in turns, so that what else the machine does falls on both. Exit status 1 where this tree
-takes longer by more than the margin.
+The revision gets a temporary git worktree. A process for each side times ours in every contest of
+`bench.timed`, in turns, so that other load slows both. Exit status 1 if this tree is slower by more than the
+margin.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -19,6 +17,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from bench.tables import line
+
 ROOT = Path(__file__).parents[1]
 SIDE = Path("bench") / "timed" / "turns.py"
 ROUNDS = 9
@@ -26,34 +26,33 @@ MARGIN = 0.15  # of the time
 
 
 class CannotCompare(Exception):
-    """There is nothing to compare with."""
+    """The revision cannot be timed."""
 
 
 class Side:
-    """A process that times one tree's code when asked (`bench.timed.turns`)."""
+    """A process that times one tree's code on request (`bench.timed.turns`)."""
 
     def __init__(self, name: str, process: subprocess.Popen):
         self.name, self.process = name, process
         self.sizes: dict[str, str] = self._answer()  # of its contests
 
     def seconds(self, contest: str) -> float:
-        with suppress(BrokenPipeError):  # the answer will tell
+        with suppress(BrokenPipeError):  # then there is no answer
             self.process.stdin.write(f"{contest}\n")
             self.process.stdin.flush()
         return self._answer()
 
     def _answer(self) -> Any:
-        line = self.process.stdout.readline()
-        if not line:
-            raise CannotCompare(f"{self.name}: its benchmarks ended with status {self.process.wait()}")
-        return json.loads(line)
+        if answer := self.process.stdout.readline():
+            return json.loads(answer)
+        raise CannotCompare(f"{self.name}: its benchmarks ended with status {self.process.wait()}")
 
 
 @contextmanager
 def worktree(revision: str, repository: Path = ROOT) -> Iterator[Path]:
-    """The revision's files in a folder that is gone afterwards, whatever happens.
+    """The revision's files in a temporary folder.
 
-    Raises CannotCompare for a revision that is not there or that has no such benchmarks.
+    Raises CannotCompare for a revision that does not exist or has no timed benchmarks.
     """
     found = git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     if found.returncode:
@@ -67,7 +66,7 @@ def worktree(revision: str, repository: Path = ROOT) -> Iterator[Path]:
             added = git(repository, "worktree", "add", "--detach", str(tree), commit)
             if added.returncode:
                 raise CannotCompare(f"{revision}: no worktree: {added.stderr.strip().splitlines()[-1]}")
-            # an installation from a checkout finds `ditflow.configs` there, unless it is here
+            # otherwise an installation from a checkout would find that checkout's `ditflow.configs`
             (tree / "ditflow" / "configs").symlink_to(tree / "configs")
             yield tree
         finally:
@@ -81,7 +80,7 @@ def git(repository: Path, *words: str) -> subprocess.CompletedProcess:
 
 @contextmanager
 def side_of(tree: Path, name: str) -> Iterator[Side]:
-    """A tree's process; all that it imports of the project is that tree's."""
+    """A tree's process; it imports the project from that tree only."""
     places = [str(tree), str(tree / "kernels"), os.environ.get("PYTHONPATH", "")]
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.timed.turns"],
@@ -99,7 +98,7 @@ def side_of(tree: Path, name: str) -> Iterator[Side]:
 
 
 def compared(base: Side, head: Side, rounds: int = ROUNDS) -> Iterator[tuple[str, float | str]]:
-    """Of each contest: how many times the base's time this tree takes, or why that is not known."""
+    """For each contest, this tree's time as a multiple of the base's, or why it is unknown."""
     for name, size in head.sizes.items():
         if name not in base.sizes:
             yield name, "not in the base"
@@ -111,14 +110,16 @@ def compared(base: Side, head: Side, rounds: int = ROUNDS) -> Iterator[tuple[str
 
 
 def verdict(found: Sequence[tuple[str, float | str]], margin: float) -> list[str]:
-    """The contests in which this tree takes too long."""
+    """The contests in which this tree is too slow."""
     return [name for name, ratio in found if not isinstance(ratio, str) and ratio > 1 + margin]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("revision", help="what to compare with: a commit, a branch or a tag")
-    parser.add_argument("--margin", type=float, default=MARGIN, help="how much longer is still well")
+    parser.add_argument("revision", help="a commit, a branch or a tag to compare with")
+    parser.add_argument(
+        "--margin", type=float, default=MARGIN, help="how much slower is accepted, as a share"
+    )
     options = parser.parse_args(arguments)
     found = []
     try:
@@ -126,11 +127,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tree = stack.enter_context(worktree(options.revision))
             base = stack.enter_context(side_of(tree, options.revision))
             head = stack.enter_context(side_of(ROOT, "this tree"))
-            print(f"| contest | time, as a multiple of {options.revision}'s |\n| --- | --- |", flush=True)
+            print(line(["contest", f"time, as a multiple of {options.revision}'s"]), flush=True)
+            print(line(["---", "---"]), flush=True)
             for name, ratio in compared(base, head):
                 found.append((name, ratio))
-                cell = ratio if isinstance(ratio, str) else f"{ratio:.2f}"
-                print(f"| {name} | {cell} |", flush=True)
+                print(line([name, ratio if isinstance(ratio, str) else f"{ratio:.2f}"]), flush=True)
     except CannotCompare as error:
         raise SystemExit(f"bench.compare: {error}") from None
     if slower := verdict(found, options.margin):

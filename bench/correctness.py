@@ -1,6 +1,6 @@
-"""Every operation on the device against its definition in float64, before anything is measured.
+"""Compares every operation on the device with its definition in float64, before anything is measured.
 
-Each result may be twice as far from float64 as plain PyTorch in the same precision is, plus an epsilon of the
+A result may be twice as far from float64 as plain PyTorch in the same precision, plus an epsilon of the
 largest value.
 """
 
@@ -23,32 +23,32 @@ SIZES = [
 
 
 class WrongResult(Exception):
-    """An operation is not what its definition says."""
+    """An operation differs from its definition."""
 
 
 def check_all(device: torch.device, backend: str, sizes: list[Size] = SIZES) -> int:
-    """The number of comparisons that held. Raises WrongResult, once all are made, with those that did not."""
+    """The number of comparisons made. Raises WrongResult, after all of them, with those that failed."""
     count, wrong = 0, []
-    for size in sizes:
-        for precision in EPSILON:
-            given = size._replace(dtype=precision)
-            for name, ours, plain, exact in comparisons(given, device, backend):
-                try:
-                    compare(f"{name}, {size.name}, {precision}", ours, plain, exact, EPSILON[precision])
-                except WrongResult as found:
-                    wrong.append(str(found))
-                count += 1
+
+    def checked(check: Callable, *given) -> None:
         try:
-            check_ties(size, device, backend)
+            check(*given)
         except WrongResult as found:
             wrong.append(str(found))
+
+    for size in sizes:
+        for precision, epsilon in EPSILON.items():
+            for name, *results in comparisons(size._replace(dtype=precision), device, backend):
+                checked(compare, f"{name}, {size.name}, {precision}", *results, epsilon)
+                count += 1
+        checked(check_ties, size, device, backend)
     if wrong:
         raise WrongResult("; ".join(wrong))
     return count
 
 
 def comparisons(size: Size, device: torch.device, backend: str) -> Iterator[tuple]:
-    """Name, our results, those of plain PyTorch and those in float64."""
+    """Name, our results, those of plain PyTorch, those in float64."""
     query, key, flow, grid = video_inputs(size, device, 0)
     if size.grid[0] == 1:
         flow[..., ::2, :] = 1.0
@@ -81,12 +81,12 @@ def comparisons(size: Size, device: torch.device, backend: str) -> Iterator[tupl
 
 
 def _three(run: Callable, function: Callable, tokens, backend: str) -> tuple:
-    precise = [tensor.detach().double().requires_grad_() for tensor in tokens]
-    return (
-        run(partial(function, backend=backend), tokens),
-        run(partial(function, backend="reference"), tokens),
-        run(partial(function, backend="reference"), precise),
-    )
+    by, plain = partial(function, backend=backend), partial(function, backend="reference")
+    return run(by, tokens), run(plain, tokens), run(plain, _double(tokens))
+
+
+def _double(tokens) -> list[Tensor]:
+    return [tensor.detach().double().requires_grad_() for tensor in tokens]
 
 
 def _prepare(function: Callable, inputs, norms, text: int, gradients) -> list[Tensor]:
@@ -98,40 +98,40 @@ def _prepare(function: Callable, inputs, norms, text: int, gradients) -> list[Te
 
 
 def _attention(size: Size, device: torch.device, backend: str) -> tuple:
-    """Ours against its two halves, apart."""
+    """Attention with motion flow, against the two computed apart."""
     query, key, _, (value, _) = prepared_inputs(size, device, 3)
     tokens = query, key, value.requires_grad_()
-    grid, text = size.grid, size.text
 
-    def ours(backend, tokens):
-        output, flow = attention_with_motion_flow(*tokens, grid, TEMPERATURE, text, backend=backend)
-        return [output, flow, *torch.autograd.grad(output.sum() + flow.sum(), tokens)]
+    def ours(tokens):
+        return attention_with_motion_flow(*tokens, size.grid, TEMPERATURE, size.text, backend=backend)
 
     def apart(tokens):
         query, key, value = tokens
         logits = torch.einsum("bimd,bjmd->bmij", query, key) / size.head_dim**0.5
         output = torch.einsum("bmij,bjmd->bimd", logits.softmax(dim=-1), value)
-        flow = motion_flow(query[0, text:], key[0, text:], grid, TEMPERATURE, backend="reference")
+        video = query[0, size.text :], key[0, size.text :]
+        return output, motion_flow(*video, size.grid, TEMPERATURE, backend="reference")
+
+    def with_gradients(function, tokens):
+        output, flow = function(tokens)
         return [output, flow, *torch.autograd.grad(output.sum() + flow.sum(), tokens)]
 
-    precise = [tensor.detach().double().requires_grad_() for tensor in tokens]
-    return ours(backend, tokens), apart(tokens), apart(precise)
+    return with_gradients(ours, tokens), with_gradients(apart, tokens), with_gradients(apart, _double(tokens))
 
 
 def check_ties(size: Size, device: torch.device, backend: str) -> None:
-    """Hard flow: where all keys are alike, the first cell wins; else the likeliest in float64."""
+    """Hard flow: among equal keys the first cell wins, otherwise the likeliest in float64."""
     query, key, _, grid = video_inputs(size, device, 1)
-    _, _, width = grid
-    cells = torch.arange(size.video // grid[0], device=device)
-    own = torch.stack([cells % width, cells // width], dim=-1)
-    tied = motion_flow(query, key.detach().zero_(), grid, TEMPERATURE, hard=True, backend=backend)
-    if not torch.equal(tied, -own.expand_as(tied).float()):
+    _, height, width = grid
+    cells = torch.arange(height * width, device=device)
+    places = torch.stack([cells % width, cells // width], dim=-1)
+    tied = motion_flow(query, torch.zeros_like(key), grid, TEMPERATURE, hard=True, backend=backend)
+    if not torch.equal(tied, -places.expand_as(tied).float()):
         raise WrongResult(f"hard flow, ties, {size.name}: not the lowest index")
-    query, key, _, _ = video_inputs(size, device, 1)
     ours = motion_flow(query, key, grid, TEMPERATURE, hard=True, backend=backend)
     exact = motion_flow(query.double(), key.double(), grid, TEMPERATURE, hard=True, backend="reference")
     wrong = (ours != exact).any(dim=-1).float().mean().item()
-    if wrong > 1e-3:  # near ties alone
+    if wrong > 1e-3:  # leaves room for near ties
         raise WrongResult(f"hard flow, {size.name}: {100 * wrong:.2f} % of the rows differ from float64")
 
 

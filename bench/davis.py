@@ -1,4 +1,4 @@
-"""The paper's protocol on DAVIS, for who has the videos and a GPU; begun again, it goes on where it stopped.
+"""The paper's protocol on DAVIS, for those who have the videos and a GPU. Run again, it continues.
 
 `python -m bench.davis --videos FOLDER --prompts FILE.json [--model 5b|2b] [--modes ...]`. FOLDER holds a
 folder of images or a video for each name in the file:
@@ -8,21 +8,22 @@ folder of images or a video for each name in the file:
                    "subject": "A duck with a tophat swimming in a river",
                    "scene": "A paper boat floating in a bathtub"}}
 
-"start" and "frames" say which part is used (defaults 0 and the model's), the three prompts are those of the
+"start" and "frames" say which part is used (defaults 0 and the model's). The three prompts are those of the
 paper: the clip's own caption, another subject, another scene. The paper has 50 videos.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
 import logging
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from bench.tables import markdown
 from ditflow.errors import DitflowError
 from ditflow.evaluation.clip_scores import DEFAULT, ClipModel
 from ditflow.evaluation.evaluate import Instruments, measure
@@ -34,29 +35,14 @@ from ditflow.settings import Settings, read_settings
 
 KINDS = ("caption", "subject", "scene")
 SUFFIXES = ("", ".mp4", ".mov", ".mkv", ".avi", ".webm", ".gif")
-MODES = {  # name: what it changes of the published settings
+MODES = {  # name: changes to the published settings
     "backbone": {"guidance": False, "injection": False},
     "injection": {"guidance": False},
     "smm": {"loss": "smm-release"},
     "moft": {"loss": "moft"},
     "flow": {},
 }
-PUBLISHED = {  # table 1: MF and IQ of caption, subject, scene and all
-    "5b": {
-        "backbone": (0.524, 0.315, 0.502, 0.321, 0.544, 0.318, 0.523, 0.318),
-        "injection": (0.608, 0.315, 0.581, 0.321, 0.635, 0.320, 0.608, 0.319),
-        "smm": (0.782, 0.313, 0.741, 0.317, 0.776, 0.316, 0.766, 0.315),
-        "moft": (0.728, 0.313, 0.728, 0.321, 0.722, 0.319, 0.726, 0.318),
-        "flow": (0.790, 0.316, 0.775, 0.321, 0.789, 0.319, 0.785, 0.319),
-    },
-    "2b": {
-        "backbone": (0.521, 0.313, 0.495, 0.312, 0.523, 0.314, 0.513, 0.313),
-        "injection": (0.546, 0.315, 0.524, 0.317, 0.563, 0.321, 0.544, 0.318),
-        "smm": (0.687, 0.312, 0.682, 0.312, 0.694, 0.317, 0.688, 0.312),
-        "moft": (0.503, 0.312, 0.502, 0.313, 0.508, 0.315, 0.504, 0.312),
-        "flow": (0.685, 0.311, 0.753, 0.322, 0.739, 0.320, 0.726, 0.317),
-    },
-}
+PUBLISHED = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -71,20 +57,14 @@ class Case:
 
 
 def read_cases(videos: Path, prompts: Path) -> list[Case]:
-    """Raises DitflowError where the file is not of the form above or a video is missing."""
+    """Raises DitflowError if the file is not of the form above or a video is missing."""
     try:
-        entries = dict(json.loads(prompts.read_text(encoding="utf-8")))
-        return [
-            Case(
-                name,
-                kind,
-                _find(videos, name),
-                entry[kind],
-                {key: int(entry[key]) for key in ("start", "frames") if key in entry},
-            )
-            for name, entry in entries.items()
-            for kind in KINDS
-        ]
+        cases = []
+        for name, entry in dict(json.loads(prompts.read_text(encoding="utf-8"))).items():
+            video = _find(videos, name)
+            part = {key: int(entry[key]) for key in ("start", "frames") if key in entry}
+            cases += [Case(name, kind, video, entry[kind], part) for kind in KINDS]
+        return cases
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DitflowError(
             f"{prompts} cannot be used ({error}): expected names, each with {', '.join(KINDS)}"
@@ -101,7 +81,7 @@ def _find(videos: Path, name: str) -> Path:
 def run_all(
     cases: Sequence[Case], modes: Sequence[str], settings: Settings, instruments: Instruments, output: Path
 ) -> Iterator[dict[str, Any]]:
-    """Each case in each mode, from its file where it has been done; a file appears once a run is measured."""
+    """The scores of each case in each mode. A file appears when a run is measured, and is read next time."""
     for case in cases:
         for mode in modes:
             name = f"{case.name}-{case.kind}"
@@ -109,11 +89,9 @@ def run_all(
             if not file.exists():
                 changes = MODES[mode] | case.part | {"video": str(case.video), "prompt": case.prompt}
                 run = transfer(replace(settings, **changes, output=str(output / mode / name)))
-                found = _measured(FinishedRun.open(run.folder), instruments)
+                row = {"mode": mode, "kind": case.kind} | _measured(FinishedRun.open(run.folder), instruments)
                 with whole_or_absent(file) as unfinished:
-                    unfinished.write_text(
-                        json.dumps({"mode": mode, "kind": case.kind} | found, indent=2) + "\n"
-                    )
+                    unfinished.write_text(json.dumps(row, indent=2) + "\n")
                 print(f"{mode} {name}", flush=True)
             yield json.loads(file.read_text())
 
@@ -123,27 +101,26 @@ def _measured(run: FinishedRun, instruments: Instruments) -> dict[str, Any]:
     return {"run": str(run.folder)} | measure(*pictures, run.settings.prompt, instruments)
 
 
-def table(found: Sequence[dict[str, Any]], published: dict[str, tuple[float, ...]]) -> str:
-    """The paper's table 1, its own numbers below ours; and beside them the bidirectional score of all."""
+def table(found: Sequence[dict[str, Any]], published: Mapping[str, Sequence[float]]) -> str:
+    """The paper's table 1 with its numbers below ours, and the bidirectional score of all runs."""
     groups = (*KINDS, "all")
-    head = [f"{group} {number}" for group in groups for number in ("MF", "IQ")]
-    lines = [f"| mode | runs | {' | '.join(head)} | bidirectional |", "| --- " * (len(head) + 3) + "|"]
-    for mode in dict.fromkeys(each["mode"] for each in found):
-        rows = [each for each in found if each["mode"] == mode]
+    lines = []
+    for mode in dict.fromkeys(row["mode"] for row in found):
+        rows = [row for row in found if row["mode"] == mode]
         cells = []
         for group in groups:
-            some = [each for each in rows if group in ("all", each["kind"])]
-            cells += [_mean(each["motion_fidelity"]["paper"]["score"] for each in some)]
-            cells += [_mean(each["prompt_match"]["clip"] for each in some)]
-        both = _mean(each["motion_fidelity"]["bidirectional"]["score"] for each in rows)
-        lines.append(f"| {mode} | {len(rows)} | {' | '.join(cells)} | {both} |")
+            some = [row for row in rows if group in ("all", row["kind"])]
+            cells += [_mean(row["motion_fidelity"]["paper"]["score"] for row in some)]
+            cells += [_mean(row["prompt_match"]["clip"] for row in some)]
+        both = _mean(row["motion_fidelity"]["bidirectional"]["score"] for row in rows)
+        lines.append([mode, len(rows), *cells, both])
         if mode in published:
-            numbers = " | ".join(f"{value:.3f}" for value in published[mode])
-            lines.append(f"| {mode}, published | 150 | {numbers} | |")
-    return "\n".join(lines)
+            lines.append([f"{mode}, published", 150, *(f"{value:.3f}" for value in published[mode]), ""])
+    scores = [f"{group} {score}" for group in groups for score in ("MF", "IQ")]
+    return markdown(["mode", "runs", *scores, "bidirectional"], lines)
 
 
-def _mean(values: Iterator[float | None]) -> str:
+def _mean(values: Iterable[float | None]) -> str:
     known = [value for value in values if value is not None]
     return f"{statistics.fmean(known):.3f}" if known else "-"
 
@@ -152,13 +129,13 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--videos", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--prompts", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--model", default="5b", help="5b, 2b, or any that ditflow takes")
+    parser.add_argument("--model", default="5b", help="5b, 2b, or any that ditflow accepts")
     parser.add_argument("--modes", default=",".join(MODES), help="separated by commas")
     parser.add_argument("--config", type=Path, metavar="FILE", help="other settings, from a YAML file")
     parser.add_argument("--output", type=Path, default=Path("runs/davis"), metavar="FOLDER")
     parser.add_argument("--tracker", default="cotracker", help="cotracker, as in the paper, or lk")
     parser.add_argument("--tracker-weights", type=Path, metavar="FILE")
-    parser.add_argument("--clip", default=DEFAULT, metavar="MODEL", help="CLIP of IQ, or none")
+    parser.add_argument("--clip", default=DEFAULT, metavar="MODEL", help="CLIP model of IQ, or none")
     options = parser.parse_args(words)
     modes = options.modes.split(",")
     if not set(modes) <= MODES.keys():

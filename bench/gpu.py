@@ -1,13 +1,12 @@
-"""Is every kernel right on this GPU, and how fast is it: `python -m bench.gpu [--minutes 9]`.
+"""Checks every kernel on this GPU, then measures: `python -m bench.gpu [--minutes 9]`.
 
-First every operation is compared with its definition in float64; wrong results end the run. Then whole
-steps of CogVideoX 5B and 2B with random weights are measured (`bench.steps`), and the passes, ours and the
-rivals', beside what the device copies and multiplies at best. What there is no time or no memory for is
-named, and so is what fails: the rest goes on. Prints tables and writes bench/results/<device>.json, anew
-after every measurement, which `python -m bench.report` shows.
+Every operation is first compared with its definition in float64; wrong results end the run. Then whole steps
+of CogVideoX 5B and 2B with random weights are measured (`bench.steps`), and the passes, ours and the rivals',
+beside the device's best copy and product. A row without numbers says why. Prints tables and writes
+bench/results/<device>.json after every measurement, for `python -m bench.report`.
 
-Times of passes are medians of CUDA events, warm, over input sets that take turns; calls are queued ahead of
-the device. Times of steps are on the wall.
+Times of passes are medians of CUDA events, warm, with several input sets in turn and calls queued ahead of
+the device. Times of steps are wall time.
 """
 
 import argparse
@@ -18,22 +17,21 @@ import traceback
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.correctness import WrongResult, check_all
+from bench.harness import Ceilings, CudaMeter, Deadline, commit, measure_ceilings
 from bench.passes import SIZES, Pass, Rival, Size, passes
-from bench.revision import commit
-from bench.steps import BROKEN, Models, StepRow, first_line, measure_steps, shipped_config, variants
-from bench.tables import pass_tables, step_tables
-from bench.timing import GIB, Ceilings, CudaMeter, Deadline, Meter, measure_ceilings
+from bench.steps import BROKEN, Machine, Models, StepRow, first_line, measure_steps, variants
+from bench.subjects import shipped_config
+from bench.tables import TERA, gib, pass_tables, step_tables
 
 RESULTS = Path(__file__).with_name("results")
 MINUTES = 9.0
-LAST = 20  # seconds that the last pass and the tables may take when the time is over
+LAST = 20  # seconds kept for the last pass and the tables
 INPUT_SETS = 3
 OLDEST = {"torch": (2, 11), "triton": (3, 6)}
 
@@ -53,7 +51,7 @@ class Row:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="the time there is for all of it")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="time for all of it")
     options = parser.parse_args(arguments)
     if (reason := why_it_cannot_run()) is not None:
         raise SystemExit(f"bench.gpu: {reason}")
@@ -61,17 +59,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     meter = CudaMeter(torch.device("cuda", torch.cuda.current_device()))
     torch.cuda.set_device(meter.device)
     try:
-        print(f"right: {check_all(meter.device, 'triton')} comparisons with float64")
+        print(f"correct: {check_all(meter.device, 'triton')} comparisons with float64")
     except WrongResult as wrong:
-        raise SystemExit(f"bench.gpu: wrong, so nothing is measured: {wrong}") from None
+        raise SystemExit(f"bench.gpu: wrong results, nothing is measured: {wrong}") from None
 
     results = Results(ceilings := measure_ceilings(meter))
-    for row in measurements(meter, deadline, ceilings):
+    for row in measurements(Machine(meter, deadline, ceilings)):
         results.add(row)
-    copied, product = ceilings.copied_bytes / 1e12, ceilings.product_flops / 1e12
-    print(f"copies {copied:.2f} TB/s, multiplies {product:.0f} TFLOP/s")
-    print(pass_tables(passes := [asdict(row) for row in results.passes]))
-    print(step_tables([asdict(step) for step in results.steps], passes))
+    copied, product = ceilings.copied_bytes / TERA, ceilings.product_flops / TERA
+    print(f"copies {copied:.2f} TB/s, products {product:.0f} TFLOP/s")
+    print("", pass_tables(found := [asdict(row) for row in results.passes]), sep="\n")
+    print("", step_tables([asdict(step) for step in results.steps], found), "", sep="\n")
     print(f"written to {results.path}")
     if results.broken:
         raise SystemExit("bench.gpu: something of ours is broken, see the reasons above")
@@ -79,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def why_it_cannot_run() -> str | None:
     if not torch.cuda.is_available():
-        return "needs a CUDA device, and there is none"
+        return "needs a CUDA device, found none"
     try:
         import triton
     except ImportError:
@@ -91,56 +89,41 @@ def why_it_cannot_run() -> str | None:
     return None
 
 
-def measurements(meter: Meter, deadline: Deadline, ceilings: Ceilings) -> Iterator[Row | StepRow]:
-    """Everything there is to measure; what is worth least comes last, when there may be no time for it."""
-    models = Models(meter.device, meter.free_bytes, shipped_config)
-    passes_of = partial(measure_all, meter, deadline, ceilings)
-    steps_of = partial(measure_steps, meter, deadline, ceilings, models=models)
+def measurements(machine: Machine) -> Iterator[Row | StepRow]:
+    """All measurements, the most valuable first: time may not suffice for the last."""
+    models = Models(machine.meter, shipped_config)
     first, second, *others = (variants(model, frames) for model in ("5b", "2b") for frames in (24, 49))
-    yield from steps_of(first[0])
-    yield from passes_of(SIZES[:2], compiled=False)
-    yield from steps_of(second[0])
-    yield from steps_of(first[1])
-    yield from steps_of(each[0][0] for each in others)
-    yield from passes_of(SIZES[2:], compiled=False)
-    yield from passes_of(SIZES, compiled=True)
-    yield from steps_of(second[1])
-    for plain, changed in others:
-        yield from steps_of([*plain[1:], *changed])
+    yield from measure_steps(machine, first[0], models)
+    yield from measure_passes(machine, SIZES[:2], compiled=False)
+    yield from measure_steps(machine, [*second[0], *first[1], *(plain[0] for plain, _ in others)], models)
+    yield from measure_passes(machine, SIZES[2:], compiled=False)
+    yield from measure_passes(machine, SIZES, compiled=True)
+    rest = [*second[1], *(each for plain, changed in others for each in (*plain[1:], *changed))]
+    yield from measure_steps(machine, rest, models)
 
 
-def measure_all(
-    meter: Meter,
-    deadline: Deadline,
-    ceilings: Ceilings,
+def measure_passes(
+    machine: Machine,
     sizes: Sequence[Size],
-    compiled: bool,  # the rivals that torch.compile makes, or the others
+    compiled: bool,  # the rivals by torch.compile, or the others
     skip: Collection[str] = (),
 ) -> Iterator[Row]:
     for size in sizes:
         for each in passes():
-            sets = [each.inputs(size, meter.device, seed) for seed in range(INPUT_SETS)]
+            sets = [each.inputs(size, machine.meter.device, seed) for seed in range(INPUT_SETS)]
             for rival in each.rivals():
                 if rival.compiles == compiled and rival.name not in skip:
-                    yield measure(meter, deadline, ceilings, each, size, rival, sets)
+                    yield measure_pass(machine, each, size, rival, sets)
             del sets
             torch._dynamo.reset()
             gc.collect()
 
 
-def measure(
-    meter: Meter,
-    deadline: Deadline,
-    ceilings: Ceilings,
-    each: Pass,
-    size: Size,
-    rival: Rival,
-    sets: list[tuple],
-) -> Row:
-    names = each.name, size.name, rival.name
+def measure_pass(machine: Machine, each: Pass, size: Size, rival: Rival, sets: list[tuple]) -> Row:
+    names, meter = (each.name, size.name, rival.name), machine.meter
     if (needed := rival.needed_bytes(size)) > (free := meter.free_bytes()):
-        return Row(*names, reason=f"needs {needed / GIB:.0f} GiB, {free / GIB:.0f} are free")
-    if deadline.left < (60 if rival.compiles else 0):
+        return Row(*names, reason=f"needs {gib(needed)} GiB, {gib(free)} are free")
+    if machine.deadline.left < (60 if rival.compiles else 0):
         return Row(*names, reason="no time left")
     calls = [lambda given=given: rival.call(*given) for given in sets]
     try:
@@ -148,11 +131,11 @@ def measure(
     except torch.cuda.OutOfMemoryError:
         return Row(*names, reason="out of memory")
     except Exception as error:
-        if not rival.compiles:
-            traceback.print_exc()
-        # what cannot be compiled competes with nobody
-        return Row(*names, reason=f"{'does not compile' if rival.compiles else BROKEN}: {first_line(error)}")
-    return Row(*names, milliseconds, peak_bytes, least_milliseconds(each, size, ceilings))
+        if rival.compiles:  # then it takes no part
+            return Row(*names, reason=f"does not compile: {first_line(error)}")
+        traceback.print_exc()
+        return Row(*names, reason=f"{BROKEN}: {first_line(error)}")
+    return Row(*names, milliseconds, peak_bytes, least_milliseconds(each, size, machine.ceilings))
 
 
 def least_milliseconds(each: Pass, size: Size, ceilings: Ceilings) -> float:
@@ -163,7 +146,7 @@ def least_milliseconds(each: Pass, size: Size, ceilings: Ceilings) -> float:
 
 @dataclass
 class Results:
-    """What has been measured so far; on file after every row, however the run ends."""
+    """What has been measured so far, written to the file after every row."""
 
     ceilings: Ceilings
     passes: list[Row] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What is measured: the passes over motion flow and preparation, and who competes in each."""
+"""The kernels' passes over motion flow and preparation: sizes, input sets, and the rivals in each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,8 +51,8 @@ SIZES = [
 @dataclass(frozen=True)
 class Rival:
     name: str
-    call: Callable[..., Any]  # of an input set
-    compiles: bool = False  # torch.compile takes a while
+    call: Callable[..., Any]  # with an input set
+    compiles: bool = False  # by torch.compile, which takes a while
     needed_bytes: Callable[[Size], int] = lambda size: 0  # roughly, beyond its inputs
 
 
@@ -62,32 +62,25 @@ class Pass:
 
     name: str
     inputs: Callable[[Size, torch.device, int], tuple]  # an input set, from a seed
-    rivals: Callable[[], list[Rival]]  # "triton" is ours
-    flops: Callable[[Size], int] | None = None  # the least work, of one kind
+    rivals: Callable[[], list[Rival]]  # the first is ours, "triton"
+    flops: Callable[[Size], int] | None = None  # the least work, of one of the two kinds
     bytes: Callable[[Size], int] | None = None
+    slow_rivals: Callable[[], list[Rival]] = list  # only timed on request
 
 
 def passes() -> list[Pass]:
+    flow, loss = ((lambda size, n=n: n * 2 * size.video**2 * size.channels) for n in (1, 3))  # products
+    forward, backward = (partial(moved_bytes, tensors=tensors) for tensors in (4, 6))
     return [
-        Pass("flow forward", video_inputs, flow_rivals, flops=lambda size: 2 * size.video**2 * size.channels),
-        Pass(
-            "loss and gradients",
-            video_inputs,
-            loss_rivals,
-            flops=lambda size: 6 * size.video**2 * size.channels,
-        ),
-        Pass("preparation forward", token_inputs, preparation_rivals, bytes=partial(moved_bytes, tensors=4)),
-        Pass(
-            "preparation backward",
-            prepared_inputs,
-            preparation_backward_rivals,
-            bytes=partial(moved_bytes, tensors=6),
-        ),
+        Pass("flow forward", video_inputs, flow_rivals, flops=flow, slow_rivals=slow_flow_rivals),
+        Pass("loss and gradients", video_inputs, loss_rivals, flops=loss, slow_rivals=slow_loss_rivals),
+        Pass("preparation forward", token_inputs, preparation_rivals, bytes=forward),
+        Pass("preparation backward", prepared_inputs, preparation_backward_rivals, bytes=backward),
     ]
 
 
 def moved_bytes(size: Size, tensors: int) -> int:
-    """Queries, keys and what is made of them, once each; with them cos and sin in float32."""
+    """Tensors like the queries, read or written once each, with cos and sin in float32."""
     rope = 4 * size.video * size.head_dim * 4 if size.rotary else 0
     return tensors * (size.text + size.video) * size.channels * size.dtype.itemsize + rope
 
@@ -98,7 +91,7 @@ def random(seed: int, size: Size, device: torch.device, *shape: int) -> Tensor:
 
 
 def video_inputs(size: Size, device: torch.device, seed: int) -> tuple:
-    """query, key, a flow that moves everywhere but within a frame, grid."""
+    """query, key, a flow that is zero only within a frame, grid."""
     frames, height, width = size.grid
     query, key = random(seed, size, device, 2, size.video, size.heads, size.head_dim)
     draw = torch.Generator(device).manual_seed(seed)
@@ -117,21 +110,37 @@ def token_inputs(size: Size, device: torch.device, seed: int) -> tuple:
 
 
 def prepared_inputs(size: Size, device: torch.device, seed: int) -> tuple:
-    """query, key, how to prepare them, gradients to what comes of that."""
+    """query, key, the other arguments of preparation, gradients of its two results."""
     query, key, *rest = token_inputs(size, device, seed)
     gradients = random(seed + 2, size, device, 2, *query.shape)
     return query.requires_grad_(), key.requires_grad_(), tuple(rest), tuple(gradients)
 
 
-def heads_maps(size: Size, copies: int) -> int:
+def head_maps(size: Size, copies: int) -> int:
     return copies * size.heads * size.video**2 * size.dtype.itemsize
 
 
-def flow_of_rows(query: Tensor, key: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """The soft flow as the library has it: one product, then a pass over its rows. All of it is kept."""
+def summed_maps(size: Size, copies: int) -> int:
+    return copies * size.video**2 * 4
+
+
+def flow_of_product(query: Tensor, key: Tensor, grid: tuple[int, int, int], temperature: float) -> Tensor:
+    """The soft flow by the library: one product of all heads, then a pass over its rows. Keeps it all."""
+    return flow_of_logits((query.flatten(1) @ key.flatten(1).T).float(), query, grid, temperature)
+
+
+def flow_per_head(query: Tensor, key: Tensor, grid: tuple[int, int, int], temperature: float) -> Tensor:
+    """The same in float32, with a product for each head."""
+    logits = torch.zeros(len(query), len(key), device=query.device)
+    for head in range(query.shape[1]):
+        logits = logits + query[:, head].float() @ key[:, head].float().T
+    return flow_of_logits(logits, query, grid, temperature)
+
+
+def flow_of_logits(logits: Tensor, query: Tensor, grid: tuple[int, int, int], temperature: float) -> Tensor:
     frames, height, width = grid
     heads, head_dim = query.shape[1:]
-    logits = (query.flatten(1) @ key.flatten(1).T).float() * (TEMPERATURE / (heads * head_dim**0.5))
+    logits = logits * (temperature / (heads * head_dim**0.5))
     weights = logits.view(-1, frames, height * width).softmax(dim=-1)  # [rows, key frames, cells]
     cells = torch.arange(height * width, device=query.device)
     cells = torch.stack([cells % width, cells // width], dim=-1).float()
@@ -139,42 +148,42 @@ def flow_of_rows(query: Tensor, key: Tensor, grid: tuple[int, int, int]) -> Tens
     return flow.transpose(1, 2)
 
 
-def rows_map(size: Size, copies: int) -> int:
-    return copies * size.video**2 * 4
+def plain_loss(flow_of: Callable, query: Tensor, key: Tensor, flow: Tensor, *given: Any) -> Tensor:
+    return (flow_of(query, key, *given) - flow)[flow.norm(dim=-1) > 0].square().mean()
+
+
+def by_flow(function: Callable) -> Callable:
+    return torch.no_grad()(lambda query, key, flow, grid: function(query, key, grid, TEMPERATURE))
+
+
+def by_loss(function: Callable) -> Callable:
+    def run(query, key, flow, grid):
+        loss = function(query, key, flow, grid, TEMPERATURE)
+        return loss.detach(), torch.autograd.grad(loss, (query, key))
+
+    return run
+
+
+def backends(by: Callable, function: Callable, copies: int) -> list[Rival]:
+    """The public function by each backend. The reference needs so many maps of all heads."""
+    ours = [Rival(name, by(partial(function, backend=name))) for name in ("triton", "chunked")]
+    needed = partial(head_maps, copies=copies)
+    return [*ours, Rival("reference", by(partial(function, backend="reference")), needed_bytes=needed)]
 
 
 def flow_rivals() -> list[Rival]:
-    def by(function: Callable, **options) -> Callable:
-        return torch.no_grad()(
-            lambda query, key, flow, grid: function(query, key, grid, TEMPERATURE, **options)
-        )
-
-    @torch.no_grad()
-    def product(query, key, flow, grid):
-        return query.flatten(1) @ key.flatten(1).T
-
-    @torch.no_grad()
-    def rows(query, key, flow, grid):
-        return flow_of_rows(query, key, grid)
-
     compiled = torch.compile(chunked_flow.soft_flow, dynamic=False)
+    rows = "library product and a row pass"
     return [
-        Rival("triton", by(motion_flow, backend="triton")),
-        Rival("chunked", by(motion_flow, backend="chunked")),
-        Rival("library product alone", product),
-        Rival("library product and a row pass", rows, needed_bytes=partial(rows_map, copies=3)),
-        Rival("reference", by(motion_flow, backend="reference"), needed_bytes=partial(heads_maps, copies=3)),
-        Rival("chunked, compiled", by(compiled), compiles=True),
+        *backends(by_flow, motion_flow, copies=3),
+        Rival("library product alone", by_flow(lambda query, key, *_: query.flatten(1) @ key.flatten(1).T)),
+        Rival(rows, by_flow(flow_of_product), needed_bytes=partial(summed_maps, copies=3)),
+        Rival("chunked, compiled", by_flow(compiled), compiles=True),
     ]
 
 
 def loss_rivals() -> list[Rival]:
-    def by(function: Callable, **options) -> Callable:
-        def run(query, key, flow, grid):
-            loss = function(query, key, flow, grid, TEMPERATURE, **options)
-            return loss.detach(), torch.autograd.grad(loss, (query, key))
-
-        return run
+    whole = torch.compile(chunked_flow.loss_and_gradients, dynamic=False)
 
     @torch.no_grad()
     def products(query, key, flow, grid):
@@ -182,74 +191,66 @@ def loss_rivals() -> list[Rival]:
         logits = query @ key.T
         return logits @ key, logits.T @ query
 
-    def rows(query, key, flow, grid):
-        moving = flow.norm(dim=-1) > 0
-        loss = (flow_of_rows(query, key, grid) - flow)[moving].square().mean()
-        return loss.detach(), torch.autograd.grad(loss, (query, key))
-
-    passes = torch.compile(chunked_flow.loss_and_gradients, dynamic=False)
-
     @torch.no_grad()
     def compiled(query, key, flow, grid):
-        loss, *unscaled, factor = passes(query, key, flow, grid, TEMPERATURE, "moving")
+        loss, *unscaled, factor = whole(query, key, flow, grid, TEMPERATURE, "moving")
         return loss, [(gradient.float() * factor).to(query.dtype) for gradient in unscaled]
 
+    rows = by_loss(partial(plain_loss, flow_of_product))
     return [
-        Rival("triton", by(motion_flow_loss, backend="triton")),
-        Rival("chunked", by(motion_flow_loss, backend="chunked")),
+        *backends(by_loss, motion_flow_loss, copies=5),
         Rival("library products alone", products),
-        Rival("library products and a row pass", rows, needed_bytes=partial(rows_map, copies=6)),
-        Rival(
-            "reference",
-            by(motion_flow_loss, backend="reference"),
-            needed_bytes=partial(heads_maps, copies=5),
-        ),
+        Rival("library products and a row pass", rows, needed_bytes=partial(summed_maps, copies=6)),
         Rival("chunked, compiled", compiled, compiles=True),
     ]
 
 
-def preparation_rivals() -> list[Rival]:
-    def by(function: Callable, **options) -> Callable:
-        return torch.no_grad()(lambda *given: function(*given, **options))
+def slow_flow_rivals() -> list[Rival]:
+    return [Rival("per head, float32", by_flow(flow_per_head))]
 
+
+def slow_loss_rivals() -> list[Rival]:
+    every_row = partial(motion_flow_loss, rows="all", backend="chunked")
+    per_head = by_loss(partial(plain_loss, flow_per_head))
+    return [Rival("per head, float32", per_head), Rival("chunked, every row counts", by_loss(every_row))]
+
+
+def preparation_rivals() -> list[Rival]:
+    by = torch.no_grad()
     return [
-        Rival("triton", by(qk_norm_rope, backend="triton")),
-        Rival("chunked", by(qk_norm_rope, backend="chunked")),
-        Rival("reference", by(qk_norm_rope, backend="reference")),
-        Rival("chunked, compiled", by(_compiled(chunked_preparation.qk_norm_rope_forward)), compiles=True),
-        Rival("reference, compiled", by(_compiled(reference_preparation.qk_norm_rope)), compiles=True),
+        *backends(by, qk_norm_rope, copies=0),
+        Rival("chunked, compiled", by(compile_(chunked_preparation.qk_norm_rope_forward)), compiles=True),
+        Rival("reference, compiled", by(compile_(reference_preparation.qk_norm_rope)), compiles=True),
     ]
 
 
 def preparation_backward_rivals() -> list[Rival]:
-    """The forward pass's graph is made once for an input set; what is measured is the way back."""
+    """The graph of an input set's forward is made once; only the backward is measured."""
 
-    def by(function: Callable, **options) -> Callable:
+    def by(function: Callable) -> Callable:
         graphs = {}
 
         def run(query, key, rest, gradients):
             if id(query) not in graphs:
-                graphs[id(query)] = function(query, key, *rest, **options)
+                graphs[id(query)] = function(query, key, *rest)
             return torch.autograd.grad(graphs[id(query)], (query, key), gradients, retain_graph=True)
 
         return run
 
-    way_back = _compiled(chunked_preparation.qk_norm_rope_backward)
+    backward = compile_(chunked_preparation.qk_norm_rope_backward)
 
     @torch.no_grad()
-    def chunked_compiled(query, key, rest, gradients):
-        return way_back(*gradients, query, key, *rest, Wanted(query=True, key=True, rope=False))
+    def compiled(query, key, rest, gradients):
+        return backward(*gradients, query, key, *rest, Wanted(query=True, key=True, rope=False))
 
     return [
-        Rival("triton", by(qk_norm_rope, backend="triton")),
-        Rival("chunked", by(qk_norm_rope, backend="chunked")),
-        Rival("reference", by(qk_norm_rope, backend="reference")),
-        Rival("chunked, compiled", chunked_compiled, compiles=True),
-        Rival("reference, compiled", by(_compiled(reference_preparation.qk_norm_rope)), compiles=True),
+        *backends(by, qk_norm_rope, copies=0),
+        Rival("chunked, compiled", compiled, compiles=True),
+        Rival("reference, compiled", by(compile_(reference_preparation.qk_norm_rope)), compiles=True),
     ]
 
 
-def _compiled(function: Callable) -> Callable:
-    # a graph is gone backward through more than once here: what it keeps is not to be written over
+def compile_(function: Callable) -> Callable:
+    # a graph is used for several backwards here, so what it keeps must not be overwritten
     functorch_config.donated_buffer = False
     return torch.compile(function, dynamic=False)

@@ -1,53 +1,39 @@
-"""README's table of memory presets, from the plan of CogVideoX-5B: `python -m bench.presets`.
+"""Plan every memory preset for CogVideoX-5B and print README's table: `python -m bench.presets`.
 
-What is planned for each phase goes to bench/results/planned.json, for docs/performance.md.
+The plans go to bench/results/planned.json, from which docs/performance.md is made too.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ditflow.memory.presets import GIB, presets
+from bench.tables import preset_table
+from ditflow.memory.presets import presets
 from ditflow.planning.choice import make_plans
 from ditflow.planning.plan import Plan
 from ditflow.settings import Settings
 
 FRAMES = (24, 49)
 PLANNED = Path(__file__).parent / "results" / "planned.json"
-CHECKPOINT = {"none": "nothing", "attention": "all but attention", "block": "each block"}
 
 
 def main() -> None:
-    found = planned(
-        {frames: make_plans(Settings(model="5b", frames=frames), presets(), "cuda") for frames in FRAMES}
-    )
-    for line in table(found):
-        print(line)
+    plans = {frames: make_plans(Settings(model="5b", frames=frames), presets(), "cuda") for frames in FRAMES}
+    found = planned(plans)
+    print(preset_table(found))
     PLANNED.parent.mkdir(exist_ok=True)
     PLANNED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def table(found: Mapping[str, Any]) -> Iterator[str]:
-    """Markdown, a row a preset, from what `planned` gives."""
-    columns = [f"{frames} frames: card, host | blocks on the card" for frames in FRAMES]
-    yield f"| preset | cards | computed again | {' | '.join(columns)} |"
-    yield f"| --- | --- | --- | {' | '.join(['---'] * 2 * len(FRAMES))} |"
-    for preset in presets():
-        cells = [preset.name, preset.cards, CHECKPOINT[preset.checkpoint]]
-        for run in (run for run in found["runs"] if run["preset"] == preset.name):
-            peak, host = (f"{run[name] / GIB:.1f}" for name in ("peak_bytes", "host_bytes"))
-            cells += [
-                f"{peak}, {host}" if run["fits"] else f"does not fit ({peak})",
-                f"{run['resident']} of {run['resident'] + run['streamed']}" if run["fits"] else "-",
-            ]
-        yield f"| {' | '.join(cells)} |"
+def table(found: Mapping[str, Any]) -> list[str]:
+    """The lines of README's table."""
+    return preset_table(found).splitlines()
 
 
-def planned(plans: Mapping[int, Sequence[Plan]]) -> dict[str, Any]:
-    """Plans by frame count, and the phases of each, to three digits."""
+def planned(plans: Mapping[int, Iterable[Plan]]) -> dict[str, Any]:
+    """Plans by frame count, to the byte: tables round, the file does not."""
     return {
         "kind": "planned",
         "model": "CogVideoX-5B in bf16, 480x720",
@@ -61,26 +47,12 @@ def planned(plans: Mapping[int, Sequence[Plan]]) -> dict[str, Any]:
                 "streamed": plan.streamed,
                 "peak_bytes": plan.largest.peak_bytes,
                 "host_bytes": plan.host_bytes,
-                "phases": [
-                    {
-                        "name": phase.name,
-                        "times": phase.times,
-                        "peak_bytes": _digits(phase.peak_bytes),
-                        "flops": _digits(phase.flops),
-                        "attention_flops": _digits(phase.attention_flops),
-                        "copied_bytes": _digits(phase.copied_bytes),
-                    }
-                    for phase in plan.phases
-                ],
+                "phases": [asdict(phase) for phase in plan.phases],
             }
             for frames, row in plans.items()
             for plan in row
         ],
     }
-
-
-def _digits(number: float) -> float:
-    return float(f"{number:.3g}")
 
 
 if __name__ == "__main__":

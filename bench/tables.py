@@ -1,132 +1,186 @@
-"""Measured rows as tables to read."""
+"""Every table that the benchmarks print or write, as Markdown."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
-from ditflow.memory.presets import GIB
+from ditflow.memory.presets import GIB, presets
+from ditflow.planning.ceilings import Ceilings
+from ditflow.planning.plan import Phase
 
-PREPARED_BLOCKS = 21  # that a guided forward of 5B goes through, the guidance block included
-STEP_SIZE, STEP_VARIANT = "5B, 24 frames", {"model": "5b", "frames": 24}  # the same, for passes and for steps
+TERA, PETA = 1e12, 1e15
+RATES = (10, 50, 200)  # TFLOP/s that a card may sustain
+CHECKPOINT = {"none": "nothing", "attention": "all but attention", "block": "each block"}
+PREPARED_BLOCKS = 21  # blocks that a guided forward of 5B goes through, the guidance block included
+STEP_SIZE, STEP_VARIANT = "5B, 24 frames", {"model": "5b", "frames": 24}  # one size: of passes, of steps
+
+Row = Mapping[str, Any]
 
 
-def pass_tables(rows: list[dict]) -> str:
-    """A table for each pass and size, the fastest first; what has no numbers stands last, with the reason."""
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    return "\n".join(line(cells) for cells in (columns, ["---"] * len(columns), *rows))
+
+
+def line(cells: Sequence[Any]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def gib(count: int) -> str:
+    """Bytes in GiB. All figures of memory are rounded here, once, from the bytes planned or measured."""
+    return f"{count / GIB:.1f}"
+
+
+def peak_cell(run: Row) -> str:
+    """The planned peak of a run on its card."""
+    return gib(run["peak_bytes"]) if run["fits"] else f"does not fit ({gib(run['peak_bytes'])})"
+
+
+def preset_table(plan: Row) -> str:
+    """README's table: a row for each preset, from what `bench.presets` has planned."""
+    lengths = dict.fromkeys(run["frames"] for run in plan["runs"])
+    columns = ["preset", "cards", "computed again"]
+    for frames in lengths:
+        columns += [f"{frames} frames: card, host", "blocks on the card"]
+    rows = []
+    named = {run["preset"] for run in plan["runs"]}
+    for preset in (preset for preset in presets() if preset.name in named):
+        cells = [preset.name, preset.cards, CHECKPOINT[preset.checkpoint]]
+        for run in (run for run in plan["runs"] if run["preset"] == preset.name):
+            if run["fits"]:
+                cells += [f"{peak_cell(run)}, {gib(run['host_bytes'])}"]
+                cells += [f"{run['resident']} of {run['resident'] + run['streamed']}"]
+            else:
+                cells += [peak_cell(run), "-"]
+        rows.append(cells)
+    return markdown(columns, rows)
+
+
+def work_table(plan: Row, frames: int) -> str:
+    """Planned work and copies of a default run, and its least time at several rates."""
+    columns = ["preset", "peak GiB", "largest phase", "PFLOP", "GiB copied a run"]
+    columns += [f"at least, at {rate} TFLOP/s" for rate in RATES]
+    rows = []
+    for run in (run for run in plan["runs"] if run["frames"] == frames):
+        largest = max(run["phases"], key=lambda phase: phase["peak_bytes"])["name"]
+        work, copied = (
+            sum(phase["times"] * phase[what] for phase in run["phases"]) for what in ("flops", "copied_bytes")
+        )
+        numbers = [f"{work / PETA:.1f}", f"{copied / GIB:.0f}"]
+        numbers += [duration(work / (rate * TERA)) for rate in RATES]
+        rows.append(
+            [run["preset"], peak_cell(run), largest, *(numbers if run["fits"] else ["-"] * len(numbers))]
+        )
+    return markdown(columns, rows)
+
+
+def ceilings_table(devices: Iterable[Ceilings], runs: Iterable[Sequence[Phase]], column: str) -> str:
+    """The best rates measured on each device, and the least time that any of the runs takes there."""
+    rows, runs = [], list(runs)
+    for each in devices:
+        rates = each.product_flops / TERA, each.attention_flops / TERA, each.copied_bytes / 1e9
+        least = min((sum(p.times * each.seconds(p) for p in run) for run in runs), default=None)
+        cells = [f"{each.device} ({each.dtype})", each.measured, *(f"{rate:.3g}" for rate in rates)]
+        rows.append([*cells, "-" if least is None else duration(least)])
+    columns = ["device", "measured", "products TFLOP/s", "attention TFLOP/s", "from the host GB/s", column]
+    return markdown(columns, rows)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+def pass_tables(rows: Sequence[Row]) -> str:
+    """A table for each pass and size, the fastest side first. Rows without numbers come last and say why."""
+    passes = list(dict.fromkeys(row["of"] for row in rows))
+    sizes = list(dict.fromkeys((row["of"], row["size"]) for row in rows))
+    sizes.sort(key=lambda key: passes.index(key[0]))
     tables = []
-    ordered = sorted(rows, key=_place(rows))
-    for (of, size), group in groupby(ordered, key=lambda row: (row["of"], row["size"])):
-        lines = [
-            f"| {of}: {size} | ms | of the device's best | MB beyond inputs and results |",
-            "| --- | --- | --- | --- |",
-        ]
-        lines += [_line(row) for row in sorted(group, key=lambda row: row["milliseconds"] or float("inf"))]
-        tables.append("\n".join(lines))
-    return "\n\n".join(["", *tables, ""])
+    for of, size in sizes:
+        some = [row for row in rows if (row["of"], row["size"]) == (of, size)]
+        some.sort(key=lambda row: row["milliseconds"] or float("inf"))
+        columns = [f"{of}: {size}", "ms", "of the device's best", "MB beyond inputs and results"]
+        tables.append(markdown(columns, map(_pass_cells, some)))
+    return "\n\n".join(tables)
 
 
-def _place(rows: list[dict]):
-    """Passes and sizes in the order of their first rows."""
-    order = list(dict.fromkeys((row["of"], row["size"]) for row in rows))
-    passes = list(dict.fromkeys(of for of, _ in order))
-    return lambda row: (passes.index(row["of"]), order.index((row["of"], row["size"])))
-
-
-def _line(row: dict) -> str:
+def _pass_cells(row: Row) -> list[str]:
     if row["milliseconds"] is None:
-        return f"| {row['rival']} | {row['reason']} | - | - |"
+        return [row["rival"], row["reason"], "-", "-"]
     best = f"{100 * row['least_milliseconds'] / row['milliseconds']:.0f} %"
-    return f"| {row['rival']} | {row['milliseconds']:.3f} | {best} | {row['peak_bytes'] / 1e6:.1f} |"
+    return [row["rival"], f"{row['milliseconds']:.3f}", best, f"{row['peak_bytes'] / 1e6:.1f}"]
 
 
-def step_tables(steps: list[dict], passes: list[dict]) -> str:
-    """A table for each model and length: a line for each step of each variant, or why there is none.
+def step_tables(steps: Sequence[Row], passes: Sequence[Row]) -> str:
+    """A table for each model and length. `kernels`: the share of an update that the passes take."""
 
-    `kernels`: what part of an update the passes over motion flow and preparation are, measured apart.
-    """
-    tables = []
-    for (model, frames), group in groupby(sorted(steps, key=_size), key=_size):
-        columns = ["step", "ms", "GiB allocated", "planned", "reserved", "J", "preset, blocks", "kernels"]
-        lines = [f"| {model}, {frames} frames | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
-        lines += [_step_line(row, passes) for row in group]
-        tables.append("\n".join(lines))
-    return "\n\n".join(["", *tables, ""])
+    def size(step: Row) -> tuple[str, int]:
+        return step["variant"]["model"], step["variant"]["frames"]
 
-
-def _size(step: dict) -> tuple[str, int]:
-    return step["variant"]["model"], step["variant"]["frames"]
+    columns = ["step", "ms", "GiB allocated", "planned", "reserved", "J", "preset, blocks", "kernels"]
+    tables = [
+        markdown([f"{model}, {frames} frames", *columns], [_step_cells(row, passes) for row in group])
+        for (model, frames), group in groupby(sorted(steps, key=size), key=size)
+    ]
+    return "\n\n".join(tables)
 
 
-def _step_line(row: dict, passes: list[dict]) -> str:
-    name = variant_name(row["variant"])
+def _step_cells(row: Row, passes: Sequence[Row]) -> list[str]:
+    variant = row["variant"]
+    first = [variant_name(variant), row["step"]]
     if row["milliseconds"] is None:
-        return f"| {name} | {row['step']} | {row['reason']} | - | - | - | - | - | - |"
-    part, share = kernels_milliseconds(passes, row["variant"]["kernels"]), "-"
-    if row["step"] == "update" and part is not None and STEP_VARIANT.items() <= row["variant"].items():
+        return [*first, row["reason"], *["-"] * 6]
+    part, share = kernels_milliseconds(passes, variant["kernels"]), "-"
+    if row["step"] == "update" and part is not None and STEP_VARIANT.items() <= variant.items():
         share = f"{100 * part / row['milliseconds']:.1f} %"
-    gib = [f"{row[f'{what}_bytes'] / GIB:.1f}" for what in ("allocated", "planned", "reserved")]
+    memory = [gib(row[f"{what}_bytes"]) for what in ("allocated", "planned", "reserved")]
     joules = "-" if row["joules"] is None else f"{row['joules']:.0f}"
-    return (
-        f"| {name} | {row['step']} | {row['milliseconds']:.1f} | {' | '.join(gib)} | {joules} "
-        f"| {row['preset']}, {row['resident']} | {share} |"
-    )
+    place = f"{row['preset']}, {row['resident']}"
+    return [*first, f"{row['milliseconds']:.1f}", *memory, joules, place, share]
 
 
-def variant_name(variant: dict) -> str:
-    """What is special about a variant."""
-    special = [
+def variant_name(variant: Row) -> str:
+    """What a variant changes."""
+    changes = [
         variant["preset"] if variant["preset"] != "auto" else "",
         variant["attention"] if variant["attention"] != "sdpa" else "",
         "compiled" if variant["compiled"] else "",
         f"{variant['kernels']} kernels" if variant["kernels"] != "triton" else "",
     ]
-    return ", ".join(filter(None, special)) or "plain"
+    return ", ".join(filter(None, changes)) or "plain"
 
 
-def kernels_milliseconds(passes: list[dict], backend: str) -> float | None:
-    """One loss, and preparation there and back in every block up to it, from their own measurements."""
+def kernels_milliseconds(passes: Sequence[Row], backend: str) -> float | None:
+    """One loss, and preparation forward and backward in every block up to it, from their own measurements."""
     times = {
         row["of"]: row["milliseconds"]
         for row in passes
         if row["size"] == STEP_SIZE and row["rival"] == backend and row["milliseconds"] is not None
     }
-    try:
-        preparation = times["preparation forward"] + times["preparation backward"]
-        return times["loss and gradients"] + PREPARED_BLOCKS * preparation
-    except KeyError:
+    if not times.keys() >= {"loss and gradients", "preparation forward", "preparation backward"}:
         return None
+    preparation = times["preparation forward"] + times["preparation backward"]
+    return times["loss and gradients"] + PREPARED_BLOCKS * preparation
 
 
-def whole_run_table(sides: dict[str, dict]) -> str:
-    """A line for each side of a whole run; in brackets how many times less than the first side's it is."""
-    columns = {  # title: what, in units of
-        "optimisation s": ("optimisation_seconds", 1),
-        "whole run s": ("whole_seconds", 1),
-        "optimisation CPU s": ("optimisation_cpu_seconds", 1),
-        "whole run CPU s": ("whole_cpu_seconds", 1),
-        "peak MiB": ("peak_mib", 1),
-        "optimisation TFLOP": ("optimisation_flops", 1e12),
-        "whole run TFLOP": ("whole_flops", 1e12),
-    }
-    lines = [f"| side | {' | '.join(columns)} | difference |", "| --- " * (len(columns) + 2) + "|"]
-    first = next(iter(sides.values()))
-    for side, found in sides.items():
-        cells = [
-            f"{found[name] / unit:.1f} ({first[name] / found[name]:.2f})" for name, unit in columns.values()
-        ]
-        lines.append(f"| {side} | {' | '.join(cells)} | {found['difference']:.0e} |")
-    return "\n".join([*lines, ""])
-
-
-def ratio_table(contests: list[dict], bounds: dict) -> str:
-    """A line for each rival of a contest; `ratio` is how many times our time it takes."""
-    lines = [
-        "",
-        "| contest | ours ms | rival | ratio | bounds |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+def ratio_table(contests: Sequence[Row], bounds: Mapping) -> str:
+    """A line for each rival of a contest. `ratio`: its time as a multiple of ours."""
+    rows = []
     for found in contests:
         for rival, ratio in found["ratios"].items():
             bound = bounds.get((found["name"], rival))
             between = f"{bound.least:.3g} to {bound.most:.3g}" if bound and bound.least else "none"
-            lines.append(
-                f"| {found['name']} | {1e3 * found['seconds']:.1f} | {rival} | {ratio:.2f} | {between} |"
-            )
-    return "\n".join([*lines, ""])
+            rows.append([found["name"], f"{1e3 * found['seconds']:.1f}", rival, f"{ratio:.2f}", between])
+    return markdown(["contest", "ours ms", "rival", "ratio", "bounds"], rows)
+
+
+def full_table(found: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> str:
+    """Seconds, CPU seconds and MiB of each side, and how many times less they are than the first side's."""
+    rows = []
+    for name, sides in found.items():
+        first = next(iter(sides.values()))
+        for side, numbers in sides.items():
+            pairs = zip(numbers, first, strict=True)
+            rows.append([name, side, *(f"{value:.4g} ({other / value:.2f})" for value, other in pairs)])
+    return markdown(["", "side", "seconds", "CPU seconds", "peak MiB"], rows)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from bench.timing import Cost, result_bytes
+from bench.harness import Cost, result_bytes
 
 
 class Machine:

@@ -1,1 +1,1 @@
-"""What is measured exactly, with no clock, and the committed table that it has to agree with."""
+"""Exact measurements, without a clock, and the committed table that they must agree with."""

@@ -1,29 +1,25 @@
-"""Measure anew and write what differs into the table: `make bench-accept REASON="why it changed"`."""
-
-from __future__ import annotations
+"""Measures again and writes what differs into the table: `make bench-accept REASON="why it changed"`."""
 
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench.gates.gate import Gate
+from bench.gates.gate import Gate, gates
 from bench.gates.table import TABLE, differences, read, refreshed, write
 
 
 def main(words: Sequence[str]) -> int:
-    """The exit code: 2 where there is no reason."""
+    """The exit code: 2 without a reason."""
     reason = " ".join(" ".join(words).split())
     if not reason:
         print('bench-accept: no reason given; say why: make bench-accept REASON="..."', file=sys.stderr)
         return 2
-    from bench.gates.rooms import gates
-
     accept(gates(), reason)
     return 0
 
 
 def accept(gates: Mapping[str, Gate], reason: str, path: Path = TABLE) -> None:
-    """Say what differs, row by row, and keep it with the reason; rows that hold stay as they are."""
+    """Print each difference and write it with the reason. Rows that hold are not touched."""
     rows, measured = read(path), {}
     for name, gate in gates.items():
         print(f"measuring {name}", file=sys.stderr)

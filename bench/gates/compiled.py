@@ -33,7 +33,7 @@ def compile_one(name: str, architecture: int) -> list[Resources]:
 
 
 def metrics(kernels: Iterable[Resources]) -> dict[str, Metrics]:
-    """Raises ValueError where a case has two specialisations of a kernel: rows could not tell them apart."""
+    """Raises ValueError if a case has two specialisations of a kernel: their rows would have one name."""
     found: dict[str, Metrics] = {}
     for kernel in kernels:
         values = asdict(kernel)

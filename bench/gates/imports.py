@@ -1,6 +1,4 @@
-"""What the command line imports before it has anything to do: `ditflow --help`."""
-
-from __future__ import annotations
+"""How many modules the command line imports for `ditflow --help`."""
 
 import subprocess
 import sys
@@ -23,6 +21,6 @@ def gates() -> dict[str, Gate]:
 
 
 def measure(code: str = HELP) -> dict[str, Metrics]:
-    """In a process of its own; modules that Python itself begins with are left out."""
+    """In a process of its own, without the modules that Python itself starts with."""
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     return {"imports/help": {"modules": int(done.stderr)}}

@@ -1,4 +1,4 @@
-"""Each operation's launchers with example arguments, listed once."""
+"""The launchers of each operation, with example arguments."""
 
 from functools import partial
 from math import prod
@@ -19,7 +19,7 @@ def cases() -> list[Case]:
 
 
 def qk_norm_rope_cases() -> list[Case]:
-    """5B with its 24 frames; 2B, which has no rotation; float32 with wide heads."""
+    """5B at 24 frames, 2B, which has no rotation, and float32 with wide heads."""
     big = {"heads": 48, "head_dim": 64, "dtype": torch.bfloat16}
     small = {"heads": 30, "head_dim": 64, "dtype": torch.float16, "rotary": False}
     exact = {"heads": 12, "head_dim": 128, "dtype": torch.float32}
@@ -42,7 +42,7 @@ def prepare(heads, head_dim, dtype, rotary=True, embedding=False):
 
 
 def motion_flow_cases() -> list[Case]:
-    """5B with its 24 frames in bf16 and, as they take other tiles, in float32; of 2B in float16 the loss."""
+    """5B at 24 frames in bf16 and in float32, whose tiles differ; the loss of 2B in float16."""
     kinds = {"5b": (48, torch.bfloat16), "float32": (48, torch.float32)}
     passes = (flow, hard, flow_backward, loss)
     cases = [
@@ -75,6 +75,6 @@ def loss(heads, dtype):
 
 
 def queries_and_keys(heads, dtype):
-    """Video tokens as a block's tap gives them: what follows the text in one tensor of both."""
+    """Video tokens as a block passes them on: a slice after the text in one tensor of both."""
     prepared = torch.empty(2, TEXT + prod(GRID), heads, 64, dtype=dtype)
     return prepared[0, TEXT:], prepared[1, TEXT:]

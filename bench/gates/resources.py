@@ -1,7 +1,7 @@
-"""Compile what a launcher launches, for an architecture that is not here, and read what came out.
+"""Compiles the kernels of a launcher for any architecture, without a GPU, and reads what they use.
 
-A launcher is called with fake tensors while launches are recorded; each is then compiled with the very
-arguments it was given (real integers, so that Triton specialises as it would), and no GPU is asked.
+A launcher is called with fake tensors while its launches are recorded. Each is then compiled with the same
+arguments; integers are real, so that Triton specialises as in a real launch.
 """
 
 import re
@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Pointer:
-    """What Triton reads of a tensor when it compiles: its dtype, and whether its address divides by 16."""
+    """What Triton reads of a tensor to compile: its dtype, and whether its address is a multiple of 16."""
 
     dtype: torch.dtype
     address: int
@@ -79,7 +79,7 @@ class Resources:
 
 
 class CompileOnlyDriver:
-    """The part of Triton's driver that a compilation asks; an architecture is a device of its own."""
+    """The part of Triton's driver that compiling needs; each architecture is a device of its own."""
 
     def __init__(self, architecture: int):
         self.architecture = architecture
@@ -95,7 +95,7 @@ class CompileOnlyDriver:
 
 
 def recorded(case: Case, architecture: int) -> list[Launch]:
-    """Every launch of a case as its launcher asks for it on that architecture; nothing is compiled."""
+    """Every launch of a case on that architecture; nothing is compiled."""
     launches = []
 
     def record(kernel, *arguments, grid, warmup, **options):
@@ -110,7 +110,7 @@ def recorded(case: Case, architecture: int) -> list[Launch]:
         patch.object(JITFunction, "run", record),
         patch.object(tuning, "architecture", lambda device: architecture),
     ):
-        # a launcher launches from a processor's tensors only if it believes in the interpreter
+        # launchers accept CPU tensors only under the interpreter
         triton.knobs.runtime.interpret = True
         case.call()
     return launches
@@ -123,7 +123,7 @@ def compiled(launch: Launch, architecture: int):
 
 
 def resources(case: Case, architecture: int) -> list[Resources]:
-    """Each kernel of a case, once for each specialisation that its launches lead to."""
+    """Each kernel of a case, once for each specialisation among its launches."""
     found = {}
     for each in recorded(case, architecture):
         kernel = compiled(each, architecture)
@@ -134,7 +134,7 @@ def resources(case: Case, architecture: int) -> list[Resources]:
 
 def _read(case: str, name: str, architecture: int, kernel) -> Resources:
     usage = _cuobjdump(kernel.asm["cubin"], "--dump-resource-usage")
-    # of the kernel itself; what it calls stands before it
+    # the kernel comes last, after the functions that it calls
     registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", usage)[-1]
     ptx = kernel.asm["ptx"]
     counts = {name: len(re.findall(pattern, ptx)) for name, pattern in INSTRUCTIONS.items()}

@@ -1,23 +1,35 @@
-"""A guided and a denoising step, whole, of the real models: weights of blocks apart, as in a plan."""
+"""The phases of a run at the real size: guided and denoising steps, streamed steps, text, encode and decode.
 
-from __future__ import annotations
+Weights of blocks are not counted, as in a plan, except when they are streamed.
+"""
 
 from functools import partial
+from typing import Any
 
-from bench.gates.gate import FRAMES, Gate, Metrics
+import torch
+
+from bench.gates.gate import FRAMES, MODELS, Gate, Metrics
 from bench.gates.saved import SavedBytes
+from ditflow.guidance.losses import FlowLoss
+from ditflow.memory.blockwise import BlockwiseRunner
+from ditflow.memory.streamed import Streamed
+from ditflow.memory.tracker import Tracker
+from ditflow.models.protocols import Until
+from ditflow.planning.fake import fake_backbone, fake_inputs, fake_tensors
 from ditflow.planning.phases import Phases, Work
 from ditflow.settings import Settings
 from ditflow_kernels.backends import as_on
 
 CHECKPOINTS = {"5b": ("none", "attention", "block"), "2b": ("none", "block")}
+TILES = ("none", "144x96")
 
 
 def gates() -> dict[str, Gate]:
-    return {f"steps/{model}-{FRAMES}": partial(measure, model) for model in CHECKPOINTS}
+    found = {f"steps/{model}-{FRAMES}": partial(steps, model) for model in MODELS}
+    return found | {"streaming/5b-49": streaming, f"coding/{FRAMES}": coding, "coding/text": text}
 
 
-def measure(model: str) -> dict[str, Metrics]:
+def steps(model: str) -> dict[str, Metrics]:
     phases, name = Phases(Settings(model=model, frames=FRAMES)), f"steps/{model}-{FRAMES}"
     return {
         f"{name}/reference": metrics(phases.reference()),
@@ -28,14 +40,45 @@ def measure(model: str) -> dict[str, Metrics]:
 
 
 def optimise(phases: Phases, checkpoint: str) -> Metrics:
-    """One optimisation step, nothing streamed; and what its graphs hold, of all but weights and inputs."""
+    """One optimisation step without streaming, and what its graphs save besides weights and inputs."""
     with phases.fakes, as_on(phases.device):
-        inputs = vars(phases.inputs).values()
-        present = [*phases.backbone.transformer.parameters(), *inputs]
+        present = [*phases.backbone.transformer.parameters(), *vars(phases.inputs).values()]
     with SavedBytes(present) as saved:
         work = phases.optimise(checkpoint, "device")
     return metrics(work) | {"saved_bytes": saved.peak_bytes}
 
 
-def metrics(work: Work) -> Metrics:
-    return {"flops": work.flops, "attention_flops": work.attention_flops, "peak_bytes": work.peak_bytes}
+def coding() -> dict[str, Metrics]:
+    """2B and 5B have the same autoencoder."""
+    phases, name = Phases(Settings(model="5b", frames=FRAMES)), f"coding/{FRAMES}"
+    decoded = {f"{name}/decode-{tile}": metrics(phases.decode(tile), False) for tile in TILES}
+    return {f"{name}/encode": metrics(phases.encode(), False), **decoded}
+
+
+def text() -> dict[str, Metrics]:
+    return {f"coding/text/{model}": metrics(Phases(Settings(model=model)).text(), False) for model in MODELS}
+
+
+def metrics(work: Work, attention: bool = True) -> Metrics:
+    apart = {"attention_flops": work.attention_flops} if attention else {}
+    return {"flops": work.flops, **apart, "peak_bytes": work.peak_bytes}
+
+
+def streaming() -> dict[str, Metrics]:
+    """5B on the smallest card: all blocks streamed, block inputs on the host. Counts the ring's two slots."""
+    settings = Settings(model="5b", frames=49)
+    with fake_tensors(), as_on("cuda"):
+        backbone = fake_backbone(settings)
+        weights = Streamed(backbone.blocks, torch.device("cpu"), 0)
+        runner = BlockwiseRunner(backbone, weights, boundaries="host")
+        inputs, until = fake_inputs(settings, backbone), Until("query_key", settings.guidance_blocks)
+        loss = FlowLoss(runner.features(inputs, {}, until), backbone.grid(inputs.latents), settings)
+
+        def copies(step, *given: Any) -> Metrics:
+            with Tracker(weights.device_buffers()) as found:
+                step(*given)
+            return {"peak_bytes": found.peak_bytes, "copied_bytes": found.copied_bytes}
+
+        optimise = copies(runner.gradient, loss, "latents", inputs, {}, until, torch.ones(()))
+        denoise = copies(runner.forward, [inputs, inputs], {})
+        return {"streaming/5b-49/optimise": optimise, "streaming/5b-49/denoise": denoise}

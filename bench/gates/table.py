@@ -1,7 +1,5 @@
 """The committed table of exact measurements: its rows, and how a measurement differs from them."""
 
-from __future__ import annotations
-
 import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,11 +9,11 @@ from pathlib import Path
 from ditflow.files import whole_or_absent
 
 TABLE = Path(__file__).parents[1] / "expected.csv"
-# of new rows: the smallest tensors come and go with torch's version, the library's modules with Python's
+# of new rows: the smallest tensors vary with torch's version, the library's modules with Python's
 MARGINS = {"peak_bytes": 0.001, "saved_bytes": 0.001, "modules": 0.1}
 LESS_IS_BETTER = {
-    *("flops", "attention_flops", "peak_bytes", "copied_bytes", "saved_bytes", "graph_breaks", "modules"),
-    *("registers", "stack", "shared"),
+    *("flops", "attention_flops", "optimisation_flops", "peak_bytes", "copied_bytes", "saved_bytes"),
+    *("graph_breaks", "modules", "registers", "stack", "shared"),
 }
 ADVICE = 'If it is meant: make bench-accept REASON="why it changed", and commit bench/expected.csv.'
 
@@ -28,7 +26,7 @@ class Row:
     metric: str
     expected: int
     margin: float  # the share of `expected` that a measurement may be off
-    reason: str  # why it was measured anew, the last time
+    reason: str  # for its last change
 
     def holds(self, measured: int) -> bool:
         return abs(measured - self.expected) <= self.margin * self.expected
@@ -36,18 +34,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """A measurement outside its row's margin, or one of the two alone."""
+    """A measurement outside its row's margin, a measurement without a row, or a row without one."""
 
     name: str
     metric: str
-    expected: int | None  # None: there is no row
-    measured: int | None  # None: nothing measures it
+    expected: int | None
+    measured: int | None
 
     def __str__(self) -> str:
-        numbers = " -> ".join(
-            "nothing" if value is None else f"{value:,}" for value in (self.expected, self.measured)
-        )
-        return f"{self.name} {self.metric}: {numbers}, {self._verdict()}"
+        values = self.expected, self.measured
+        before, now = ("nothing" if value is None else f"{value:,}" for value in values)
+        return f"{self.name} {self.metric}: {before} -> {now}, {self._verdict()}"
 
     def _verdict(self) -> str:
         if self.expected is None:
@@ -62,7 +59,7 @@ class Difference:
 
 
 def read(path: Path = TABLE) -> list[Row]:
-    """Raises ValueError where two rows are of the same name and metric, as a merge may leave them."""
+    """Raises ValueError for two rows of the same name and metric, which a merge may leave."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -70,9 +67,9 @@ def read(path: Path = TABLE) -> list[Row]:
             Row(**line | {"expected": int(line["expected"]), "margin": float(line["margin"])})
             for line in csv.DictReader(file)
         ]
-    twice = [key for key, count in Counter((row.name, row.metric) for row in rows).items() if count > 1]
-    if twice:
-        raise ValueError(f"{path}: more than one row of {', '.join(map(' '.join, twice))}; keep one of each")
+    counts = Counter(f"{row.name} {row.metric}" for row in rows)
+    if twice := [key for key, count in counts.items() if count > 1]:
+        raise ValueError(f"{path}: more than one row of {', '.join(twice)}; keep one of each")
     return rows
 
 
@@ -80,7 +77,7 @@ def write(rows: Iterable[Row], path: Path = TABLE) -> None:
     with whole_or_absent(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        writer.writerows(map(asdict, rows))
 
 
 def rows_of(gate: str, rows: Iterable[Row]) -> list[Row]:
@@ -89,7 +86,7 @@ def rows_of(gate: str, rows: Iterable[Row]) -> list[Row]:
 
 
 def differences(rows: Iterable[Row], measured: Measured) -> Iterator[Difference]:
-    """In the order of what was measured; stale rows last."""
+    """In the order of the measurements; stale rows last."""
     known = {(row.name, row.metric): row for row in rows}
     for name, metric, value in _flat(measured):
         row = known.pop((name, metric), None)
@@ -100,15 +97,14 @@ def differences(rows: Iterable[Row], measured: Measured) -> Iterator[Difference]
 
 
 def report(found: Iterable[Difference]) -> str:
-    """Nothing where nothing differs."""
+    """A line for each difference, and advice; empty if there are none."""
     lines = [str(difference) for difference in found]
     return "\n".join([*lines, ADVICE]) if lines else ""
 
 
 def refreshed(rows: Iterable[Row], measured: Measured, reason: str) -> list[Row]:
-    """The table after a measurement: rows that hold stay as they are, others get value and reason."""
-    known = {(row.name, row.metric): row for row in rows}
-    result = []
+    """The table after a measurement: rows that hold are kept, others get its value and the reason."""
+    known, result = {(row.name, row.metric): row for row in rows}, []
     for name, metric, value in _flat(measured):
         row = known.get((name, metric)) or Row(name, metric, -1, MARGINS.get(metric, 0.0), "")
         result.append(row if row.holds(value) else replace(row, expected=value, reason=reason))
@@ -116,6 +112,4 @@ def refreshed(rows: Iterable[Row], measured: Measured, reason: str) -> list[Row]
 
 
 def _flat(measured: Measured) -> Iterator[tuple[str, str, int]]:
-    for name, metrics in measured.items():
-        for metric, value in metrics.items():
-            yield name, metric, value
+    return ((name, metric, value) for name, row in measured.items() for metric, value in row.items())

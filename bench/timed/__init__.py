@@ -1,1 +1,1 @@
-"""Timed benchmarks on a CPU: ours and its rivals take turns, their ratio is the figure (bench/README.md)."""
+"""Timed benchmarks on a CPU: ours and its rivals take turns, and the result is their ratio."""

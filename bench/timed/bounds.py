@@ -1,12 +1,10 @@
 """The bounds of every ratio, `bench/ratios.csv`; `python -m bench.timed.bounds FILE...` sets them.
 
-A FILE is what pytest-benchmark wrote in one process (`make bench-accept-ratios`). A bound lies half-way, as a
-factor, between the middle of what was measured and a slowdown of 1.5: as far from failing by chance as from
-missing it. A ratio that differs too much between processes binds nobody. The measurements themselves go to
-bench/results/cpu.json, for docs/performance.md.
+Each FILE has the ratios that one process measured (`make bench-accept-ratios`). A bound lies halfway, as a
+factor, between the middle of these and a slowdown of 1.5: a false alarm is as unlikely as a missed slowdown.
+A ratio that differs too much between processes has no bounds. The medians go to bench/results/cpu.json, for
+docs/performance.md.
 """
-
-from __future__ import annotations
 
 import csv
 import json
@@ -17,17 +15,17 @@ from math import inf, sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.timed.contest import SLOWDOWN
-
+CALLS, PLANTED = 2, 3  # of a side in a round; of ours with a planted slowdown
+SLOWDOWN = PLANTED / CALLS
 BENCH = Path(__file__).parents[1]
 TABLE = BENCH / "ratios.csv"
 RESULTS = BENCH / "results" / "cpu.json"
 WIDTH = sqrt(SLOWDOWN)
-STEADY = 1.25  # times its least is what a ratio may be: half the room that a bound leaves
+STEADY = 1.25  # the most that a ratio may differ by, as a factor: half the distance to a bound
 
 
 class Bound(NamedTuple):
-    """What a rival's ratio has to be, and how that was found."""
+    """Limits of a rival's ratio, and how they were found."""
 
     least: float
     most: float
@@ -38,7 +36,7 @@ Bounds = dict[tuple[str, str], Bound]  # by contest and rival
 
 
 def read_bounds(path: Path = TABLE) -> Bounds:
-    """The committed table; none where there is no file."""
+    """The committed table; empty if there is no file."""
     if not path.exists():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
@@ -57,7 +55,7 @@ def write_bounds(bounds: Bounds, path: Path = TABLE) -> None:
 
 
 def broken(name: str, ratios: Mapping[str, float], bounds: Bounds) -> list[str]:
-    """A line for each ratio of a contest that is beyond its bounds or has none."""
+    """A line for each ratio of a contest that is outside its bounds or has none."""
     lines = []
     for rival, ratio in ratios.items():
         bound, what = bounds.get((name, rival)), f"{name} against {rival}: ratio {ratio:.3g}"
@@ -66,10 +64,8 @@ def broken(name: str, ratios: Mapping[str, float], bounds: Bounds) -> list[str]:
         elif ratio < bound.least:
             lines.append(f"{what}, at least {bound.least:.3g} expected: ours has become slower")
         elif ratio > bound.most:
-            lines.append(
-                f"{what}, at most {bound.most:.3g} expected: where ours has become faster, or the rival "
-                "slower, and it is known why: make bench-accept-ratios"
-            )
+            why = "ours has become faster or the rival slower; if you know why: make bench-accept-ratios"
+            lines.append(f"{what}, at most {bound.most:.3g} expected: {why}")
     return lines
 
 
@@ -79,30 +75,28 @@ def binds(name: str, rival: str, bounds: Bounds) -> bool:
 
 
 def caught(name: str, ratios: Mapping[str, float], bounds: Bounds) -> list[str]:
-    """The rivals that show ours to be slower than it should be."""
-    return [
-        rival
-        for rival, ratio in ratios.items()
-        if (name, rival) in bounds and ratio < bounds[name, rival].least
-    ]
+    """The rivals whose ratio shows that ours is slower than it should be."""
+    known = {rival: ratio for rival, ratio in ratios.items() if (name, rival) in bounds}
+    return [rival for rival, ratio in known.items() if ratio < bounds[name, rival].least]
 
 
 def accepted(runs: Sequence[Mapping[str, Any]]) -> tuple[Bounds, dict[str, Any]]:
-    """Bounds and results (of each figure the median) from what pytest-benchmark wrote, run by run."""
-    cpu, day = runs[0]["machine_info"]["cpu"].get("brand_raw", "unknown CPU"), runs[0]["datetime"][:10]
+    """Bounds, and the results with the median of each figure, from what several processes measured."""
+    cpu, day = runs[0]["device"], runs[0]["date"]
     bounds, contests = {}, []
-    for same in zip(*(run["benchmarks"] for run in runs), strict=True):
-        found = [each["extra_info"] for each in same]
-        name, threads, loads = found[0]["name"], found[0]["threads"], [each["load"] for each in found]
-        load = [min(map(min, loads)), max(map(max, loads))]
-        code = found[0]["commit"][:9]
-        how = f"{day} at {code}, {cpu}, threads {threads}, load {load[0]:.1f} to {load[1]:.1f}"
-        ratios = {rival: [each["ratios"][rival] for each in found] for rival in found[0]["ratios"]}
-        bounds |= {(name, rival): _bound(several, how) for rival, several in ratios.items()}
-        medians = {rival: statistics.median(several) for rival, several in ratios.items()}
-        seconds = statistics.median(each["seconds"] for each in found)
-        contests.append(found[0] | {"seconds": seconds, "ratios": medians, "load": load})
-    return bounds, {"kind": "cpu", "device": cpu, "date": day, "contests": contests}
+    for same in zip(*(run["contests"] for run in runs), strict=True):
+        first, loads = same[0], [value for each in same for value in each["load"]]
+        load = [min(loads), max(loads)]
+        how = (
+            f"{day} at {first['commit'][:9]}, {cpu}, threads {first['threads']}, "
+            f"load {load[0]:.1f} to {load[1]:.1f}"
+        )
+        ratios = {rival: [each["ratios"][rival] for each in same] for rival in first["ratios"]}
+        bounds |= {(first["name"], rival): _bound(found, how) for rival, found in ratios.items()}
+        medians = {rival: statistics.median(found) for rival, found in ratios.items()}
+        seconds = statistics.median(each["seconds"] for each in same)
+        contests.append(first | {"seconds": seconds, "ratios": medians, "load": load})
+    return bounds, dict(runs[0]) | {"contests": contests}
 
 
 def _bound(ratios: Sequence[float], how: str) -> Bound:
@@ -117,13 +111,13 @@ def _bound(ratios: Sequence[float], how: str) -> Bound:
 def main() -> None:
     files = list(map(Path, sys.argv[1:]))
     if not files or not all(file.is_file() for file in files):
-        raise SystemExit("bench.timed.bounds: files from pytest-benchmark (--benchmark-json) are needed")
+        raise SystemExit("bench.timed.bounds: name the files of python -m bench.timed --json FILE")
     bounds, results = accepted([json.loads(file.read_text(encoding="utf-8")) for file in files])
     write_bounds(read_bounds() | bounds)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(f"{len(bounds)} bounds written to {TABLE}, what was measured to {RESULTS}")
-    print("docs/performance.md shows it after: python -m bench.report")
+    print(f"{len(bounds)} bounds written to {TABLE}, the measurements to {RESULTS}")
+    print("to show them in docs/performance.md: python -m bench.report")
 
 
 if __name__ == "__main__":

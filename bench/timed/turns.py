@@ -1,33 +1,27 @@
-"""One side of `python -m bench.compare`: times this tree's own code when it is asked to.
+"""One side of `python -m bench.compare`: times this tree's own code on request.
 
-Reads a line, answers with a line of JSON: first, unasked, the sizes of its contests by name; then, for a
-contest's name, the seconds of one turn at it.
+First prints the sizes of its contests by name. Then reads a contest's name a line and prints the seconds of
+one turn. All answers are JSON, a line each.
 """
-
-from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterable, Iterator
 
-from bench.timed.contest import CALLS, OURS, Call, repeat
-from bench.timed.contests import CONTESTS
-from bench.timed.steady import steady
+from bench.harness import Call, seconds, steady
+from bench.timed.bounds import CALLS
+from bench.timed.contests import OURS, contests
 
 
 def answers(asked: Iterable[str]) -> Iterator[str]:
-    contests = {contest.name: contest for contest in CONTESTS}
-    yield json.dumps({name: contest.size for name, contest in contests.items()})
-    playing: dict[str, Call] = {}
-    for line in asked:
-        name = line.strip()
-        if name not in playing:
-            playing = {name: contests[name].sides()[OURS]}  # the one before is done with
-            playing[name]()  # loads what stays loaded
-        start = time.perf_counter()
-        repeat(playing[name], CALLS)
-        yield json.dumps(time.perf_counter() - start)
+    known = {contest.name: contest for contest in contests()}
+    yield json.dumps({name: contest.size for name, contest in known.items()})
+    ready: dict[str, Call] = {}
+    for name in map(str.strip, asked):
+        if name not in ready:
+            ready = {name: known[name].sides()[OURS]()}  # drops the contest before
+            ready[name]()  # loads what stays loaded
+        yield json.dumps(seconds(ready[name], CALLS))
 
 
 def main() -> None:

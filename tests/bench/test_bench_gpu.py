@@ -9,24 +9,51 @@ from stand_in_meters import SmokeMeter
 
 from bench import correctness, gpu, steps
 from bench.correctness import WrongResult, check_all, compare
-from bench.gpu import Row, measure_all
+from bench.gpu import Row, measure_passes
+from bench.harness import Ceilings, Cost, Deadline, measure_ceilings, result_bytes
 from bench.passes import SIZES, Size, passes
-from bench.steps import Variant
+from bench.steps import Machine, Variant
 from bench.tables import kernels_milliseconds, pass_tables, step_tables
-from bench.timing import Ceilings, Deadline, measure_ceilings
 
 TINY = Size("tiny", (2, 3, 4), 3, 16, text=5)
 TINY_2B = Size("tiny 2B", (2, 3, 4), 2, 16, text=5, dtype=torch.float16, rotary=False)
 CEILINGS = Ceilings(copied_bytes=1e9, product_flops=1e12)
 
 
+class SmokeMeter:
+    """Stands for `bench.harness.CudaMeter`: every call is made, each is said to take 2 ms."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, free=1 << 40):
+        self.free, self.called = free, 0
+
+    def milliseconds(self, calls):
+        for call in calls:
+            call()
+            self.called += 1
+        return 2.0
+
+    def peak_bytes(self, call):
+        return result_bytes(call())
+
+    def free_bytes(self):
+        return self.free
+
+    def cost(self, call):
+        call()
+        self.called += 1
+        return Cost(3.0, 5 << 30, 6 << 30, 70.0)
+
+
 def rows_of(meter, seconds=1e9, compiled=False, skip=("triton",)):
-    return list(measure_all(meter, Deadline(seconds), CEILINGS, [TINY, TINY_2B], compiled, skip))
+    machine = Machine(meter, Deadline(seconds), CEILINGS)
+    return list(measure_passes(machine, [TINY, TINY_2B], compiled, skip))
 
 
 def test_refuses_without_cuda(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="^bench.gpu: needs a CUDA device, and there is none$"):
+    with pytest.raises(SystemExit, match="^bench.gpu: needs a CUDA device, found none$"):
         gpu.main([])
     assert capsys.readouterr().out == ""
 
@@ -85,9 +112,9 @@ def test_what_fails_does_not_end_the_others(capsys):
 
 def test_what_is_worth_most_comes_first(monkeypatch):
     """Nothing is computed: a row stands for each thing that would be measured."""
-    monkeypatch.setattr(gpu, "measure_steps", lambda *_, models: iter(_[-1]))
-    monkeypatch.setattr(gpu, "measure_all", lambda *given, compiled: iter([(*given[-1], compiled)]))
-    order = list(gpu.measurements(SmokeMeter(), Deadline(1.0), CEILINGS))
+    monkeypatch.setattr(gpu, "measure_steps", lambda machine, wanted, models: iter(wanted))
+    monkeypatch.setattr(gpu, "measure_passes", lambda machine, sizes, compiled: iter([(*sizes, compiled)]))
+    order = list(gpu.measurements(Machine(SmokeMeter(), Deadline(1.0), CEILINGS)))
     measured = [row for row in order if isinstance(row, Variant)]
     assert order[0] == Variant("5b", 24) and set(measured[:4]) == set(steps.variants("5b", 24)[0])
     assert order[4] == (*SIZES[:2], False) and order[5] == Variant("5b", 49)
@@ -161,6 +188,34 @@ def test_the_results_file(tmp_path, monkeypatch):
     assert not results.broken and list(results.path.parent.iterdir()) == [results.path]
     results.add(Row("flow forward", "small", "triton", reason="broken: planted"))
     assert results.broken
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    """All of it but the comparisons, with two passes and a step instead of all measurements."""
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu, "why_it_cannot_run", lambda: None)
+    monkeypatch.setattr(gpu, "check_all", lambda device, backend: 7)
+    monkeypatch.setattr(gpu, "CudaMeter", lambda device: SmokeMeter())
+    monkeypatch.setattr(gpu, "measure_ceilings", lambda meter: CEILINGS)
+    for name, value in (
+        ("current_device", 0),
+        ("get_device_name", "A GPU"),
+        ("get_device_capability", (9, 0)),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    step = steps.StepRow(Variant("5b", 24)._asdict(), "update", 700.0, 5, 6, 4, None, "24gb", "42 of 42")
+    rows = [Row("flow forward", "5B", "triton", 2.0, 10**6, 1.0), step]
+    monkeypatch.setattr(gpu, "measurements", lambda machine: iter(rows))
+    gpu.main([])
+    out = capsys.readouterr().out
+    assert out.startswith(
+        "correct: 7 comparisons with float64\ncopies 0.00 TB/s, products 1 TFLOP/s\n\n| flow"
+    )
+    assert "| triton | 2.000 | 50 % | 1.0 |\n\n| 5b, 24 frames |" in out and "a-gpu.json\n" in out
+    rows.append(Row("flow forward", "5B", "chunked", reason="broken: planted"))
+    with pytest.raises(SystemExit, match="something of ours is broken"):
+        gpu.main(["--minutes", "1"])
 
 
 def test_ceilings_are_rates():

@@ -8,11 +8,11 @@ import pytest
 import torch
 from stand_in_meters import SmokeMeter
 
-from bench import steps, timing
-from bench.energy import counter_of, energy_counter
-from bench.steps import STEPS, Models, Variant, measure_steps
-from bench.timing import Ceilings, Cost, Deadline
+from bench import harness, steps, subjects
+from bench.harness import Ceilings, Cost, Deadline, counter_of, energy_counter
+from bench.steps import STEPS, Machine, Models, Variant, measure_steps
 from ditflow.errors import DitflowError
+from ditflow.models.cogvideox.transformer import CogVideoX
 from ditflow.settings import Settings
 
 
@@ -24,13 +24,14 @@ def small(small_folder, monkeypatch):
     tiny = {"size": "48x32", "dtype": "float32", "guidance_blocks": [2]}
     monkeypatch.setattr(steps, "Settings", partial(Settings, **tiny))
     config = CogVideoXTransformer3DModel.load_config(small_folder / "transformer")
-    models = Models(torch.device("cpu"), lambda: 1 << 40, lambda model: config)
+    models = Models(SmokeMeter(), lambda model: config)
     return Variant(str(small_folder), 9, kernels="chunked"), models
 
 
 def steps_of(wanted, models, seconds=1e9, flops=1e12, meter=None):
     ceilings = Ceilings(copied_bytes=1e9, product_flops=flops)
-    return list(measure_steps(meter or SmokeMeter(), Deadline(seconds), ceilings, wanted, models))
+    machine = Machine(meter or SmokeMeter(), Deadline(seconds), ceilings)
+    return list(measure_steps(machine, wanted, models))
 
 
 def test_steps_of_variants(small, monkeypatch):
@@ -62,12 +63,12 @@ def test_a_guided_step_is_all_its_updates_and_a_denoising(small, monkeypatch):
     variant, models = small
     made = []
 
-    class Counting(steps.CogVideoX):
+    class Counting(CogVideoX):
         def embed(self, inputs):
             made.append(inputs)
             return super().embed(inputs)
 
-    monkeypatch.setattr(steps, "CogVideoX", Counting)
+    monkeypatch.setattr(subjects, "CogVideoX", Counting)
     counts = {}
 
     class Counter(SmokeMeter):
@@ -84,9 +85,9 @@ def test_a_guided_step_is_all_its_updates_and_a_denoising(small, monkeypatch):
 def test_steps_that_cannot_be_measured_say_why(small, monkeypatch):
     variant, models = small
     (late,) = steps_of([variant], models, seconds=-1)
-    assert late.reason.startswith("no time left: about 10 s are needed, 0 are left")
+    assert late.reason.startswith("no time left: needs about 10 s, 0 are left")
     (long,) = steps_of([variant], models, seconds=100, flops=1e6)
-    assert long.reason.startswith("no time left: about ")
+    assert long.reason.startswith("no time left: needs about ")
     (absent,) = steps_of([variant._replace(attention="flash")], models)
     assert "flash_attn is not installed" in absent.reason or "needs a CUDA GPU" in absent.reason
     with monkeypatch.context() as patch:
@@ -160,7 +161,7 @@ def test_energy_is_the_drivers_counter(monkeypatch):
     assert joules() == 6.5
     assert counter_of(driver, "GPU-2")() is None
     assert counter_of(Driver(counts=False), "GPU-1")() is None
-    monkeypatch.setattr("bench.energy.LIBRARY", "libabsent.so.1")
+    monkeypatch.setattr(harness, "NVML", "libabsent.so.1")
     assert energy_counter(torch.device("cuda"))() is None
 
 
@@ -171,9 +172,8 @@ def test_cost_of_a_step(monkeypatch):
     for name, value in peaks.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     now = [0.0]
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(timing, "energy_counter", lambda device: lambda: 100 * now[0])
-    meter = timing.CudaMeter(torch.device("cuda"))
+    monkeypatch.setattr(harness, "energy_counter", lambda device: lambda: 100 * now[0])
+    meter = harness.CudaMeter(torch.device("cuda"), clock=lambda: now[0])
 
     def taking(*seconds):
         left = list(seconds)

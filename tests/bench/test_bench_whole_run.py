@@ -1,18 +1,20 @@
 """The whole run's benchmark: the rival does the released code's work, ours does less, and both agree."""
 
-import json
-import sys
+import re
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_backbone
 
-from bench import whole_run
-from bench.released_way import ReleasedWay
-from bench.sides import FULL, QUICK, RIVAL, SIDES, Operations, flops, operations
-from bench.whole_run import Measured
+from bench.gates.rivals import flops
+from bench.gates.table import read
+from bench.harness import CPU
+from bench.passes import passes
+from bench.rivals import PLAIN, RIVAL, SIDES, ReleasedWay
+from bench.timed import full
+from bench.timed.contests import OURS
+from bench.timed.full import RUNS
 from ditflow.memory.plain import PlainRunner
 from ditflow.models.protocols import Grid, Inputs, Until
 from ditflow.planning.fake import fake_backbone, fake_inputs, fake_tensors
@@ -24,7 +26,10 @@ GUIDED, INJECTED = 1, 0
 
 @pytest.fixture(scope="module")
 def counted():
-    return {side: operations(side, FULL) for side in SIDES}
+    """The committed table, which a gate holds true."""
+    rows = {(row.name, row.metric): row.expected for row in read()}
+    names = {side: f"rivals/whole-run/{side}" for side in RUNS}
+    return {side: (rows[name, "optimisation_flops"], rows[name, "flops"]) for side, name in names.items()}
 
 
 @pytest.mark.parametrize(
@@ -34,12 +39,11 @@ def counted():
 def test_ours_is_less_work(counted, side, optimisation, whole):
     """How many times less than the released way: exact, without a clock."""
     rival, ours = counted[RIVAL], counted[side]
-    assert rival.optimisation_flops >= optimisation * ours.optimisation_flops
-    assert rival.whole_flops >= whole * ours.whole_flops
+    assert rival[0] >= optimisation * ours[0] and rival[1] >= whole * ours[1]
 
 
 def test_what_the_sides_share_is_the_denoising(counted):
-    denoising = {found.whole_flops - found.optimisation_flops for found in counted.values()}
+    denoising = {whole - optimisation for optimisation, whole in counted.values()}
     assert len(denoising) == 1 and denoising.pop() > 10 * TERA
 
 
@@ -94,34 +98,55 @@ def test_the_rivals_weights_get_gradients_on_the_way(inputs):
     assert all(parameter.grad is None for parameter in after.parameters())
 
 
-def test_the_command(monkeypatch, capsys, tmp_path):
+def test_the_command(monkeypatch, capsys):
     """What it prints here are no measurements; two sides of four will do."""
-    sides = (RIVAL, "block by block")
-    monkeypatch.setattr(whole_run, "SIDES", {side: SIDES[side] for side in sides})
-    monkeypatch.setattr(sys, "argv", ["whole_run", "--quick", "--json", str(tmp_path / "found.json")])
-    whole_run.main()
-    lines = capsys.readouterr().out.splitlines()
-    written = json.loads((tmp_path / "found.json").read_text())["sides"]
-    for side in sides:
-        (line,) = (line for line in lines if line.startswith(f"| {side} |"))
-        assert f"| {written[side]['whole_seconds']:.1f} (" in line
-        for seconds in ("seconds", "cpu_seconds"):
-            assert 0 < written[side][f"optimisation_{seconds}"] < written[side][f"whole_{seconds}"]
-        # four layers of 15 MiB, less what malloc had left of the tiny run
-        assert written[side]["peak_mib"] > 45 and written[side]["loaded_mib"] > 100
-        assert written[side]["difference"] <= (0 if side == RIVAL else 1e-4)
-    assert written["block by block"]["peak_mib"] < written[RIVAL]["peak_mib"]
+    monkeypatch.setattr(full, "RUNS", (RIVAL, "block by block"))
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(1 << 20))
+    full.main(["--quick", "--only", "whole run"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| whole run |")]
+    rows = {line.split(" | ")[1]: re.findall(r"([\d.e+]+) \(", line) for line in lines}
+    assert list(rows) == [RIVAL, "block by block"]
+    seconds, cpu, peak = zip(*(map(float, row) for row in rows.values()), strict=True)
+    assert min(seconds) > 0 and min(cpu) > 0
+    assert min(peak) > 45, "four layers of 15 MiB, less what malloc had left of the tiny run"
+    assert peak[1] < peak[0]
 
 
-def test_other_latents_fail(monkeypatch):
-    def of(value):
-        return Measured(1.0, 2.0, 1.0, 2.0, 3.0, 4.0, np.full(5, value))
+def test_the_optimisation_is_a_run_without_denoising():
+    case, calls = full.WARMUP, []
 
-    right = {side: of(1.0) for side in SIDES}
-    monkeypatch.setattr(whole_run, "operations", lambda side, case: Operations(1, 2))
-    for wrong in (1.0002, float("nan")):
-        monkeypatch.setattr(whole_run, "measured_apart", lambda case, last=wrong: right | {"plain": of(last)})
-        with pytest.raises(whole_run.WrongResult, match="^plain: latents differ"):
-            whole_run.measure(QUICK)
-    monkeypatch.setattr(whole_run, "measured_apart", lambda case: right | {"plain": of(1.00005)})
-    assert whole_run.measure(QUICK)["plain"]["difference"] == pytest.approx(5e-5, rel=1e-3)
+    class Counting(PlainRunner):
+        def forward(self, *given):
+            calls.append("denoising")
+            return super().forward(*given)
+
+        def gradient(self, *given):
+            calls.append("update")
+            return super().gradient(*given)
+
+    def made(sides, monkeypatch):
+        calls.clear()
+        monkeypatch.setitem(SIDES, PLAIN, (Counting, "chunked"))
+        sides(case, [PLAIN])[OURS]()()
+        return list(calls)
+
+    with pytest.MonkeyPatch.context() as patch:
+        whole, part = (made(sides, patch) for sides in (full.whole_run, full.optimisation))
+    assert "denoising" in whole and set(part) == {"update"}
+    assert part.count("update") == whole.count("update")
+
+
+def test_motion_flow_has_its_slow_rivals():
+    works = full.works(full.QUICK)
+    assert list(works) == ["flow forward", "loss and gradients", "optimisation", "whole run"]
+    assert {"reference", "per head, float32", "library product alone", OURS} <= set(works["flow forward"]())
+    assert {"per head, float32", "chunked, every row counts"} <= set(works["loss and gradients"]())
+
+
+def test_the_slow_rivals_compute_the_same():
+    size = full.SIZE._replace(grid=(2, 3, 4), heads=3, head_dim=16, dtype=torch.float32)
+    for each in passes()[:2]:
+        given = each.inputs(size, CPU, 0)
+        rivals = {rival.name: rival for rival in each.rivals() + each.slow_rivals()}
+        results = [rivals[name].call(*given) for name in ("reference", "per head, float32")]
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from bench.gates import graphs, imports, steps
-from bench.gates.rooms import gates
+from bench.gates.gate import gates
 from bench.gates.saved import SavedBytes
 from bench.gates.table import differences, read, report, rows_of
+from bench.subjects import compiled_functions
 from ditflow.guidance import losses
 from ditflow.models.cogvideox import transformer as cogvideox
 from ditflow.planning.phases import Phases
@@ -67,7 +68,7 @@ def test_a_planted_graph_break_is_found(monkeypatch):
         return real(*given)
 
     monkeypatch.setattr(cogvideox, "qk_norm_rope", broken)
-    call, given = graphs.pieces("5b")["prepare"]
+    call, given = compiled_functions("5b")["prepare"]
     found = {"graphs/5b/prepare": {"graph_breaks": graphs.breaks(call, *given)}}
     rows = [row for row in read() if row.name in found]
     (difference,) = differences(rows, found)

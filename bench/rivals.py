@@ -1,15 +1,15 @@
-"""The rival of a whole run: the work that the released DiTFlow code does, done the way it does it.
+"""The sides of whole steps and runs: our Runners, and their rivals written over diffusers' own modules.
 
-Written anew from what that code computes, over diffusers' own layers; none of it is here. Its attention maps,
-one a head, are the kernels' backend `reference`, which whoever runs this has to choose.
+The released way does the work of the released DiTFlow code, written anew from what that code computes. Its
+attention maps, one for each head, are the kernels' backend `reference`.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -19,19 +19,23 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ditflow.models.cogvideox.transformer import CogVideoX
-from ditflow.models.protocols import Injected, Inputs, KeyValue, Loss, QueryKey, Until, Variable
+from bench.harness import Call
+from bench.subjects import TILE, Case, small_autoencoder
+from ditflow.memory.blockwise import BlockwiseRunner
+from ditflow.memory.plain import PlainRunner
+from ditflow.models.protocols import Injected, Inputs, KeyValue, Loss, QueryKey, Runner, Until, Variable
+from ditflow_kernels.backends import FASTEST
 
 
 class ReleasedWay:
     """Implements `ditflow.models.protocols.Runner` for rotary models and losses on queries and keys.
 
-    Reference and injection passes go through the whole model, what they are for is taken on the way. An
-    optimisation forward goes through all of the deepest guided block, every block is checkpointed, and every
-    weight on the way gets a gradient, which nothing reads and nothing clears.
+    Reference and injection passes go through the whole model. An optimisation forward goes to the end of the
+    deepest guided block, checkpoints every block, and gives all weights on its way gradients that nothing
+    reads or clears.
     """
 
-    def __init__(self, backbone: CogVideoX):
+    def __init__(self, backbone: Any):
         self.backbone = backbone
         self.transformer = backbone.transformer.requires_grad_(True)
         self.taps = [Tap() for _ in self.transformer.transformer_blocks]
@@ -61,10 +65,8 @@ class ReleasedWay:
 
     def _whole(self, inputs: Inputs) -> Tensor:
         latents, prompt = self._cast(inputs)
-        rope = inputs.embedding
-        return self.transformer(latents, prompt, inputs.timestep, image_rotary_emb=rope, return_dict=False)[
-            0
-        ].float()
+        given = {"image_rotary_emb": inputs.embedding, "return_dict": False}
+        return self.transformer(latents, prompt, inputs.timestep, **given)[0].float()
 
     def _checkpointed(self, inputs: Inputs, deepest: int) -> None:
         model, text_length = self.transformer, inputs.prompt.shape[1]
@@ -82,7 +84,7 @@ class ReleasedWay:
 
     @contextmanager
     def _tapped(self, kept: tuple[int, ...], injected: Injected) -> Iterator[None]:
-        """Queries, keys and values are kept in some blocks, and take the place of a block's own in others."""
+        """Keep queries, keys and values of some blocks, and replace keys and values of others."""
         for index, tap in enumerate(self.taps):
             tap.keeps, tap.given = index in kept, injected.get(index)
         yield
@@ -97,8 +99,7 @@ class ReleasedWay:
 
 
 class Tap:
-    """An attention processor of diffusers that keeps what a block's video tokens bring to its attention, or
-    replaces their keys and values."""
+    """An attention processor of diffusers that keeps or replaces what video tokens give to attention."""
 
     def __init__(self):
         self.keeps = False
@@ -125,8 +126,71 @@ class Tap:
         if self.keeps:
             self.kept = tuple(each[:, :, text_length:].transpose(1, 2) for each in (query, key, value))
         if self.given is not None:
-            for own, given in zip((key, value), self.given, strict=True):
-                own[:, :, text_length:] = given.transpose(1, 2)
+            for computed, given in zip((key, value), self.given, strict=True):
+                computed[:, :, text_length:] = given.transpose(1, 2)
         attended = F.scaled_dot_product_attention(query, key, value)
         attended = attention.to_out[0](rearrange(attended, "b m s d -> b s (m d)"))
         return attended[:, text_length:], attended[:, :text_length]
+
+
+RIVAL, PLAIN, WITH_OUR_LOSS = "released way", "plain", "released way with our loss"
+SIDES: dict[str, tuple[Callable[[Any], Runner], str]] = {  # name: Runner and kernels' backend
+    RIVAL: (ReleasedWay, "reference"),
+    PLAIN: (PlainRunner, "chunked"),
+    "attention kept": (partial(BlockwiseRunner, keep="attention"), "chunked"),
+    "block by block": (BlockwiseRunner, "chunked"),
+    WITH_OUR_LOSS: (ReleasedWay, "chunked"),
+}
+
+
+@contextmanager
+def runner_of(side: str, case: Case) -> Iterator[Runner]:
+    """A side's Runner on a model of its own; its kernels are used inside the context."""
+    kind, backend = SIDES[side]
+    with patch.dict(FASTEST, cpu=backend):
+        yield kind(case.backbone())
+
+
+def prepared(side: str, case: Case, work: Callable[[Runner], Call]) -> Call:
+    """A side's work, prepared with its Runner; each call uses its kernels."""
+    with runner_of(side, case) as runner:
+        call = work(runner)
+
+    def with_its_kernels() -> Any:
+        with patch.dict(FASTEST, cpu=SIDES[side][1]):
+            return call()
+
+    return with_its_kernels
+
+
+def in_a_batch(case: Case, first: Inputs, second: Inputs) -> Call:
+    """Both predictions of a denoising step as diffusers' pipeline computes them."""
+    transformer, both = case.backbone().transformer, (first, second)
+    latents, prompts = (torch.cat([getattr(each, name) for each in both]) for name in ("latents", "prompt"))
+    rope = tuple(first.embedding[0])  # the same for queries and keys
+
+    @torch.no_grad()
+    def call() -> tuple[Tensor, ...]:
+        given = {"image_rotary_emb": rope, "return_dict": False}
+        return transformer(latents, prompts, first.timestep.expand(2), **given)[0].chunk(2)
+
+    return call
+
+
+def plain_encoding(pixels: Tensor) -> dict[str, Callable[[], Call]]:
+    """diffusers' autoencoder called directly."""
+    video = (pixels / 127.5 - 1).permute(3, 0, 1, 2)[None]  # [1, 3, frames, height, width]
+    return _autoencoders(lambda vae: vae.encode(video).latent_dist.mode())
+
+
+def plain_decoding(latents: Tensor) -> dict[str, Callable[[], Call]]:
+    scaled = latents.transpose(1, 2)
+    return _autoencoders(lambda vae: vae.decode(scaled / vae.config.scaling_factor).sample)
+
+
+def _autoencoders(run: Callable[[Any], Tensor]) -> dict[str, Callable[[], Call]]:
+    def make(tile: str) -> Call:
+        return partial(torch.no_grad()(run), small_autoencoder(tile))
+
+    tiles = {"diffusers, the same tiles": TILE, "diffusers, whole frames": "none"}
+    return {name: partial(make, tile) for name, tile in tiles.items()}
