@@ -13,7 +13,7 @@ __all__ = ["DitflowError", "Settings", "SettingsError", "decode", "flow", "resum
 
 
 def __getattr__(name: str) -> Any:
-    """Jobs are imported when first used: they bring torch, and `ditflow --help` does without."""
+    """Import jobs on first use, because they import torch, which takes seconds."""
     if name in ("decode", "flow", "resume", "transfer"):
         from ditflow.jobs import flow, transfer
 

@@ -125,7 +125,7 @@ class _Backward:
         injected: Injected,
         capture: Capture,
         weight: Tensor | float,  # of each block's loss in the gradient
-        shared: Shared,  # if the gradient of its rope is wanted, that is a leaf
+        shared: Shared,  # its rope is a leaf if the rope's gradient is wanted
     ):
         self.runner, self.loss, self.injected, self.capture = runner, loss, injected, capture
         self.weight, self.shared = weight, shared

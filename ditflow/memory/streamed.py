@@ -16,7 +16,7 @@ class Streamed:
     """Implements `ditflow.models.protocols.Weights`. The first `resident` blocks stay; the others stream.
 
     All blocks must be in host memory at first. `host` says how streamed blocks are kept there:
-    `pinned`: each in a flat buffer in pinned memory, copied at once and in parallel with computation.
+    `pinned`: each in a flat buffer in pinned memory, brought by one copy in parallel with computation.
     `pageable`: where loading put them, perhaps in memory-mapped files. The tensors are copied one by one; no
     host memory is allocated, and `host_bytes` is 0.
     """

@@ -60,7 +60,7 @@ class ModelFamily(Protocol):
         """(text tokens, text channels) of an encoded prompt."""
 
     def depth(self, config: Mapping[str, Any]) -> int:
-        """The number of the transformer's blocks."""
+        """The number of transformer blocks."""
 
     def embedding_kind(self, config: Mapping[str, Any]) -> Literal["rotary", "additive"]:
         """The kind of positional embedding (see `Inputs.embedding`)."""

@@ -53,7 +53,7 @@ class ModelFolder:
 
     @property
     def depth(self) -> int:
-        """The number of the transformer's blocks."""
+        """The number of transformer blocks."""
         return self.family.depth(self.config("transformer"))
 
     @property

@@ -77,7 +77,7 @@ class AttentionInputs:
         return KeyValue(self.key[:, self.video], self.value[:, self.video])
 
     def with_video(self, given: KeyValue) -> AttentionInputs:
-        """The same inputs with other keys and values for the video tokens, but not for the other tokens."""
+        """The same inputs with the given keys and values for the video tokens."""
         start, stop, _ = self.video.indices(self.key.shape[1])
         key, value = (
             torch.cat([mine[:, :start], theirs, mine[:, stop:]], dim=1)

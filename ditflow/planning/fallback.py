@@ -39,7 +39,7 @@ class MemoryFallback:
         self,
         settings: Settings,
         device: torch.device,
-        planned: Settings,  # the settings to plan; they differ if the job does not do the whole run
+        planned: Settings,  # the settings to plan: those of the part of a run that the job does
     ):
         self.settings, self.device, self.planned = settings, device, planned
         give_back(device)
@@ -92,7 +92,7 @@ class MemoryFallback:
 
     def _step_down(self, phase: str) -> None:
         give_back(self.device)
-        if phase == "decode":  # a smaller preset helps only with its smaller tile
+        if phase == "decode":  # drop a fixed tile, so that the smaller preset's tile is used
             self.settings, self.planned = (
                 replace(settings, decode_tile="auto") for settings in (self.settings, self.planned)
             )

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import yaml
@@ -10,6 +11,7 @@ from ditflow.cli.main import main
 from ditflow.errors import DitflowError
 from ditflow.jobs import transfer as jobs
 from ditflow.run_folder.run import Run
+from ditflow.settings import Settings
 
 
 def printed_config(capsys, *words):
@@ -64,6 +66,21 @@ def test_usage_errors(capsys, words, message):
     assert error.startswith("ditflow: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["transfer", "inject", "flow", "plan"])
+def test_settings_without_a_flag_have_none(capsys, command):
+    hidden = [item.name for item in fields(Settings) if not item.metadata["flag"]]
+    assert "preset" in hidden
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert "--memory" in shown
+    assert not [name for name in hidden if f"--{name.replace('_', '-')}" in shown]
+
+
+def test_set_reaches_a_setting_without_a_flag(capsys):
+    assert printed_config(capsys, "flow", "--model", "small", "--set", "preset=8gb")["preset"] == "8gb"
 
 
 def test_inject_starts_from_the_runs_settings(capsys, tmp_path):

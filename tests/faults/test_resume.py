@@ -68,6 +68,5 @@ def test_folders_that_are_not_runs(tmp_path, capsys, command):
 
 def test_decode_before_denoising_is_finished(stopped, capsys):
     assert main(["decode", str(stopped)]) == 1
-    assert (
-        f"denoising is not finished; continue it with `ditflow resume {stopped}`" in capsys.readouterr().err
-    )
+    told = f"denoising is not finished; continue it with `ditflow resume {stopped}`"
+    assert told in capsys.readouterr().err
