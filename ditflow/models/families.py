@@ -45,11 +45,8 @@ class ModelFamily(Protocol):
     def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The published settings of a model with this transformer configuration."""
 
-    def encoded_frames(self, frames: int) -> int:
-        """Frames to encode so that at least `frames` come back from decoding."""
-
     def latent_spans(self, frames: int) -> list[range]:
-        """The range of encoded frames that each latent frame covers."""
+        """The encoded frames that each latent frame covers; more than `frames` where the autoencoder needs it."""
 
     def latent_shape(
         self, frames: int, size: tuple[int, int], vae: Mapping[str, Any]

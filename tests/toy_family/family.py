@@ -44,9 +44,6 @@ class ToyFamily:
             "steps": 6,
         }
 
-    def encoded_frames(self, frames: int) -> int:
-        return encoded_frames(frames)
-
     def latent_spans(self, frames: int) -> list[range]:
         starts = range(1, encoded_frames(frames), GROUP)
         return [range(1), *(range(start, start + GROUP) for start in starts)]

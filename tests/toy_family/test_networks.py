@@ -7,7 +7,7 @@ import torch
 
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.streamed import Streamed
-from toy_family.autoencoder import TILES, ToyAutoencoder, ToyVAE
+from toy_family.autoencoder import TILES, ToyAutoencoder, ToyVAE, encoded_frames
 from toy_family.family import ToyFamily
 from toy_family.pipeline import randomised
 from toy_family.schedule import SCHEDULERS, ToySchedule
@@ -72,7 +72,7 @@ def test_latent_shape_is_what_encoding_gives(frames):
     assert latents.shape == family.latent_shape(frames, (24, 16), autoencoder.network.config)
     assert autoencoder.decode(latents, frames).shape == pixels.shape
     spans = family.latent_spans(frames)
-    assert [index for span in spans for index in span] == list(range(family.encoded_frames(frames)))
+    assert [index for span in spans for index in span] == list(range(encoded_frames(frames)))
     for index, span in enumerate(spans):  # a latent frame depends on the frames of its span alone
         changed = pixels.clone()
         changed[span.start] = 255 - changed[span.start]

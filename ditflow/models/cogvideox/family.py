@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ditflow.files import shipped
+from ditflow.models.cogvideox.frames import latent_spans
 
 if TYPE_CHECKING:
     import torch
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from ditflow.models.cogvideox.text import T5TextEncoder
     from ditflow.models.cogvideox.transformer import CogVideoXTransformer
     from ditflow.models.cogvideox.vae import CogVideoXAutoencoder
-
-GROUP = 4  # video frames per latent frame
 
 
 class CogVideoXFamily:
@@ -38,20 +37,8 @@ class CogVideoXFamily:
         like = "5b" if self.embedding_kind(config) == "rotary" else "2b"
         return shipped(f"models/{like}.yaml")["settings"]
 
-    def encoded_frames(self, frames: int) -> int:
-        """`frames`, or up to three more.
-
-        The autoencoder works in groups of eight frames. If 2 to 4 frames are left over, decoding returns only
-        one of them; if 5 to 7 are left over, it returns eight.
-        """
-        beyond = frames % 8
-        return frames + 5 - beyond if beyond in (2, 3, 4) else frames
-
     def latent_spans(self, frames: int) -> list[range]:
-        """Groups of four frames; the first latent frame also covers what is left over."""
-        length = self.encoded_frames(frames)
-        later = range(length - (length - 1) // GROUP * GROUP, length, GROUP)
-        return [range(later.start), *(range(first, first + GROUP) for first in later)]
+        return latent_spans(frames)
 
     def latent_shape(
         self, frames: int, size: tuple[int, int], vae: Mapping[str, Any]
@@ -59,7 +46,7 @@ class CogVideoXFamily:
         width, height = size
         side = 2 ** (len(vae["block_out_channels"]) - 1)  # pixels
         channels = vae.get("latent_channels", 16)
-        return 1, len(self.latent_spans(frames)), channels, height // side, width // side
+        return 1, len(latent_spans(frames)), channels, height // side, width // side
 
     def prompt_shape(self, config: Mapping[str, Any]) -> tuple[int, int]:
         return config["max_text_seq_length"], config["text_embed_dim"]

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLCogVideoX
 from einops import rearrange
 from torch import Tensor
 
-from ditflow.models.cogvideox.family import CogVideoXFamily
+from ditflow.models.cogvideox.frames import encoded_frames
 from ditflow.models.cogvideox.repeated_tiles import each_shape_once
 from ditflow.models.protocols import WorkCounter
 
@@ -37,7 +37,7 @@ class CogVideoXAutoencoder:
         """Repeats the last frame if decoding would otherwise return fewer frames."""
         network = self.network
         self.use_tile(ENCODE_TILE)
-        length, (height, width) = CogVideoXFamily().encoded_frames(len(pixels)), pixels.shape[1:3]
+        length, (height, width) = encoded_frames(len(pixels)), pixels.shape[1:3]
         video = torch.empty(1, 3, length, height, width, dtype=network.dtype, device=network.device)
         for index in range(length):
             frame = pixels[min(index, len(pixels) - 1)].to(network.device, network.dtype)
