@@ -46,7 +46,7 @@ class ModelFamily(Protocol):
         """The published settings of a model with this transformer configuration."""
 
     def latent_spans(self, frames: int) -> list[range]:
-        """The encoded frames that each latent frame covers; more than `frames` where the autoencoder needs it."""
+        """The encoded frames that each latent frame covers; they may be more than `frames`."""
 
     def latent_shape(
         self, frames: int, size: tuple[int, int], vae: Mapping[str, Any]

@@ -14,7 +14,7 @@ def encoded_frames(frames: int) -> int:
 
 
 def latent_spans(frames: int) -> list[range]:
-    """The encoded frames of each latent frame: groups of four; the first one also covers what is left over."""
+    """The encoded frames of each latent frame: groups of four; the first one also covers the rest."""
     length = encoded_frames(frames)
     later = range(length - (length - 1) // GROUP * GROUP, length, GROUP)
     return [range(later.start), *(range(first, first + GROUP) for first in later)]
