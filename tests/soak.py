@@ -1,6 +1,6 @@
 """Make many small transfers in one process and fail if its memory grows.
 
-Run it by `make soak`, or directly with --transfers N. It prints now and then how much memory it holds.
+Run it by `make soak`, or directly with --transfers N. It prints memory and object counts now and then.
 """
 
 import argparse
