@@ -8,7 +8,7 @@ from typing import Self
 
 def quieten_libraries() -> None:
     """Silence the libraries' warnings and progress bars; only their errors are shown."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # before diffusers imports it, and it logs
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs when diffusers imports it
     import diffusers
     import transformers
 

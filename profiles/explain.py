@@ -1,7 +1,7 @@
 """Show where the time of a step goes: `python -m profiles.explain TRACE`, a trace.json.gz of `--profile`.
 
-It lists guided steps, plain steps, and each phase without recorded steps. A step ends with the last work that
-it asked the device for, and the next one starts there. Its time is divided into:
+It lists guided steps, plain steps, and each phase without recorded steps. A step ends with the last work
+that it requested from the device, and the next one starts there. Its time is divided into:
 
 kernels   the device computes
 copies    the device only copies

@@ -1,4 +1,4 @@
-"""Read a Chrome trace of torch.profiler: named ranges, and the work that was asked for inside them.
+"""Read a Chrome trace of torch.profiler: named ranges, and the work that was requested inside them.
 
 Times are in microseconds.
 """

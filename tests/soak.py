@@ -1,6 +1,6 @@
 """Make many small transfers in one process and fail if its memory grows.
 
-Run it by `make soak`, or directly with --transfers N. It prints from time to time what the process holds.
+Run it by `make soak`, or directly with --transfers N. It prints memory and object counts now and then.
 """
 
 import argparse

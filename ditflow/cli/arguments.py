@@ -60,10 +60,10 @@ def read_options(options: argparse.Namespace) -> Settings:
     known = {item.name for item in fields(Settings)}
     given |= {name: value for name, value in vars(options).items() if name in known and value is not None}
     if options.command == "flow":
-        given["injection"] = False  # injected blocks cannot be read, and here any block may be
+        given["injection"] = False  # injection would exclude blocks that may be read
     if options.command == "inject":
         given.setdefault("memory", "auto")  # the memory that is free may have changed since that run
-    if "memory" in given:  # what an earlier run chose no longer applies
+    if "memory" in given:  # so the earlier run's resolved choices no longer apply
         given = {"preset": "auto", "decode_tile": "auto"} | given
     if options.command != "inject":
         settings = read_settings(options.config, **given)
@@ -149,7 +149,7 @@ def _add_evaluate(commands: Any) -> None:
     command = _add_command(commands, "evaluate", "score how well results follow their clips and prompts")
     command.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folder of a finished transfer")
     command.add_argument(
-        "--video", type=Path, metavar="FILE", help="video or image folder to score instead of runs"
+        "--video", type=Path, metavar="FILE", help="video or image folder to score, instead of runs"
     )
     command.add_argument(
         "--reference", type=Path, metavar="FILE", help="the video whose motion it should follow"
@@ -195,7 +195,7 @@ def _add_settings(command: argparse.ArgumentParser, items: list[Field]) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="set any setting by name, with or without a flag of its own",
+        help="set any setting by name, even one without a flag",
     )
     general.add_argument(
         "--print-config", action="store_true", help="print the value of every setting and exit"

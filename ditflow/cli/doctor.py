@@ -1,4 +1,4 @@
-"""Describes this machine and what a run would use of it, for a bug report.
+"""Describes this machine, and what a run on it would use, for a bug report.
 
 Each probe imports what it needs, so the first lines appear at once and a failed import becomes a line of the
 report. No weights are loaded. Private details are removed (`redaction`).

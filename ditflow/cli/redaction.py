@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 SECRET = re.compile("TOKEN|SECRET|PASSW|CREDENTIAL|KEY", re.IGNORECASE)  # in names of environment variables
-SHORTEST = 6  # characters of a secret; shorter values are taken for switches
+SHORTEST = 6  # characters of a secret; shorter values are more likely switches
 LOGIN = re.compile(r"(?<=://)[^/\s@]+@")  # in a URL
 
 

@@ -136,7 +136,9 @@ def choose_clip(name: str, prompts: Sequence[str]) -> ClipModel | None:
     try:
         return ClipModel.load(DEFAULT, download=False)
     except DitflowError:
-        logger.warning("CLIP is not on this machine, and its scores are left out: --clip %s gets it", DEFAULT)
+        logger.warning(
+            "CLIP is not on this machine: its scores are left out; --clip %s downloads it", DEFAULT
+        )
         return None
 
 

@@ -33,7 +33,7 @@ class MotionFidelity:
 
     @property
     def still(self) -> list[str]:
-        """The videos with tracked points of which none moves."""
+        """The videos in which points were tracked but none moves."""
         return [video for video, count in self.moving.items() if self.found[video] and not count]
 
     def as_mapping(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A run that is done, read again from its folder."""
+"""A finished run, read from its folder."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from ditflow.video import Clip
 
 TRACKERS = ("lk", "cotracker")
 GRID = 55  # points in each direction, as in the released evaluation
-WINDOW = (15, 15)  # pixels around a point that it is recognised by
+WINDOW = (15, 15)  # pixels around a point, by which it is recognised
 RETURN = 1.0  # pixels: a point tracked forward and back must end closer to its start
 # pinned to a revision of 2025-01-21, so that remote code cannot change unnoticed
 REPOSITORY = "facebookresearch/co-tracker:82e02e8029753ad4ef13cf06be7f4fc5facdda4d"

@@ -11,7 +11,7 @@ from ditflow.models.protocols import Capture, Injected, Inputs, Runner, Schedule
 
 @dataclass(frozen=True)
 class Injection:
-    """What the clip's keys and values are computed from."""
+    """The inputs from which the clip's keys and values are computed."""
 
     blocks: tuple[int, ...]
     reference: Tensor  # [1, frames, channels, height, width], the encoded clip

@@ -18,7 +18,7 @@ from ditflow.small.truth import true_flow_of
 
 
 def flow(settings: Settings, progress: Progress | None = None) -> Run:
-    """Write a clip's motion flow in each guidance block: tensors, a sheet, and arrows drawn on the frames.
+    """Write a clip's motion flow in each guidance block: tensors, a sheet of pictures, arrows on the frames.
 
     For a generated clip (`ditflow.small`) the true motion is drawn as well.
 

@@ -26,7 +26,7 @@ def encode_texts(
 ) -> Texts:
     """A run's texts on the folder's device.
 
-    `encode` is called at most once, with the texts that the cache lacks, each of them once.
+    `encode` is called at most once, with the texts that are not cached, without duplicates.
     """
     files = [_file(folder, row) for row in tokens]
     found = {file: _read(file) for file in files}

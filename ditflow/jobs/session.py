@@ -49,7 +49,7 @@ class Job:
     clip: video.Clip
     run: Run
     meter: Meter
-    checkpoint: StateFolder | None = None  # a transfer has one until it is finished
+    checkpoint: StateFolder | None = None  # of an unfinished transfer
     saved_embeddings: list[Tensor] | None = None  # replace optimisation
     resumed: bool = False
 
@@ -127,7 +127,7 @@ class Job:
 
     @contextmanager
     def _working(self, headline: str) -> Iterator[None]:
-        """Apply torch's settings and the memory limit, and add to errors how to resume."""
+        """Apply torch's settings and the memory limit, and add a note on how to resume to errors."""
         with (
             computing(self.settings),
             self.memory,
@@ -188,7 +188,7 @@ class Job:
         return self.folder.schedule(self.settings.scheduler, self.settings.steps, generator)
 
     def runner(self) -> Runner:
-        """A runner of the transformer, with the weights where the preset wants them."""
+        """A runner of the transformer, with the weights placed as the preset says."""
         settings, plan = self.settings, self.memory.plan
         compiled = settings.compile == "on"
         transformer = self.folder.transformer(settings.lora, settings.weights, settings.attention, compiled)
@@ -240,7 +240,7 @@ def _plan_memory(settings: Settings, folder: ModelFolder, reads_only: bool = Fal
 
 @contextmanager
 def _resume_hint(run: Run) -> Iterator[None]:
-    """Add to errors and interrupts how to resume, except to an error that would only recur."""
+    """Add a note on how to resume to interrupts, and to errors except those that would recur."""
     try:
         yield
     except NotFinite:

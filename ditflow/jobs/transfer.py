@@ -1,4 +1,4 @@
-"""The transfer job (with a saved embedding too), and resume and decode, which continue one."""
+"""The transfer job, also with a saved embedding, and the resume and decode jobs, which continue one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def transfer(settings: Settings, progress: Progress | None = None) -> Run:
 
 
 def resume(folder: Path, progress: Progress | None = None, memory: str | None = None) -> Run:
-    """Continue an interrupted transfer. The result is the one it would have had without the interruption.
+    """Continue an interrupted transfer. The result is the same as without the interruption.
 
     Raises DitflowError if its settings or weights have changed, its checkpoint is damaged or it is in use.
     """

@@ -17,7 +17,7 @@ C_LIBRARY = ctypes.CDLL(None)  # of this process
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes of a device's memory that this process can still use, with the unused memory that torch holds."""
+    """Bytes of a device's memory that this process can still use, including torch's unused cache."""
     if device.type != "cuda":
         return psutil.virtual_memory().available
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -73,7 +73,7 @@ def give_back(device: torch.device) -> None:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error means that memory ran out. Errors outside torch's allocator show it only in words."""
+    """Whether an error means that memory ran out. Outside torch's allocator, only its text says so."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     text = str(error).lower()

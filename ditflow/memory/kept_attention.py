@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 from ditflow.models.protocols import AttentionInputs
 
 aten = torch.ops.aten
-KERNELS = {  # they return, besides their output, everything that their backward needs
+KERNELS = {  # these return everything that their backward needs, besides their output
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_efficient_attention.default,
@@ -25,7 +25,7 @@ KERNELS = {  # they return, besides their output, everything that their backward
 class KeptAttention:
     """One block's attention: computed in `forward`, and used again in `recompute` during backward.
 
-    Only the results of PyTorch's own kernels are kept. Other kernels compute again: correct, but slower.
+    Only the results of PyTorch's own kernels are kept. Other kernels are run again: correct, but slower.
     """
 
     def __init__(self, attend: Callable[[AttentionInputs], Tensor]):

@@ -1,4 +1,4 @@
-"""Puts a model's weights where a preset wants them, and makes the Runner for it."""
+"""Places a model's weights as a preset says, and makes the preset's Runner."""
 
 from __future__ import annotations
 

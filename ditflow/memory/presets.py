@@ -17,7 +17,7 @@ USABLE = 0.95  # share of a card's memory; the rest covers fragmentation
 
 @dataclass(frozen=True)
 class Preset:
-    """What is kept where on a card of `gigabytes`. The plan decides how many blocks are resident."""
+    """What to keep where on a card of `gigabytes`. The plan decides how many blocks are resident."""
 
     name: str
     cards: str  # cards of that size

@@ -9,7 +9,7 @@ SLOTS = 2  # for the block that computes and the next one
 
 
 class Turn(NamedTuple):
-    """A block's slot, and what must be done to have it there."""
+    """A block's slot, and what it takes to put the block there."""
 
     slot: int
     is_copied: bool  # False if the block is already there
@@ -50,7 +50,7 @@ class Ring:
         return Turn(slot, True, block)
 
     def replay(self, order: Iterable[int]) -> int:
-        """The bytes that a walk in this order copies, after the walks before it."""
+        """Bring the blocks in this order, as a walk does; return the bytes that this copies."""
         before = self.copied_bytes
         for index in order:
             if not self.stays(index):

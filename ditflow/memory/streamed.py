@@ -16,7 +16,7 @@ class Streamed:
     """Implements `ditflow.models.protocols.Weights`. The first `resident` blocks stay; the others stream.
 
     All blocks must be in host memory at first. `host` says how streamed blocks are kept there:
-    `pinned`: each in a flat buffer in pinned memory, brought by one copy in parallel with computation.
+    `pinned`: each in a flat buffer in pinned memory, copied in one piece, in parallel with computation.
     `pageable`: where loading put them, perhaps in memory-mapped files. The tensors are copied one by one; no
     host memory is allocated, and `host_bytes` is 0.
     """
@@ -41,7 +41,7 @@ class Streamed:
         order = list(order)
         for position, index in enumerate(order):
             slot = self._bring(index)
-            # a copy from pageable memory blocks the host, which could not launch this block meanwhile
+            # not from pageable memory: that copy would block the host before it launches this block
             if self.prefetches and position + 1 < len(order):
                 self._bring(order[position + 1])
             if slot:

@@ -126,7 +126,7 @@ def local_folder(model: str) -> Path | None:
 
 
 def family_of(model: str, download: bool = False) -> ModelFamily | None:
-    """The family of a model given by name, hub id or folder; None if no file on this machine says.
+    """The family of a model given by name, hub id or folder; None if no local file tells.
 
     With `download`, fetches the small index file of a hub id. Raises SettingsError for an unknown family.
     """
@@ -144,7 +144,7 @@ def family_of(model: str, download: bool = False) -> ModelFamily | None:
 
 
 def published_settings(model: str) -> dict[str, Any]:
-    """A model's published settings, as far as they differ from the defaults.
+    """A model's published settings where they differ from the defaults.
 
     Downloads two small files for a hub id that is not in the cache. Raises SettingsError if the model cannot
     be identified.

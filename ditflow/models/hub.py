@@ -16,7 +16,7 @@ def wanted_files(parts: Sequence[str]) -> list[str]:
 
 
 def cached_folder(identity: str, parts: Sequence[str]) -> Path | None:
-    """The pipeline folder of a hub id in the cache, complete or not; None if the cache has none of it."""
+    """The pipeline folder of a hub id in the cache, complete or not; None if nothing of it is cached."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -36,7 +36,7 @@ def missing_files(folder: Path, parts: Sequence[str]) -> list[str]:
 
 
 def _missing_weights(part: Path) -> list[str]:
-    """Weights files missing from a part. If the weights are split over files, an index names these."""
+    """Weights files missing from a part. If the weights are split, an index names the files."""
     index = next(part.glob("*.safetensors.index.json"), None)
     if index is None:
         whole = [path for path in part.glob("*.safetensors") if "-of-" not in path.name]

@@ -169,7 +169,7 @@ class Transformer(Protocol):
         """The middle of a block: everything from its self-attention's output to its feed-forward."""
 
     def feed_forward(self, index: int, carried: Carried, shared: Shared) -> Carried:
-        """The last part of a block: its feed-forward, which is applied to each token and added to it."""
+        """The last part of a block: its feed-forward, applied to each token with a residual."""
 
     def feed_forward_backward(
         self, index: int, carried: Carried, shared: Shared, gradients: Carried
@@ -236,7 +236,7 @@ class Autoencoder(Protocol):
         """Compile the decoder with a backend of torch.compile."""
 
     def each_shape_once(self, counter: WorkCounter) -> AbstractContextManager:
-        """For planning: run one tile of each shape, and count each other tile like it. May do nothing."""
+        """For planning: run one tile of each shape, and count the other tiles like it. May do nothing."""
 
 
 class Schedule(Protocol):
@@ -252,7 +252,7 @@ class Schedule(Protocol):
         """The latents that a run starts from, float32."""
 
     def add_noise(self, latents: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        """Add noise to clean latents, to the noise level of a timestep [1]."""
+        """Bring clean latents to the noise level of a timestep [1]."""
 
     def step(self, prediction: Tensor, index: int, latents: Tensor) -> Tensor:
         """The latents after denoising step `index`, float32."""

@@ -37,12 +37,12 @@ class StoredLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The unpacked weight [outputs, inputs], unpacked anew each time."""
+        """The weight [outputs, inputs], unpacked anew on each access."""
         return self.unpack(self.dtype, *self.stored)
 
     def forward(self, inputs: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
-            # the compiler would keep the unpacked weight for backward; a checkpoint makes it unpack again
+            # the compiler would save the unpacked weight for backward; a checkpoint unpacks it again
             weight = checkpoint(self.unpack, self.dtype, *self.stored, use_reentrant=False)
             return F.linear(inputs, weight, self.bias)
         return _Product.apply(inputs, self.bias, self.unpack, *self.stored)
@@ -80,9 +80,9 @@ def store_weights(blocks: nn.ModuleList, parts: Sequence[str], kind: str, device
     """Store the linear layers in `parts` of each block as `fp8`, `int8` or `nf4`; `full` changes nothing.
 
     Each layer is packed on `device` and moved back to where it was. Two kinds of layer are not packed. Layers
-    outside the blocks (0.3 % of CogVideoX-5B's weights) act on every latent, first or last. Layers that
-    modulate the norms see a single token, the timestep: their error would be the same for all video tokens,
-    and unpacking would cost more than the product.
+    outside the blocks are only 0.3 % of CogVideoX-5B's weights, and come first or last for every latent.
+    Layers that modulate the norms see a single token, the timestep: their error would be the same for all
+    video tokens, and unpacking would cost more than the product.
     """
     if kind == "full":
         return

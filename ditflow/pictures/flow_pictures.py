@@ -5,8 +5,8 @@ from math import ceil, hypot
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# the colour wheel of the Middlebury flow benchmark: red to the right, then clockwise; hues of which the eye
-# tells more shades apart take a larger share
+# the colour wheel of the Middlebury flow benchmark: red to the right, then clockwise; hues in which the eye
+# distinguishes more shades take a larger share
 HUES = np.array([(1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1), (1, 0, 0)])
 HUE_TURNS = np.cumsum([0, 15, 6, 4, 11, 13, 6]) / 55
 BEYOND = 0.75  # brightness of vectors longer than the scale
@@ -87,7 +87,7 @@ def arrows(
 
 
 def _arrow(draw: ImageDraw.ImageDraw, start: tuple[float, float], reach: tuple[float, float]) -> None:
-    """Draw a white arrow with a dark edge, to show on any picture; `start` and `reach` in frame pixels."""
+    """Draw a white arrow with a dark edge, visible on any picture; `start` and `reach` in frame pixels."""
     length = hypot(*reach)
     if length == 0:
         return

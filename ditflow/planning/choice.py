@@ -134,7 +134,7 @@ def _pick(plans: Sequence[Plan], name: str | None) -> Plan:
 
 
 def smaller_plan(settings: Settings, device: torch.device, failed: Plan, phase: str) -> Plan | None:
-    """The next plan, in which a phase needs clearly less than in the plan that failed there.
+    """The next plan to try: its `phase` needs clearly less memory than in the plan that failed.
 
     Takes a smaller preset, or the smallest preset with fewer resident blocks. None if there is no such plan.
     """

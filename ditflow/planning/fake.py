@@ -26,7 +26,7 @@ def fake_tensors() -> FakeTensorMode:
 class FakeModel:
     """The model that the settings name; use it under `fake_tensors`.
 
-    Raises DitflowError if no file on this machine tells the model's shape.
+    Raises DitflowError if no local file tells the model's shape.
     """
 
     def __init__(self, settings: Settings):

@@ -29,7 +29,7 @@ def reading_only(settings: Settings, folder: Path) -> Settings:
 
 
 class MemoryFallback:
-    """Holds the plan that a run follows. If memory runs out, takes a smaller plan and calls `on_change`.
+    """Holds a run's plan. If memory runs out, switches to a smaller plan and calls `on_change`.
 
     As a context manager, it limits the run to the memory it may use. Raises DitflowError if no preset fits,
     or if the requested one does not.
@@ -77,7 +77,7 @@ class MemoryFallback:
         return replace(self.settings, preset=preset.name, decode_tile=tile)
 
     def run(self, phase: str, work: Callable[[], Result]) -> Result:
-        """The result of `work`, which is repeated with smaller plans as long as memory runs out.
+        """Return the result of `work`; while memory runs out, repeat it with smaller plans.
 
         Raises DitflowError if no smaller plan is left.
         """

@@ -110,7 +110,7 @@ def _resident_blocks(phases: Phases, preset: Preset, free: int, sizes: list[int]
 
 
 def _phase(name: str, times: int, work: Work, sizes: list[int], resident: int) -> Phase:
-    """A phase with its weights added. If it is executed repeatedly, its copies are those of a later time."""
+    """A phase with its weights added. A repeated phase copies what its second execution does."""
     ring = Ring(sizes, resident)
     for _ in range(1 if times == 1 else 2):
         copied = sum(ring.replay(order) for order in work.walks)

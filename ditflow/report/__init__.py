@@ -1,1 +1,1 @@
-"""Numbers and pictures from finished runs."""
+"""Pages and pictures of finished runs."""

@@ -116,7 +116,7 @@ function drawArrow(context, [x, y], [dx, dy]) {
     context.moveTo(x + dx, y + dy);
     context.lineTo(x + dx - head * Math.cos(turn + side), y + dy - head * Math.sin(turn + side));
   }
-  // white with a dark edge, which shows on any picture
+  // white with a dark edge, visible on any picture
   for (const [width, colour] of [[4, "black"], [1.8, "white"]]) {
     context.lineWidth = width;
     context.strokeStyle = colour;

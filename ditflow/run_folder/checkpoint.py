@@ -133,7 +133,7 @@ def clear_leftovers(run: Run) -> None:
 
 
 class StateWriter:
-    """Writes states in a thread while the run computes. Of the states that wait, only the newest is written.
+    """Writes states in a thread while the run computes. Only the newest waiting state is written.
 
     Leaving the context waits for the last write. `put` and leaving raise the error of an earlier write.
     """

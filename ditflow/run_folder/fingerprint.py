@@ -20,7 +20,7 @@ from ditflow.settings.values import plain
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "1"  # to be changed with the content or the meaning of a checkpoint
+FORMAT = "1"  # change it when the content or meaning of a checkpoint changes
 IGNORED = ("memory", "preset", "decode_tile", "output")  # settings that do not change the denoised latents
 
 

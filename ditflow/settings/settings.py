@@ -53,7 +53,7 @@ class Settings:
     """
 
     video: str = option("video", "reference clip: a video file or a folder of images")
-    frames: int = option("video", "number of frames to transfer", least=1, most=SOURCE_FRAMES)
+    frames: int = option("video", "number of frames to use", least=1, most=SOURCE_FRAMES)
     start: int = option("video", "first frame of the clip to use, from 0", least=0, most=SOURCE_FRAMES)
     stride: int = option("video", "use every n-th frame of the clip", least=1, most=SOURCE_FRAMES)
     size: Size = option("video", "size of the new video in pixels (CogVideoX: multiples of 16)", most=SIDE)
@@ -62,13 +62,13 @@ class Settings:
     model: str = option("model", f"{', '.join(models())}, a hub id or a local folder")
     lora: tuple[str, ...] = option("model", "LoRA weights to add, FILE_OR_ID[:scale]; can be repeated")
     dtype: str = option("model", "precision of the weights", choices=("bfloat16", "float16", "float32"))
-    device: str = option("model", "where to compute: auto, cpu, cuda, cuda:1, ...")
+    device: str = option("model", "device to compute on: auto, cpu, cuda, cuda:1, ...")
     deterministic: bool = option("model", "reproduce results bit for bit on a GPU too (slower)")
 
     memory: str = option("memory", "GPU memory to use: auto, gigabytes (8) or a preset by name (8gb)")
     preset: str = option("memory", "memory preset that the run used", choices=("auto", *PRESETS), flag=False)
     weights: str = option(
-        "memory", "storage of the transformer's weights: full, or inexact as fp8, int8, nf4 or a .gguf file"
+        "memory", "transformer weights: full (exact), or rounded: fp8, int8, nf4 or a .gguf file"
     )
     decode_tile: str = option("memory", "tile size of VAE decoding: WIDTHxHEIGHT, none or auto", flag=False)
 
@@ -76,7 +76,7 @@ class Settings:
     compile: str = option(
         "speed", "compile the transformer's blocks; auto: only on a GPU", choices=("auto", "on", "off")
     )
-    engine: str = option("speed", "what runs forwards that need no gradient", choices=("torch", "tensorrt"))
+    engine: str = option("speed", "engine for forwards that need no gradient", choices=("torch", "tensorrt"))
 
     prompt: str = option("text", "what the new video should show", most=PROMPT_CHARACTERS)
     negative_prompt: str = option("text", "what it should not show", most=PROMPT_CHARACTERS)

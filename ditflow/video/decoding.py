@@ -28,7 +28,7 @@ UPRIGHT = {
 
 
 def read_video(source: Path, wanted: range, to_array: ToArray) -> tuple[list[np.ndarray], int, Fraction]:
-    """Return the wanted frames through `to_array`, the number of readable frames, and the frame rate.
+    """Return the wanted frames, converted by `to_array`, the number of readable frames, and the frame rate.
 
     Returns no frames if any of them cannot be read. Raises DitflowError if the file is not a video.
     """
@@ -124,7 +124,7 @@ def _by_decord(source: Path, timeline: Timeline, wanted: range, to_array: ToArra
 def _is_plain(source: Path) -> bool:
     """Whether decord gives the same pixels as PyAV: 8-bit 4:2:0 of even size, stored upright, not narrow.
 
-    Other formats it converts differently; of a video 48 pixels wide it reads a wrong picture.
+    It converts other formats differently, and reads videos 48 pixels wide wrongly.
     """
     frame = next(decoded_frames(source), None)
     return (

@@ -47,7 +47,7 @@ def warn_of_gaps(paths: list[Path]) -> None:
 
 
 def read_images(paths: list[Path], to_array: Callable[[Image.Image], np.ndarray]) -> list[np.ndarray]:
-    """Read each image upright, through `to_array`.
+    """Read each image upright, converted by `to_array`.
 
     Raises DitflowError if an image cannot be read or the arrays differ in size.
     """

@@ -15,7 +15,7 @@ from ditflow.video.decoding import ToArray, read_video
 from ditflow.video.fitting import FITS, fitted
 from ditflow.video.folders import image_paths, read_images, warn_of_gaps
 
-DEFAULT_RATE = 8  # frames a second of a source that does not tell
+DEFAULT_RATE = 8  # frames a second, for a source that does not state its rate
 SLOWEST, FASTEST = Fraction(1, 100), Fraction(1000)  # frames a second that every format can store
 
 
@@ -27,7 +27,7 @@ def read_clip(
     stride: int = 1,  # source frames from one to the next
     size: tuple[int, int] | None,  # (width, height) in pixels; None keeps the source's
     fit: str = "crop",  # "crop" fills the size and cuts, "pad" adds black bars, "stretch" distorts
-    default_rate: int | None = None,  # of a source that does not tell its own, frames a second
+    default_rate: int | None = None,  # frames a second, for a source that does not state its rate
     least_frames: int = 1,  # that a run can have, for the advice in errors
 ) -> Clip:
     """Read source frames start, start + stride, ... as upright RGB, transparent parts on black.

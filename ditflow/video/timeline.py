@@ -31,7 +31,7 @@ class Packet(NamedTuple):
 @dataclass(frozen=True)
 class Timeline:
     count: int  # frames, counted up to REORDERED after the last wanted one
-    frame_rate: Fraction | None  # frames a second; None: the file does not tell
+    frame_rate: Fraction | None  # frames a second; None if the file does not state it
     stamps: list[int] | None  # when each frame is shown, in the stream's time base; None if unknown
     keys: list[int]  # stamps of the frames at which decoding can start, ascending
     whole: bool  # every packet read has a frame that is shown

@@ -1,7 +1,7 @@
 """The shipped model on a CPU: guidance makes its object go where the clip's goes, and the prompt is kept.
 
-One pair as `make motion` makes them, of a clip that the model follows well: a change of precision or
-approximation that harms motion is seen.
+One of the pairs of `make motion`, with a clip that the model follows well, so that a change of precision or
+approximation that harms motion shows.
 """
 
 import pytest

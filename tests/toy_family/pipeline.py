@@ -1,4 +1,4 @@
-"""A pipeline folder of the toy with random weights, of which each matters."""
+"""A pipeline folder of the toy with random weights, in which every weight matters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The toy's network, and the same split where motion guidance needs it. Carried: video tokens alone."""
+"""The toy's network, and its split into the pieces of `Transformer`. It carries video tokens only."""
 
 from __future__ import annotations
 

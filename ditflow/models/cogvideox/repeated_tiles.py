@@ -28,7 +28,7 @@ class FirstCall(NamedTuple):
 
 @dataclass(frozen=True)
 class CacheStandIn:
-    """Takes the place and the memory of the frames that convolutions keep from one call to the next."""
+    """Stands in for the frames that convolutions cache between calls, and takes as much memory."""
 
     shapes: Shapes
     memory: Tensor

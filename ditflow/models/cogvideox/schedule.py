@@ -71,7 +71,7 @@ class CogVideoXSchedule:
 def dynamic_guidance_scale(scale: float, steps: int, timestep: int) -> float:
     """The guidance scale at a timestep, as diffusers computes it for 5B.
 
-    The formula subtracts a timestep from a number of steps; the published results were made with it.
+    The formula subtracts a timestep from a step count. It is kept: the published results used it.
     """
     progress = (steps - timestep) / steps
     return 1 + scale * (1 - math.cos(math.pi * progress**5.0)) / 2

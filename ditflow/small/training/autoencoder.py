@@ -25,8 +25,8 @@ BATCHES = (  # clips, frames, width, height
 ASIDE = 8  # pixels: how far the shape may be from the middle of a crop
 MOVES = 0.2  # of -1 ... 1: a pixel that changes more is on the shape's path
 MOVING_WEIGHT = 4.0  # extra weight of errors on the shape's path, as few pixels are on it
-# weights of the video frames of the first latent frame and of later ones: the first one's all come out alike,
-# as nothing precedes them; of later ones the last is the hardest
+# weights of the four video frames of the first latent frame, and of a later one: the first four come out
+# alike, as nothing precedes them; of the later four, the last is the hardest
 FIRST_WEIGHTS, LATER_WEIGHTS = (0.25, 0.25, 0.25, 0.25), (1.0, 1.0, 1.0, 4.0)
 LATENT_NOISE = 0.1  # added in the decoder's stage, as generated latents are not exact; latents are about 1
 LOG_VARIANCE = -4.0  # initial log variance of the latents

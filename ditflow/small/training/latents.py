@@ -39,7 +39,7 @@ class Material(NamedTuple):
 def material(checkpoints: Path, device: torch.device) -> Material:
     """The training data on the device; the first call encodes it and writes it beside the checkpoints.
 
-    Raises DitflowError if the autoencoder has no checkpoint, or was trained further since.
+    Raises DitflowError if the autoencoder has no checkpoint, or has been trained further since.
     """
     trained = checkpoints / "vae.safetensors"
     if not trained.is_file():

@@ -59,7 +59,7 @@ class Training:
             self._restore()
 
     def run(self, steps: int, minutes: float) -> None:
-        """Train until `steps` steps are made in all, or for `minutes` in this call."""
+        """Train up to `steps` steps in total, or for `minutes` in this call."""
         saved = logged = last = began = time.monotonic()
         losses = []
         self.network.train()

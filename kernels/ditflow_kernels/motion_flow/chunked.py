@@ -47,7 +47,7 @@ def flow_gradients(
     """Gradients of query and key."""
     operands = FrameOperands.of(query, key, grid, temperature)
     budget = (workspace or workspace_bytes(query.device.type)) - 4 * flow.numel()
-    # scale grad_flow to size 1 and its size into the factor: a small one would vanish in fp16
+    # scale grad_flow to size 1 and move its size to the factor: small values would vanish in fp16
     size = grad_flow.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
     expected = flow + operands.coordinates
     unscaled = _flow_gradients(operands, grad_flow / size, expected, log2sumexp, budget)

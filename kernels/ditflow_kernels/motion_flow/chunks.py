@@ -30,7 +30,7 @@ def counted_chunks(
     bytes_per_query: int,
     budget: int,
 ) -> list[Chunk]:
-    """Every query, against the key frames for which a row of its chunk counts: possibly none.
+    """Every query, with only the key frames for which a row of its chunk counts (possibly none).
 
     Waits for the device once.
     """

@@ -56,7 +56,7 @@ def flow_gradients(
     """
     with torch.cuda.device_of(query):
         operands = TiledOperands.of(query, key, grid, temperature, launch)
-        # scale grad_flow to size 1 and its size into the factor: a small one would vanish in fp16
+        # scale grad_flow to size 1 and move its size to the factor: small values would vanish in fp16
         size = torch.linalg.vector_norm(grad_flow, torch.inf).clamp(min=torch.finfo(torch.float32).tiny)
         grad_flow = (grad_flow / size).contiguous()
         budget = GRADIENT_WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes

@@ -60,7 +60,7 @@ def loss_and_gradients(
 
 
 def _grad_scale(operands: TiledOperands, reference: Tensor) -> Tensor | None:
-    """For float16: what keeps the gradient of the logits in range; 1 unless the reference is far off."""
+    """For float16: a factor that keeps the logits' gradient in range; 1 unless the reference is far off."""
     if operands.query.dtype != torch.float16:
         return None
     farthest = torch.linalg.vector_norm(reference, torch.inf) + max(operands.height, operands.width)

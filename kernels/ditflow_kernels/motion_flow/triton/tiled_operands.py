@@ -97,7 +97,7 @@ class TiledOperands:
 
     @property
     def unscaled_dtype(self) -> torch.dtype:
-        """Dtype of gradients before their factor: bf16 has enough range for them, fp16 has not."""
+        """Dtype of gradients before their factor: bf16 has enough range for them, fp16 does not."""
         return torch.bfloat16 if self.query.dtype == torch.bfloat16 else torch.float32
 
     @property

@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def select(is_key, query_ptr, key_ptr):
-    """The program's own pointer. If only one is given, that one: do not use it for the other tensor."""
+    """The program's own pointer; if only one is given, that one, which the caller must then mask."""
     if query_ptr is None:
         selected = key_ptr
     elif key_ptr is None:
