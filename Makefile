@@ -58,18 +58,18 @@ MEASURED := .benchmarks/ratios.json
 # times our code beside its rivals: fails outside the bounds of bench/ratios.csv, or if a planted slowdown would pass
 bench: setup
 	mkdir -p $(dir $(MEASURED))
-	$(BIN)/python -m bench.timed --json $(MEASURED)
+	$(BIN)/pytest -q bench/timed --benchmark-json=$(MEASURED)
 	$(MAKE) bench-control
 
 # our side does half as much work again: fails if that breaks no bound
 bench-control: setup
-	$(BIN)/python -m bench.timed --expect slowdown
+	$(BIN)/pytest -q bench/timed --expect slowdown
 
 # measures three times and sets every bound; use a quiet machine, and know why the ratios changed
 bench-accept-ratios: setup
 	mkdir -p $(dir $(MEASURED))
 	for run in 1 2 3; do \
-		$(BIN)/python -m bench.timed --expect nothing --json $(MEASURED).$$run || exit 1; \
+		$(BIN)/pytest -q bench/timed --expect nothing --benchmark-json=$(MEASURED).$$run || exit 1; \
 	done
 	$(BIN)/python -m bench.timed.bounds $(MEASURED).1 $(MEASURED).2 $(MEASURED).3
 

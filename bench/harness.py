@@ -6,7 +6,7 @@ import re
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,22 +38,6 @@ def seconds(
         call()
     _synchronise(device)
     return clock() - start
-
-
-def in_turns(
-    sides: Mapping[str, Call],
-    rounds: int,
-    times: Mapping[str, int],  # calls of each side in a round
-    clock: Clock = time.perf_counter,
-) -> dict[str, list[float]]:
-    """Seconds of each side in each round. Sides take turns, so that other load slows all of them."""
-    for call in sides.values():
-        call()  # loads and compiles
-    found: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, call in sides.items():
-            found[name].append(seconds(call, times[name], clock=clock))
-    return found
 
 
 def _synchronise(device: torch.device) -> None:

@@ -19,12 +19,11 @@ import numpy as np
 from bench.harness import commit
 from bench.tables import markdown
 from ditflow import transfer, video
-from ditflow.cli.main import quieten_libraries
 from ditflow.errors import SettingsError
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.intervals import Interval, interval
 from ditflow.evaluation.made_shapes import prompt_match
-from ditflow.progress import Progress
+from ditflow.progress import Progress, quieten_libraries
 from ditflow.settings import Settings, read_settings
 from ditflow.small import SMALL_MODELS
 from ditflow.small.clips import FRAME_RATE, MadeClip, made_clip

@@ -23,7 +23,17 @@ from bench.harness import Call
 from bench.subjects import TILE, Case, small_autoencoder
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
-from ditflow.models.protocols import Injected, Inputs, KeyValue, Loss, QueryKey, Runner, Until, Variable
+from ditflow.models.protocols import (
+    Capture,
+    Injected,
+    Inputs,
+    KeyValue,
+    Loss,
+    QueryKey,
+    Runner,
+    Transformer,
+    Variable,
+)
 from ditflow_kernels.backends import FASTEST
 
 
@@ -35,41 +45,40 @@ class ReleasedWay:
     reads or clears.
     """
 
-    def __init__(self, backbone: Any):
-        self.backbone = backbone
-        self.transformer = backbone.transformer.requires_grad_(True)
-        self.taps = [Tap() for _ in self.transformer.transformer_blocks]
-        for block, tap in zip(self.transformer.transformer_blocks, self.taps, strict=True):
+    def __init__(self, transformer: Transformer):
+        self.transformer, self.network = transformer, transformer.network.requires_grad_(True)
+        self.taps = [Tap() for _ in transformer.blocks]
+        for block, tap in zip(transformer.blocks, self.taps, strict=True):
             block.attn1.set_processor(tap)
 
     @torch.no_grad()
-    def forward(self, several: Sequence[Inputs], injected: Injected) -> list[Tensor]:
+    def forward(self, batch: Sequence[Inputs], injected: Injected) -> list[Tensor]:
         with self._tapped((), injected):
-            return [self._whole(inputs) for inputs in several]
+            return [self._whole(inputs) for inputs in batch]
 
     @torch.no_grad()
-    def features(self, inputs: Inputs, injected: Injected, until: Until) -> dict[int, Any]:
-        with self._tapped(until.blocks, injected):
+    def features(self, inputs: Inputs, injected: Injected, capture: Capture) -> dict[int, Any]:
+        with self._tapped(capture.blocks, injected):
             self._whole(inputs)
-            return self._kept(until)
+            return self._kept(capture)
 
     def gradient(
-        self, loss: Loss, wrt: Variable, inputs: Inputs, injected: Injected, until: Until, scale: float
+        self, loss: Loss, wrt: Variable, inputs: Inputs, injected: Injected, capture: Capture, scale: float
     ) -> tuple[Tensor, Tensor]:
         variable = getattr(inputs, wrt).detach().requires_grad_()
-        with torch.enable_grad(), self._tapped(until.blocks, injected):
-            self._checkpointed(replace(inputs, **{wrt: variable}), until.deepest)
-            value = torch.stack([loss(block, read) for block, read in self._kept(until).items()]).mean()
+        with torch.enable_grad(), self._tapped(capture.blocks, injected):
+            self._checkpointed(replace(inputs, **{wrt: variable}), capture.deepest)
+            value = torch.stack([loss(block, read) for block, read in self._kept(capture).items()]).mean()
             (value * scale).backward()
         return value.detach(), variable.grad
 
     def _whole(self, inputs: Inputs) -> Tensor:
         latents, prompt = self._cast(inputs)
         given = {"image_rotary_emb": inputs.embedding, "return_dict": False}
-        return self.transformer(latents, prompt, inputs.timestep, **given)[0].float()
+        return self.network(latents, prompt, inputs.timestep, **given)[0].float()
 
     def _checkpointed(self, inputs: Inputs, deepest: int) -> None:
-        model, text_length = self.transformer, inputs.prompt.shape[1]
+        model, text_length = self.network, inputs.prompt.shape[1]
         latents, prompt = self._cast(inputs)
         time = model.time_embedding(model.time_proj(inputs.timestep).to(latents))
         tokens = model.patch_embed(prompt, latents)
@@ -79,7 +88,7 @@ class ReleasedWay:
             video, text = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
 
     def _cast(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        dtype = self.transformer.dtype
+        dtype = self.network.dtype
         return inputs.latents.to(dtype), inputs.prompt.to(dtype)
 
     @contextmanager
@@ -91,9 +100,9 @@ class ReleasedWay:
         for tap in self.taps:
             tap.kept = tap.given = None
 
-    def _kept(self, until: Until) -> dict[int, QueryKey | KeyValue]:
-        kept = {index: self.taps[index].kept for index in until.blocks}
-        if until.what == "query_key":
+    def _kept(self, capture: Capture) -> dict[int, QueryKey | KeyValue]:
+        kept = {index: self.taps[index].kept for index in capture.blocks}
+        if capture.what == "query_key":
             return {index: QueryKey(query[0], key[0]) for index, (query, key, _) in kept.items()}
         return {index: KeyValue(key, value) for index, (_, key, value) in kept.items()}
 
@@ -134,7 +143,7 @@ class Tap:
 
 
 RIVAL, PLAIN, WITH_OUR_LOSS = "released way", "plain", "released way with our loss"
-SIDES: dict[str, tuple[Callable[[Any], Runner], str]] = {  # name: Runner and kernels' backend
+SIDES: dict[str, tuple[Callable[[Transformer], Runner], str]] = {  # name: Runner and kernels' backend
     RIVAL: (ReleasedWay, "reference"),
     PLAIN: (PlainRunner, "chunked"),
     "attention kept": (partial(BlockwiseRunner, keep="attention"), "chunked"),
@@ -148,7 +157,7 @@ def runner_of(side: str, case: Case) -> Iterator[Runner]:
     """A side's Runner on a model of its own; its kernels are used inside the context."""
     kind, backend = SIDES[side]
     with patch.dict(FASTEST, cpu=backend):
-        yield kind(case.backbone())
+        yield kind(case.transformer())
 
 
 def prepared(side: str, case: Case, work: Callable[[Runner], Call]) -> Call:
@@ -165,14 +174,14 @@ def prepared(side: str, case: Case, work: Callable[[Runner], Call]) -> Call:
 
 def in_a_batch(case: Case, first: Inputs, second: Inputs) -> Call:
     """Both predictions of a denoising step as diffusers' pipeline computes them."""
-    transformer, both = case.backbone().transformer, (first, second)
+    network, both = case.transformer().network, (first, second)
     latents, prompts = (torch.cat([getattr(each, name) for each in both]) for name in ("latents", "prompt"))
     rope = tuple(first.embedding[0])  # the same for queries and keys
 
     @torch.no_grad()
     def call() -> tuple[Tensor, ...]:
         given = {"image_rotary_emb": rope, "return_dict": False}
-        return transformer(latents, prompts, first.timestep.expand(2), **given)[0].chunk(2)
+        return network(latents, prompts, first.timestep.expand(2), **given)[0].chunk(2)
 
     return call
 
@@ -190,7 +199,9 @@ def plain_decoding(latents: Tensor) -> dict[str, Callable[[], Call]]:
 
 def _autoencoders(run: Callable[[Any], Tensor]) -> dict[str, Callable[[], Call]]:
     def make(tile: str) -> Call:
-        return partial(torch.no_grad()(run), small_autoencoder(tile))
+        autoencoder = small_autoencoder()
+        autoencoder.use_tile(tile)
+        return partial(torch.no_grad()(run), autoencoder.network)
 
     tiles = {"diffusers, the same tiles": TILE, "diffusers, whole frames": "none"}
     return {name: partial(make, tile) for name, tile in tiles.items()}

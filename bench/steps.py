@@ -16,21 +16,23 @@ from unittest.mock import patch
 
 import psutil
 import torch
+from torch import nn
 
 from bench.harness import CPU, Call, Ceilings, CudaMeter, Deadline
-from bench.subjects import backbone_of, latents_of, random_inputs, random_transformer
+from bench.subjects import random_inputs, random_network
 from bench.tables import gib
 from ditflow.guidance.targets import prepare_guidance
-from ditflow.memory.arrange import arrange
 from ditflow.memory.capacity import capped, give_back, ran_out, usable_bytes
-from ditflow.memory.presets import presets
+from ditflow.memory.placement import arrange
+from ditflow.memory.presets import PRESETS, presets
 from ditflow.models.attention import KERNELS
-from ditflow.models.protocols import Runner, Until
+from ditflow.models.families import family_of
+from ditflow.models.protocols import Capture, Runner
 from ditflow.planning.choice import make_plans, phases_of
+from ditflow.planning.fake import FakeModel
 from ditflow.planning.plan import Plan
 from ditflow.sampling.loop import predict
 from ditflow.settings import Settings
-from ditflow.settings.settings import PRESETS
 from ditflow_kernels import backends
 
 STEPS = {  # and the phases of a plan that they consist of
@@ -159,16 +161,18 @@ def seconds_needed(settings: Settings, variant: Variant, plan: Plan, ceilings: C
 
 def calls_of(runner: Runner, settings: Settings, device: torch.device, guided: bool) -> dict[str, Call]:
     """Each step on random latents; those with gradients only if `guided`."""
-    grid, inputs, clip, negative = random_inputs(runner.backbone, latents_of(settings), device)
-    weight = settings.guidance_scale
+    transformer, weight = runner.transformer, settings.guidance_scale
+    like = FakeModel(settings).inputs(transformer)
+    inputs, other = random_inputs(transformer, like.latents.shape, like.prompt.shape[1:], device)
+    clip, negative, grid = other.latents, other.prompt, transformer.grid(inputs.latents)
     calls = {"denoising step": lambda: predict(runner, inputs, negative, {}, weight)}
     if not guided:
         return calls
     guidance = prepare_guidance(runner, settings, grid, clip, inputs.prompt, inputs.embedding)
-    once, taken = replace(guidance, steps=1), Until("key_value", settings.injection_blocks)
+    once, capture = replace(guidance, steps=1), Capture("key_value", settings.injection_blocks)
 
     def read() -> dict:
-        return runner.features(replace(inputs, latents=clip), {}, taken)
+        return runner.features(replace(inputs, latents=clip), {}, capture)
 
     def guided_step() -> torch.Tensor:
         injected = read()
@@ -183,12 +187,13 @@ def calls_of(runner: Runner, settings: Settings, device: torch.device, guided: b
 @contextmanager
 def in_place(meter: CudaMeter, variant: Variant, plan: Plan, models: Models) -> Iterator[Runner]:
     """A variant's model on the device, limited to the memory of its preset's card."""
-    transformer = models.transformer(variant.model)
+    network = models.network(variant.model)
     chosen = patch.dict(backends.FASTEST, {meter.device.type: variant.kernels})
     try:
         with capped(variant.preset, meter.device), chosen:
-            backbone = backbone_of(transformer, variant.attention, variant.compiled)
-            yield arrange(backbone, meter.device, plan.preset, plan.resident)
+            family = family_of(variant.model)
+            transformer = family.transformer(network, variant.attention, variant.compiled)
+            yield arrange(transformer, meter.device, plan.preset, plan.resident)
     finally:
         models.take_back(variant.model)
         torch._dynamo.reset()
@@ -201,7 +206,7 @@ class Models:
 
     def __init__(self, meter: CudaMeter, config_of: Callable[[str], dict]):
         self.meter, self.config_of = meter, config_of
-        self.made: dict[str, Any] = {}
+        self.made: dict[str, nn.Module] = {}
         self.home: dict[str, list[torch.Tensor]] = {}  # values of the weights, by model
 
     def host_bytes(self, settings: Settings) -> int:
@@ -209,12 +214,12 @@ class Models:
         weights = sum(phases_of(settings, "cuda").block_bytes)
         return weights if settings.model in self.made else 2 * weights
 
-    def transformer(self, model: str) -> Any:
+    def network(self, model: str) -> nn.Module:
         if model not in self.made:
             settings = Settings(model=model)
             fits = self.meter.free_bytes() > 1.5 * sum(phases_of(settings, "cuda").block_bytes)
             device = self.meter.device if fits else CPU  # a GPU draws random numbers much faster
-            made = random_transformer(self.config_of(model), device, getattr(torch, settings.dtype))
+            made = random_network(model, self.config_of(model), device, getattr(torch, settings.dtype))
             self.made[model] = made.to("cpu")
             self.home[model] = [parameter.data for parameter in made.parameters()]
         return self.made[model]

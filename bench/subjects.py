@@ -3,42 +3,42 @@
 Weights are random. CPU runs take a middling rotary model in float32, GPU runs 2B and 5B at their real size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.harness import CPU
 from ditflow.guidance.losses import FlowLoss
 from ditflow.memory.plain import PlainRunner
-from ditflow.models.cogvideox import vae as autoencoder
-from ditflow.models.cogvideox.text import Texts
-from ditflow.models.cogvideox.transformer import CogVideoX, Pieces
-from ditflow.models.protocols import Grid, Inputs, Runner, Until
+from ditflow.models.cogvideox.transformer import Pieces
+from ditflow.models.cogvideox.vae import ENCODE_TILE, CogVideoXAutoencoder
+from ditflow.models.families import family_of, known_model
+from ditflow.models.protocols import Capture, Grid, Inputs, Runner, Texts, Transformer
 from ditflow.sampling.denoising import Denoised, Denoising
 from ditflow.settings import Settings
-from ditflow.settings.settings import shipped
 from ditflow.small.pipeline import VAE
 
+FAMILY = family_of("5b")
 SHAPE = {"num_attention_heads": 8, "attention_head_dim": 64, "time_embed_dim": 128, "text_embed_dim": 64}
-CHANNELS, TEXT_TOKENS = 16, 226
+CHANNELS, PATCH = 16, 2  # of latents; latent pixels along a side of a patch
 SCHEDULER = {
     "prediction_type": "v_prediction",
     "rescale_betas_zero_snr": True,
     "snr_shift_scale": 1.0,
     "clip_sample": False,
 }
-LATENT = 8  # pixels along a side of a latent of 2B and 5B
 # for graph breaks: the real models' kinds of layers, small
 GRAPH_SHAPE = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "time_embed_dim": 16}
 GRAPH_SHAPE |= {"text_embed_dim": 12, "max_text_seq_length": 10}
-GRAPH_LATENTS = 3, 8, 12  # frames, height, width
-TILE = autoencoder.ENCODE_TILE  # also diffusers' default for CogVideoX
+GRAPH_LATENTS = 1, 3, CHANNELS, 8, 12
+TILE = ENCODE_TILE  # also diffusers' default for CogVideoX
 FRAMES, HEIGHT, WIDTH = 9, 32, 384  # two tiles
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -57,25 +57,35 @@ class Case:
         blocks = {"guidance_blocks": (self.guidance_block,), "injection_blocks": (0,)}
         return Settings(model="5b", dtype="float32", device="cpu", **steps, **blocks)
 
-    def backbone(self) -> CogVideoX:
+    @property
+    def latents(self) -> Shape:
+        frames, height, width = self.grid
+        return 1, frames, CHANNELS, PATCH * height, PATCH * width
+
+    def transformer(self) -> Transformer:
         """The same random weights each time."""
         torch.manual_seed(0)
-        shape = shipped_config("5b") | SHAPE | {"num_layers": self.layers}
-        return CogVideoX(CogVideoXTransformer3DModel(**shape))
+        config = shipped_config("5b") | SHAPE | {"num_layers": self.layers}
+        return FAMILY.transformer(random_network("5b", config), "sdpa", False)
 
     def inputs(self) -> tuple[Inputs, Inputs]:
         """Two sets, of different latents and prompts."""
-        frames, height, width = self.grid
-        _, first, clip, negative = random_inputs(self.backbone(), (frames, 2 * height, 2 * width), CPU)
-        return first, replace(first, latents=clip, prompt=negative)
+        transformer = self.transformer()
+        return random_inputs(transformer, self.latents, FAMILY.prompt_shape(transformer.network.config), CPU)
 
     def run(self) -> Callable[[Runner], Denoised]:
         """A run from the clip's latents to the video's, without text encoder and autoencoder."""
-        frames, height, width = self.grid
-        draw = torch.Generator().manual_seed(1)
-        texts = Texts(*torch.randn(3, 1, TEXT_TOKENS, SHAPE["text_embed_dim"], generator=draw))
-        clip = torch.randn(1, frames, CHANNELS, 2 * height, 2 * width, generator=draw)
-        return lambda runner: Denoising(self.settings, SCHEDULER, texts, clip, lambda step: None).run(runner)
+        settings, draw = self.settings, torch.Generator().manual_seed(1)
+        prompt = FAMILY.prompt_shape(self.transformer().network.config)
+        texts = Texts(*torch.randn(3, 1, *prompt, generator=draw))
+        clip = torch.randn(self.latents, generator=draw)
+
+        def run(runner: Runner) -> Denoised:
+            noise = torch.Generator().manual_seed(settings.seed)
+            schedule = FAMILY.schedule(settings.scheduler, SCHEDULER, settings.steps, CPU, noise)
+            return Denoising(settings, schedule, texts, clip, lambda step: None).run(runner)
+
+        return run
 
 
 FULL = Case(layers=12, guidance_block=6, grid=Grid(6, 15, 22), steps=20, optimisation_steps=5)
@@ -84,77 +94,72 @@ WARMUP = Case(layers=2, guidance_block=1, grid=Grid(2, 2, 3), steps=2, optimisat
 
 
 def shipped_config(model: str) -> dict[str, Any]:
-    return shipped(f"models/{model}.yaml")["transformer"]
+    """The transformer's configuration of a published model."""
+    return known_model(model)["transformer"]
 
 
-def random_transformer(config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
-    """Weights as the layers initialise themselves, made in their own precision."""
+def random_network(
+    model: str,  # of the family
+    config: Mapping[str, Any],
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """A transformer of the library, with the weights its layers start from, made in this precision."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            return CogVideoXTransformer3DModel(**config)
+            return family_of(model).network("transformer")(**config)
     finally:
         torch.set_default_dtype(before)
 
 
-def backbone_of(transformer: Any, attention: str, compiled: bool) -> CogVideoX:
-    return CogVideoX(transformer, attention, compiled)
-
-
-def latents_of(settings: Settings) -> tuple[int, int, int]:
-    """Frames, height and width of the latents of a run."""
-    return (
-        autoencoder.latent_frames(settings.frames),
-        settings.size.height // LATENT,
-        settings.size.width // LATENT,
-    )
-
-
 def random_inputs(
-    backbone: CogVideoX, latents: tuple[int, int, int], device: torch.device
-) -> tuple[Grid, Inputs, Tensor, Tensor]:
-    """Grid, inputs, latents of a clip and a negative prompt. `latents`: frames, height, width."""
-    draw, config = torch.Generator(device).manual_seed(0), backbone.config
+    transformer: Transformer, latents: Shape, prompt: Shape, device: torch.device
+) -> tuple[Inputs, Inputs]:
+    """Two sets, of different latents [1, frames, channels, height, width] and prompts [tokens, channels]."""
+    draw = torch.Generator(device).manual_seed(0)
 
     def numbers(*shape: int) -> Tensor:
         return torch.randn(shape, generator=draw, device=device)
 
-    frames, height, width = latents
-    noise, clip = numbers(2, 1, frames, config.in_channels, height, width)
-    prompt, negative = numbers(2, 1, config.max_text_seq_length, config.text_embed_dim)
-    grid, timestep = backbone.grid(noise), torch.full((1,), 900, device=device)
-    return grid, Inputs(noise, prompt, timestep, backbone.embedding(grid)), clip, negative
+    noise, prompts = numbers(2, *latents), numbers(2, 1, *prompt)
+    timestep = torch.full((1,), 900, dtype=transformer.timestep_dtype, device=device)
+    embedding = transformer.embedding(transformer.grid(noise[0]))
+    first, second = (Inputs(*each, timestep, embedding) for each in zip(noise, prompts, strict=True))
+    return first, second
 
 
 def compiled_functions(model: str) -> dict[str, tuple[Callable, tuple]]:
     """What torch.compile is given of a model, and its whole guided forward to the loss; with arguments."""
-    backbone = CogVideoX(CogVideoXTransformer3DModel.from_config(shipped_config(model) | GRAPH_SHAPE))
-    grid, inputs, *_ = random_inputs(backbone, GRAPH_LATENTS, CPU)
-    runner, until = PlainRunner(backbone), Until("query_key", (1,))
-    loss = FlowLoss(runner.features(inputs, {}, until), grid, Settings(model=model))
+    transformer = FAMILY.transformer(
+        random_network(model, shipped_config(model) | GRAPH_SHAPE), "sdpa", False
+    )
+    prompt = FAMILY.prompt_shape(transformer.network.config)
+    inputs, _ = random_inputs(transformer, GRAPH_LATENTS, prompt, CPU)
+    runner, capture = PlainRunner(transformer), Capture("query_key", (1,))
+    grid = transformer.grid(inputs.latents)
+    loss = FlowLoss(runner.features(inputs, {}, capture), grid, Settings(model=model))
 
     def guided(latents: Tensor) -> Tensor:
-        return loss(1, runner.read(replace(inputs, latents=latents), {}, until)[1])
+        return loss(1, runner.read(replace(inputs, latents=latents), {}, capture)[1])
 
-    block, stream = backbone.blocks[0], backbone.embed(inputs)
-    attention = backbone.prepare(0, stream)
+    block, (carried, shared) = transformer.blocks[0], transformer.embed(inputs)
+    attention = transformer.prepare(0, carried, shared)
     arguments = {
-        "prepare": (block, stream),
-        "add_attention": (block, stream, attention, backbone.attention(attention)),
-        "feed_forward": (block, stream),
-        "hidden_layer": (block, stream.video.requires_grad_(), stream.time, 0),
+        "prepare": (block, carried, shared),
+        "add_attention": (block, carried, attention.gates, transformer.attend(attention)),
+        "feed_forward": (block, carried, shared),
+        "hidden_layer": (block, carried[0].requires_grad_(), shared.time, 0),
     }
     found = {name: (getattr(Pieces(), name), given) for name, given in arguments.items()}
     return found | {"guided": (guided, (inputs.latents.requires_grad_(),))}
 
 
-def small_autoencoder(tile: str = TILE) -> AutoencoderKLCogVideoX:
-    """The small model's, with the same random weights each time, working in tiles of a size."""
+def small_autoencoder() -> CogVideoXAutoencoder:
+    """The small model's, with the same random weights each time."""
     torch.manual_seed(0)
-    vae = AutoencoderKLCogVideoX(**VAE).requires_grad_(False).eval()
-    autoencoder.use_tile(vae, tile)
-    return vae
+    return FAMILY.autoencoder(FAMILY.network("vae")(**VAE))
 
 
 def random_pixels() -> Tensor:
@@ -165,14 +170,13 @@ def random_pixels() -> Tensor:
 
 def random_latents() -> Tensor:
     """[1, frames, channels, height, width]"""
-    side = 2 ** (len(VAE["block_out_channels"]) - 1)  # pixels
-    shape = autoencoder.latent_frames(FRAMES), VAE["latent_channels"], HEIGHT // side, WIDTH // side
-    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(3))
+    shape = FAMILY.latent_shape(FRAMES, (WIDTH, HEIGHT), VAE)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3))
 
 
 def encoding(pixels: Tensor) -> Callable[[], Tensor]:
-    return partial(autoencoder.encode, small_autoencoder(), pixels)
+    return partial(small_autoencoder().encode, pixels)
 
 
 def decoding(latents: Tensor) -> Callable[[], Tensor]:
-    return partial(autoencoder.decode, small_autoencoder(), latents, FRAMES)
+    return partial(small_autoencoder().decode, latents, FRAMES, TILE)

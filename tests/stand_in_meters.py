@@ -8,11 +8,14 @@ from bench.harness import Cost, result_bytes
 
 
 class Machine:
-    """A clock that work advances, which also stands in for pytest-benchmark's fixture."""
+    """A clock that work advances, which also stands in for pytest-benchmark's fixture.
+
+    `pace` slows all work of a round.
+    """
 
     def __init__(self, pace=lambda turn: 1.0):
         self.now, self.turn, self.pace, self.order = 0.0, 0, pace, []
-        self.stats = SimpleNamespace(stats=SimpleNamespace(data=[]))
+        self.extra_info, self.stats = {}, SimpleNamespace(stats=SimpleNamespace(data=[]))
 
     def work(self, name, seconds):
         def call():
@@ -24,16 +27,16 @@ class Machine:
     def clock(self):
         return self.now
 
-    def pedantic(self, target, args, setup, rounds):
+    def pedantic(self, target, setup, rounds):
         for self.turn in range(rounds):
             setup()
             start = self.now
-            target(*args)
+            target()
             self.stats.stats.data.append(self.now - start)
 
 
 class SmokeMeter:
-    """Implements `bench.timing.Meter`: makes every call, and reports 2 ms for each."""
+    """Stands in for `bench.harness.CudaMeter`: makes every call, and reports 2 ms for each."""
 
     device = torch.device("cpu")
 

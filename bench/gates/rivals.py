@@ -10,7 +10,7 @@ from bench.subjects import FULL, Case
 from bench.timed.full import RUNS
 from ditflow.guidance.losses import FlowLoss
 from ditflow.memory.tracker import Tracker
-from ditflow.models.protocols import Loss, Until
+from ditflow.models.protocols import Capture, Loss
 from ditflow.planning.fake import fake_tensors
 from ditflow_kernels import motion_flow, motion_flow_loss
 
@@ -22,7 +22,8 @@ def gates() -> dict[str, Gate]:
 def operations(side: str, case: Case) -> Metrics:
     """Each pass, times how often a run makes it; every row of the loss counts."""
     settings = case.settings
-    flow, keys = Until("query_key", settings.guidance_blocks), Until("key_value", settings.injection_blocks)
+    flow = Capture("query_key", settings.guidance_blocks)
+    keys = Capture("key_value", settings.injection_blocks)
     with fake_tensors(), runner_of(side, case) as runner:
         inputs, _ = case.inputs()
         reference = flops(lambda: FlowLoss(runner.features(inputs, {}, flow), case.grid, settings))

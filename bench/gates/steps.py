@@ -14,8 +14,8 @@ from ditflow.guidance.losses import FlowLoss
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.streamed import Streamed
 from ditflow.memory.tracker import Tracker
-from ditflow.models.protocols import Until
-from ditflow.planning.fake import fake_backbone, fake_inputs, fake_tensors
+from ditflow.models.protocols import Capture
+from ditflow.planning.fake import FakeModel, fake_tensors
 from ditflow.planning.phases import Phases, Work
 from ditflow.settings import Settings
 from ditflow_kernels.backends import as_on
@@ -42,7 +42,7 @@ def steps(model: str) -> dict[str, Metrics]:
 def optimise(phases: Phases, checkpoint: str) -> Metrics:
     """One optimisation step without streaming, and what its graphs save besides weights and inputs."""
     with phases.fakes, as_on(phases.device):
-        present = [*phases.backbone.transformer.parameters(), *vars(phases.inputs).values()]
+        present = [*phases.transformer.network.parameters(), *vars(phases.inputs).values()]
     with SavedBytes(present) as saved:
         work = phases.optimise(checkpoint, "device")
     return metrics(work) | {"saved_bytes": saved.peak_bytes}
@@ -68,17 +68,18 @@ def streaming() -> dict[str, Metrics]:
     """5B on the smallest card: all blocks streamed, block inputs on the host. Counts the ring's two slots."""
     settings = Settings(model="5b", frames=49)
     with fake_tensors(), as_on("cuda"):
-        backbone = fake_backbone(settings)
-        weights = Streamed(backbone.blocks, torch.device("cpu"), 0)
-        runner = BlockwiseRunner(backbone, weights, boundaries="host")
-        inputs, until = fake_inputs(settings, backbone), Until("query_key", settings.guidance_blocks)
-        loss = FlowLoss(runner.features(inputs, {}, until), backbone.grid(inputs.latents), settings)
+        model = FakeModel(settings)
+        transformer = model.transformer()
+        weights = Streamed(transformer.blocks, torch.device("cpu"), 0)
+        runner = BlockwiseRunner(transformer, weights, block_inputs="host")
+        inputs, capture = model.inputs(transformer), Capture("query_key", settings.guidance_blocks)
+        loss = FlowLoss(runner.features(inputs, {}, capture), transformer.grid(inputs.latents), settings)
 
         def copies(step, *given: Any) -> Metrics:
             with Tracker(weights.device_buffers()) as found:
                 step(*given)
             return {"peak_bytes": found.peak_bytes, "copied_bytes": found.copied_bytes}
 
-        optimise = copies(runner.gradient, loss, "latents", inputs, {}, until, torch.ones(()))
+        optimise = copies(runner.gradient, loss, "latents", inputs, {}, capture, torch.ones(()))
         denoise = copies(runner.forward, [inputs, inputs], {})
         return {"streaming/5b-49/optimise": optimise, "streaming/5b-49/denoise": denoise}

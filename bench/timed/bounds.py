@@ -81,10 +81,11 @@ def caught(name: str, ratios: Mapping[str, float], bounds: Bounds) -> list[str]:
 
 
 def accepted(runs: Sequence[Mapping[str, Any]]) -> tuple[Bounds, dict[str, Any]]:
-    """Bounds, and the results with the median of each figure, from what several processes measured."""
-    cpu, day = runs[0]["device"], runs[0]["date"]
+    """Bounds, and the medians of all figures, from the files that pytest-benchmark wrote of each process."""
+    cpu, day = runs[0]["machine_info"]["cpu"].get("brand_raw", "unknown CPU"), runs[0]["datetime"][:10]
     bounds, contests = {}, []
-    for same in zip(*(run["contests"] for run in runs), strict=True):
+    for measured in zip(*(run["benchmarks"] for run in runs), strict=True):
+        same = [each["extra_info"] for each in measured]
         first, loads = same[0], [value for each in same for value in each["load"]]
         load = [min(loads), max(loads)]
         how = (
@@ -96,7 +97,7 @@ def accepted(runs: Sequence[Mapping[str, Any]]) -> tuple[Bounds, dict[str, Any]]
         medians = {rival: statistics.median(found) for rival, found in ratios.items()}
         seconds = statistics.median(each["seconds"] for each in same)
         contests.append(first | {"seconds": seconds, "ratios": medians, "load": load})
-    return bounds, dict(runs[0]) | {"contests": contests}
+    return bounds, {"kind": "cpu", "device": cpu, "date": day, "contests": contests}
 
 
 def _bound(ratios: Sequence[float], how: str) -> Bound:
@@ -111,7 +112,7 @@ def _bound(ratios: Sequence[float], how: str) -> Bound:
 def main() -> None:
     files = list(map(Path, sys.argv[1:]))
     if not files or not all(file.is_file() for file in files):
-        raise SystemExit("bench.timed.bounds: name the files of python -m bench.timed --json FILE")
+        raise SystemExit("bench.timed.bounds: name the files of pytest bench/timed --benchmark-json=FILE")
     bounds, results = accepted([json.loads(file.read_text(encoding="utf-8")) for file in files])
     write_bounds(read_bounds() | bounds)
     RESULTS.parent.mkdir(exist_ok=True)

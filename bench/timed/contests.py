@@ -9,18 +9,19 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench import subjects
-from bench.harness import CPU, Call, Clock, in_turns
+from bench.harness import CPU, Call, Clock, seconds
 from bench.passes import SIZES, Pass, Size, passes
 from bench.rivals import PLAIN, RIVAL, SIDES, in_a_batch, plain_decoding, plain_encoding, prepared
 from bench.subjects import QUICK, Case
 from bench.timed.bounds import CALLS, PLANTED
 from ditflow.guidance.losses import FlowLoss
-from ditflow.models.protocols import Grid, Injected, Inputs, Runner, Until
+from ditflow.models.protocols import Capture, Grid, Injected, Inputs, Runner
 
 OURS = "ours"
 ROUNDS = 7
@@ -43,14 +44,29 @@ class Contest:
 
 def play(
     sides: Mapping[str, Call],
+    benchmark: Any,  # pytest-benchmark's fixture: it times ours, after the turns of the rivals
     planted: bool = False,  # ours does half as much work again
     clock: Clock = time.perf_counter,
 ) -> tuple[float, dict[str, float]]:
-    """Median seconds of our call, and each rival's time as a multiple of ours, the median of the rounds."""
-    last = {name: call for name, call in sides.items() if name != OURS} | {OURS: sides[OURS]}
-    times = dict.fromkeys(last, CALLS) | {OURS: PLANTED if planted else CALLS}
-    taken = in_turns(last, ROUNDS, times, clock)
-    ours = taken.pop(OURS)
+    """Median seconds of our call, and each rival's time as a multiple of ours, the median of the rounds.
+
+    Sides take turns in each round, so that other load slows all of them.
+    """
+    rivals = {name: call for name, call in sides.items() if name != OURS}
+    for call in (*rivals.values(), sides[OURS]):
+        call()  # loads and compiles
+    taken: dict[str, list[float]] = {name: [] for name in rivals}
+
+    def rivals_turns() -> None:
+        for name, call in rivals.items():
+            taken[name].append(seconds(call, CALLS, clock=clock))
+
+    def our_turn() -> None:
+        for _ in range(PLANTED if planted else CALLS):
+            sides[OURS]()
+
+    benchmark.pedantic(our_turn, setup=rivals_turns, rounds=ROUNDS)
+    ours = benchmark.stats.stats.data
     ratios = {
         name: statistics.median(theirs / own for theirs, own in zip(found, ours, strict=True))
         for name, found in taken.items()
@@ -104,10 +120,10 @@ def guided_step(case: Case = CASE) -> Sides:
 
     def update(runner: Runner) -> Call:
         settings = case.settings
-        target = Until("query_key", settings.guidance_blocks)
-        loss = FlowLoss(runner.features(clip, {}, target), case.grid, settings)
-        injected = runner.features(clip, {}, Until("key_value", settings.injection_blocks))
-        return lambda: runner.gradient(loss, "latents", inputs, injected, target, 1.0)
+        capture = Capture("query_key", settings.guidance_blocks)
+        loss = FlowLoss(runner.features(clip, {}, capture), case.grid, settings)
+        injected = runner.features(clip, {}, Capture("key_value", settings.injection_blocks))
+        return lambda: runner.gradient(loss, "latents", inputs, injected, capture, 1.0)
 
     return by_runner(SIDES, case, update)
 
@@ -134,10 +150,10 @@ class WithoutDenoising:
     """A Runner that predicts zeros in denoising steps."""
 
     def __init__(self, runner: Runner):
-        self.backbone, self.features, self.gradient = runner.backbone, runner.features, runner.gradient
+        self.transformer, self.features, self.gradient = runner.transformer, runner.features, runner.gradient
 
-    def forward(self, several: Sequence[Inputs], injected: Injected) -> list[Tensor]:
-        return [torch.zeros_like(inputs.latents) for inputs in several]
+    def forward(self, batch: Sequence[Inputs], injected: Injected) -> list[Tensor]:
+        return [torch.zeros_like(inputs.latents) for inputs in batch]
 
 
 def encode() -> Sides:

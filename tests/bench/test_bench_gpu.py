@@ -10,7 +10,7 @@ from stand_in_meters import SmokeMeter
 from bench import correctness, gpu, steps
 from bench.correctness import WrongResult, check_all, compare
 from bench.gpu import Row, measure_passes
-from bench.harness import Ceilings, Cost, Deadline, measure_ceilings, result_bytes
+from bench.harness import Ceilings, Deadline, measure_ceilings
 from bench.passes import SIZES, Size, passes
 from bench.steps import Machine, Variant
 from bench.tables import kernels_milliseconds, pass_tables, step_tables
@@ -18,32 +18,6 @@ from bench.tables import kernels_milliseconds, pass_tables, step_tables
 TINY = Size("tiny", (2, 3, 4), 3, 16, text=5)
 TINY_2B = Size("tiny 2B", (2, 3, 4), 2, 16, text=5, dtype=torch.float16, rotary=False)
 CEILINGS = Ceilings(copied_bytes=1e9, product_flops=1e12)
-
-
-class SmokeMeter:
-    """Stands for `bench.harness.CudaMeter`: every call is made, each is said to take 2 ms."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, free=1 << 40):
-        self.free, self.called = free, 0
-
-    def milliseconds(self, calls):
-        for call in calls:
-            call()
-            self.called += 1
-        return 2.0
-
-    def peak_bytes(self, call):
-        return result_bytes(call())
-
-    def free_bytes(self):
-        return self.free
-
-    def cost(self, call):
-        call()
-        self.called += 1
-        return Cost(3.0, 5 << 30, 6 << 30, 70.0)
 
 
 def rows_of(meter, seconds=1e9, compiled=False, skip=("triton",)):

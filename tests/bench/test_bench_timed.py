@@ -24,35 +24,13 @@ TINY = Size("tiny", (2, 3, 4), 3, 16, text=5)
 TINY_CASE = Case(layers=2, guidance_block=1, grid=Grid(2, 2, 3), steps=5, optimisation_steps=1)
 
 
-class Machine:
-    """A clock that moves when work is done; `pace` slows a call, by how many were made before."""
-
-    def __init__(self, pace=lambda calls: 1.0):
-        self.now, self.pace, self.order = 0.0, pace, []
-
-    def work(self, name, seconds):
-        def call():
-            self.now += seconds * self.pace(len(self.order))
-            self.order.append(name)
-
-        return call
-
-    def clock(self):
-        return self.now
-
-
 def played(machine, planted=False, ours=2.0):
     sides = {
         "slow": machine.work("slow", 6.0),
         OURS: machine.work(OURS, ours),
         "even": machine.work("even", 2.0),
     }
-    return play(sides, planted, machine.clock)
-
-
-def round_of(calls):
-    """Which round a call is in; each of the three sides has made one call before the first."""
-    return max(0, calls - 3) // (3 * CALLS)
+    return play(sides, machine, planted, machine.clock)
 
 
 def test_sides_take_turns_within_a_round():
@@ -66,13 +44,13 @@ def test_sides_take_turns_within_a_round():
 
 def test_other_load_slows_all_sides():
     """From the fourth round on everything takes ten times as long: no ratio changes."""
-    _, ratios = played(Machine(lambda calls: 10.0 if round_of(calls) > 2 else 1.0))
+    _, ratios = played(Machine(lambda turn: 10.0 if turn > 2 else 1.0))
     assert ratios["slow"] == pytest.approx(3)
 
 
 def test_medians_are_of_rounds():
     paces = [1.0, 5.0, 3.0, 1.0, 9.0, 3.0, 3.0]
-    seconds, _ = played(Machine(lambda calls: paces[round_of(calls)]))
+    seconds, _ = played(Machine(lambda turn: paces[turn]))
     assert seconds == 3 * 2.0
 
 
@@ -82,9 +60,13 @@ def test_the_planted_slowdown_is_half_as_much_work_again():
 
 
 def written(**found):
-    """The file of a process that measured one contest."""
+    """What pytest-benchmark writes of a process that measured one contest."""
     row = {"name": "it", "seconds": 1.0, "load": [0.5, 1.25], "threads": 2, "commit": "0123456789ab"}
-    return {"kind": "cpu", "device": "A CPU", "date": "2026-11-26", "contests": [row | found]}
+    return {
+        "machine_info": {"cpu": {"brand_raw": "A CPU"}},
+        "datetime": "2026-11-26T10:00:00",
+        "benchmarks": [{"extra_info": row | found}],
+    }
 
 
 def test_bounds_are_quiet_and_catch_the_slowdown():
@@ -160,10 +142,12 @@ def test_setting_bounds(tmp_path, monkeypatch, capsys):
     assert found["it", "slow"] == Bound(
         2.45, 3.67, "2026-11-26 at 012345678, A CPU, threads 2, load 0.5 to 1.2: measured 3 to 3"
     )
-    assert json.loads(results.read_text())["contests"][0]["ratios"] == {"slow": 3.0}
+    saved = json.loads(results.read_text())
+    assert (saved["kind"], saved["device"], saved["date"]) == ("cpu", "A CPU", "2026-11-26")
+    assert saved["contests"][0]["ratios"] == {"slow": 3.0}
     assert "1 bounds written" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["bounds", str(tmp_path / "absent")])
-    with pytest.raises(SystemExit, match="--json FILE"):
+    with pytest.raises(SystemExit, match="--benchmark-json=FILE"):
         bounds_file.main()
 
 

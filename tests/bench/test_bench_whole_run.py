@@ -16,8 +16,8 @@ from bench.timed import full
 from bench.timed.contests import OURS
 from bench.timed.full import RUNS
 from ditflow.memory.plain import PlainRunner
-from ditflow.models.protocols import Grid, Inputs, Until
-from ditflow.planning.fake import fake_backbone, fake_inputs, fake_tensors
+from ditflow.models.protocols import Capture, Grid, Inputs
+from ditflow.planning.fake import FakeModel, fake_tensors
 from ditflow.settings import Settings
 
 TERA = 10**12
@@ -54,12 +54,12 @@ def pull(_, read):
 def test_the_rival_does_the_released_work():
     """5B at 24 frames: 235 TFLOP for an update, 1.2 of them for the flow; 115 for a forward or features."""
     settings = Settings(model="5b")
-    until = Until("query_key", settings.guidance_blocks)
+    capture, model = Capture("query_key", settings.guidance_blocks), FakeModel(settings)
     with fake_tensors():
-        backbone = fake_backbone(settings)
-        inputs, rival = fake_inputs(settings, backbone), ReleasedWay(backbone)
-        update = flops(lambda: rival.gradient(pull, "latents", inputs, {}, until, 1.0))
-        features = flops(lambda: rival.features(inputs, {}, until))
+        transformer = model.transformer()
+        inputs, rival = model.inputs(transformer), ReleasedWay(transformer)
+        update = flops(lambda: rival.gradient(pull, "latents", inputs, {}, capture, 1.0))
+        features = flops(lambda: rival.features(inputs, {}, capture))
         forward = flops(lambda: rival.forward([inputs], {}))
     assert 233 * TERA < update < 234 * TERA
     assert features == forward and 114 * TERA < forward < 115 * TERA
@@ -73,13 +73,13 @@ def inputs():
 
 def test_the_rival_computes_what_a_runner_does(inputs):
     ours, rival = PlainRunner(tiny_backbone()), ReleasedWay(tiny_backbone())
-    until, taken = Until("query_key", (GUIDED,)), Until("key_value", (INJECTED,))
+    guided, taken = Capture("query_key", (GUIDED,)), Capture("key_value", (INJECTED,))
     clip = replace(inputs, latents=torch.randn_like(inputs.latents))
     injected = ours.features(clip, {}, taken)
     same(rival.features(clip, {}, taken)[INJECTED], injected[INJECTED])
-    same(rival.features(inputs, injected, until)[GUIDED], ours.features(inputs, injected, until)[GUIDED])
+    same(rival.features(inputs, injected, guided)[GUIDED], ours.features(inputs, injected, guided)[GUIDED])
     same(rival.forward([inputs, clip], injected), ours.forward([inputs, clip], injected))
-    found = [each.gradient(pull, "latents", inputs, injected, until, 4.0) for each in (rival, ours)]
+    found = [each.gradient(pull, "latents", inputs, injected, guided, 4.0) for each in (rival, ours)]
     same(*found)
     same(rival.forward([inputs], {}), ours.forward([inputs], {}))  # the injection leaves nothing behind
 
@@ -91,8 +91,8 @@ def same(first, second):
 
 def test_the_rivals_weights_get_gradients_on_the_way(inputs):
     rival = ReleasedWay(tiny_backbone())
-    rival.gradient(pull, "latents", inputs, {}, Until("query_key", (GUIDED,)), 1.0)
-    before, guided, after = rival.transformer.transformer_blocks
+    rival.gradient(pull, "latents", inputs, {}, Capture("query_key", (GUIDED,)), 1.0)
+    before, guided, after = rival.transformer.blocks
     assert all(parameter.grad is not None for parameter in before.parameters())
     assert guided.attn1.to_q.weight.grad is not None and guided.ff.net[2].weight.grad is None
     assert all(parameter.grad is None for parameter in after.parameters())

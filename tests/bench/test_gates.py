@@ -12,8 +12,8 @@ from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.host import keep_on_host
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.tracker import Tracker
-from ditflow.models.protocols import Until
-from ditflow.planning.fake import fake_backbone, fake_inputs, fake_tensors
+from ditflow.models.protocols import Capture
+from ditflow.planning.fake import FakeModel, fake_tensors
 from ditflow.settings import Settings
 from ditflow_kernels.backends import as_on
 
@@ -28,8 +28,9 @@ def guided():
     """5B at 24 frames, 480x720."""
     settings = Settings(model="5b")
     with fake_tensors():
-        backbone = fake_backbone(settings)
-        yield settings, backbone, fake_inputs(settings, backbone)
+        model = FakeModel(settings)
+        transformer = model.transformer()
+        yield transformer, model.inputs(transformer)
 
 
 def pull(_, read):
@@ -143,18 +144,18 @@ def test_a_step_on_the_smallest_card_copies_each_block_once_each_way(expected):
 
 def test_nothing_lives_between_blocks_but_their_inputs(guided):
     """The memory of the block-wise backward grows with each block by that block's inputs."""
-    _, backbone, inputs = guided
-    runner = BlockwiseRunner(backbone)
+    transformer, inputs = guided
+    runner = BlockwiseRunner(transformer)
 
     def peak(block):
         found = work(
-            lambda: runner.gradient(pull, "latents", inputs, {}, Until("query_key", (block,)), 1.0),
-            *backbone.transformer.parameters(),
+            lambda: runner.gradient(pull, "latents", inputs, {}, Capture("query_key", (block,)), 1.0),
+            *transformer.network.parameters(),
         )
         return found.peak_bytes
 
     assert peak(9) - peak(5) == pytest.approx(4 * TOKENS * 3072 * 2, rel=0.01)
-    assert all(parameter.grad is None for parameter in backbone.transformer.parameters())
+    assert all(parameter.grad is None for parameter in transformer.network.parameters())
 
 
 @pytest.mark.gpu
@@ -162,27 +163,27 @@ def test_nothing_lives_between_blocks_but_their_inputs(guided):
 @pytest.mark.parametrize("kind", [PlainRunner, BlockwiseRunner])
 def test_fake_tensors_predict_the_peak_on_a_gpu(kind):
     """Four of 5B's blocks at 24 frames, with arbitrary values."""
-    settings, until = Settings(model="5b"), Until("query_key", (3,))
+    model, capture = FakeModel(Settings(model="5b")), Capture("query_key", (3,))
 
     def four_blocks():
-        backbone = fake_backbone(settings)
-        del backbone.blocks[4:]
-        return backbone
+        transformer = model.transformer()
+        del transformer.blocks[4:]
+        return transformer
 
-    def step(backbone, inputs):
-        kind(backbone).gradient(pull, "latents", inputs, {}, until, 1.0)
+    def step(transformer, inputs):
+        kind(transformer).gradient(pull, "latents", inputs, {}, capture, 1.0)
 
     with fake_tensors(), as_on("cuda"):
-        backbone = four_blocks()
-        inputs = fake_inputs(settings, backbone)
-        present = [*backbone.transformer.parameters(), *vars(inputs).values()]
-        predicted = work(lambda: step(backbone, inputs), *present).peak_bytes
+        transformer = four_blocks()
+        inputs = model.inputs(transformer)
+        present = [*transformer.network.parameters(), *vars(inputs).values()]
+        predicted = work(lambda: step(transformer, inputs), *present).peak_bytes
     with torch.device("meta"):
-        backbone = four_blocks()
-    backbone.transformer.to_empty(device="cuda")
+        transformer = four_blocks()
+    transformer.network.to_empty(device="cuda")
     with torch.device("cuda"):
-        inputs = fake_inputs(settings, backbone)
-    step(backbone, inputs)
+        inputs = model.inputs(transformer)
+    step(transformer, inputs)
     torch.cuda.reset_peak_memory_stats()
-    step(backbone, inputs)
+    step(transformer, inputs)
     assert torch.cuda.max_memory_allocated() == pytest.approx(predicted, rel=0.05)
