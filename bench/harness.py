@@ -57,12 +57,12 @@ def steady() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def resident_peak(work: Call) -> tuple[Any, float, float]:
-    """Result of `work`, MiB resident before it, and MiB that it adds at its peak. Linux only (/proc)."""
+def resident_peak(work: Call) -> float:
+    """MiB that `work` adds to the resident set at its peak. Linux only (/proc)."""
     before = resident_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    result = work()
-    return result, before, resident_mib("VmHWM") - before
+    work()
+    return resident_mib("VmHWM") - before
 
 
 def resident_mib(field: str) -> float:

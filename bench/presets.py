@@ -27,11 +27,6 @@ def main() -> None:
     PLANNED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def table(found: Mapping[str, Any]) -> list[str]:
-    """The lines of README's table."""
-    return preset_table(found).splitlines()
-
-
 def planned(plans: Mapping[int, Iterable[Plan]]) -> dict[str, Any]:
     """Plans by frame count, to the byte: tables round, the file does not."""
     return {

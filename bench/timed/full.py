@@ -56,7 +56,7 @@ def measured(given: tuple[str, str, Case]) -> Row:
             call()
             taken.append((time.perf_counter() - start[0], time.process_time() - start[1]))
 
-    _, _, peak = resident_peak(run)
+    peak = resident_peak(run)
     return *map(statistics.median, zip(*taken, strict=True)), peak
 
 

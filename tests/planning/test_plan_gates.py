@@ -5,7 +5,8 @@ import json
 import pytest
 from repository import ROOT
 
-from bench.presets import FRAMES, PLANNED, planned, table
+from bench.presets import FRAMES, PLANNED, planned
+from bench.tables import preset_table
 from ditflow.memory.presets import GIB, PRESETS, presets
 from ditflow.memory.ring import Ring
 from ditflow.planning.choice import make_plans, phases_of
@@ -64,7 +65,7 @@ def test_larger_presets_do_less(on_file):
 
 def test_readme_shows_the_plans_on_file():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for line in table(json.loads(PLANNED.read_text(encoding="utf-8"))):
+    for line in preset_table(json.loads(PLANNED.read_text(encoding="utf-8"))).splitlines():
         assert line in readme, f"README is out of date, `python -m bench.presets` prints its table: {line}"
 
 
