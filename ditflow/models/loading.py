@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ditflow.errors import DitflowError
 from ditflow.models.families import INDEX, ModelFamily, family_of, known_model, local_folder, models
 from ditflow.models.gguf_file import load_gguf
-from ditflow.models.hub import cached_folder, missing_files, wanted_files
+from ditflow.models.hub import WITHOUT_WEIGHTS, cached_folder, missing_files, wanted_files
 from ditflow.models.lora import add_lora
 from ditflow.models.protocols import Autoencoder, Schedule, TextEncoder, Transformer
 from ditflow.models.storage import store_weights
+from ditflow.models.tensors import check_tensors, weight_files
 from ditflow.models.trust import CONFIGS, check_part, read_json
 
 logger = logging.getLogger(__name__)
@@ -41,10 +43,8 @@ class ModelFolder:
 
     def config(self, part: str) -> dict[str, Any]:
         """The configuration of a part."""
-        try:
+        with self._reading(part):
             return read_json(self.path / part / CONFIGS.get(part, "config.json"))
-        except (OSError, ValueError) as error:
-            raise self._damaged(part, error) from None
 
     def check(self) -> None:
         """Raises DitflowError for parts that are missing or must not be trusted. Loads no weights."""
@@ -106,22 +106,37 @@ class ModelFolder:
         return self.family.schedule(kind, self.config("scheduler"), steps, self.device, generator)
 
     def _check(self, part: str) -> None:
-        try:
-            check_part(self.path / part, self.family.classes.get(part))
-        except (OSError, ValueError) as error:
-            raise self._damaged(part, error) from None
+        folder = self.path / part
+        with self._reading(part):
+            check_part(folder, self.family.classes.get(part))
+            if part not in WITHOUT_WEIGHTS:
+                check_tensors(self._empty(part), weight_files(folder))
+
+    def _empty(self, part: str) -> nn.Module:
+        """A part's network without weights."""
+        config = self.config(part)
+        with torch.device("meta"):
+            if part == "text_encoder":
+                return self.family.empty_text_encoder(config, torch.float32)
+            return self.family.network(part).from_config(config)
 
     def _load(self, part: str, **options: Any) -> Any:
         self._check(part)
         if part != "tokenizer":
             options["use_safetensors"] = True
         options |= self.family.load_options(part)
-        try:
+        with self._reading(part):
             kind = self.family.network(part)
             return kind.from_pretrained(self.path / part, local_files_only=True, **options)
-        except (MemoryError, torch.OutOfMemoryError):
+
+    @contextmanager
+    def _reading(self, part: str) -> Iterator[None]:
+        """Name the model and the part in errors."""
+        try:
+            yield
+        except (DitflowError, MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # for wrong shapes and names the libraries raise many types of error
+        except Exception as error:  # for wrong configs and weights the libraries raise many types of error
             raise self._damaged(part, error) from None
 
     def _damaged(self, part: str, error: Exception) -> DitflowError:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ditflow.errors import DitflowError
 from ditflow.files import PICKLE_SUFFIXES, refuse_pickle
-from ditflow.models.trust import check_safetensors
+from ditflow.models.trust import read_headers
 
 FILE = "pytorch_lora_weights.safetensors"  # in a LoRA's folder
 
@@ -81,9 +81,9 @@ def _check_file(path: Path) -> None:
         refuse_pickle(path)
     if path.suffix != ".safetensors":
         raise DitflowError(f"--lora {path}: only .safetensors files are read")
-    if not path.is_file():
+    if not path.exists():
         raise DitflowError(f"--lora {path}: no such file")
     try:
-        check_safetensors(path)
+        read_headers(path)
     except (OSError, ValueError) as error:
         raise DitflowError(f"--lora {path} is damaged ({error}): download it again") from None

@@ -54,7 +54,9 @@ def tokenise(tokenizer: T5Tokenizer, prompts: Sequence[str], length: int) -> Ten
 
 def empty_t5(config: Mapping[str, Any], dtype: torch.dtype) -> T5EncoderModel:
     """An encoder with uninitialised weights, in the precisions in which transformers loads them."""
-    encoder = T5EncoderModel(T5Config(**config))
+    # as in loading, no attention implementation of the config's own: it could be downloaded and run
+    known = {key: value for key, value in config.items() if "attn_implementation" not in key}
+    encoder = T5EncoderModel(T5Config(**known, attn_implementation="sdpa"))
     if dtype == torch.float16:
         for name, layer in encoder.named_modules():
             if name.endswith(".wo"):  # transformers loads this layer in float32, as float16 overflows
