@@ -43,6 +43,7 @@ def check_run(
 
     folder = ModelFolder(settings.model, settings.dtype, device)
     folder.check()
+    folder.check_loras(settings.lora)
     check_blocks(settings, folder.depth)
     return settings, folder, saved_embeddings(settings, folder)
 

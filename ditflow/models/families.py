@@ -16,6 +16,7 @@ from ditflow.errors import SettingsError
 from ditflow.files import PACKAGE, shipped, shipped_names
 from ditflow.limits import SETTINGS_BYTES
 from ditflow.models.cogvideox.family import CogVideoXFamily
+from ditflow.models.hub import is_hub_id
 
 if TYPE_CHECKING:
     import torch
@@ -73,9 +74,6 @@ class ModelFamily(Protocol):
 
     def empty_text_encoder(self, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
         """A text encoder with uninitialised weights, in the precisions that loading gives. For planning."""
-
-    def lora_state_dict(self, source: str, **options: Any) -> dict[str, Tensor]:
-        """A LoRA's tensors by the names that diffusers uses; only called if `takes_lora`."""
 
     def transformer(self, network: nn.Module, attention: str, compiled: bool) -> Transformer: ...
 
@@ -185,7 +183,7 @@ def _small_file(model: str, name: str, download: bool) -> dict[str, Any] | None:
 
 
 def _hub_file(model: str, name: str, download: bool) -> Path | None:
-    if model.count("/") != 1 or model.startswith((".", "/", "~")) or Path(model).suffix:
+    if not is_hub_id(model):
         return None
     from huggingface_hub import hf_hub_download
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 from ditflow.errors import DitflowError
 from ditflow.models.families import INDEX, ModelFamily, family_of, known_model, local_folder, models
 from ditflow.models.gguf_file import load_gguf
-from ditflow.models.hub import WITHOUT_WEIGHTS, cached_folder, missing_files, wanted_files
-from ditflow.models.lora import add_lora
+from ditflow.models.hub import WITHOUT_WEIGHTS, cached_folder, is_hub_id, missing_files, wanted_files
+from ditflow.models.lora import add_lora, check_fit
 from ditflow.models.protocols import Autoencoder, Schedule, TextEncoder, Transformer
 from ditflow.models.storage import store_weights
 from ditflow.models.tensors import check_tensors, weight_files
@@ -50,6 +49,11 @@ class ModelFolder:
         """Raises DitflowError for parts that are missing or must not be trusted. Loads no weights."""
         for part in self.family.parts:
             self._check(part)
+
+    def check_loras(self, loras: Sequence[str]) -> None:
+        """Raises DitflowError for a LoRA that does not fit the transformer. Downloads LoRAs of the hub."""
+        for lora in loras:
+            check_fit(self._empty("transformer"), lora)
 
     @property
     def depth(self) -> int:
@@ -96,7 +100,7 @@ class ModelFolder:
             return family.transformer(load_gguf(Path(weights), kind, config, self.dtype), attention, compiled)
         network = self._load("transformer", torch_dtype=self.dtype)
         for lora in loras:
-            add_lora(network, lora, family.lora_state_dict)
+            add_lora(network, lora)
         transformer = family.transformer(network, attention, compiled)
         store_weights(transformer.blocks, family.packed_parts, weights, self.device)
         return transformer
@@ -154,8 +158,7 @@ def find_folder(model: str, download: bool = True) -> Path:
         if not (folder / INDEX).is_file():
             raise DitflowError(f"{model} is a folder without {INDEX}: give a diffusers pipeline folder")
         return folder
-    path = Path(os.path.expanduser(model))
-    if not known_model(model) and (path.suffix or model.count("/") != 1 or model.startswith((".", "/", "~"))):
+    if not known_model(model) and not is_hub_id(model):
         raise DitflowError(
             f"model {model!r}: no such folder or hub id; accepted: {', '.join(models())} (configs/models/), "
             "OWNER/NAME, a folder"

@@ -80,9 +80,6 @@ class ToyFamily:
     def empty_text_encoder(self, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
         return ToyTextModel(ToyTextConfig(**config))
 
-    def lora_state_dict(self, source: str, **options: Any) -> dict[str, Tensor]:
-        raise NotImplementedError
-
     def transformer(self, network: nn.Module, attention: str, compiled: bool) -> ToyTransformer:
         return ToyTransformer(network, attention, compiled)
 

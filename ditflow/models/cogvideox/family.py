@@ -90,11 +90,6 @@ class CogVideoXFamily:
 
         return empty_t5(config, dtype)
 
-    def lora_state_dict(self, source: str, **options: Any) -> dict[str, Tensor]:
-        from diffusers.loaders import CogVideoXLoraLoaderMixin
-
-        return CogVideoXLoraLoaderMixin.lora_state_dict(source, **options)
-
     def transformer(
         self, network: nn.Module, attention: str = "sdpa", compiled: bool = False
     ) -> CogVideoXTransformer:
