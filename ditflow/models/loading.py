@@ -39,6 +39,7 @@ class ModelFolder:
         self.name, self.device, self.dtype = model, device, getattr(torch, dtype)
         self.path = find_folder(model)
         self.family = _family(model)
+        self._tokens: dict[tuple[str, ...], Tensor] = {}  # by prompts
 
     def config(self, part: str) -> dict[str, Any]:
         """The configuration of a part."""
@@ -74,9 +75,15 @@ class ModelFolder:
         ]
 
     def tokenise(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids [prompts, length]. Warns about text that is cut off."""
-        tokenizer = self._load("tokenizer")
-        return self.family.tokenise(tokenizer, prompts, self.config("transformer"))
+        """Token ids [prompts, length]. Warns once about text that is cut off or unknown.
+
+        Raises SettingsError for a prompt that is wholly unknown.
+        """
+        key = tuple(prompts)
+        if key not in self._tokens:
+            tokenizer = self._load("tokenizer")
+            self._tokens[key] = self.family.tokenise(tokenizer, prompts, self.config("transformer"))
+        return self._tokens[key]
 
     def text_encoder(self) -> TextEncoder:
         """On the host."""
