@@ -43,8 +43,11 @@ class ModelFolder:
 
     def config(self, part: str) -> dict[str, Any]:
         """The configuration of a part."""
+        path = self.path / part / CONFIGS.get(part, "config.json")
         with self._reading(part):
-            return read_json(self.path / part / CONFIGS.get(part, "config.json"))
+            config = read_json(path)
+        self.family.config_schema(part).check(path, config)
+        return config
 
     def check(self) -> None:
         """Raises DitflowError for parts that are missing or must not be trusted. Loads no weights."""
@@ -120,6 +123,8 @@ class ModelFolder:
         folder = self.path / part
         with self._reading(part):
             check_part(folder, self.family.classes.get(part))
+            if part != "tokenizer" or (folder / CONFIGS[part]).exists():
+                self.config(part)
             if part not in WITHOUT_WEIGHTS:
                 check_tensors(self._empty(part), weight_files(folder))
 

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path
 from typing import Any, Protocol
 
 from ditflow.errors import DitflowError, shown
@@ -124,7 +123,7 @@ class Schema:
     required: Iterable[str] = ()
     products: Mapping[tuple[str, ...], float] = field(default_factory=dict)  # keys: most of their product
 
-    def check(self, path: Path, config: Mapping[str, Any]) -> None:
+    def check(self, path: object, config: Mapping[str, Any]) -> None:
         """Raises DitflowError with the file, the key, what was found and what is expected."""
         for key, rule in self.rules.items():
             if key not in config and key in self.required:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from ditflow.errors import DitflowError
 from ditflow.files import PICKLE_SUFFIXES, refuse_pickle, regular_file
-from ditflow.limits import MODEL_LAYERS, SETTINGS_BYTES
+from ditflow.limits import SETTINGS_BYTES
 from ditflow.models.hub import WITHOUT_WEIGHTS
 
 CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}  # else config.json
@@ -81,11 +81,6 @@ def _check_config(path: Path, config: dict[str, Any], expected_class: str | None
         raise DitflowError(
             f"{path} names the class {config['_class_name']!r}, and only {expected_class} is accepted here"
         )
-    for name, value in config.items():
-        if "layers" in name and value is not None and (not isinstance(value, int) or value > MODEL_LAYERS):
-            raise DitflowError(
-                f"{path}: {name} is {value!r}, at most {MODEL_LAYERS} accepted; the file is damaged"
-            )
 
 
 def _check_weights(folder: Path) -> None:

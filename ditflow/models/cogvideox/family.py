@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ditflow.files import shipped
+from ditflow.models.cogvideox.config import SCHEMAS
+from ditflow.models.schema import Schema
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +71,9 @@ class CogVideoXFamily:
 
     def embedding_kind(self, config: Mapping[str, Any]) -> Literal["rotary", "additive"]:
         return "rotary" if config["use_rotary_positional_embeddings"] else "additive"
+
+    def config_schema(self, part: str) -> Schema:
+        return SCHEMAS[part]
 
     def network(self, part: str) -> type:
         if part == "transformer":
