@@ -56,8 +56,7 @@ def lora_name(names: Sequence[str]) -> str | None:
 
 def hub_lora(identity: str) -> Path:
     """The file of a LoRA on the hub, from the cache if it has it. Raises DitflowError with the cause."""
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub import HfApi, errors, hf_hub_download, snapshot_download
 
     try:
         cached = Path(snapshot_download(identity, local_files_only=True))
@@ -66,16 +65,16 @@ def hub_lora(identity: str) -> Path:
     except (OSError, ValueError):
         pass  # nothing of it is in the cache
     try:
-        names = HfApi().list_repo_files(identity)
+        names = [file.rfilename for file in HfApi().model_info(identity).siblings or ()]
         if name := lora_name(names):
             if "adapter_config.json" in names:
                 hf_hub_download(identity, "adapter_config.json")
             return Path(hf_hub_download(identity, name))
-    except (RepositoryNotFoundError, HFValidationError):
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise DitflowError(
             f"--lora {identity}: no such file, folder or repository on the hub, or a private repository"
         ) from None
-    except Exception as error:  # the hub's client raises many types of error
+    except (OSError, ValueError, errors.HTTPError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DitflowError(
             f"--lora {identity}: not a file or folder, not in the hub's cache, and the hub cannot be reached "
