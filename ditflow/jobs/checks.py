@@ -43,8 +43,11 @@ def check_run(
 
     folder = ModelFolder(settings.model, settings.dtype, device)
     folder.check()
+    folder.check_loras(settings.lora)
     check_blocks(settings, folder.depth)
-    return settings, folder, saved_embeddings(settings, folder)
+    saved = saved_embeddings(settings, folder)
+    folder.tokenise([settings.prompt, settings.negative_prompt, settings.source_prompt])
+    return settings, folder, saved
 
 
 def saved_embeddings(settings: Settings, folder: ModelFolder) -> list[torch.Tensor] | None:

@@ -16,6 +16,8 @@ from ditflow.errors import SettingsError
 from ditflow.files import PACKAGE, shipped, shipped_names
 from ditflow.limits import SETTINGS_BYTES
 from ditflow.models.cogvideox.family import CogVideoXFamily
+from ditflow.models.hub import is_hub_id
+from ditflow.models.schema import Schema, Text
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from ditflow.models.protocols import Autoencoder, Schedule, TextEncoder, Transformer
 
 INDEX = "model_index.json"
+INDEX_SCHEMA = Schema({"_class_name": Text()}, required=("_class_name",))
 
 
 class ModelFamily(Protocol):
@@ -62,6 +65,9 @@ class ModelFamily(Protocol):
     def embedding_kind(self, config: Mapping[str, Any]) -> Literal["rotary", "additive"]:
         """The kind of positional embedding (see `Inputs.embedding`)."""
 
+    def config_schema(self, part: str) -> Schema:
+        """What a part's configuration file may hold, with limits on all that memory and time depend on."""
+
     def network(self, part: str) -> type:
         """The library class that loads "transformer", "vae", "text_encoder" or "tokenizer"."""
 
@@ -70,9 +76,6 @@ class ModelFamily(Protocol):
 
     def empty_text_encoder(self, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
         """A text encoder with uninitialised weights, in the precisions that loading gives. For planning."""
-
-    def lora_state_dict(self, source: str, **options: Any) -> dict[str, Tensor]:
-        """A LoRA's tensors by the names that diffusers uses; only called if `takes_lora`."""
 
     def transformer(self, network: nn.Module, attention: str, compiled: bool) -> Transformer: ...
 
@@ -135,7 +138,8 @@ def family_of(model: str, download: bool = False) -> ModelFamily | None:
     index = _small_file(model, INDEX, download)
     if index is None:
         return None
-    pipeline = index.get("_class_name")
+    INDEX_SCHEMA.check(f"model {model}: {INDEX}", index)
+    pipeline = index["_class_name"]
     if pipeline not in FAMILIES:
         raise SettingsError(
             f"model {model}: {INDEX} names the pipeline class {pipeline!r}; accepted: {', '.join(FAMILIES)}"
@@ -147,7 +151,7 @@ def published_settings(model: str) -> dict[str, Any]:
     """A model's published settings where they differ from the defaults.
 
     Downloads two small files for a hub id that is not in the cache. Raises SettingsError if the model cannot
-    be identified.
+    be identified, DitflowError if its files hold what they may not.
     """
     if facts := known_model(model):
         return facts["settings"]
@@ -158,13 +162,8 @@ def published_settings(model: str) -> dict[str, Any]:
             f"model {model!r}: not a folder, not in the hub's cache and not on the hub; accepted: "
             f"{', '.join(models())} (configs/models/), OWNER/NAME, a folder"
         )
-    try:
-        return family.defaults(config)
-    except KeyError as missing:
-        raise SettingsError(
-            f"model {model}: transformer/config.json is damaged (it lacks {missing}); give a complete "
-            "pipeline folder"
-        ) from None
+    family.config_schema("transformer").check(f"model {model}: transformer/config.json", config)
+    return family.defaults(config)
 
 
 def _small_file(model: str, name: str, download: bool) -> dict[str, Any] | None:
@@ -176,13 +175,15 @@ def _small_file(model: str, name: str, download: bool) -> dict[str, Any] | None:
     try:
         if path.stat().st_size > SETTINGS_BYTES:
             raise ValueError
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
+        if isinstance(found := json.loads(path.read_text(encoding="utf-8")), dict):
+            return found
+        raise ValueError
+    except (OSError, ValueError, RecursionError):
         raise SettingsError(f"model {model}: {path} is damaged; give a complete pipeline folder") from None
 
 
 def _hub_file(model: str, name: str, download: bool) -> Path | None:
-    if model.count("/") != 1 or model.startswith((".", "/", "~")) or Path(model).suffix:
+    if not is_hub_id(model):
         return None
     from huggingface_hub import hf_hub_download
 

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ditflow.errors import DitflowError
+from ditflow.files import PICKLE_SUFFIXES
+
 WITHOUT_WEIGHTS = ("tokenizer", "scheduler")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # dots are common, as in CogVideoX1.5-5B
+FILE_SUFFIXES = (".safetensors", ".gguf", *PICKLE_SUFFIXES)
+LORA_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # of diffusers and of peft
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be OWNER/NAME on the hub, and is not that of a weights file."""
+    return bool(HUB_ID.fullmatch(name)) and not name.lower().endswith(FILE_SUFFIXES)
 
 
 def wanted_files(parts: Sequence[str]) -> list[str]:
@@ -33,6 +45,45 @@ def missing_files(folder: Path, parts: Sequence[str]) -> list[str]:
         if part not in WITHOUT_WEIGHTS and (folder / part).is_dir():
             missing += [f"{part}/{name}" for name in _missing_weights(folder / part)]
     return missing
+
+
+def lora_name(names: Sequence[str]) -> str | None:
+    """The LoRA's file among a folder's names: a usual one, or else the only .safetensors file."""
+    usual = [name for name in LORA_NAMES if name in names]
+    found = usual or [name for name in names if name.endswith(".safetensors")]
+    return found[0] if usual or len(found) == 1 else None
+
+
+def hub_lora(identity: str) -> Path:
+    """The file of a LoRA on the hub, from the cache if it has it. Raises DitflowError with the cause."""
+    from huggingface_hub import HfApi, errors, hf_hub_download, snapshot_download
+
+    try:
+        cached = Path(snapshot_download(identity, local_files_only=True))
+        if name := lora_name([path.name for path in cached.iterdir()]):
+            return cached / name
+    except (OSError, ValueError):
+        pass  # nothing of it is in the cache
+    try:
+        names = [file.rfilename for file in HfApi().model_info(identity).siblings or ()]
+        if name := lora_name(names):
+            if "adapter_config.json" in names:
+                hf_hub_download(identity, "adapter_config.json")
+            return Path(hf_hub_download(identity, name))
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        raise DitflowError(
+            f"--lora {identity}: no such file, folder or repository on the hub, or a private repository"
+        ) from None
+    except (OSError, ValueError, errors.HTTPError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DitflowError(
+            f"--lora {identity}: not a file or folder, not in the hub's cache, and the hub cannot be reached "
+            f"({reason}): download it on a machine with a network and give the file"
+        ) from None
+    raise DitflowError(
+        f"--lora {identity}: the repository has no {' or '.join(LORA_NAMES)}, and no or several other "
+        ".safetensors files: download the right file and give its path"
+    )
 
 
 def _missing_weights(part: Path) -> list[str]:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ditflow.errors import DitflowError
 from ditflow.models.families import INDEX, ModelFamily, family_of, known_model, local_folder, models
 from ditflow.models.gguf_file import load_gguf
-from ditflow.models.hub import cached_folder, missing_files, wanted_files
-from ditflow.models.lora import add_lora
+from ditflow.models.hub import WITHOUT_WEIGHTS, cached_folder, is_hub_id, missing_files, wanted_files
+from ditflow.models.lora import add_lora, check_fit
 from ditflow.models.protocols import Autoencoder, Schedule, TextEncoder, Transformer
 from ditflow.models.storage import store_weights
+from ditflow.models.tensors import check_tensors, weight_files
 from ditflow.models.trust import CONFIGS, check_part, read_json
 
 logger = logging.getLogger(__name__)
@@ -38,18 +39,25 @@ class ModelFolder:
         self.name, self.device, self.dtype = model, device, getattr(torch, dtype)
         self.path = find_folder(model)
         self.family = _family(model)
+        self._tokens: dict[tuple[str, ...], Tensor] = {}  # by prompts
 
     def config(self, part: str) -> dict[str, Any]:
         """The configuration of a part."""
-        try:
-            return read_json(self.path / part / CONFIGS.get(part, "config.json"))
-        except (OSError, ValueError) as error:
-            raise self._damaged(part, error) from None
+        path = self.path / part / CONFIGS.get(part, "config.json")
+        with self._reading(part):
+            config = read_json(path)
+        self.family.config_schema(part).check(path, config)
+        return config
 
     def check(self) -> None:
         """Raises DitflowError for parts that are missing or must not be trusted. Loads no weights."""
         for part in self.family.parts:
             self._check(part)
+
+    def check_loras(self, loras: Sequence[str]) -> None:
+        """Raises DitflowError for a LoRA that does not fit the transformer. Downloads LoRAs of the hub."""
+        for lora in loras:
+            check_fit(self._empty("transformer"), lora)
 
     @property
     def depth(self) -> int:
@@ -70,9 +78,15 @@ class ModelFolder:
         ]
 
     def tokenise(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids [prompts, length]. Warns about text that is cut off."""
-        tokenizer = self._load("tokenizer")
-        return self.family.tokenise(tokenizer, prompts, self.config("transformer"))
+        """Token ids [prompts, length]. Warns once about text that is cut off or unknown.
+
+        Raises SettingsError for a prompt that is wholly unknown.
+        """
+        key = tuple(prompts)
+        if key not in self._tokens:
+            tokenizer = self._load("tokenizer")
+            self._tokens[key] = self.family.tokenise(tokenizer, prompts, self.config("transformer"))
+        return self._tokens[key]
 
     def text_encoder(self) -> TextEncoder:
         """On the host."""
@@ -96,7 +110,7 @@ class ModelFolder:
             return family.transformer(load_gguf(Path(weights), kind, config, self.dtype), attention, compiled)
         network = self._load("transformer", torch_dtype=self.dtype)
         for lora in loras:
-            add_lora(network, lora, family.lora_state_dict)
+            add_lora(network, lora)
         transformer = family.transformer(network, attention, compiled)
         store_weights(transformer.blocks, family.packed_parts, weights, self.device)
         return transformer
@@ -106,22 +120,39 @@ class ModelFolder:
         return self.family.schedule(kind, self.config("scheduler"), steps, self.device, generator)
 
     def _check(self, part: str) -> None:
-        try:
-            check_part(self.path / part, self.family.classes.get(part))
-        except (OSError, ValueError) as error:
-            raise self._damaged(part, error) from None
+        folder = self.path / part
+        with self._reading(part):
+            check_part(folder, self.family.classes.get(part))
+            if part != "tokenizer" or (folder / CONFIGS[part]).exists():
+                self.config(part)
+            if part not in WITHOUT_WEIGHTS:
+                check_tensors(self._empty(part), weight_files(folder))
+
+    def _empty(self, part: str) -> nn.Module:
+        """A part's network without weights."""
+        config = self.config(part)
+        with torch.device("meta"):
+            if part == "text_encoder":
+                return self.family.empty_text_encoder(config, torch.float32)
+            return self.family.network(part).from_config(config)
 
     def _load(self, part: str, **options: Any) -> Any:
         self._check(part)
         if part != "tokenizer":
             options["use_safetensors"] = True
         options |= self.family.load_options(part)
-        try:
+        with self._reading(part):
             kind = self.family.network(part)
             return kind.from_pretrained(self.path / part, local_files_only=True, **options)
-        except (MemoryError, torch.OutOfMemoryError):
+
+    @contextmanager
+    def _reading(self, part: str) -> Iterator[None]:
+        """Name the model and the part in errors."""
+        try:
+            yield
+        except (DitflowError, MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # for wrong shapes and names the libraries raise many types of error
+        except Exception as error:  # for wrong configs and weights the libraries raise many types of error
             raise self._damaged(part, error) from None
 
     def _damaged(self, part: str, error: Exception) -> DitflowError:
@@ -139,8 +170,7 @@ def find_folder(model: str, download: bool = True) -> Path:
         if not (folder / INDEX).is_file():
             raise DitflowError(f"{model} is a folder without {INDEX}: give a diffusers pipeline folder")
         return folder
-    path = Path(os.path.expanduser(model))
-    if not known_model(model) and (path.suffix or model.count("/") != 1 or model.startswith((".", "/", "~"))):
+    if not known_model(model) and not is_hub_id(model):
         raise DitflowError(
             f"model {model!r}: no such folder or hub id; accepted: {', '.join(models())} (configs/models/), "
             "OWNER/NAME, a folder"

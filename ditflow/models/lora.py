@@ -1,61 +1,73 @@
-"""Merges LoRA weights into a transformer when it is loaded, so that the run itself costs nothing extra."""
+"""Adds LoRA weights to a transformer when it is loaded, so that the run itself costs nothing extra."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
-from diffusers import ModelMixin
-from torch import Tensor
+from torch import nn
 
 from ditflow.errors import DitflowError
 from ditflow.files import PICKLE_SUFFIXES, refuse_pickle
-from ditflow.models.trust import check_safetensors
+from ditflow.models.hub import hub_lora, is_hub_id, lora_name
+from ditflow.models.lora_file import read_changes
 
-FILE = "pytorch_lora_weights.safetensors"  # in a LoRA's folder
 
+def add_lora(network: nn.Module, given: str) -> None:
+    """Add `FILE_OR_ID[:scale]` to the weights; each is computed in float32 and rounded once.
 
-def add_lora(transformer: ModelMixin, given: str, read: Callable[..., dict[str, Tensor]]) -> None:
-    """Merge `FILE_OR_ID[:scale]` into the weights; `read` is the family's `lora_state_dict`.
-
-    Raises DitflowError if the LoRA cannot be read or does not fit the model.
+    Raises DitflowError if the LoRA cannot be read or does not fit the network.
     """
     source, scale = check_lora(given)
-    path = Path(source)
-    where = {"weight_name": path.name} if path.suffix else {}
-    try:
-        weights = read(str(path.parent if path.suffix else source), use_safetensors=True, **where)
-        before = set(getattr(transformer, "peft_config", {}))
-        transformer.load_lora_adapter(weights, prefix="transformer")
-    except Exception as error:  # for wrong shapes and names the libraries raise many types of error
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DitflowError(f"--lora {source} does not fit this model: {reason}") from None
-    if set(getattr(transformer, "peft_config", {})) == before:
-        raise DitflowError(
-            f"--lora {source}: holds no weights for this transformer's layers; give a LoRA for this model"
-        )
-    transformer.fuse_lora(lora_scale=scale)
-    transformer.unload_lora()
+    for change in read_changes(lora_file(source), network):
+        parameter = network.get_submodule(change.layer).weight
+        added = (change.up * (scale * change.factor)) @ change.down
+        parameter.data = (parameter.float() + added.view_as(parameter)).to(parameter.dtype)
+
+
+def check_fit(network: nn.Module, given: str) -> None:
+    """Make all checks of `add_lora`; the network may be on the meta device. Downloads a LoRA of the hub."""
+    for _ in read_changes(lora_file(check_lora(given)[0]), network):
+        pass
 
 
 def check_lora(given: str) -> tuple[str, float]:
-    """Split `FILE_OR_ID[:scale]` into source and scale. Raises DitflowError if it cannot be read."""
-    try:
-        import peft  # noqa: F401
-    except ImportError:
-        raise DitflowError("--lora needs peft: pip install 'ditflow[lora]'") from None
+    """Split `FILE_OR_ID[:scale]` into source and scale. Raises DitflowError if it cannot be a LoRA.
+
+    Downloads nothing.
+    """
     source, scale = split_scale(given)
-    path = Path(source)
     if not math.isfinite(scale):
         raise DitflowError(f"--lora {given}: the scale {scale} is not a finite number; give one such as 0.8")
-    if source and path.is_dir():
-        _check_file(_in_folder(path))
-    elif path.suffix:
-        _check_file(path)
-    elif source.count("/") != 1:
-        raise DitflowError(f"--lora {source!r}: give a .safetensors file, a folder or OWNER/NAME")
+    if Path(source).exists() or not is_hub_id(source):
+        lora_file(source)
     return source, scale
+
+
+def lora_file(source: str) -> Path:
+    """The file of a LoRA given as a file, a folder or a hub id; the hub's cache is used first.
+
+    Raises DitflowError if there is none.
+    """
+    path = Path(source)
+    if is_hub_id(source) and not path.exists():
+        return hub_lora(source)
+    if source and path.is_dir():
+        names = [entry.name for entry in path.iterdir()]
+        pickles = [name for name in names if Path(name).suffix in PICKLE_SUFFIXES]
+        name = lora_name(names) or next(iter(pickles), None)
+        if name is None:
+            raise DitflowError(f"--lora {source}: no or several .safetensors files; give one of them")
+        path = path / name
+    if path.suffix in PICKLE_SUFFIXES:
+        refuse_pickle(path)
+    if not path.suffix:
+        raise DitflowError(f"--lora {source!r}: give a .safetensors file, a folder or OWNER/NAME")
+    if path.suffix != ".safetensors":
+        raise DitflowError(f"--lora {path}: only .safetensors files are read")
+    if not path.exists():
+        raise DitflowError(f"--lora {path}: no such file")
+    return path
 
 
 def split_scale(given: str) -> tuple[str, float]:
@@ -67,23 +79,3 @@ def split_scale(given: str) -> tuple[str, float]:
         except ValueError:
             pass
     return given, 1.0
-
-
-def _in_folder(folder: Path) -> Path:
-    """The path of a folder's LoRA file, or of a pickle if the folder has only that."""
-    if (folder / FILE).exists():
-        return folder / FILE
-    return next((path for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES), folder / FILE)
-
-
-def _check_file(path: Path) -> None:
-    if path.suffix in PICKLE_SUFFIXES:
-        refuse_pickle(path)
-    if path.suffix != ".safetensors":
-        raise DitflowError(f"--lora {path}: only .safetensors files are read")
-    if not path.is_file():
-        raise DitflowError(f"--lora {path}: no such file")
-    try:
-        check_safetensors(path)
-    except (OSError, ValueError) as error:
-        raise DitflowError(f"--lora {path} is damaged ({error}): download it again") from None

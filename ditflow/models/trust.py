@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
 from ditflow.errors import DitflowError
-from ditflow.files import PICKLE_SUFFIXES, refuse_pickle
-from ditflow.limits import MODEL_LAYERS, SETTINGS_BYTES
+from ditflow.files import PICKLE_SUFFIXES, refuse_pickle, regular_file
+from ditflow.limits import SETTINGS_BYTES
 from ditflow.models.hub import WITHOUT_WEIGHTS
 
 CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}  # else config.json
+LOADED = (".json", ".safetensors", ".model")  # suffixes of the files that libraries read
+
+
+class Header(NamedTuple):
+    """What a safetensors file's header says of a tensor."""
+
+    shape: tuple[int, ...]
+    kind: str  # F32, BF16, I8, ...
 
 
 def check_part(folder: Path, expected_class: str | None) -> None:
@@ -22,6 +30,9 @@ def check_part(folder: Path, expected_class: str | None) -> None:
     `expected_class` is the class that its config must name, or None for any. Raises DitflowError if the part
     is refused, OSError or ValueError if it is missing or damaged.
     """
+    for path in folder.iterdir():
+        if path.suffix in LOADED:
+            regular_file(path)
     config = folder / CONFIGS.get(folder.name, "config.json")
     if config.exists() or folder.name != "tokenizer":
         _check_config(config, read_json(config), expected_class)
@@ -31,7 +42,7 @@ def check_part(folder: Path, expected_class: str | None) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a mapping from a JSON file. Raises OSError, or ValueError if the file holds something else."""
-    with path.open("rb") as file:
+    with regular_file(path).open("rb") as file:
         content = file.read(SETTINGS_BYTES + 1)
     if len(content) > SETTINGS_BYTES:
         raise ValueError(f"{path.name} is larger than {SETTINGS_BYTES} bytes")
@@ -44,12 +55,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def check_safetensors(path: Path) -> None:
-    """Raises DitflowError for a pickle, ValueError for any other file that is not safetensors."""
-    refuse_pickle(path)
+def read_headers(path: Path) -> dict[str, Header]:
+    """A safetensors file's tensors by name.
+
+    Raises DitflowError for a pickle and for anything but a regular file, ValueError for any other file that
+    is not safetensors.
+    """
+    refuse_pickle(regular_file(path))
     try:
-        with safe_open(path, "pt"):
-            pass
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+            return {
+                name: Header(tuple(tensor.get_shape()), tensor.get_dtype()) for name, tensor in slices.items()
+            }
     except SafetensorError as error:
         raise ValueError(f"{path.name}: {error}") from None
 
@@ -63,17 +81,12 @@ def _check_config(path: Path, config: dict[str, Any], expected_class: str | None
         raise DitflowError(
             f"{path} names the class {config['_class_name']!r}, and only {expected_class} is accepted here"
         )
-    for name, value in config.items():
-        if "layers" in name and value is not None and (not isinstance(value, int) or value > MODEL_LAYERS):
-            raise DitflowError(
-                f"{path}: {name} is {value!r}, at most {MODEL_LAYERS} accepted; the file is damaged"
-            )
 
 
 def _check_weights(folder: Path) -> None:
     pickles = [path for path in folder.iterdir() if path.suffix.lower() in PICKLE_SUFFIXES]
     for path in list(folder.glob("*.safetensors")) or pickles:
-        check_safetensors(path)
+        read_headers(path)
     for index in folder.glob("*.safetensors.index.json"):
         names = read_json(index).get("weight_map")
         for name in names.values() if isinstance(names, dict) else ("",):

@@ -88,6 +88,9 @@ def test_sizes_at_their_limits(capfd):
             [r"contains '\x1b'", "remove it"],
         ),
         case("a prompt that is not UTF-8", "na\udcefve", [r"contains '\udcef'", "remove it"]),
+        case("a prompt of emoji", "🐻‍❄️🏔️", ["knows none of the prompt's words"]),
+        case("a prompt of 10,000 unknown letters", "ñ" * 10_000, ["knows none of the prompt's words"]),
+        case("a prompt in an unknown alphabet", "一只猫在跑", ["words, '一只猫在跑': write it in English"]),
     ],
 )
 def test_prompts_refused(prompt, parts, small_folder, clip, capfd):
@@ -102,8 +105,8 @@ def test_prompts_refused(prompt, parts, small_folder, clip, capfd):
             "a red circle " * 769 + "end",
             "the model's 16 tokens; left out: ",
         ),
-        case("a prompt of one word of 10,000 letters", "ñ" * 10_000, ""),
-        case("a prompt of emoji", "🐻‍❄️🏔️", ""),
+        case("a prompt of one word of 10,000 letters", "y" * 10_000, "the model's 16 tokens; left out: "),
+        case("a prompt with emoji", "circle 🐻‍❄️", "unknown to the model's text encoder, and left out: '🐻"),
         case("a prompt of several lines", "a red\r\n\tcircle\n", ""),
         case("a prompt like a path", "../etc", ""),
     ],

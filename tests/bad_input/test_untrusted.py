@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from command_line import answer, assert_refused, begun, case, transfer_words
 
@@ -132,7 +133,11 @@ def huge_config(model: Path) -> None:
             changed("transformer", _class_name="Own"),
             ["names the class 'Own', and only CogVideoX"],
         ),
-        case("a model of 10^9 layers", changed("transformer", num_layers=10**9), ["at most 1000 accepted"]),
+        case(
+            "a model of 10^9 layers",
+            changed("transformer", num_layers=10**9),
+            ["num_layers is 1000000000, expected a whole number from 1 to 100"],
+        ),
         case("a model with a huge config file", huge_config, ["config.json is larger than"]),
     ],
 )
@@ -249,3 +254,11 @@ def test_report_of_a_hostile_run(finished, monkeypatch, capfd):
         and "<img src=x" not in html
         and "<b>no" not in html
     )
+
+
+@pytest.mark.fault("a LoRA that does not fit, before the run folder exists")
+@pytest.mark.parametrize("name", ["transformer.proj_out.lora_A.weight", "transformer.absent.lora_A.weight"])
+def test_loras_are_checked_first(name, small_folder, clip, tmp_path, capfd):
+    safetensors.torch.save_file({name: torch.ones(2, 2)}, tmp_path / "a.safetensors")
+    words = [*transfer_words(small_folder, clip), "--lora", str(tmp_path / "a.safetensors")]
+    assert_refused(capfd, words, 1, "a.safetensors does not fit this model", name.split(".")[1])

@@ -17,7 +17,6 @@ from ditflow.models.loading import ModelFolder, find_folder
 from ditflow.models.lora import add_lora, split_scale
 
 CPU = torch.device("cpu")
-READ = CogVideoXFamily().lora_state_dict
 
 
 @pytest.fixture
@@ -128,8 +127,8 @@ def test_loras_add_up(tmp_path):
     second = lora_file(tmp_path / "second.safetensors", seed=2)
     model = tiny_transformer()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    add_lora(model, f"{tmp_path / 'first.safetensors'}:0.5", READ)
-    add_lora(model, str(tmp_path / "second.safetensors"), READ)
+    add_lora(model, f"{tmp_path / 'first.safetensors'}:0.5")
+    add_lora(model, str(tmp_path / "second.safetensors"))
     after = dict(model.named_parameters())
     assert after.keys() == before.keys()  # merged: no adapter remains
     changed = "transformer_blocks.0.attn1.to_q.weight"
@@ -145,15 +144,15 @@ def test_bad_loras(tmp_path, monkeypatch):
     }
     for name, message in refused.items():
         with pytest.raises(DitflowError, match=message):
-            add_lora(tiny_transformer(), str(tmp_path / name), READ)
+            add_lora(tiny_transformer(), str(tmp_path / name))
     with pytest.raises(DitflowError, match="give a .safetensors file, a folder or OWNER/NAME"):
-        add_lora(tiny_transformer(), "", READ)
+        add_lora(tiny_transformer(), "")
     save_file({"unet.to_q.lora_A.weight": torch.ones(2, 2)}, tmp_path / "other.safetensors")
-    with pytest.raises(DitflowError, match="holds no weights for this transformer"):
-        add_lora(tiny_transformer(), str(tmp_path / "other.safetensors"), READ)
+    with pytest.raises(DitflowError, match=r"does not fit this model \(unused: 1 \(unet.to_q"):
+        add_lora(tiny_transformer(), str(tmp_path / "other.safetensors"))
     lora_file(tmp_path / "wide.safetensors")
     with pytest.raises(DitflowError, match="wide.safetensors"):
-        add_lora(tiny_transformer(num_attention_heads=4), str(tmp_path / "wide.safetensors"), READ)
+        add_lora(tiny_transformer(num_attention_heads=4), str(tmp_path / "wide.safetensors"))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 """T5: tokenising, and the encoder with streamed blocks."""
 
+import itertools
 import logging
+import shutil
 
 import pytest
 import torch
 
+from ditflow.errors import DitflowError, SettingsError
 from ditflow.memory.streamed import Streamed
 from ditflow.models.loading import ModelFolder
+from ditflow.small.vocabulary import COLOURS, SHAPES, caption
 
 CPU = torch.device("cpu")
 PROMPTS = ("a red circle", "a blue square and a green circle", "")
@@ -30,6 +34,48 @@ def test_long_prompt_is_cut_with_a_warning(folder, caplog):
     assert "longer than the model's 16 tokens" in caplog.text
     assert caplog.text.count("circle") == 15  # of 20; the last token is the end of the text
     assert cut.shape == (2, 16)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("красный circle на blue", "красный на"),
+        ("a café, 🙂 and a red circle", "café, 🙂"),
+        ("a 一只cat a 一只cat", "一只cat"),
+    ],
+)
+def test_unknown_words_are_named(folder, caplog, prompt, words):
+    with caplog.at_level(logging.WARNING, "ditflow"):
+        folder.tokenise([prompt, ""])
+        folder.tokenise([prompt, ""])
+    (record,) = caplog.records
+    assert f"left out: '{words}';" in record.getMessage()
+
+
+@pytest.mark.fault("a tokenizer without its vocabulary")
+def test_a_tokenizer_without_its_vocabulary_is_refused(small_folder, tmp_path):
+    model = shutil.copytree(small_folder, tmp_path / "model")
+    (model / "tokenizer" / "spiece.model").unlink()
+    with pytest.raises(DitflowError, match="tokenizer/ has no vocabulary .spiece.model, tokenizer"):
+        ModelFolder(str(model), "float32", CPU).tokenise(PROMPTS)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("prompt", ["一只猫在跑", "Красный круг, синий фон!", "🙂 …", "ü"])
+def test_a_prompt_of_unknown_words_is_refused(folder, prompt, which):
+    prompts = ["a red circle", "a red circle"]
+    prompts[which] = prompt
+    with pytest.raises(SettingsError, match="knows none of the prompt's words, '.*': write it in English"):
+        folder.tokenise(prompts)
+
+
+def test_the_small_models_know_their_captions_and_plain_text(caplog):
+    captions = [caption(*words) for words in itertools.product(COLOURS, SHAPES, COLOURS)]
+    others = ["", "   ", "...", "A RED Circle, moving -- fast!\tNow (no.2)\n", "ｗｉｄｅ", "a\u200bb"]
+    with caplog.at_level(logging.WARNING, "ditflow"):
+        for name in ("small", "small-sincos"):
+            ModelFolder(name, "float32", CPU).tokenise([text for text in captions + others if len(text) < 50])
+    assert not [record for record in caplog.records if "unknown" in record.getMessage()]
 
 
 def test_prompts_encoded_together_equal_prompts_encoded_alone(folder, tokens):

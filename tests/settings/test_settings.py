@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 import yaml
 
-from ditflow.errors import SettingsError
+from ditflow.errors import DitflowError, SettingsError
 from ditflow.files import shipped
 from ditflow.settings import Settings, read_settings
 
@@ -49,14 +49,20 @@ def test_model_family_of_a_local_folder(tmp_path):
     (tmp_path / "transformer").mkdir()
     (tmp_path / "model_index.json").write_text('{"_class_name": "CogVideoXPipeline"}')
     config = tmp_path / "transformer" / "config.json"
-    config.write_text('{"use_rotary_positional_embeddings": false}')
+    others = '"num_layers": 30, "max_text_seq_length": 226, "text_embed_dim": 4096'
+    config.write_text(f'{{{others}, "use_rotary_positional_embeddings": false}}')
     assert Settings(model=str(tmp_path)).guidance_blocks == (15,)
-    config.write_text('{"use_rotary_positional_embeddings": true}')
+    config.write_text(f'{{{others}, "use_rotary_positional_embeddings": true}}')
     assert Settings(model=str(tmp_path)).guidance_blocks == (20,)
-    for damaged in ("{", "[]", "3", "{}"):
+    for damaged in ("{", "[]", "3"):
         config.write_text(damaged)
         with pytest.raises(SettingsError, match="is damaged.* give a complete pipeline folder"):
             Settings(model=str(tmp_path))
+    config.write_text("{}")
+    with pytest.raises(
+        DitflowError, match="config.json lacks num_layers, expected a whole number from 1 to 100"
+    ):
+        Settings(model=str(tmp_path))
 
 
 def test_a_guided_share_above_zero_guides_at_least_one_step():

@@ -8,10 +8,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ditflow.models.schema import Number, Schema, Whole
 from toy_family.autoencoder import GROUP, SIDE, TILES, ToyAutoencoder, ToyVAE, encoded_frames
 from toy_family.schedule import SCHEDULERS, ToySchedule
 from toy_family.text import ByteTokenizer, ToyTextConfig, ToyTextEncoder, ToyTextModel
 from toy_family.transformer import ToyTransformer, ToyTransformer3DModel
+
+SCHEMAS = {
+    "transformer": Schema(
+        {
+            "num_layers": Whole(1, 50),
+            "num_attention_heads": Whole(1, 50),
+            "attention_head_dim": Whole(6, 600),
+            "in_channels": Whole(1, 100),
+            "time_channels": Whole(2, 1000),
+            "text_channels": Whole(1, 1000),
+            "text_length": Whole(1, 1000),
+        },
+        required=("num_layers", "text_length", "text_channels"),
+    ),
+    "vae": Schema(
+        {"latent_channels": Whole(1, 100), "latent_scale": Number(1e-3, 1e3)}, required=("latent_channels",)
+    ),
+    "text_encoder": Schema(
+        {"channels": Whole(1, 1000), "num_layers": Whole(1, 50), "vocabulary": Whole(1, 1000)}
+    ),
+    "scheduler": Schema({"shift": Number(0.1, 100), "renewed": Number(0, 1)}, required=("shift", "renewed")),
+}
 
 
 class ToyFamily:
@@ -63,6 +86,9 @@ class ToyFamily:
     def embedding_kind(self, config: Mapping[str, Any]) -> str:
         return "rotary"
 
+    def config_schema(self, part: str) -> Schema:
+        return SCHEMAS.get(part, Schema())
+
     def network(self, part: str) -> type:
         return {
             "transformer": ToyTransformer3DModel,
@@ -76,9 +102,6 @@ class ToyFamily:
 
     def empty_text_encoder(self, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
         return ToyTextModel(ToyTextConfig(**config))
-
-    def lora_state_dict(self, source: str, **options: Any) -> dict[str, Tensor]:
-        raise NotImplementedError
 
     def transformer(self, network: nn.Module, attention: str, compiled: bool) -> ToyTransformer:
         return ToyTransformer(network, attention, compiled)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ditflow.files import shipped
 from ditflow.models.cogvideox.frames import latent_spans
+from ditflow.models.cogvideox.config import SCHEMAS
+from ditflow.models.schema import Schema
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +59,9 @@ class CogVideoXFamily:
     def embedding_kind(self, config: Mapping[str, Any]) -> Literal["rotary", "additive"]:
         return "rotary" if config["use_rotary_positional_embeddings"] else "additive"
 
+    def config_schema(self, part: str) -> Schema:
+        return SCHEMAS[part]
+
     def network(self, part: str) -> type:
         if part == "transformer":
             from diffusers import CogVideoXTransformer3DModel as found
@@ -76,11 +81,6 @@ class CogVideoXFamily:
         from ditflow.models.cogvideox.text import empty_t5
 
         return empty_t5(config, dtype)
-
-    def lora_state_dict(self, source: str, **options: Any) -> dict[str, Tensor]:
-        from diffusers.loaders import CogVideoXLoraLoaderMixin
-
-        return CogVideoXLoraLoaderMixin.lora_state_dict(source, **options)
 
     def transformer(
         self, network: nn.Module, attention: str = "sdpa", compiled: bool = False

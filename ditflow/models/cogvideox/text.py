@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from ditflow.errors import shown
+from ditflow.errors import DitflowError, SettingsError, shown
 from ditflow.models.protocols import Weights
 
 logger = logging.getLogger(__name__)
@@ -39,8 +40,17 @@ class T5TextEncoder:
 def tokenise(tokenizer: T5Tokenizer, prompts: Sequence[str], length: int) -> Tensor:
     """Token ids [prompts, length], padded as in the transformer's training.
 
-    A prompt that is too long is cut, with a warning that shows the part left out.
+    A prompt that is too long is cut, with a warning that shows the part left out. Unknown words are named in
+    a warning. Raises SettingsError if a prompt has no other words, DitflowError if the tokenizer has no
+    vocabulary.
     """
+    # without its file, transformers makes a tokenizer of special tokens and a space
+    if all(piece.startswith("<") or len(piece) == 1 for piece in tokenizer.get_vocab()):
+        raise DitflowError(
+            "tokenizer/ has no vocabulary (spiece.model or tokenizer.json): give a complete model"
+        )
+    for prompt in prompts:
+        _check_known(tokenizer, prompt)
     for prompt in prompts:
         whole = tokenizer(prompt).input_ids
         if len(whole) > length:
@@ -52,9 +62,28 @@ def tokenise(tokenizer: T5Tokenizer, prompts: Sequence[str], length: int) -> Ten
     return tokenizer(list(prompts), **options).input_ids
 
 
+def _check_known(tokenizer: T5Tokenizer, prompt: str) -> None:
+    """All unknown text becomes the same token, so the model could not tell one such prompt from another."""
+    found = tokenizer(prompt, return_offsets_mapping=True)
+    spans = [(token, range(*span)) for token, span in zip(found.input_ids, found.offset_mapping, strict=True)]
+    lost = {place for token, span in spans if token == tokenizer.unk_token_id for place in span}
+    kept = {place for token, span in spans if token != tokenizer.unk_token_id for place in span} - lost
+    words = [match for match in re.finditer(r"\S+", prompt) if lost.intersection(range(*match.span()))]
+    if not words:
+        return
+    unknown = shown(" ".join(dict.fromkeys(match.group() for match in words)), QUOTED)
+    if not any(prompt[place].isalnum() for place in kept):
+        raise SettingsError(
+            f"the model's text encoder knows none of the prompt's words, {unknown}: write it in English"
+        )
+    logger.warning("unknown to the model's text encoder, and left out: %s; use other words", unknown)
+
+
 def empty_t5(config: Mapping[str, Any], dtype: torch.dtype) -> T5EncoderModel:
     """An encoder with uninitialised weights, in the precisions in which transformers loads them."""
-    encoder = T5EncoderModel(T5Config(**config))
+    # as in loading, no attention implementation of the config's own: it could be downloaded and run
+    known = {key: value for key, value in config.items() if "attn_implementation" not in key}
+    encoder = T5EncoderModel(T5Config(**known, attn_implementation="sdpa"))
     if dtype == torch.float16:
         for name, layer in encoder.named_modules():
             if name.endswith(".wo"):  # transformers loads this layer in float32, as float16 overflows

@@ -1,0 +1,221 @@
+"""Reads a LoRA file: which layer each tensor belongs to, and how strongly it changes that layer.
+
+Accepted are the layouts of diffusers, old and new, of peft, kohya and VideoX-Fun. Every tensor must be used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ditflow.errors import DitflowError
+from ditflow.models.schema import Flag, ListOf, MapOf, Number, OneOf, OrNull, Schema, Text, Whole
+from ditflow.models.tensors import FLOATS, counted
+from ditflow.models.trust import Header, read_headers, read_json
+
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as peft saves a LoRA
+PREFIXES = (  # of a layer's name; several may follow each other
+    "base_model.model.",
+    "diffusion_model.",
+    "transformer.",
+    "model.",
+    "module.",
+    "lora_unet_",
+    "lora_transformer_",
+    "_",
+)
+ROLES = {  # the end of a tensor's name; `.default` and the like are names of an adapter
+    "lora_A": re.compile(r"\.(lora_A|lora_down|lora_linear_layer\.down)(\.(?!bias$)[\w-]+)?(\.weight)?$"),
+    "lora_B": re.compile(r"\.(lora_B|lora_up|lora_linear_layer\.up)(\.(?!bias$)[\w-]+)?(\.weight)?$"),
+    "alpha": re.compile(r"\.(lora_)?alpha$"),
+}
+RANK, ALPHA, LAYER = Whole(1, 1 << 16), Number(-1e6, 1e6), r"\^?[\w.-]+"
+SETTINGS = Schema(  # of peft's LoraConfig
+    {
+        "r": RANK,
+        "lora_alpha": ALPHA,
+        "rank_pattern": OrNull(MapOf(RANK, LAYER)),
+        "alpha_pattern": OrNull(MapOf(ALPHA, LAYER)),
+        "use_rslora": OrNull(Flag()),
+    }
+)
+ONLY = Schema(  # settings with which up @ down is the whole change of a weight
+    {
+        "use_dora": OneOf((None, False)),
+        "peft_type": OneOf((None, "LORA")),
+        "init_lora_weights": OneOf((None, True, False, "gaussian", "orthogonal", "eva")),
+    }
+)
+LAYERS = ListOf(Text(), 1, 10_000)
+
+
+class Change(NamedTuple):
+    """The change of a layer's weight: factor * up @ down."""
+
+    layer: str
+    up: Tensor  # [outputs, rank] float32
+    down: Tensor  # [rank, inputs] float32
+    factor: float
+
+
+def read_changes(path: Path, network: nn.Module) -> Iterator[Change]:
+    """The changes that a LoRA file makes to a network, which may be on the meta device.
+
+    Raises DitflowError if the file has a tensor or a setting that cannot be used, lacks one, or holds NaN.
+    """
+    try:
+        headers, settings = read_headers(path), _settings(path)
+    except (OSError, ValueError) as error:
+        raise DitflowError(f"--lora {path} is damaged ({error}): download it again") from None
+    SETTINGS.check(path, settings)
+    shapes = {
+        name: tuple(module.weight.shape)
+        for name, module in network.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d))
+    }
+    found, unused = _by_layer(headers, shapes)
+    problems = {"unused": unused, **_problems(found, headers, shapes, settings)}
+    if any(problems.values()):
+        raise DitflowError(
+            f"--lora {path} does not fit this model ({counted(problems)}): give a LoRA for this model"
+        )
+    ONLY.check(path, settings)
+    with safe_open(path, "pt") as file:
+        for layer, names in found.items():
+            tensors = {role: file.get_tensor(name).float() for role, name in names.items()}
+            for role, tensor in tensors.items():
+                if not tensor.isfinite().all():
+                    raise DitflowError(
+                        f"--lora {path} holds NaN or infinity in {names[role]}: download it again"
+                    )
+            up, down = tensors["lora_B"].flatten(1), tensors["lora_A"].flatten(1)
+            alpha = tensors["alpha"].item() if "alpha" in tensors else _alpha(layer, len(down), settings)
+            if not alpha:
+                raise DitflowError(f"--lora {path}: the alpha of {layer} is 0, so it would change nothing")
+            root = math.sqrt if settings.get("use_rslora") else float
+            yield Change(layer, up, down, alpha / root(len(down)))
+
+
+def _by_layer(
+    headers: Mapping[str, Header], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """The names of each layer's tensors by role, and the names that cannot be placed."""
+    from diffusers.utils import convert_unet_state_dict_to_peft
+
+    known = {name.replace(".", "_"): name for name in shapes} | {name: name for name in shapes}
+    found: dict[str, dict[str, str]] = {}
+    unused = []
+    for name in headers:
+        (converted,) = convert_unet_state_dict_to_peft({name: None})
+        role, place = _role(converted.replace("_orig_mod.", ""))
+        layer = _known(place, known)
+        if layer is None or role in found.get(layer, ()):
+            unused.append(name)
+        else:
+            found.setdefault(layer, {})[role] = name
+    return found, unused
+
+
+def _role(name: str) -> tuple[str, str]:
+    """A tensor's role and its layer's name; empty for what is no tensor of a LoRA."""
+    for role, pattern in ROLES.items():
+        if match := pattern.search(name):
+            return role, name[: match.start()]
+    return "", ""
+
+
+def _known(name: str, known: Mapping[str, str]) -> str | None:
+    """The network's name of a layer; None if it has no such layer."""
+    while name not in known:
+        prefix = next(filter(name.startswith, PREFIXES), None)
+        if prefix is None:
+            return None
+        name = name.removeprefix(prefix)
+    return known[name]
+
+
+def _problems(
+    found: Mapping[str, Mapping[str, str]],
+    headers: Mapping[str, Header],
+    shapes: Mapping[str, tuple[int, ...]],
+    settings: Mapping[str, Any],
+) -> dict[str, list[str]]:
+    """What is missing and what does not fit."""
+    targets = settings.get("target_modules")
+    whole = LAYERS.accepts(targets) and not any(
+        settings.get(key) for key in ("exclude_modules", "layers_to_transform", "layers_pattern")
+    )
+    wanted = [layer for layer in shapes if whole and any(_is_named(layer, target) for target in targets)]
+    missing = [f"{layer}.lora_A" for layer in wanted if layer not in found]
+    wrong = []
+    for layer, names in found.items():
+        absent = [f"{layer}.{role}" for role in ("lora_A", "lora_B") if role not in names]
+        missing += absent
+        if absent:
+            continue
+        down, up = headers[names["lora_A"]], headers[names["lora_B"]]
+        rank, (outputs, *inputs) = down.shape[0] if down.shape else 0, shapes[layer]
+        stated = _matching(settings.get("rank_pattern"), layer) or settings.get("r") or rank
+        if rank != stated:
+            wrong.append(f"{names['lora_A']} has rank {rank}, its settings say {stated}")
+        if _full(down.shape, 1 + len(inputs)) != (rank, *inputs) or not rank:
+            wrong.append(f"{names['lora_A']} is {list(down.shape)}, expected {[rank, *inputs]}")
+        if _full(up.shape, 1 + len(inputs)) != (outputs, rank, *[1] * (len(inputs) - 1)):
+            wrong.append(f"{names['lora_B']} is {list(up.shape)}, expected {[outputs, rank]}")
+        if "alpha" in names and math.prod(headers[names["alpha"]].shape) != 1:
+            wrong.append(f"{names['alpha']} is {list(headers[names['alpha']].shape)}, expected one number")
+        wrong += [
+            f"{name} is {headers[name].kind}"
+            for role, name in names.items()
+            if role != "alpha" and headers[name].kind not in FLOATS
+        ]
+    return {"missing": missing, "unfit": wrong}
+
+
+def _full(shape: tuple[int, ...], least: int) -> tuple[int, ...]:
+    """A shape with ones added at its end, or left out there, down to `least` dimensions."""
+    while len(shape) > least and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape + (1,) * (least - len(shape))
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """The LoraConfig of a file: beside it as peft writes it, or in its header as trainers and diffusers do.
+
+    Raises ValueError if it cannot be read.
+    """
+    if path.name == PEFT_FILE and path.with_name(PEFT_CONFIG).exists():
+        return read_json(path.with_name(PEFT_CONFIG))
+    with safe_open(path, "pt") as file:
+        header = file.metadata() or {}
+    for key in ("lora_adapter_metadata", "lora_config"):
+        if key in header:
+            found = json.loads(header[key])
+            if not isinstance(found, dict):
+                raise ValueError(f"{key} is not a mapping of names to values")
+            plain = {name.removeprefix("transformer."): value for name, value in found.items()}
+            return {name: value for name, value in plain.items() if "." not in name}
+    names = {"r": "r", "rank": "r", "lora_alpha": "lora_alpha", "alpha": "lora_alpha"}
+    return {names[key]: json.loads(value) for key, value in header.items() if key in names}
+
+
+def _alpha(layer: str, rank: int, settings: Mapping[str, Any]) -> float:
+    given = _matching(settings.get("alpha_pattern"), layer)
+    return next(alpha for alpha in (given, settings.get("lora_alpha"), rank) if alpha is not None)
+
+
+def _matching(patterns: Mapping[str, Any] | None, layer: str) -> Any:
+    """The value of the first pattern that names a layer, as peft understands them."""
+    return next((value for name, value in (patterns or {}).items() if _is_named(layer, name)), None)
+
+
+def _is_named(layer: str, name: str) -> bool:
+    whole = name.removeprefix("^")
+    return layer == whole or (whole == name and layer.endswith(f".{name}"))
