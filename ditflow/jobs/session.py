@@ -68,6 +68,7 @@ class Job:
             frames=settings.frames,
             start=settings.start,
             stride=settings.stride,
+            fps=settings.clip_rate,
             size=settings.size,
             fit=settings.fit,
             default_rate=family.frame_rate if family else None,

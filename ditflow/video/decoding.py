@@ -1,5 +1,6 @@
 """Decode chosen frames of a video file: by decord where it gives the same frames as PyAV, else by PyAV."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fractions import Fraction
@@ -12,6 +13,7 @@ from PIL import Image
 from ditflow.errors import DitflowError
 from ditflow.video.timeline import Timeline, open_video, read_timeline
 
+logger = logging.getLogger(__name__)
 ToArray = Callable[[Image.Image], np.ndarray]
 
 NARROWEST = 64  # pixels; decord reads narrower videos wrong
@@ -27,24 +29,29 @@ UPRIGHT = {
 }
 
 
-def read_video(source: Path, wanted: range, to_array: ToArray) -> tuple[list[np.ndarray], int, Fraction]:
+def read_video(
+    source: Path, wanted: range, to_array: ToArray, fps: Fraction | None = None
+) -> tuple[list[np.ndarray], int, Fraction | None]:
     """Return the wanted frames through `to_array`, the number of readable frames, and the frame rate.
 
-    Returns no frames if any of them cannot be read. Raises DitflowError if the file is not a video.
+    Frames count at the rate `fps`, or at the video's mean rate. Returns no frames if any of them cannot be
+    read. Raises DitflowError if the file is not a video.
     """
-    timeline = read_timeline(source, wanted[-1])
-    if timeline.count <= wanted[-1]:
-        return [], timeline.count, timeline.frame_rate
-    frames = _by_decord(source, timeline, wanted, to_array)
-    if frames is None:
-        found = _by_pyav(source, timeline, wanted, to_array)
-        for index in wanted:
-            if index not in found:
-                return [], index, timeline.frame_rate
-        frames = [found[index] for index in wanted]
-    if len({frame.shape for frame in frames}) > 1:
+    timeline = read_timeline(source, wanted[-1], fps)
+    clip = timeline.resampling
+    if clip.count <= wanted[-1]:
+        return [], clip.count, clip.rate
+    shown = [clip.shown_at(index) for index in wanted]
+    needed = sorted(set(shown))
+    found = _by_decord(source, timeline, needed, to_array) or _by_pyav(source, timeline, needed, to_array)
+    for index, frame in zip(wanted, shown, strict=True):
+        if frame not in found:
+            return [], index, clip.rate
+    if len({frame.shape for frame in found.values()}) > 1:
         raise DitflowError(f"{source} has frames of different sizes: give a size")
-    return frames, timeline.count, timeline.frame_rate
+    if clip.note:
+        logger.warning("%s has a %s", source, clip.note)
+    return [found[frame] for frame in shown], clip.count, clip.rate
 
 
 def decoded_frames(source: Path, key: int | None = None, threads: str = "SLICE") -> Iterator[av.VideoFrame]:
@@ -58,27 +65,27 @@ def decoded_frames(source: Path, key: int | None = None, threads: str = "SLICE")
                 yield from packet.decode()
 
 
-def _by_pyav(source: Path, timeline: Timeline, wanted: range, to_array: ToArray) -> dict[int, np.ndarray]:
-    """The wanted frames that can be read, by index."""
-    key = timeline.key_before(wanted[0])
-    found = _pick(decoded_frames(source, key, threads="AUTO"), timeline, wanted, to_array)
-    if len(found) < len(wanted):
+def _by_pyav(source: Path, timeline: Timeline, needed: list[int], to_array: ToArray) -> dict[int, np.ndarray]:
+    """The frames needed that can be read, by index."""
+    key = timeline.key_before(needed[0])
+    found = _pick(decoded_frames(source, key, threads="AUTO"), timeline, needed, to_array)
+    if len(found) < len(needed):
         # the key frame may be marked wrongly, and frame threads lose intact frames around a damaged packet
-        found = _pick(decoded_frames(source), timeline, wanted, to_array)
+        found = _pick(decoded_frames(source), timeline, needed, to_array)
     return found
 
 
 def _pick(
-    frames: Iterator[av.VideoFrame], timeline: Timeline, wanted: range, to_array: ToArray
+    frames: Iterator[av.VideoFrame], timeline: Timeline, needed: list[int], to_array: ToArray
 ) -> dict[int, np.ndarray]:
-    """The wanted ones of these frames, by index."""
+    """The ones needed of these frames, by index."""
     index_at = None if timeline.stamps is None else {stamp: i for i, stamp in enumerate(timeline.stamps)}
     found = {}
     for order, frame in enumerate(frames):
         index = order if index_at is None else index_at.get(frame.pts, -1)
-        if index in wanted:
+        if index in needed:
             found[index] = to_array(_upright(frame))
-        if index >= wanted[-1]:
+        if index >= needed[-1]:
             break
     return found
 
@@ -98,25 +105,27 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
     return tuple(round(value / 65536) for value in (a, b, c, d))
 
 
-def _by_decord(source: Path, timeline: Timeline, wanted: range, to_array: ToArray) -> list[np.ndarray] | None:
-    """The wanted frames, or None if decord is missing, fails, or would give other frames than PyAV."""
+def _by_decord(
+    source: Path, timeline: Timeline, needed: list[int], to_array: ToArray
+) -> dict[int, np.ndarray] | None:
+    """The frames needed, or None if decord is missing, fails, or would give other frames than PyAV."""
     try:
         import decord  # no wheel on some platforms
     except (ImportError, OSError):
         return None
     # decord seeks to wrong frames in open groups of pictures and with intra refresh: only read from the start
-    if not timeline.whole or timeline.key_before(wanted[0]) is not None or not _is_plain(source):
+    if not timeline.whole or timeline.key_before(needed[0]) is not None or not _is_plain(source):
         return None
     try:
         decord.logging.set_level(decord.logging.QUIET)  # PyAV takes over, and reports errors
         # by default it silently repeats the last good frame in place of frames it cannot decode
         reader = decord.VideoReader(str(source), ctx=decord.cpu(0), fault_tol=1e-4)
-        frames = []
-        for index in range(wanted[-1] + 1):
+        found = {}
+        for index in range(needed[-1] + 1):
             picture = reader.next()
-            if index in wanted:
-                frames.append(to_array(Image.fromarray(picture.asnumpy())))
-        return frames
+            if index in needed:
+                found[index] = to_array(Image.fromarray(picture.asnumpy()))
+        return found
     except Exception:  # decord raises many types
         return None
 

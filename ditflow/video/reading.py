@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ditflow.errors import DitflowError, SettingsError
-from ditflow.limits import CLIP_BYTES, PICTURE_PIXELS, SOURCE_FRAMES
+from ditflow.limits import CLIP_BYTES, FASTEST, PICTURE_PIXELS, SLOWEST, SOURCE_FRAMES
 from ditflow.video.clip import Clip
 from ditflow.video.deadline import in_time
 from ditflow.video.decoding import ToArray, read_video
@@ -16,15 +16,15 @@ from ditflow.video.fitting import FITS, fitted
 from ditflow.video.folders import image_paths, read_images, warn_of_gaps
 
 DEFAULT_RATE = 8  # frames a second of a source that does not tell
-SLOWEST, FASTEST = Fraction(1, 100), Fraction(1000)  # frames a second that every format can store
 
 
 def read_clip(
     source: str | Path,
     *,
     frames: int,
-    start: int = 0,  # index of the first frame, in the source's frames
+    start: int = 0,  # index of the first frame, in the source's frames after resampling
     stride: int = 1,  # source frames from one to the next
+    fps: Fraction | None = None,  # frames a second to resample to; None: the source's own mean
     size: tuple[int, int] | None,  # (width, height) in pixels; None keeps the source's
     fit: str = "crop",  # "crop" fills the size and cuts, "pad" adds black bars, "stretch" distorts
     default_rate: int | None = None,  # of a source that does not tell its own, frames a second
@@ -32,7 +32,9 @@ def read_clip(
 ) -> Clip:
     """Read source frames start, start + stride, ... as upright RGB, transparent parts on black.
 
-    The clip's frame rate is the source's (or the default) over the stride, so motion keeps its speed.
+    Frames of variable rate, and of a rate other than `fps`, are resampled by their time stamps first. Images
+    in a folder have the rate `fps`. The clip's frame rate is the source's (or the default) over the stride,
+    so motion keeps its speed.
     Raises DitflowError if the source cannot be read or is too short, SettingsError for values out of range.
     """
     source = Path(source)
@@ -60,7 +62,7 @@ def read_clip(
         return fitted(image, size, fit)
 
     read = _read_folder if source.is_dir() else read_video
-    pictures, available, frame_rate = in_time(partial(read, source, wanted, to_array), source)
+    pictures, available, frame_rate = in_time(partial(read, source, wanted, to_array, fps), source)
     if not pictures:
         raise DitflowError(f"{source}: {_too_short(available, wanted, least_frames)}")
     frame_rate = frame_rate or Fraction(default_rate or DEFAULT_RATE)
@@ -74,13 +76,15 @@ def check_source(source: Path) -> None:
         raise DitflowError(f"{source} {reason}: give a video file or a folder of images")
 
 
-def _read_folder(source: Path, wanted: range, to_array: ToArray) -> tuple[list[np.ndarray], int, None]:
+def _read_folder(
+    source: Path, wanted: range, to_array: ToArray, fps: Fraction | None
+) -> tuple[list[np.ndarray], int, Fraction | None]:
     paths = image_paths(source)
     if len(paths) <= wanted[-1]:
-        return [], len(paths), None
+        return [], len(paths), fps
     used = [paths[index] for index in wanted]
     warn_of_gaps(used)
-    return read_images(used, to_array), len(paths), None
+    return read_images(used, to_array), len(paths), fps
 
 
 def _too_short(available: int, wanted: range, least: int) -> str:

@@ -79,7 +79,7 @@ def test_refused(name, make, parts, small_folder, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("name", "make", "warning"),
     [
-        case("a variable frame rate", "a.mp4", sources.uneven, ""),
+        case("a variable frame rate", "a.mp4", sources.uneven, "a.mp4 has a variable frame rate"),
         case("a video with a rotation flag", "a.mp4", sources.turned, ""),
         case("a video of odd width and height", "a.mkv", of_kind("ffv1", "yuv444p", 63, 47), ""),
         case("a video twenty times as wide as high", "a.mkv", of_kind("ffv1", "yuv444p", 320, 16), ""),
