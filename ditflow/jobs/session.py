@@ -74,6 +74,8 @@ class Job:
             default_rate=family.frame_rate if family else None,
             least_frames=family.least_frames if family else 1,
         )
+        if clip.few_levels:
+            logger.warning("%s: %s, so its motion is hardly seen", settings.video, clip.few_levels)
         optimises = settings.optimises and kind != "flow"
         settings, folder, saved = check_run(settings, device, optimises)
         memory = _plan_memory(settings, folder, reads_only=kind == "flow")

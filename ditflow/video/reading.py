@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ditflow.errors import DitflowError, SettingsError
+from ditflow.files import regular_file
 from ditflow.limits import CLIP_BYTES, FASTEST, PICTURE_PIXELS, SLOWEST, SOURCE_FRAMES
 from ditflow.video.clip import Clip
 from ditflow.video.deadline import in_time
@@ -70,10 +71,13 @@ def read_clip(
 
 
 def check_source(source: Path) -> None:
-    """Raise DitflowError unless the source is a file or a folder: a device or a pipe may never end."""
-    if not source.is_file() and not source.is_dir():
-        reason = "is not a file or folder" if source.exists() else "does not exist"
-        raise DitflowError(f"{source} {reason}: give a video file or a folder of images")
+    """Raise DitflowError unless the source is a regular file or a folder: others may never end."""
+    try:
+        if not source.is_dir():
+            regular_file(source)
+    except OSError as error:
+        reason = "does not exist" if not source.exists() else f"cannot be opened ({error.strerror})"
+        raise DitflowError(f"{source} {reason}: give a video file or a folder of images") from None
 
 
 def _read_folder(

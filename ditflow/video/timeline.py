@@ -12,6 +12,7 @@ from typing import NamedTuple
 import av
 
 from ditflow.errors import DitflowError
+from ditflow.files import regular_file
 from ditflow.limits import PICTURE_PIXELS, SOURCE_FRAMES
 from ditflow.video.resampling import Resampling, resampled
 
@@ -50,7 +51,8 @@ class Timeline:
 def open_video(source: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """Open a file and its main video stream. Raises DitflowError if there is no video to read."""
     try:
-        container = av.open(str(source), metadata_errors="replace", options=SELF_CONTAINED | MOST_PIXELS)
+        options = SELF_CONTAINED | MOST_PIXELS
+        container = av.open(str(regular_file(source)), metadata_errors="replace", options=options)
     except (av.FFmpegError, OSError) as error:
         raise DitflowError(
             f"{source} cannot be read as a video ({error.strerror}): give mp4, mov, mkv, webm, avi, gif"

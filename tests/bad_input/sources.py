@@ -166,6 +166,19 @@ def gap(path: Path) -> None:
     (path / "frame04.png").unlink()
 
 
+def dim(path: Path) -> None:
+    """Hardly any contrast."""
+    for index, image in enumerate(sorted(path.iterdir())):
+        Image.fromarray(made_frame(index) // 20).save(image)
+
+
+def floats(path: Path) -> None:
+    """Floats of 0 to 1 in place of bytes."""
+    for index, image in enumerate(sorted(path.iterdir())):
+        Image.fromarray(made_frame(index)[..., 0].astype(np.float32) / 255).save(image.with_suffix(".tif"))
+        image.unlink()
+
+
 def second_size(path: Path) -> None:
     Image.fromarray(made_frame(5, 30, 90)).save(path / "frame05.png")
 
@@ -194,3 +207,18 @@ def postscript(path: Path) -> None:
 
 def pipe(path: Path) -> None:
     os.mkfifo(path)
+
+
+def pipe_inside(path: Path) -> None:
+    (path / "frame03.png").unlink()
+    os.mkfifo(path / "frame03.png")
+
+
+def link_to(target: str):
+    """A link in place of an image."""
+
+    def change(path: Path) -> None:
+        (path / "frame03.png").unlink()
+        (path / "frame03.png").symlink_to(target)
+
+    return change
