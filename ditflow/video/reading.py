@@ -65,7 +65,7 @@ def read_clip(
     read = _read_folder if source.is_dir() else read_video
     pictures, available, frame_rate = in_time(partial(read, source, wanted, to_array, fps), source)
     if not pictures:
-        raise DitflowError(f"{source}: {_too_short(available, wanted, least_frames)}")
+        raise DitflowError(f"{source}: {_too_short(available, wanted, least_frames, fps)}")
     frame_rate = frame_rate or Fraction(default_rate or DEFAULT_RATE)
     return Clip(np.stack(pictures), min(max(frame_rate / stride, SLOWEST), FASTEST))
 
@@ -91,25 +91,35 @@ def _read_folder(
     return read_images(used, to_array), len(paths), fps
 
 
-def _too_short(available: int, wanted: range, least: int) -> str:
+def _too_short(available: int, wanted: range, least: int, fps: Fraction | None) -> str:
     """What to change if only the first `available` frames can be read."""
     if available == 0:
         reason = f"it is damaged, or has more than {PICTURE_PIXELS} pixels"
         return f"none of its frames can be read: {reason}; give another video"
+    at_fps = f" at {float(fps):g} frames a second" if fps else ""
     if available < least:
-        return f"only {available} frames can be read, and a run needs at least {least}: give a longer video"
+        remedy = "a longer video or a higher --fps" if fps else "a longer video"
+        return f"only {available} frames can be read{at_fps}, and a run needs at least {least}: give {remedy}"
     start, stride, frames = wanted.start, wanted.step, len(wanted)
+    remedies = " or ".join(_remedies(available, start, stride, frames, least))
+    return (
+        f"only {available} frames can be read{at_fps}, but {frames} frames from frame {start} with stride "
+        f"{stride} need {wanted[-1] + 1}: use {remedies}"
+    )
+
+
+def _remedies(available: int, start: int, stride: int, frames: int, least: int) -> list[str]:
+    """Options with which at least `least` of the available frames can be read."""
     after = available - 1 - start  # readable frames after the first wanted one
     remedies = []
-    if after >= 0:
-        remedies.append(f"--frames {after // stride + 1}")
+    if after >= 0 and (fewer := after // stride + 1) >= least:
+        remedies.append(f"--frames {fewer}")
     if frames > 1 and after >= frames - 1:
         remedies.append(f"--stride {after // (frames - 1)}")
-    if (latest := available - 1 - (wanted[-1] - start)) >= 0:
+    if (latest := available - 1 - (frames - 1) * stride) >= 0:
         remedies.append(f"--start {latest}")
-    if not remedies:
-        remedies.append(f"--start 0 --frames {(available - 1) // stride + 1}")
-    return (
-        f"only {available} frames can be read, but {frames} frames from frame {start} with stride {stride}"
-        f" need {wanted[-1] + 1}: use {' or '.join(remedies)}"
-    )
+    if not remedies and (fewer := (available - 1) // stride + 1) >= least:
+        remedies.append(f"--start 0 --frames {fewer}")
+    if not remedies:  # then at least two are needed
+        remedies.append(f"--start 0 --stride {(available - 1) // (least - 1)} --frames {least}")
+    return remedies

@@ -39,7 +39,7 @@ def resampled(
         return Resampling(own, count, range(count))
     rate = fps or mean
     slots = [_slot(times, index, rate) for index in range(count)]
-    total = max(floor(duration * rate + Fraction(1, 2)), slots[-1] + 1)
+    total = max(floor(duration * rate + Fraction(1, 2)), 1)
     return Resampling(rate, total, slots, "" if own else _variable(times, rate))
 
 

@@ -133,6 +133,13 @@ def test_read(name, make, warning, small_folder, tmp_path, capfd):
     assert len({frame.tobytes() for frame in clip.frames}) > 1 and np.ptp(clip.frames[0]) > 50
 
 
+@pytest.mark.fault("a stride that is too wide for the video")
+def test_advice_is_accepted(small_folder, tmp_path, capfd):
+    words = transfer_words(small_folder, sources.front(tmp_path / "a.mp4"))
+    assert_refused(capfd, [*words, "--stride", "20"], 1, "only 40 frames", "need 161: use --stride 4\n")
+    assert_begins(capfd, [*words, "--stride", "4"])
+
+
 @pytest.mark.fault("images of hardly any contrast")
 def test_few_levels_are_named(small_folder, tmp_path, capfd):
     folder(sources.dim)(tmp_path / "a")
