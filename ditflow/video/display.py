@@ -73,6 +73,8 @@ def display_of(source: Path, stream: av.VideoStream, frame: av.VideoFrame) -> Di
     if is_yuv and frame.colorspace == UNSPECIFIED and (is_wide or is_hd):
         matrix = BT2020 if is_wide else BT709
     aspect = stream.sample_aspect_ratio or Fraction(1)
+    if aspect < 0:
+        aspect = Fraction(1)
     stored = frame.width, frame.height
     shown = shown_size(stored, aspect)
     if shown[0] * shown[1] > PICTURE_PIXELS:

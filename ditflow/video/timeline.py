@@ -106,7 +106,7 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
                 continue
             # an edit list hides frames, and VP8 has reference frames that are never shown
             is_shown = not (packet.is_discard or hides and not bytes(packet)[0] & VP8_SHOWN)
-            yield Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, is_shown)
+            yield Packet(packet.pts, packet.dts, max(packet.duration or 0, 0), packet.is_keyframe, is_shown)
 
 
 def _part(packets: Iterator[Packet], frames: int) -> Iterator[Packet]:
