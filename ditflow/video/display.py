@@ -15,6 +15,7 @@ from ditflow.video.tone import to_bt709
 
 # numbers of ITU-T H.273
 BT709, UNSPECIFIED, BT2020 = 1, 2, 9
+MATRICES = (1, 2, 3, 4, 5, 6, 7, 9, 10)  # that FFmpeg converts from, or takes for BT.601
 TRANSFERS = {16: "PQ", 18: "HLG"}
 # players take larger video for BT.709 and smaller video for BT.601 if it does not say
 SD_WIDTH, SD_HEIGHT = 1279, 576
@@ -63,12 +64,17 @@ class Display:
 
 
 def display_of(source: Path, stream: av.VideoStream, frame: av.VideoFrame) -> Display:
-    """How the stream's frames are shown, from its first frame. Raises DitflowError if they are too large."""
+    """How the stream's frames are shown, from its first frame. Raises DitflowError if they cannot be."""
     context = stream.codec_context
     transfer = TRANSFERS.get(context.color_trc, "SDR")
     is_wide = transfer != "SDR" or context.color_primaries == BT2020
     is_yuv = frame.format.name.startswith(("yuv", "nv", "p0"))
     is_hd = frame.width > SD_WIDTH or frame.height > SD_HEIGHT
+    if is_yuv and frame.colorspace not in MATRICES:
+        raise DitflowError(
+            f"{source} has colours in matrix {int(frame.colorspace)} of H.273, which cannot be read: "
+            "convert it to BT.709"
+        )
     matrix = None
     if is_yuv and frame.colorspace == UNSPECIFIED and (is_wide or is_hd):
         matrix = BT2020 if is_wide else BT709

@@ -1,5 +1,6 @@
 """Images of more than 8 bits: which levels are black and white, by the range that a clip's images use."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -12,6 +13,7 @@ WHITES = (255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits
 HIGHLIGHTS = 4  # float levels up to here have their white at 1
 OVERSHOOT = 0.05  # of white; levels that far below 0 are left by resizing
 ORIENTATION = 0x0112  # EXIF tag
+COLOURS = ("RGB;16", "RGBA;16", "LA;16")  # Pillow's layouts of deep colour images
 DECODERS = {"PNG": "png", "TIFF": "tiff"}
 
 
@@ -65,7 +67,8 @@ class Levels:
 def is_deep(image: Image.Image) -> bool:
     """Whether an opened image has more than 8 bits in a channel, by its header."""
     layout = image.tile[0][3] if image.tile else ""
-    return image.mode[0] in "IF" or ";16" in str(layout)
+    layout = layout if isinstance(layout, str) else str(layout[0])
+    return image.mode[0] in "IF" or layout.startswith(COLOURS)
 
 
 def deep_pixels(path: Path, image: Image.Image) -> np.ndarray:  # [height, width] grey, or [height, width, 4]
@@ -73,12 +76,9 @@ def deep_pixels(path: Path, image: Image.Image) -> np.ndarray:  # [height, width
     if image.mode[0] not in "IF" and image.format in DECODERS:
         decoder = av.CodecContext.create(DECODERS[image.format], "r")
         decoder.options = MOST_PIXELS
-        try:
-            packet = av.Packet(path.read_bytes())
-            frame = [*decoder.decode(packet), *decoder.decode(None)][0]
+        with suppress(av.FFmpegError, IndexError):  # a compression that only Pillow knows
+            frame = [*decoder.decode(av.Packet(path.read_bytes())), *decoder.decode(None)][0]
             return frame.reformat(format="rgba64le").to_ndarray()
-        except (av.FFmpegError, IndexError):  # a kind that only Pillow knows
-            pass
     return np.asarray(image)
 
 

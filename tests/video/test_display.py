@@ -170,6 +170,15 @@ def test_matrix_that_is_not_named_follows_from_the_size(tmp_path, size, name, fu
     assert np.abs(centre(read_clip(source, frames=1, size=None)) - BLUE).max() <= 3
 
 
+@pytest.mark.fault("a video in YCgCo or ICtCp")
+@pytest.mark.parametrize("number", [8, 14])
+def test_a_matrix_that_cannot_be_converted_is_refused(tmp_path, number):
+    frames = [flat(BLUE, 0.2126, 0.0722, full=False, size=(96, 64))]
+    source = written(tmp_path / "a.mkv", frames, colorspace=number)
+    with pytest.raises(DitflowError, match=f"colours in matrix {number} of H.273, .*: convert it to BT.709"):
+        read_clip(source, frames=1, size=None)
+
+
 # colours of HDR: from the light that a screen shows to the signal, by the formulas of BT.2100
 
 BT709_TO_BT2020 = np.array(
