@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ditflow.errors import DitflowError
-from ditflow.limits import PICTURE_PIXELS
+from ditflow.limits import PICTURE_PIXELS, SOURCE_FRAMES
 from ditflow.video.interlacing import INTERLACED
 from ditflow.video.tone import to_bt709
 
@@ -100,6 +100,7 @@ def display_of(source: Path, stream: av.VideoStream, frame: av.VideoFrame) -> Di
         frame.format.name in ("yuv420p", "yuvj420p")
         and frame.width % 2 == frame.height % 2 == 0
         and frame.width >= NARROWEST
+        and stream.frames <= SOURCE_FRAMES  # decord allocates as many as the header claims
         and _display_matrix(frame) in (None, (1, 0, 0, 1))
         and not (notes or matrix or frame.interlaced_frame or field_order in INTERLACED)
     )

@@ -126,6 +126,14 @@ def ten_million_frames(path: Path) -> None:
     path.write_bytes(whole)
 
 
+def two_billion_times(path: Path) -> None:
+    """A video of 40 frames whose table of times claims two billion."""
+    whole = bytearray(made_video(path, options={"bf": "0"}).read_bytes())
+    times = whole.index(b"stts")
+    whole[times + 12 : times + 16] = struct.pack(">I", 2_000_000_000)
+    path.write_bytes(whole)
+
+
 def uneven(path: Path) -> None:
     """A variable frame rate: each frame is shown longer than the one before."""
     with av.open(str(path), "w") as container:

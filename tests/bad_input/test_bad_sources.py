@@ -104,6 +104,7 @@ def test_endless_sources_are_not_opened(source, reason, small_folder, capfd):
     ("name", "make", "warning"),
     [
         case("a variable frame rate", "a.mp4", sources.uneven, "a.mp4 has a variable frame rate"),
+        case("a video that claims two billion times", "a.mp4", sources.two_billion_times, ""),
         case("a video with a rotation flag", "a.mp4", sources.turned, ""),
         case("a video of odd width and height", "a.mkv", of_kind("ffv1", "yuv444p", 63, 47), ""),
         case("a video twenty times as wide as high", "a.mkv", of_kind("ffv1", "yuv444p", 320, 16), ""),
