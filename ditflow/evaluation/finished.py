@@ -82,5 +82,7 @@ def _is_record(record: Any) -> bool:
 def whole_clip(source: Path) -> video.Clip:
     """Read all frames of a video or an image folder. Raises DitflowError if it cannot be read."""
     check_source(source)
-    count = len(image_paths(source)) if source.is_dir() else read_timeline(source, SOURCE_FRAMES).count
+    count = (
+        len(image_paths(source)) if source.is_dir() else read_timeline(source, SOURCE_FRAMES).resampling.count
+    )
     return video.read_clip(source, frames=max(1, count), size=None)

@@ -68,11 +68,14 @@ class Job:
             frames=settings.frames,
             start=settings.start,
             stride=settings.stride,
+            fps=settings.clip_rate,
             size=settings.size,
             fit=settings.fit,
             default_rate=family.frame_rate if family else None,
             least_frames=family.least_frames if family else 1,
         )
+        if clip.few_levels:
+            logger.warning("%s: %s, so its motion is hardly seen", settings.video, clip.few_levels)
         optimises = settings.optimises and kind != "flow"
         settings, folder, saved = check_run(settings, device, optimises)
         memory = _plan_memory(settings, folder, reads_only=kind == "flow")

@@ -93,7 +93,8 @@ def _write_results(job: Job, result: video.Clip) -> None:
 def _denoise(job: Job, texts: Texts, reference: Tensor, progress: Progress, schedule: Schedule) -> Denoised:
     settings = job.settings
     if job.clip.is_still and settings.rows == "moving":
-        logger.warning("the clip shows no motion: there is nothing to transfer, so optimisation is skipped")
+        reason = job.clip.few_levels or "the clip shows no motion"
+        logger.warning("%s: there is nothing to transfer, so optimisation is skipped", reason)
         settings = replace(settings, guidance=False)
 
     def on_step(step: Step) -> None:

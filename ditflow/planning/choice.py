@@ -28,6 +28,7 @@ NEUTRAL = {
     "video": "",
     "start": 0,
     "stride": 1,
+    "fps": "auto",
     "fit": "crop",
     "device": "auto",
     "memory": "auto",

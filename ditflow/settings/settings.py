@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass, field, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -12,7 +13,7 @@ import yaml
 
 from ditflow.errors import SettingsError
 from ditflow.files import shipped
-from ditflow.limits import PROMPT_CHARACTERS, SIDE, SOURCE_FRAMES
+from ditflow.limits import FASTEST, PROMPT_CHARACTERS, SIDE, SLOWEST, SOURCE_FRAMES
 from ditflow.memory.presets import PRESETS
 from ditflow.models.families import ModelFamily, family_of, models, published_settings
 from ditflow.settings.values import Size, plain, read_value
@@ -56,6 +57,9 @@ class Settings:
     frames: int = option("video", "number of frames to use", least=1, most=SOURCE_FRAMES)
     start: int = option("video", "first frame of the clip to use, from 0", least=0, most=SOURCE_FRAMES)
     stride: int = option("video", "use every n-th frame of the clip", least=1, most=SOURCE_FRAMES)
+    fps: str = option(
+        "video", "frames a second to resample the clip to, before start and stride; auto: its own mean"
+    )
     size: Size = option("video", "size of the new video in pixels (CogVideoX: multiples of 16)", most=SIDE)
     fit: str = option("video", "how to fit the clip to that size", choices=("crop", "pad", "stretch"))
 
@@ -142,6 +146,7 @@ class Settings:
             value = read_value(item, kinds[item.name], base[item.name] if given is None else given)
             object.__setattr__(self, item.name, value)
         self._check_memory()
+        self._check_fps()
         self._check_blocks()
         if family := family_of(self.model):  # None if a finished run's model is no longer on this machine
             check_family(self, family)
@@ -150,6 +155,16 @@ class Settings:
         if self.memory not in ("auto", *PRESETS) and not re.fullmatch(r"\d{1,4}(\.\d+)?", self.memory):
             raise SettingsError(
                 f"memory: {self.memory!r} given; accepted: auto, gigabytes such as 8, or {', '.join(PRESETS)}"
+            )
+
+    def _check_fps(self) -> None:
+        if self.fps == "auto":
+            return
+        is_number = re.fullmatch(r"\d{1,9}(\.\d{1,9})?|\d{1,9}/0*[1-9]\d{0,8}", self.fps)
+        if not is_number or not SLOWEST <= Fraction(self.fps) <= FASTEST:
+            raise SettingsError(
+                f"fps: {self.fps!r} given; accepted: auto, or from {float(SLOWEST)} to {FASTEST} frames a "
+                "second such as 24 or 30000/1001"
             )
 
     def _check_blocks(self) -> None:
@@ -163,6 +178,11 @@ class Settings:
                 f"block {min(overlap)} is both guided and injected, so guidance would see the clip's keys "
                 "instead of the new video's; choose different --guidance-blocks and --injection-blocks"
             )
+
+    @property
+    def clip_rate(self) -> Fraction | None:
+        """Frames a second to resample the clip to; None: the clip's own mean."""
+        return None if self.fps == "auto" else Fraction(self.fps)
 
     @property
     def guided_steps(self) -> int:

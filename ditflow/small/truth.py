@@ -49,10 +49,11 @@ def _latent_means(values: np.ndarray, spans: Sequence[range]) -> np.ndarray:
 def true_flow_of(settings: Settings, grid: Grid) -> np.ndarray | None:
     """The true flow of the settings' clip [frames, frames, height * width, 2], or None if it is unknown.
 
-    It is known for videos that `python -m ditflow.small.clips` wrote, if the settings keep their proportions.
+    It is known for videos that `python -m ditflow.small.clips` wrote, if the settings keep their proportions
+    and rate.
     """
     seed = _seed_of(Path(settings.video))
-    if seed is None:
+    if seed is None or settings.clip_rate:
         return None
     clip = made_clip(seed)
     height, width = clip.frames.shape[1:3]

@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 
 COMPRESSION_NOISE = 4  # largest change of a still pixel, of 255
+FEWEST_LEVELS = 16  # of 255; in pictures of fewer, motion is hardly seen
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,12 @@ class Clip:
         """Whether every frame equals the first, up to compression noise."""
         change = np.abs(self.frames.astype(np.int16) - self.frames[0])
         return bool(change.max() <= COMPRESSION_NOISE)
+
+    @property
+    def few_levels(self) -> str:
+        """How few levels the pictures use, for a warning; empty if they are enough."""
+        levels = int(self.frames.max()) - int(self.frames.min())
+        return f"the pictures use only {levels} of 255 levels" if levels < FEWEST_LEVELS else ""
 
 
 def side_by_side(left: Clip, right: Clip) -> Clip:

@@ -23,8 +23,6 @@ def fitted(
 
 def _rgb(image: Image.Image) -> Image.Image:
     """Convert to RGB; transparent parts become black, as the colour stored under them is arbitrary."""
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")

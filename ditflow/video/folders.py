@@ -3,7 +3,8 @@
 import logging
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ditflow.errors import DitflowError
+from ditflow.files import regular_file
 from ditflow.limits import PICTURE_PIXELS, SOURCE_FRAMES
+from ditflow.video.levels import Levels, as_image, deep_pixels, is_deep
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +27,7 @@ def image_paths(folder: Path) -> list[Path]:
     # hidden files are not images: macOS writes "._frame1.png" beside frame1.png on some disks
     images = []
     for path in folder.iterdir():
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir():
             images.append(path)
         if len(images) > SOURCE_FRAMES:
             raise DitflowError(f"{folder} has more than {SOURCE_FRAMES} images: give a folder with fewer")
@@ -49,18 +52,22 @@ def warn_of_gaps(paths: list[Path]) -> None:
 def read_images(paths: list[Path], to_array: Callable[[Image.Image], np.ndarray]) -> list[np.ndarray]:
     """Read each image upright, converted by `to_array`.
 
-    Raises DitflowError if an image cannot be read or the arrays differ in size.
+    Images of more than 8 bits are scaled by the range that all of them use. Raises DitflowError if an image
+    cannot be read or the arrays differ in size.
     """
+    levels = Levels()
+    for path in paths:
+        with _opened(path) as image:
+            if is_deep(image):
+                levels.include(deep_pixels(path, image))
+    for note in levels.notes:
+        logger.warning("%s has images with %s", paths[0].parent, note)
     frames: list[np.ndarray] = []
     for path in paths:
-        try:
-            with _opened(path) as image:
-                _check_pixels(path, *image.size)
-                frame = to_array(ImageOps.exif_transpose(image))
-        except DitflowError:
-            raise
-        except Exception as error:  # Pillow raises many types
-            raise DitflowError(f"{path} cannot be read as an image ({error}): replace it") from error
+        with _opened(path) as image:
+            if is_deep(image):
+                image = as_image(levels.eight_bits(deep_pixels(path, image)), like=image)
+            frame = to_array(ImageOps.exif_transpose(image))
         if frames and frame.shape != frames[0].shape:
             raise DitflowError(
                 f"{path} is {_size(frame)}, but the images before it are {_size(frames[0])}: give a size"
@@ -69,11 +76,20 @@ def read_images(paths: list[Path], to_array: Callable[[Image.Image], np.ndarray]
     return frames
 
 
-def _opened(path: Path) -> Image.Image:
-    """Open an image, reading only its header."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path, formats=FORMATS)
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image whose pixels are not yet read. An error meanwhile becomes a DitflowError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(regular_file(path), formats=FORMATS)
+        with image:
+            _check_pixels(path, *image.size)
+            yield image
+    except DitflowError:
+        raise
+    except Exception as error:  # Pillow raises many types
+        raise DitflowError(f"{path} cannot be read as an image ({error}): replace it") from error
 
 
 def _check_pixels(path: Path, width: int, height: int) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from ditflow.errors import DitflowError, SettingsError
-from ditflow.limits import CLIP_BYTES, PICTURE_PIXELS, SOURCE_FRAMES
+from ditflow.files import regular_file
+from ditflow.limits import CLIP_BYTES, FASTEST, PICTURE_PIXELS, SLOWEST, SOURCE_FRAMES
 from ditflow.video.clip import Clip
 from ditflow.video.deadline import in_time
 from ditflow.video.decoding import ToArray, read_video
@@ -16,15 +17,15 @@ from ditflow.video.fitting import FITS, fitted
 from ditflow.video.folders import image_paths, read_images, warn_of_gaps
 
 DEFAULT_RATE = 8  # frames a second, for a source that does not state its rate
-SLOWEST, FASTEST = Fraction(1, 100), Fraction(1000)  # frames a second that every format can store
 
 
 def read_clip(
     source: str | Path,
     *,
     frames: int,
-    start: int = 0,  # index of the first frame, in the source's frames
+    start: int = 0,  # index of the first frame, in the source's frames after resampling
     stride: int = 1,  # source frames from one to the next
+    fps: Fraction | None = None,  # frames a second to resample to; None: the source's own mean
     size: tuple[int, int] | None,  # (width, height) in pixels; None keeps the source's
     fit: str = "crop",  # "crop" fills the size and cuts, "pad" adds black bars, "stretch" distorts
     default_rate: int | None = None,  # frames a second, for a source that does not state its rate
@@ -32,7 +33,9 @@ def read_clip(
 ) -> Clip:
     """Read source frames start, start + stride, ... as upright RGB, transparent parts on black.
 
-    The clip's frame rate is the source's (or the default) over the stride, so motion keeps its speed.
+    Frames of variable rate, and of a rate other than `fps`, are resampled by their time stamps first. Images
+    in a folder have the rate `fps`. The clip's frame rate is the source's (or the default) over the stride,
+    so motion keeps its speed.
     Raises DitflowError if the source cannot be read or is too short, SettingsError for values out of range.
     """
     source = Path(source)
@@ -60,48 +63,63 @@ def read_clip(
         return fitted(image, size, fit)
 
     read = _read_folder if source.is_dir() else read_video
-    pictures, available, frame_rate = in_time(partial(read, source, wanted, to_array), source)
+    pictures, available, frame_rate = in_time(partial(read, source, wanted, to_array, fps), source)
     if not pictures:
-        raise DitflowError(f"{source}: {_too_short(available, wanted, least_frames)}")
+        raise DitflowError(f"{source}: {_too_short(available, wanted, least_frames, fps)}")
     frame_rate = frame_rate or Fraction(default_rate or DEFAULT_RATE)
     return Clip(np.stack(pictures), min(max(frame_rate / stride, SLOWEST), FASTEST))
 
 
 def check_source(source: Path) -> None:
-    """Raise DitflowError unless the source is a file or a folder: a device or a pipe may never end."""
-    if not source.is_file() and not source.is_dir():
-        reason = "is not a file or folder" if source.exists() else "does not exist"
-        raise DitflowError(f"{source} {reason}: give a video file or a folder of images")
+    """Raise DitflowError unless the source is a regular file or a folder: others may never end."""
+    try:
+        if not source.is_dir():
+            regular_file(source)
+    except OSError as error:
+        reason = "does not exist" if not source.exists() else f"cannot be opened ({error.strerror})"
+        raise DitflowError(f"{source} {reason}: give a video file or a folder of images") from None
 
 
-def _read_folder(source: Path, wanted: range, to_array: ToArray) -> tuple[list[np.ndarray], int, None]:
+def _read_folder(
+    source: Path, wanted: range, to_array: ToArray, fps: Fraction | None
+) -> tuple[list[np.ndarray], int, Fraction | None]:
     paths = image_paths(source)
     if len(paths) <= wanted[-1]:
-        return [], len(paths), None
+        return [], len(paths), fps
     used = [paths[index] for index in wanted]
     warn_of_gaps(used)
-    return read_images(used, to_array), len(paths), None
+    return read_images(used, to_array), len(paths), fps
 
 
-def _too_short(available: int, wanted: range, least: int) -> str:
+def _too_short(available: int, wanted: range, least: int, fps: Fraction | None) -> str:
     """What to change if only the first `available` frames can be read."""
     if available == 0:
         reason = f"it is damaged, or has more than {PICTURE_PIXELS} pixels"
         return f"none of its frames can be read: {reason}; give another video"
+    at_fps = f" at {float(fps):g} frames a second" if fps else ""
     if available < least:
-        return f"only {available} frames can be read, and a run needs at least {least}: give a longer video"
+        remedy = "a longer video or a higher --fps" if fps else "a longer video"
+        return f"only {available} frames can be read{at_fps}, and a run needs at least {least}: give {remedy}"
     start, stride, frames = wanted.start, wanted.step, len(wanted)
+    remedies = " or ".join(_remedies(available, start, stride, frames, least))
+    return (
+        f"only {available} frames can be read{at_fps}, but {frames} frames from frame {start} with stride "
+        f"{stride} need {wanted[-1] + 1}: use {remedies}"
+    )
+
+
+def _remedies(available: int, start: int, stride: int, frames: int, least: int) -> list[str]:
+    """Options with which at least `least` of the available frames can be read."""
     after = available - 1 - start  # readable frames after the first wanted one
     remedies = []
-    if after >= 0:
-        remedies.append(f"--frames {after // stride + 1}")
+    if after >= 0 and (fewer := after // stride + 1) >= least:
+        remedies.append(f"--frames {fewer}")
     if frames > 1 and after >= frames - 1:
         remedies.append(f"--stride {after // (frames - 1)}")
-    if (latest := available - 1 - (wanted[-1] - start)) >= 0:
+    if (latest := available - 1 - (frames - 1) * stride) >= 0:
         remedies.append(f"--start {latest}")
-    if not remedies:
-        remedies.append(f"--start 0 --frames {(available - 1) // stride + 1}")
-    return (
-        f"only {available} frames can be read, but {frames} frames from frame {start} with stride {stride}"
-        f" need {wanted[-1] + 1}: use {' or '.join(remedies)}"
-    )
+    if not remedies and (fewer := (available - 1) // stride + 1) >= least:
+        remedies.append(f"--start 0 --frames {fewer}")
+    if not remedies:  # then at least two are needed
+        remedies.append(f"--start 0 --stride {(available - 1) // (least - 1)} --frames {least}")
+    return remedies

@@ -5,24 +5,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
 import av
 
 from ditflow.errors import DitflowError
-from ditflow.limits import PICTURE_PIXELS
+from ditflow.files import regular_file
+from ditflow.limits import PICTURE_PIXELS, SOURCE_FRAMES
+from ditflow.video.resampling import Resampling, resampled
 
 VP8_SHOWN = 0x10  # bit of a frame's first byte
-RATE_TOLERANCE = 0.2  # relative, between the declared frame rate and the measured one
 MOST_PIXELS = {"max_pixels": str(PICTURE_PIXELS)}
 # only formats that hold their own frames: a playlist could open other files and addresses
 SELF_CONTAINED = {"format_whitelist": "mov,mp4,matroska,webm,avi,gif", "protocol_whitelist": "file"}
-REORDERED = 32  # packets read after the last wanted frame: codecs show a frame at most 16 packets late
+LATEST = 16  # packets from a frame's own packet to the one after which it is shown, at most
+REORDERED = 2 * LATEST  # packets read after the last wanted frame
 
 
 class Packet(NamedTuple):
     stamp: int | None  # when its frame is shown, in the stream's time base
+    decoded: int | None  # when it is decoded
     duration: int
     is_key: bool
     is_shown: bool
@@ -30,8 +34,7 @@ class Packet(NamedTuple):
 
 @dataclass(frozen=True)
 class Timeline:
-    count: int  # frames, counted up to REORDERED after the last wanted one
-    frame_rate: Fraction | None  # frames a second; None if the file does not state it
+    resampling: Resampling  # frames are counted up to a little after the last wanted one
     stamps: list[int] | None  # when each frame is shown, in the stream's time base; None if unknown
     keys: list[int]  # stamps of the frames at which decoding can start, ascending
     whole: bool  # every packet read has a frame that is shown
@@ -48,7 +51,8 @@ class Timeline:
 def open_video(source: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """Open a file and its main video stream. Raises DitflowError if there is no video to read."""
     try:
-        container = av.open(str(source), metadata_errors="replace", options=SELF_CONTAINED | MOST_PIXELS)
+        options = SELF_CONTAINED | MOST_PIXELS
+        container = av.open(str(regular_file(source)), metadata_errors="replace", options=options)
     except (av.FFmpegError, OSError) as error:
         raise DitflowError(
             f"{source} cannot be read as a video ({error.strerror}): give mp4, mov, mkv, webm, avi, gif"
@@ -64,54 +68,88 @@ def open_video(source: Path) -> Iterator[tuple[av.container.InputContainer, av.V
         yield container, stream
 
 
-def read_timeline(source: Path, last: int) -> Timeline:
-    """Find the frames up to a little after `last`, counting them because the header may be wrong."""
+def read_timeline(source: Path, last: int, fps: Fraction | None = None) -> Timeline:
+    """Find the frames up to a little after frame `last` of the clip at `fps`, or at the video's mean rate.
+
+    Frames are counted and their rate is measured, because the header may be wrong. If the rate varies, all
+    packets are read for its mean.
+    """
     with open_video(source) as (container, stream):
-        packets = _packets(container, stream, last)
-        stamps = {packet.stamp for packet in packets} - {None}
-        ordered = len(stamps) == len(packets) and container.format.name not in ("avi", "gif")
-        keys = sorted(packet.stamp for packet in packets if packet.is_key) if ordered else []
-        # frames before the first key frame depend on frames that were cut off
-        shown = [packet for packet in packets if packet.is_shown and (not keys or packet.stamp >= keys[0])]
+        declared = stream.average_rate or stream.guessed_rate
+        if container.format.name == "gif":
+            declared = None  # what FFmpeg says is a guess
+        packets = _packets(container, stream)
+        enough = SOURCE_FRAMES
+        if declared:
+            enough = min(ceil((last + 1) * declared / fps), SOURCE_FRAMES) if fps else last
+        read = list(_part(packets, enough + REORDERED))
+        is_cut = sum(packet.is_shown for packet in read) > enough + REORDERED
+        ordered, shown = _in_order(container, read)
+        resampling = _resampling(container, stream, shown, declared, fps, is_cut)
+        if is_cut and (resampling.count <= last or resampling.note and not fps):
+            read += _part(packets, SOURCE_FRAMES)
+            ordered, shown = _in_order(container, read)
+            resampling = _resampling(container, stream, shown, declared, fps, is_cut=False)
         return Timeline(
-            count=len(shown),
-            frame_rate=_frame_rate(container, stream, shown),
+            resampling=resampling,
             stamps=sorted(packet.stamp for packet in shown) if ordered else None,
-            keys=keys,
-            whole=ordered and len(shown) == len(packets),
+            keys=sorted(packet.stamp for packet in read if packet.is_key) if ordered else [],
+            whole=ordered and len(shown) == len(read),
         )
 
 
-def _packets(container: av.container.InputContainer, stream: av.VideoStream, last: int) -> list[Packet]:
+def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[Packet]:
     hides = stream.codec_context.name == "vp8"
-    packets, shown = [], 0
     with suppress(av.FFmpegError):  # a truncated file ends here
         for packet in container.demux(stream):
             if not packet.size or packet.is_corrupt:
                 continue
             # an edit list hides frames, and VP8 has reference frames that are never shown
             is_shown = not (packet.is_discard or hides and not bytes(packet)[0] & VP8_SHOWN)
-            packets.append(Packet(packet.pts, packet.duration or 0, packet.is_keyframe, is_shown))
-            shown += is_shown
-            if shown > last + REORDERED:
-                break
-    return packets
+            yield Packet(packet.pts, packet.dts, max(packet.duration or 0, 0), packet.is_keyframe, is_shown)
 
 
-def _frame_rate(
-    container: av.container.InputContainer, stream: av.VideoStream, shown: list[Packet]
-) -> Fraction | None:
-    if container.format.name == "gif" and (ticks := sum(packet.duration for packet in shown)):
-        return len(shown) / (ticks * stream.time_base)
-    declared = stream.average_rate or stream.guessed_rate
-    stamps = [packet.stamp for packet in shown if packet.stamp is not None]
-    if len(stamps) < 2 or max(stamps) == min(stamps):
-        return declared
-    measured = (len(stamps) - 1) / ((max(stamps) - min(stamps)) * stream.time_base)
-    # browsers record files that declare 1000 frames a second
-    if declared and abs(declared / measured - 1) < RATE_TOLERANCE:
-        return declared
-    return measured.limit_denominator(1001) or measured
+def _part(packets: Iterator[Packet], frames: int) -> Iterator[Packet]:
+    """The next packets, until they hold more than so many frames."""
+    shown = 0
+    for packet in packets:
+        yield packet
+        shown += packet.is_shown
+        if shown > frames:
+            return
+
+
+def _in_order(container: av.container.InputContainer, packets: list[Packet]) -> tuple[bool, list[Packet]]:
+    """Whether stamps tell the packets apart, and the packets of frames that are shown."""
+    stamps = {packet.stamp for packet in packets} - {None}
+    ordered = len(stamps) == len(packets) and container.format.name not in ("avi", "gif")
+    shown = [packet for packet in packets if packet.is_shown]
+    keys = [packet.stamp for packet in packets if packet.is_key]
+    if ordered and keys:  # frames before the first key frame depend on frames that were cut off
+        shown = [packet for packet in shown if packet.stamp >= min(keys)]
+    return ordered, shown
+
+
+def _resampling(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    shown: list[Packet],
+    declared: Fraction | None,
+    fps: Fraction | None,
+    is_cut: bool,  # more packets follow
+) -> Resampling:
+    if container.format.name == "avi":  # it stores when frames are decoded, which are the same times in order
+        shown = [packet._replace(stamp=packet.decoded) for packet in shown]
+    if all(packet.stamp is not None for packet in shown):
+        shown = sorted(shown, key=lambda packet: packet.stamp)
+        if is_cut:  # among the last ones, some are missing
+            shown = shown[:-LATEST]
+        times = [packet.stamp * stream.time_base for packet in shown]
+    else:
+        times = [index / declared for index in range(len(shown))] if declared else []
+    if not times or times[0] == times[-1]:
+        return Resampling(fps or declared, len(shown), range(len(shown)))
+    return resampled(times, shown[-1].duration * stream.time_base, declared, fps)
 
 
 def _kinds(container: av.container.InputContainer) -> str:

@@ -126,6 +126,14 @@ def ten_million_frames(path: Path) -> None:
     path.write_bytes(whole)
 
 
+def two_billion_times(path: Path) -> None:
+    """A video of 40 frames whose table of times claims two billion."""
+    whole = bytearray(made_video(path, options={"bf": "0"}).read_bytes())
+    times = whole.index(b"stts")
+    whole[times + 12 : times + 16] = struct.pack(">I", 2_000_000_000)
+    path.write_bytes(whole)
+
+
 def uneven(path: Path) -> None:
     """A variable frame rate: each frame is shown longer than the one before."""
     with av.open(str(path), "w") as container:
@@ -166,6 +174,19 @@ def gap(path: Path) -> None:
     (path / "frame04.png").unlink()
 
 
+def dim(path: Path) -> None:
+    """Hardly any contrast."""
+    for index, image in enumerate(sorted(path.iterdir())):
+        Image.fromarray(made_frame(index) // 20).save(image)
+
+
+def floats(path: Path) -> None:
+    """Floats of 0 to 1 in place of bytes."""
+    for index, image in enumerate(sorted(path.iterdir())):
+        Image.fromarray(made_frame(index)[..., 0].astype(np.float32) / 255).save(image.with_suffix(".tif"))
+        image.unlink()
+
+
 def second_size(path: Path) -> None:
     Image.fromarray(made_frame(5, 30, 90)).save(path / "frame05.png")
 
@@ -194,3 +215,18 @@ def postscript(path: Path) -> None:
 
 def pipe(path: Path) -> None:
     os.mkfifo(path)
+
+
+def pipe_inside(path: Path) -> None:
+    (path / "frame03.png").unlink()
+    os.mkfifo(path / "frame03.png")
+
+
+def link_to(target: str):
+    """A link in place of an image."""
+
+    def change(path: Path) -> None:
+        (path / "frame03.png").unlink()
+        (path / "frame03.png").symlink_to(target)
+
+    return change

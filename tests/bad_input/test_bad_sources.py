@@ -29,7 +29,7 @@ def beginning_alone(monkeypatch, tmp_path):
     [
         case("a video cut short after a few frames", "a.mp4", sources.few_frames, ["a run needs at least 9"]),
         case("a video cut short before its index", "a.mp4", cut(0.6, of_kind()), UNREADABLE),
-        case("an empty file", "a.mp4", content(b""), UNREADABLE),
+        case("an empty file", "a.mp4", content(b""), ["a.mp4 is empty: give a"]),
         case("text under a video's name", "a.mp4", content(b"hello\n"), UNREADABLE),
         case("a picture under a video's name", "a.mp4", sources.picture, UNREADABLE),
         case("a file with audio only", "a.mp4", sources.sound, ["no video stream, only audio: give a video"]),
@@ -46,7 +46,20 @@ def beginning_alone(monkeypatch, tmp_path):
             "a pipe instead of a video",
             "a.mp4",
             sources.pipe,
-            ["is not a file or folder: give a video file or"],
+            ["a.mp4 is a named pipe: give a regular file"],
+        ),
+        case("a pipe as an image", "a", folder(sources.pipe_inside), ["frame03.png is a named pipe: give a"]),
+        case(
+            "the kernel's log as an image",
+            "a",
+            folder(sources.link_to("/proc/kmsg")),
+            ["frame03.png is empty: give a"],
+        ),
+        case(
+            "a device as an image",
+            "a",
+            folder(sources.link_to("/dev/zero")),
+            ["frame03.png is a device: give"],
         ),
         case(
             "a picture that claims 10000x10000",
@@ -77,9 +90,21 @@ def test_refused(name, make, parts, small_folder, tmp_path, capfd):
 
 
 @pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        case("the kernel's log as a video", "/proc/kmsg", "/proc/kmsg is empty: give a regular file"),
+        case("a device as a video", "/dev/zero", "/dev/zero is a device: give a regular file"),
+    ],
+)
+def test_endless_sources_are_not_opened(source, reason, small_folder, capfd):
+    assert_refused(capfd, transfer_words(small_folder, source), 1, reason)
+
+
+@pytest.mark.parametrize(
     ("name", "make", "warning"),
     [
-        case("a variable frame rate", "a.mp4", sources.uneven, ""),
+        case("a variable frame rate", "a.mp4", sources.uneven, "a.mp4 has a variable frame rate"),
+        case("a video that claims two billion times", "a.mp4", sources.two_billion_times, ""),
         case("a video with a rotation flag", "a.mp4", sources.turned, ""),
         case("a video of odd width and height", "a.mkv", of_kind("ffv1", "yuv444p", 63, 47), ""),
         case("a video twenty times as wide as high", "a.mkv", of_kind("ffv1", "yuv444p", 320, 16), ""),
@@ -87,7 +112,13 @@ def test_refused(name, make, parts, small_folder, tmp_path, capfd):
         case("a video with transparency", "a.mov", of_kind("qtrle", "argb"), ""),
         case("an MP4 under an AVI's name", "a.avi", sources.mp4_renamed, ""),
         case("a name in capitals with emoji and spaces", "🐻 Bär.MP4", sources.mp4_renamed, ""),
-        case("a container that claims 30000x30000", "a.mp4", sources.huge_in_mp4, ""),
+        case(
+            "a container that claims 30000x30000",  # FFmpeg takes the pixels' shape from that
+            "a.mp4",
+            sources.huge_in_mp4,
+            "a.mp4 is read as players show it: scaled from 64x48 to 85x48",
+        ),
+        case("images of floats from 0 to 1", "a", folder(sources.floats), "0 is black, 1 is white"),
         case("images of several sizes", "a", folder(sources.second_size), ""),
         case(
             "a gap in the image numbers",
@@ -101,6 +132,20 @@ def test_read(name, make, warning, small_folder, tmp_path, capfd):
     make(tmp_path / name)
     clip = assert_begins(capfd, [*transfer_words(small_folder, tmp_path / name), "--fit", "pad"], warning)
     assert len({frame.tobytes() for frame in clip.frames}) > 1 and np.ptp(clip.frames[0]) > 50
+
+
+@pytest.mark.fault("a stride that is too wide for the video")
+def test_advice_is_accepted(small_folder, tmp_path, capfd):
+    words = transfer_words(small_folder, sources.front(tmp_path / "a.mp4"))
+    assert_refused(capfd, [*words, "--stride", "20"], 1, "only 40 frames", "need 161: use --stride 4\n")
+    assert_begins(capfd, [*words, "--stride", "4"])
+
+
+@pytest.mark.fault("images of hardly any contrast")
+def test_few_levels_are_named(small_folder, tmp_path, capfd):
+    folder(sources.dim)(tmp_path / "a")
+    named = "the pictures use only 11 of 255 levels, so its motion is hardly seen"
+    assert_begins(capfd, transfer_words(small_folder, tmp_path / "a"), named)
 
 
 @pytest.mark.fault("more frames, pixels or images than the limits")

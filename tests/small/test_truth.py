@@ -66,6 +66,7 @@ def test_a_written_clip_is_recognised(written):
 
 
 def test_other_videos_have_no_true_flow(written, tmp_path):
+    assert true_flow_of(Settings(model="small", video=str(written), fps=5), GRID) is None
     assert true_flow_of(Settings(model="small", video=str(written), size="96x96"), GRID) is None
     clip = video.read_clip(written, frames=24, size=None)
     video.write_clip(clip, tmp_path / "copy.mp4", metadata="seed 5")

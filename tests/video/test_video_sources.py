@@ -144,6 +144,37 @@ def test_too_few_frames_says_what_fits(videos, tmp_path, name, frames, start, st
         assert len(read_clip(source, size=(16, 16), **asked).frames) == asked["frames"]
 
 
+@pytest.mark.parametrize("least", [1, 2, 9, 40])
+def test_every_remedy_is_accepted(tmp_path, least):
+    """What is advised is long enough for a run, and can be read."""
+    for index in range(COUNT):
+        Image.fromarray(made_frame(index, 2, 2)).save(tmp_path / f"{index}.png")
+    grid = [
+        (frames, start, stride) for frames in (9, 40, 60) for start in (0, 3, 36, 99) for stride in (1, 4, 20)
+    ]
+    refused = 0
+    for frames, start, stride in grid:
+        if frames < least or start + (frames - 1) * stride < COUNT:
+            continue
+        asked = dict(frames=frames, start=start, stride=stride)
+        with pytest.raises(DitflowError, match=": use --") as caught:
+            read_clip(tmp_path, size=None, least_frames=least, **asked)
+        refused += 1
+        for remedy in str(caught.value).rpartition(": use ")[2].split(" or "):
+            words = remedy.replace("--", "").split()
+            changed = asked | dict(zip(words[::2], map(int, words[1::2]), strict=True))
+            assert changed["frames"] >= least and changed != asked
+            assert (
+                len(read_clip(tmp_path, size=None, least_frames=least, **changed).frames) == changed["frames"]
+            )
+    assert refused > 10
+
+
+def test_too_few_frames_at_the_given_rate(videos):
+    with pytest.raises(DitflowError, match="only 4 frames .* at 1 frames a second.* at least 9: .* --fps"):
+        read_clip(videos / "plain.mp4", frames=9, size=None, least_frames=9, fps=Fraction(1))
+
+
 @pytest.mark.parametrize("decoder", ["any", "pyav"])
 def test_a_file_cut_short_has_the_frames_that_decode(videos, tmp_path, monkeypatch, decoder):
     if decoder == "pyav":
