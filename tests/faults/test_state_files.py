@@ -58,8 +58,8 @@ def test_missing(stopped, capsys, name):
 
 @pytest.mark.fault("state written by an older version")
 def test_state_of_another_version(stopped, capsys, monkeypatch):
-    monkeypatch.setattr(identity, "FORMAT", "2")
-    assert "written by another version of ditflow (format 1" in refusal(stopped, capsys)
+    monkeypatch.setattr(identity, "FORMAT", "3")
+    assert "written by another version of ditflow (format 2" in refusal(stopped, capsys)
 
 
 @pytest.mark.parametrize(

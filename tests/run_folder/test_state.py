@@ -13,7 +13,7 @@ from ditflow.run_folder.run import Run
 from ditflow.sampling.denoising import Denoising
 from ditflow.settings import Settings
 
-IDENTITY = {"format": "1", "settings": "{}", "weights": "{}"}
+IDENTITY = {"format": "2", "settings": "{}", "weights": "{}", "clip": "0"}
 STEPS = 4
 
 
