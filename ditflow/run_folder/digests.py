@@ -8,6 +8,8 @@ import logging
 import os
 import re
 import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ditflow.files import cache_folder, whole_or_absent
@@ -15,6 +17,7 @@ from ditflow.video import Clip
 
 logger = logging.getLogger(__name__)
 
+LARGE = 1e8  # bytes that take a noticeable time
 SETTLED = 2.0  # seconds: a file that changed later than this may change again with the same time stamps
 
 
@@ -24,6 +27,15 @@ def clip_digest(clip: Clip) -> str:
     digest = hashlib.sha256(facts.encode())
     digest.update(clip.frames)
     return digest.hexdigest()
+
+
+def file_digests(files: Mapping[str, Path]) -> dict[str, str]:
+    """The digests of files by the names given."""
+    new = [path.stat().st_size for path in files.values() if not digest_cache(path).exists()]
+    if sum(new) > LARGE:
+        logger.info("hashing weights, once; the result is cached")
+    with ThreadPoolExecutor() as threads:
+        return dict(zip(files, threads.map(file_digest, files.values()), strict=True))
 
 
 def file_digest(path: Path) -> str:

@@ -6,10 +6,8 @@ Weights are identified by their content, never by their path, so a run resumes a
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,9 @@ from ditflow.errors import DitflowError
 from ditflow.models.loading import ModelFolder
 from ditflow.models.lora import FILE as LORA_FILE
 from ditflow.models.lora import split_scale
-from ditflow.run_folder.digests import digest_cache, file_digest
+from ditflow.run_folder.digests import file_digests
 from ditflow.settings import Settings
 from ditflow.settings.values import plain
-
-logger = logging.getLogger(__name__)
 
 FORMAT = "2"  # to be changed with the content or the meaning of a checkpoint
 OLDER = ("1",)  # formats that can be read: "1" has no clip, and weights by absolute path
@@ -38,12 +34,8 @@ def fingerprint(settings: Settings, folder: ModelFolder, clip: str) -> dict[str,
         for item in fields(settings)
         if item.name not in IGNORED
     }
-    files = weight_files(settings, folder)
-    if any(not digest_cache(path).exists() for path in files.values()):
-        logger.info("hashing the weights, once; the result is cached")
-    with ThreadPoolExecutor() as threads:
-        digests = dict(zip(files, threads.map(file_digest, files.values()), strict=True))
-    return {"format": FORMAT, "settings": json.dumps(values), "weights": json.dumps(digests), "clip": clip}
+    weights = json.dumps(file_digests(weight_files(settings, folder)))
+    return {"format": FORMAT, "settings": json.dumps(values), "weights": weights, "clip": clip}
 
 
 def check_fingerprint(path: Path, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
@@ -85,7 +77,7 @@ def weight_files(settings: Settings, folder: ModelFolder) -> dict[str, Path]:
 
     A LoRA given by hub id is not among them: only its name, which is a setting, identifies it.
     """
-    files = {str(path.relative_to(folder.path)): path for path in folder.latent_files()}
+    files = {path.relative_to(folder.path).as_posix(): path for path in folder.latent_files()}
     for number, lora in enumerate(settings.lora, 1):
         files[f"lora {number}"] = path = Path(split_scale(lora)[0])
         if path.is_dir():
