@@ -1,5 +1,6 @@
 """Errors that a user can fix: one line that says what was given, what is accepted and what to do."""
 
+LARGER_RANGE = "use --dtype bfloat16 or float32, which have a larger range than float16"  # advice
 SHOWN = 60  # characters of a value in a message
 
 
@@ -9,6 +10,10 @@ class DitflowError(Exception):
 
 class TemporaryError(DitflowError):
     """The cause is outside the job's inputs, such as a full disk, so the same job may succeed later."""
+
+
+class NotFinite(DitflowError):
+    """NaN or infinity appeared. The steps finished before are valid."""
 
 
 class SettingsError(DitflowError):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ditflow import video
-from ditflow.errors import TemporaryError
+from ditflow.errors import DitflowError, TemporaryError
 from ditflow.files import clear_unfinished
 from ditflow.jobs.checks import check_given, check_run
 from ditflow.jobs.device import choose_device, computing
@@ -190,7 +190,13 @@ class Job:
         def work() -> dict[str, Tensor]:
             return {"reference": self.folder.autoencoder().encode(pixels)}
 
-        return self._once("reference", "encode", work)["reference"]
+        reference = self._once("reference", "encode", work)["reference"]
+        if not reference.any():
+            raise DitflowError(
+                f"the encoded clip is 0 everywhere: the VAE of {self.settings.model} is damaged (see its "
+                "`scaling_factor`)"
+            )
+        return reference
 
     def _once(self, name: str, phase: str, work: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """The result of a phase: from the checkpoint if it has it, else computed and saved there."""
