@@ -36,6 +36,7 @@ from ditflow.run_folder.fingerprint import fingerprint
 from ditflow.run_folder.lock import locked
 from ditflow.run_folder.run import (
     RECORD,
+    SETTINGS,
     Run,
     check_output_name,
     create_run,
@@ -250,7 +251,7 @@ class Job:
             self.write("reference", self.clip)
 
     def write_settings(self) -> None:
-        self.run.write_text("settings.yaml", settings_text(self.settings))
+        self.run.write_text(SETTINGS, settings_text(self.settings))
 
     def end(self, **results: object) -> None:
         """Finish the run: write run.json with this process's measurements, and remove the checkpoint."""
@@ -288,7 +289,8 @@ def _resume_hint(run: Run) -> Iterator[None]:
     try:
         yield
     except (TemporaryError, KeyboardInterrupt) as error:
-        error.add_note(f"`ditflow resume {run.quoted}` continues from there")
+        if (run.folder / SETTINGS).is_file():  # else there is nothing to resume
+            error.add_note(f"`ditflow resume {run.quoted}` continues from there")
         raise
 
 

@@ -29,6 +29,7 @@ from ditflow.video import Clip, read_clip
 
 LATENTS = "latents.safetensors"
 RECORD = "run.json"
+SETTINGS = "settings.yaml"
 STATE = "state"  # the folder of an unfinished run's checkpoint
 SUFFIXES = {"mp4": ".mp4", "gif": ".gif", "frames": ""}  # by `Settings.format`
 LONGEST_SETTINGS = SETTINGS_BYTES - 1024  # bytes; values that replace `auto` may be longer
@@ -53,7 +54,7 @@ class Run:
     def open(cls, folder: Path | str) -> Run:
         """Open a transfer's folder, finished or not. Raises DitflowError for any other folder."""
         folder = Path(folder)
-        if not inside(folder, "settings.yaml").is_file():
+        if not inside(folder, SETTINGS).is_file():
             raise DitflowError(
                 f"{folder} is not a run folder: it has no settings.yaml; give a transfer's folder"
             )
@@ -82,7 +83,7 @@ class Run:
         return read_record(inside(self.folder, RECORD))
 
     def settings(self) -> Settings:
-        return read_settings(inside(self.folder, "settings.yaml"))
+        return read_settings(inside(self.folder, SETTINGS))
 
     def clip(self, name: str, settings: Settings) -> Clip:
         """The run's "result" or "reference" video."""

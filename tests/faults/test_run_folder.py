@@ -12,6 +12,7 @@ from tiny_pipelines import latents
 
 from ditflow import DitflowError, SettingsError, decode, files, resume, transfer, video
 from ditflow.cli.main import main
+from ditflow.errors import NotFinite, TemporaryError
 from ditflow.jobs.session import Job
 from ditflow.run_folder.run import Run, check_output_name, create_run, settings_text
 from ditflow.settings import read_settings
@@ -141,6 +142,35 @@ def test_run_folder_vanishes(settings, monkeypatch, capsys, happens, moment, kin
     if happens is not vanish:
         monkeypatch.undo()
         assert latents(resume(folder.with_name("elsewhere"))).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "error, hint",
+    [
+        (TemporaryError("the disk is full"), True),
+        (KeyboardInterrupt(), True),
+        (DitflowError("unsupported"), False),
+        (SettingsError("wrong"), False),
+        (NotFinite("NaN"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_resume_is_recommended_only_where_it_can_help(settings, monkeypatch, error, hint):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Job, "decode", fail)
+    with pytest.raises(type(error)) as caught:
+        transfer(settings)
+    wanted = f"`ditflow resume {settings.output}` continues from there"
+    assert getattr(caught.value, "__notes__", []) == [wanted] * hint
+
+
+def test_resume_is_not_recommended_before_it_works(settings, monkeypatch):
+    monkeypatch.setattr(Job, "write_settings", killed)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        transfer(settings)
+    assert not getattr(caught.value, "__notes__", [])
 
 
 @fault("`runs` is a dangling link")
