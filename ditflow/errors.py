@@ -1,10 +1,19 @@
 """Errors that a user can fix: one line that says what was given, what is accepted and what to do."""
 
+LARGER_RANGE = "use --dtype bfloat16 or float32, which have a larger range than float16"  # advice
 SHOWN = 60  # characters of a value in a message
 
 
 class DitflowError(Exception):
     """The job cannot continue. The command line prints only the message and exits with 1."""
+
+
+class TemporaryError(DitflowError):
+    """The cause is outside the job's inputs, such as a full disk, so the same job may succeed later."""
+
+
+class NotFinite(DitflowError):
+    """NaN or infinity appeared. The steps finished before are valid."""
 
 
 class SettingsError(DitflowError):

@@ -1,15 +1,14 @@
-"""Chooses the device of a job, and makes torch deterministic if asked to."""
+"""Chooses the device of a job, and torch's settings on it."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 
 from ditflow.errors import DitflowError, SettingsError
+from ditflow.memory.torch_state import torch_state
 from ditflow.models.families import local_folder
 from ditflow.settings import Settings
 
@@ -33,18 +32,12 @@ def choose_device(settings: Settings) -> torch.device:
     return torch.device("cpu")
 
 
-@contextmanager
-def computing(settings: Settings) -> Iterator[None]:
-    """Apply torch's global settings while a job computes; restore them afterwards."""
-    before = torch.are_deterministic_algorithms_enabled()
-    if settings.deterministic:
-        # cuBLAS is deterministic only with a fixed workspace
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
+def computing(settings: Settings, threads: int | None = None) -> AbstractContextManager[None]:
+    """Torch's global settings for a whole job, whatever the caller has set (see `torch_state`).
+
+    `threads`: of the CPU; None means as many as the caller uses.
+    """
+    return torch_state(settings.deterministic, threads)
 
 
 def _named(name: str) -> torch.device:

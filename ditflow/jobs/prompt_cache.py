@@ -8,15 +8,19 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ditflow.files import cache_folder, whole_or_absent
 from ditflow.models.loading import ModelFolder
 from ditflow.models.protocols import Texts
+from ditflow.run_folder.checkpoint import checksum
+from ditflow.run_folder.digests import file_digests
 
 logger = logging.getLogger(__name__)
+
+PARTS = ("text_encoder", "tokenizer")
 
 
 def encode_texts(
@@ -28,37 +32,55 @@ def encode_texts(
 
     `encode` is called at most once, with the texts that are not cached, without duplicates.
     """
-    files = [_file(folder, row) for row in tokens]
-    found = {file: _read(file) for file in files}
+    encoder = _encoder(folder)
+    files = [_file(encoder, row) for row in tokens]
+    shape = (1, *folder.family.prompt_shape(folder.config("transformer")))
+    found = {file: _read(file, shape) for file in files}
     missing = [file for file, embedding in found.items() if embedding is None]
     if missing:
         made = encode(tokens[[files.index(file) for file in missing]])
         for file, embedding in zip(missing, made.split(1), strict=True):
             found[file] = embedding
-            _write(file, embedding)
+            if embedding.isfinite().all():
+                _write(file, embedding)
     return Texts(*(found[file].to(folder.device) for file in files))
 
 
-def _file(folder: ModelFolder, tokens: Tensor) -> Path:
-    """The cache file of these tokens, named by a hash of them, the precision and the encoder's files."""
-    encoder = sorted(folder.path.glob("text_encoder/*"))
-    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in encoder]
-    digest = hashlib.sha256(json.dumps([tokens.tolist(), str(folder.dtype), facts]).encode()).hexdigest()
+def _encoder(folder: ModelFolder) -> list[object]:
+    """What an embedding depends on besides its tokens: the files that encode it, and the precision."""
+    paths = [path for part in PARTS for path in sorted((folder.path / part).glob("*")) if path.is_file()]
+    files = {f"{path.parent.name}/{path.name}": path for path in paths}
+    return [str(folder.dtype), file_digests(files)]
+
+
+def _file(encoder: list[object], tokens: Tensor) -> Path:
+    """The cache file of these tokens, named by a hash of what the embedding depends on."""
+    digest = hashlib.sha256(json.dumps([tokens.tolist(), encoder]).encode()).hexdigest()
     return cache_folder() / "prompts" / f"{digest}.safetensors"
 
 
-def _read(file: Path) -> Tensor | None:
+def _read(file: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """The embedding in a cache file; None if there is none, or if it is not as it was written."""
     try:
-        return load_file(file)["embedding"]
-    except (OSError, SafetensorError, KeyError) as error:
+        with safe_open(file, "pt") as opened:
+            embedding, metadata = opened.get_tensor("embedding"), opened.metadata() or {}
+        if metadata.get("checksum") != checksum({file.stem: embedding}, {}):
+            raise ValueError("its checksum does not match")
+        if tuple(embedding.shape) != shape or not embedding.isfinite().all():
+            raise ValueError(f"it is not a finite embedding {list(shape)}")
+        return embedding
+    except (OSError, SafetensorError, ValueError) as error:
         if file.exists():
-            logger.debug("%s cannot be read (%s); encoding again", file, error)
+            logger.debug("%s cannot be used (%s); encoding again", file, error)
         return None
 
 
 def _write(file: Path, embedding: Tensor) -> None:
+    embedding = embedding.detach().cpu().contiguous()
+    # the checksum covers the file's name, so that an entry is not taken for another one
+    metadata = {"checksum": checksum({file.stem: embedding}, {})}
     try:
         with whole_or_absent(file) as unfinished:
-            save_file({"embedding": embedding.cpu().contiguous()}, unfinished)
+            save_file({"embedding": embedding}, unfinished, metadata)
     except (OSError, SafetensorError) as error:  # the cache is optional
         logger.debug("%s is not cached: %s", file, error)

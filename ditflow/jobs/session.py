@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ditflow import video
-from ditflow.errors import DitflowError
-from ditflow.files import clear_unfinished, inside
+from ditflow.errors import DitflowError, TemporaryError
+from ditflow.files import clear_unfinished
 from ditflow.jobs.checks import check_given, check_run
 from ditflow.jobs.device import choose_device, computing
 from ditflow.jobs.prompt_cache import encode_texts
@@ -31,10 +31,21 @@ from ditflow.models.protocols import Runner, Schedule, Texts
 from ditflow.planning.fallback import MemoryFallback, reading_only
 from ditflow.progress import Progress
 from ditflow.run_folder.checkpoint import StateFolder, load_clip, save_clip
+from ditflow.run_folder.digests import clip_digest
 from ditflow.run_folder.fingerprint import fingerprint
 from ditflow.run_folder.lock import locked
-from ditflow.run_folder.run import Run, create_run, versions, video_name
-from ditflow.sampling.finite import NotFinite, check_finite
+from ditflow.run_folder.run import (
+    RECORD,
+    SETTINGS,
+    Run,
+    check_output_name,
+    create_run,
+    settings_text,
+    versions,
+    video_name,
+)
+from ditflow.run_folder.schema import Schema
+from ditflow.sampling.finite import check_finite
 from ditflow.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -60,7 +71,15 @@ class Job:
     ) -> Iterator[Job]:
         """Start a new job. The run folder is created only after everything has been read and checked."""
         check_given(settings, *needs)
+        check_output_name(settings.output)
         settings = _with_absolute_paths(settings)
+        settings_text(settings)  # refuses settings that could not be read back
+        with computing(settings), cls._begin(settings, progress, kind) as job:
+            yield job
+
+    @classmethod
+    @contextmanager
+    def _begin(cls, settings: Settings, progress: Progress, kind: str) -> Iterator[Job]:
         device = choose_device(settings)
         family = family_of(settings.model, download=True)
         clip = video.read_clip(
@@ -81,9 +100,9 @@ class Job:
         memory = _plan_memory(settings, folder, reads_only=kind == "flow")
         run = create_run(settings, kind)
         with locked(run.folder):
-            checkpoint = None if kind else StateFolder(run, fingerprint(memory.resolved, folder))
+            checkpoint = None if kind else _checkpoint(run, memory.resolved, folder, clip)
             if checkpoint:
-                save_clip(checkpoint, clip)
+                save_clip(checkpoint, clip, torch.get_num_threads())
             job = cls(memory, folder, clip, run, Meter(device, progress), checkpoint, saved)
             with job._working(f"run folder: {run.folder}"):
                 yield job
@@ -103,39 +122,44 @@ class Job:
             settings = run.settings()
             if memory:
                 settings = replace(settings, memory=memory, preset="auto", decode_tile="auto")
-            device = choose_device(settings)
-            settings, folder, saved = check_run(settings, device, settings.optimises)
-            checkpoint = None if finished else StateFolder(run, fingerprint(settings, folder))
-            if checkpoint:
-                checkpoint.check()  # every file, before any work
-                clip = load_clip(checkpoint)
-            else:
-                clip = run.clip("reference", settings)
-            fallback = _plan_memory(settings, folder)
-            meter = Meter(device, progress)
-            job = cls(fallback, folder, clip, run, meter, checkpoint, saved, resumed=True)
-            with job._working(f"continuing {run.folder}"):
-                yield job
+            with computing(settings):
+                device = choose_device(settings)
+                settings, folder, saved = check_run(settings, device, settings.optimises)
+                checkpoint = threads = None
+                if finished:
+                    clip = run.clip("reference", settings)
+                else:
+                    clip, threads = load_clip(run)
+                    checkpoint = _checkpoint(run, settings, folder, clip)
+                    schema = _schema(settings, folder)
+                    if state := checkpoint.check(schema):  # every file, before any work
+                        schedule = folder.schedule(settings.scheduler, settings.steps, torch.Generator())
+                        schema.check_state(checkpoint.path("step"), state.index, state.schedule, schedule)
+                fallback = _plan_memory(settings, folder)
+                meter = Meter(device, progress)
+                job = cls(fallback, folder, clip, run, meter, checkpoint, saved, resumed=True)
+                with (
+                    computing(settings, threads if device.type == "cpu" else None),
+                    job._working(f"continuing {run.folder}"),
+                ):
+                    yield job
 
     @classmethod
     @contextmanager
     def reading(cls, run: Run, settings: Settings) -> Iterator[Job]:
         """A job that reads the motion of a finished run with the run's model, and writes nothing."""
-        device = choose_device(settings)
-        settings, folder, _ = check_run(replace(settings, saved_embedding=""), device, optimises=False)
-        memory = _plan_memory(settings, folder, reads_only=True)
-        job = cls(memory, folder, run.clip("reference", settings), run, Meter(device, Progress()))
-        with computing(settings), memory:
-            yield job
+        with computing(settings):
+            device = choose_device(settings)
+            settings, folder, _ = check_run(replace(settings, saved_embedding=""), device, optimises=False)
+            memory = _plan_memory(settings, folder, reads_only=True)
+            job = cls(memory, folder, run.clip("reference", settings), run, Meter(device, Progress()))
+            with memory:
+                yield job
 
     @contextmanager
     def _working(self, headline: str) -> Iterator[None]:
-        """Apply torch's settings and the memory limit, and add a note on how to resume to errors."""
-        with (
-            computing(self.settings),
-            self.memory,
-            _resume_hint(self.run) if self.checkpoint else nullcontext(),
-        ):
+        """Apply the memory limit, and add to errors how to resume."""
+        with self.memory, _resume_hint(self.run) if self.checkpoint else nullcontext():
             logger.info("%s, %s", headline, self.memory.summary)
             self.memory.on_change = self.write_settings
             self.write_settings()  # from now on the run can be reopened
@@ -170,7 +194,13 @@ class Job:
         def work() -> dict[str, Tensor]:
             return {"reference": self.folder.autoencoder().encode(pixels)}
 
-        return self._once("reference", "encode", work)["reference"]
+        reference = self._once("reference", "encode", work)["reference"]
+        if not reference.any():
+            raise DitflowError(
+                f"the encoded clip is 0 everywhere: the VAE of {self.settings.model} is damaged (see its "
+                "`scaling_factor`)"
+            )
+        return reference
 
     def _once(self, name: str, phase: str, work: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """The result of a phase: from the checkpoint if it has it, else computed and saved there."""
@@ -214,8 +244,9 @@ class Job:
     def write(self, name: str, clip: video.Clip) -> None:
         """Write a clip to the run folder, in the requested format, with the settings as metadata."""
         settings = self.settings
-        path = inside(self.run.folder, video_name(name, settings))
-        video.write_clip(clip, path, metadata=settings.to_yaml())
+        with self.run.writing(video_name(name, settings)) as path:
+            own = self.checkpoint is not None  # an unfinished run replaces its own frames
+            video.write_clip(clip, path, metadata=settings.to_yaml(), replace_frames=own)
 
     def write_reference(self) -> None:
         """Write the clip as the model sees it, unless that was done before."""
@@ -223,14 +254,28 @@ class Job:
             self.write("reference", self.clip)
 
     def write_settings(self) -> None:
-        self.run.write_text("settings.yaml", self.settings.to_yaml())
+        self.run.write_text(SETTINGS, settings_text(self.settings))
 
     def end(self, **results: object) -> None:
         """Finish the run: write run.json with this process's measurements, and remove the checkpoint."""
         record = {"versions": versions(), "device": self.meter.device_name, "phases": self.meter.phases}
-        self.run.write_json("run.json", record | {"resumed": self.resumed} | results)
+        record["threads"] = torch.get_num_threads()
+        self.run.write_json(RECORD, record | {"resumed": self.resumed} | results)
         if self.checkpoint:
             self.checkpoint.remove()
+
+
+def _checkpoint(run: Run, settings: Settings, folder: ModelFolder, clip: video.Clip) -> StateFolder:
+    return StateFolder(run, fingerprint(settings, folder, clip_digest(clip)))
+
+
+def _schema(settings: Settings, folder: ModelFolder) -> Schema:
+    family, size = folder.family, settings.size
+    return Schema(
+        (settings.frames, size.height, size.width, 3),
+        (1, *family.prompt_shape(folder.config("transformer"))),
+        family.latent_shape(settings.frames, size, folder.config("vae")),
+    )
 
 
 def _plan_memory(settings: Settings, folder: ModelFolder, reads_only: bool = False) -> MemoryFallback:
@@ -243,13 +288,12 @@ def _plan_memory(settings: Settings, folder: ModelFolder, reads_only: bool = Fal
 
 @contextmanager
 def _resume_hint(run: Run) -> Iterator[None]:
-    """Add a note on how to resume to interrupts, and to errors except those that would recur."""
+    """Add to interrupts, and to errors that need not recur, how to resume."""
     try:
         yield
-    except NotFinite:
-        raise
-    except (DitflowError, KeyboardInterrupt) as error:
-        error.add_note(f"`ditflow resume {run.quoted}` continues from there")
+    except (TemporaryError, KeyboardInterrupt) as error:
+        if (run.folder / SETTINGS).is_file():  # else there is nothing to resume
+            error.add_note(f"`ditflow resume {run.quoted}` continues from there")
         raise
 
 

@@ -230,7 +230,10 @@ class Autoencoder(Protocol):
         """
 
     def decode(self, latents: Tensor, frames: int, tile: str) -> Tensor:
-        """The first `frames` frames, uint8 [frames, height, width, 3] on the host; `tile` WxH or "none"."""
+        """The first `frames` frames, uint8 [frames, height, width, 3] on the host; `tile` WxH or "none".
+
+        Raises NotFinite if they contain NaN or infinity (see `to_pixels`).
+        """
 
     def compile_decoder(self, backend: str) -> None:
         """Compile the decoder with a backend of torch.compile."""

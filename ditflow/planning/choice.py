@@ -12,6 +12,7 @@ from ditflow.errors import DitflowError
 from ditflow.guidance.targets import check_blocks
 from ditflow.memory.capacity import usable_bytes
 from ditflow.memory.presets import GIB, PRESETS, Preset, presets
+from ditflow.memory.torch_state import torch_state
 from ditflow.models.families import family_of
 from ditflow.models.storage import check_weights
 from ditflow.planning.phases import Phases
@@ -77,6 +78,7 @@ def phases_of(settings: Settings, device: str) -> Phases:
     return _phases(alike, device)
 
 
+@torch_state()
 def plan_all(settings: Settings) -> tuple[list[Plan], Plan | None, str]:
     """Every preset's plan, the one that a run on this machine would use, and the reason in words.
 
@@ -101,6 +103,7 @@ def plan_all(settings: Settings) -> tuple[list[Plan], Plan | None, str]:
     return plans, chosen, why
 
 
+@torch_state()
 def choose_plan(settings: Settings, device: torch.device) -> Plan:
     """The plan of the preset that the settings name, else of the largest preset that fits.
 
@@ -134,6 +137,7 @@ def _pick(plans: Sequence[Plan], name: str | None) -> Plan:
     raise DitflowError(f"memory preset {name} does not fit: {_excess(plans[index])}; {advice}")
 
 
+@torch_state()
 def smaller_plan(settings: Settings, device: torch.device, failed: Plan, phase: str) -> Plan | None:
     """The next plan to try: its `phase` needs clearly less memory than in the plan that failed.
 

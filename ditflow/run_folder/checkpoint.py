@@ -25,15 +25,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditflow.errors import DitflowError
+from ditflow.errors import DitflowError, TemporaryError
 from ditflow.files import clear_unfinished, inside
 from ditflow.models.protocols import SchedulerState
-from ditflow.run_folder.fingerprint import check_fingerprint
+from ditflow.run_folder.fingerprint import KEYS, check_fingerprint, check_format
 from ditflow.run_folder.lock import locked
-from ditflow.run_folder.run import Run, read_tensors
+from ditflow.run_folder.run import STATE, Run, read_tensors
+from ditflow.run_folder.schema import CLIP, STEP, THREADS, Schema, check_facts
 from ditflow.video import Clip
-
-FOLDER = "state"
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,8 @@ class StateFolder:
     """
 
     def __init__(self, run: Run, fingerprint: dict[str, str]):
-        self.folder, self.fingerprint = run.folder / FOLDER, fingerprint
+        self.run, self.folder, self.fingerprint = run, run.folder / STATE, fingerprint
+        self._files: Run | None = None  # the folder, which the first write makes
         if self.folder.is_symlink():
             raise DitflowError(f"{self.folder} is a link: replace it with the folder itself")
         if self.folder.is_dir():
@@ -66,24 +66,27 @@ class StateFolder:
         # copied, because one tensor may have two names
         here = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
         metadata = self.fingerprint | {key: json.dumps(value) for key, value in facts.items()}
-        metadata["checksum"] = _checksum(here, metadata)
-        Run(self.folder).write_tensors(self.path(name).name, here, metadata)
+        metadata["checksum"] = checksum(here, metadata)
+        with self.run.writing(STATE) as folder:
+            if self._files is None:
+                self._files = _made(folder)
+            self._files.write_tensors(self.path(name).name, here, metadata)
 
     def read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors and facts as they were written."""
         path = inside(self.folder, self.path(name).name)
-        tensors, metadata = read_tensors(path, "every unfinished transfer has one; start a new run")
+        tensors, metadata = _read(path)
         check_fingerprint(path, metadata, self.fingerprint)
-        if metadata.pop("checksum", None) != _checksum(tensors, metadata):
-            raise DitflowError(f"{path} is damaged (its checksum does not match): start a new run")
-        facts = {key: json.loads(value) for key, value in metadata.items() if key not in self.fingerprint}
-        return tensors, facts
+        try:
+            return tensors, {key: json.loads(value) for key, value in metadata.items() if key not in KEYS}
+        except (ValueError, RecursionError) as error:
+            raise DitflowError(f"{path} is damaged ({error}): start a new run") from None
 
-    def check(self) -> None:
-        """Raises DitflowError if a file is missing or cannot be resumed from."""
+    def check(self, schema: Schema) -> State | None:
+        """The last state. Raises DitflowError if a file is missing or cannot be resumed from."""
         for path in sorted(self.folder.glob("*.safetensors")):
-            self.read(path.stem)
-        read_state(self)
+            schema.check(path, self.read(path.stem)[0])
+        return read_state(self)
 
     def has(self, name: str) -> bool:
         return self.path(name).exists()
@@ -95,15 +98,28 @@ class StateFolder:
         shutil.rmtree(self.folder)
 
 
-def save_clip(files: StateFolder, clip: Clip) -> None:
+def save_clip(files: StateFolder, clip: Clip, threads: int) -> None:
+    """Save the clip, and the number of CPU threads, which changes results by rounding."""
     rate = clip.frame_rate.as_integer_ratio()
-    files.write("clip", {"frames": torch.from_numpy(clip.frames)}, frame_rate=rate)
+    files.write("clip", {"frames": torch.from_numpy(clip.frames)}, frame_rate=rate, threads=threads)
 
 
-def load_clip(files: StateFolder) -> Clip:
-    """The clip, bit for bit. Raises like `StateFolder`."""
-    tensors, facts = files.read("clip")
-    return Clip(tensors["frames"].numpy(), Fraction(*facts["frame_rate"]))
+def load_clip(run: Run) -> tuple[Clip, int | None]:
+    """The clip of a run's checkpoint, bit for bit, and the run's threads, if they are known.
+
+    It is read before the run's fingerprint, which depends on it, is known. Raises like `StateFolder`.
+    """
+    path = inside(run.folder, f"{STATE}/clip.safetensors")
+    tensors, metadata = _read(path)
+    try:
+        facts = {key: json.loads(metadata[key]) for key in ("frame_rate", "threads") if key in metadata}
+    except (ValueError, RecursionError) as error:
+        raise DitflowError(f"{path} is damaged ({error}): start a new run") from None
+    check_facts(path, facts, CLIP | ({"threads": THREADS} if "threads" in facts else {}))
+    frames = tensors.get("frames")
+    if frames is None or frames.dtype != torch.uint8 or frames.ndim != 4:
+        raise DitflowError(f"{path} is damaged (it holds no frames): start a new run")
+    return Clip(frames.numpy(), Fraction(*facts["frame_rate"])), facts.get("threads")
 
 
 def read_state(files: StateFolder) -> State | None:
@@ -111,22 +127,22 @@ def read_state(files: StateFolder) -> State | None:
     if not files.has("step"):
         return None
     tensors, facts = files.read("step")
-    try:
-        embeddings = [files.read(_embedding(index))[0] for index in range(facts.pop("embeddings"))]
-        return State(
-            **facts,
-            latents=tensors.pop("latents"),
-            embedding=tensors.pop("embedding", None),
-            schedule=tensors,
-            embeddings=[tensors["embedding"] for tensors in embeddings],
-        )
-    except (KeyError, TypeError) as error:
-        raise DitflowError(f"{files.path('step')} is damaged ({error}): start a new run") from None
+    check_facts(files.path("step"), facts, STEP)
+    embeddings = [files.read(_embedding(index))[0] for index in range(facts["embeddings"])]
+    return State(
+        index=facts["index"],
+        losses=facts["losses"],
+        skipped=facts["skipped"],
+        latents=tensors.pop("latents"),
+        embedding=tensors.pop("embedding", None),
+        schedule=tensors,
+        embeddings=[tensors["embedding"] for tensors in embeddings],
+    )
 
 
 def clear_leftovers(run: Run) -> None:
     """Remove the checkpoint that a finished run still has if it was killed before removing it."""
-    if (folder := run.folder / FOLDER).is_dir() and not folder.is_symlink():
+    if (folder := run.folder / STATE).is_dir() and not folder.is_symlink():
         with locked(run.folder):
             clear_unfinished(run.folder)
             shutil.rmtree(folder)
@@ -180,11 +196,28 @@ class StateWriter:
         )
 
 
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and metadata of a checkpoint file whose format and checksum are right."""
+    tensors, metadata = read_tensors(path, "every unfinished transfer has one; start a new run")
+    check_format(path, metadata)
+    if metadata.pop("checksum", None) != checksum(tensors, metadata):
+        raise DitflowError(f"{path} is damaged (its checksum does not match): start a new run")
+    return tensors, metadata
+
+
+def _made(folder: Path) -> Run:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise TemporaryError(f"{folder} cannot be written ({error.strerror}): free some space") from error
+    return Run(folder)
+
+
 def _embedding(index: int) -> str:
     return f"embedding_{index:03}"
 
 
-def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """SHA-256 of the tensors' names, types, shapes and bytes, and of the metadata."""
     about = [[name, str(tensors[name].dtype), list(tensors[name].shape)] for name in sorted(tensors)]
     digest = hashlib.sha256(json.dumps([about, sorted(metadata.items())]).encode())

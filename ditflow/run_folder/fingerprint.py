@@ -1,99 +1,111 @@
-"""The fingerprint of a run: its settings and weights. A run resumes only from files with its fingerprint."""
+"""The fingerprint of a run: its settings, weights and clip. A run resumes only from files that have it.
+
+Weights are identified by their content, never by their path, so a run resumes after its model has been moved.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
-import re
+import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from ditflow.errors import DitflowError
-from ditflow.files import cache_folder, whole_or_absent
 from ditflow.models.loading import ModelFolder
+from ditflow.models.lora import FILE as LORA_FILE
 from ditflow.models.lora import split_scale
+from ditflow.run_folder.digests import file_digests
 from ditflow.settings import Settings
 from ditflow.settings.values import plain
 
-logger = logging.getLogger(__name__)
-
-FORMAT = "1"  # change it when the content or meaning of a checkpoint changes
+FORMAT = "2"  # change it when the content or meaning of a checkpoint changes
+OLDER = ("1",)  # formats that can be read: "1" has no clip, and weights by absolute path
+KEYS = ("format", "settings", "weights", "clip")
 IGNORED = ("memory", "preset", "decode_tile", "output")  # settings that do not change the denoised latents
+PATHS = ("video", "model", "saved_embedding")  # settings that name files, whose digests are compared instead
 
 
-def fingerprint(settings: Settings, folder: ModelFolder) -> dict[str, str]:
-    """The settings, and digests of the weights, as metadata of a file."""
+def fingerprint(settings: Settings, folder: ModelFolder, clip: str) -> dict[str, str]:
+    """The settings, and digests of the weights and of the clip, as metadata of a file."""
     values = {
         item.name: plain(getattr(settings, item.name))
         for item in fields(settings)
         if item.name not in IGNORED
     }
-    files = weight_files(settings, folder)
-    if any(not _cached(path).exists() for path in files):
-        logger.info("hashing the weights, once; the result is cached")
-    with ThreadPoolExecutor() as threads:
-        digests = dict(zip(map(str, files), threads.map(file_digest, files), strict=True))
-    return {"format": FORMAT, "settings": json.dumps(values), "weights": json.dumps(digests)}
+    weights = json.dumps(file_digests(weight_files(settings, folder)))
+    return {"format": FORMAT, "settings": json.dumps(values), "weights": weights, "clip": clip}
 
 
 def check_fingerprint(path: Path, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
     """Raises DitflowError if the metadata `found` in the file at `path` belongs to another run."""
-    if found.get("format") != expected["format"]:
-        raise DitflowError(
-            f"{path} was written by another version of ditflow (format {found.get('format')}; this version "
-            f"reads format {expected['format']}): resume with that version, or start a new run"
-        )
-    for name, advice in (
-        ("settings", "restore settings.yaml"),
-        ("weights", "restore the files"),
+    old = check_format(path, found)
+    for name, identity, advice in (
+        ("settings", _settings_identity, "restore settings.yaml"),
+        ("weights", _old_weights if old else _weights, "restore the files"),
     ):
         if found.get(name) == expected[name]:
             continue
         try:
-            before, now = json.loads(found.get(name, "{}")), json.loads(expected[name])
+            before, now = (identity(json.loads(each[name]), expected) for each in (found, expected))
             changed = sorted(key for key in before | now if before.get(key) != now.get(key))
-        except (ValueError, TypeError, AttributeError):
+        except (KeyError, ValueError, TypeError, AttributeError, DitflowError):
             raise DitflowError(f"{path} is damaged (its {name} cannot be read): start a new run") from None
+        if changed:
+            raise DitflowError(
+                f"the {name} have changed since the run began ({', '.join(changed)}): {advice}, or start a "
+                "new run with `ditflow transfer`"
+            )
+    if found.get("clip", expected["clip"] if old else None) != expected["clip"]:
+        raise DitflowError(f"{path} was made from another clip: restore the file, or start a new run")
+
+
+def check_format(path: Path, found: Mapping[str, str]) -> bool:
+    """Whether the file has an older format. Raises DitflowError if its format cannot be read."""
+    version = found.get("format")
+    if version not in (FORMAT, *OLDER):
         raise DitflowError(
-            f"the {name} have changed since the run began ({', '.join(changed)}): {advice}, or start a new "
-            "run with `ditflow transfer`"
+            f"{path} was written by another version of ditflow (format {version}; this version reads format "
+            f"{FORMAT}): resume with that version, or start a new run"
         )
+    return version != FORMAT
 
 
-def weight_files(settings: Settings, folder: ModelFolder) -> list[Path]:
-    """The files from which latents are computed.
+def weight_files(settings: Settings, folder: ModelFolder) -> dict[str, Path]:
+    """The files from which latents are computed, by names that do not depend on where they are.
 
     A LoRA given by hub id is not among them: only its name, which is a setting, identifies it.
     """
-    given = [*(split_scale(lora)[0] for lora in settings.lora), settings.saved_embedding]
+    files = {path.relative_to(folder.path).as_posix(): path for path in folder.latent_files()}
+    for number, lora in enumerate(settings.lora, 1):
+        files[f"lora {number}"] = path = Path(split_scale(lora)[0])
+        if path.is_dir():
+            files[f"lora {number}"] = path / LORA_FILE
+    files["saved_embedding"] = Path(settings.saved_embedding)
     if settings.weights.endswith(".gguf"):
-        given.append(settings.weights)
-    return [*folder.latent_files(), *(path for path in map(Path, given) if path.is_file())]
+        files["gguf"] = Path(settings.weights)
+    return {name: path for name, path in files.items() if path.is_file()}
 
 
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file's bytes, cached until the file's size or modification time changes."""
-    cached = _cached(path)
-    try:
-        if re.fullmatch("[0-9a-f]{64}", digest := cached.read_text(encoding="ascii")):
-            return digest
-    except (OSError, ValueError):
-        pass
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    try:
-        with whole_or_absent(cached) as unfinished:
-            unfinished.write_text(digest, encoding="ascii")
-    except OSError as error:  # the cache is optional
-        logger.debug("%s is not cached: %s", cached, error)
-    return digest
+def _settings_identity(values: dict[str, Any], expected: Mapping[str, str]) -> dict[str, Any]:
+    """The settings that must be the same, with defaults for those that the file's version did not know."""
+    known = {item.name for item in fields(Settings)}
+    given = {name: value for name, value in values.items() if name in known}
+    settings = Settings(**given | {"model": json.loads(expected["settings"])["model"]})
+    complete = values | {name: plain(getattr(settings, name)) for name in known}
+    loras = [split_scale(lora) for lora in settings.lora]
+    complete["lora"] = [(scale, "" if os.path.isabs(source) else source) for source, scale in loras]
+    if settings.weights.endswith(".gguf"):
+        complete["weights"] = ".gguf"
+    return {name: value for name, value in complete.items() if name not in (*IGNORED, *PATHS)}
 
 
-def _cached(path: Path) -> Path:
-    """The path at which the digest of a file, with its current size and time, is cached."""
-    about = path.stat()
-    facts = json.dumps([str(path.resolve()), about.st_size, about.st_mtime_ns])
-    return cache_folder() / "weights" / hashlib.sha256(facts.encode()).hexdigest()
+def _weights(digests: dict[str, str], expected: Mapping[str, str]) -> dict[str, str]:
+    return digests
+
+
+def _old_weights(digests: dict[str, str], expected: Mapping[str, str]) -> dict[str, str]:
+    """The digests alone, each by the name that it has now or else by its own, as paths do not count."""
+    names = {digest: name for name, digest in json.loads(expected["weights"]).items()}
+    return {names.get(digest, Path(name).name): digest for name, digest in digests.items()}

@@ -69,11 +69,13 @@ class Denoising:
         settings, state, transformer = self.settings, self.state, runner.transformer
         native_embedding = transformer.embedding(transformer.grid(self.reference))
         if self.saved_embeddings:
-            check_shapes(self.saved_embeddings, native_embedding)
+            check_shapes(self.saved_embeddings, native_embedding, "optimise them again")
         elif settings.guidance and self.steps_done < settings.guided_steps:
             if self.guidance is None:
                 self._prepare(runner, native_embedding)
             self.guidance.restore(state.skipped)
+        resumed = [tensor for tensor in (state.embedding, *state.embeddings) if tensor is not None]
+        check_shapes(resumed, native_embedding, "start a new run")
         self.schedule.restore(state.schedule)
         embedding = native_embedding if state.embedding is None else state.embedding.to(native_embedding)
         injection = None
@@ -126,10 +128,9 @@ class Denoising:
         self.on_step(step)
 
 
-def check_shapes(saved: list[Tensor], native_embedding: Tensor) -> None:
+def check_shapes(saved: list[Tensor], native_embedding: Tensor, advice: str) -> None:
     """Raises DitflowError if saved embeddings do not have the shape of the model's embedding."""
     if any(tensor.shape != native_embedding.shape for tensor in saved):
         raise DitflowError(
-            f"the saved embeddings are damaged: their shape is not {list(native_embedding.shape)}; "
-            "optimise them again"
+            f"the saved embeddings are damaged: their shape is not {list(native_embedding.shape)}; {advice}"
         )

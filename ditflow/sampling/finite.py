@@ -7,13 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from ditflow.errors import DitflowError
-
-ADVICE = "use --dtype bfloat16 or float32, which have a larger range than float16"
-
-
-class NotFinite(DitflowError):
-    """NaN or infinity appeared. The steps finished before are valid."""
+from ditflow.errors import LARGER_RANGE as ADVICE
+from ditflow.errors import NotFinite
 
 
 def check_finite(tensor: Tensor, what: str) -> None:

@@ -83,6 +83,8 @@ def _convert(kind: Any, given: Any) -> Any:
     if kind is str:
         if isinstance(given, bool):
             return "on" if given else "off"  # YAML reads a bare on or off as a boolean
+        if isinstance(given, os.PathLike):
+            given = os.fspath(given)
         if not isinstance(given, str | int | float):
             raise TypeError
         return str(given)
@@ -118,7 +120,7 @@ def _size(given: Any) -> Size:
     if isinstance(given, str):
         given = re.findall(r"\d+", given) if re.fullmatch(r"\s*\d+[xX]\d+\s*", given) else ()
     width, height = given
-    return Size(int(width), int(height))
+    return Size(_convert(int, width), _convert(int, height))
 
 
 def _expected(kind: Any) -> str:

@@ -24,6 +24,7 @@ from ditflow_kernels import motion_flow, motion_flow_loss
 KINDS = ("amf", "guided")
 BACKENDS = ("reference", "chunked")
 TOLERANCE = 1e-4
+SOFT_TOLERANCE = 1e-5
 
 
 def discovered(kind):
@@ -167,7 +168,7 @@ def test_guided(path, kind, tmp_path):
 
 @pytest.mark.parametrize("path", discovered("guided"))
 def test_reference_flow(path):
-    """The clip's hard motion flow, captured before the first step."""
+    """The clip's motion flow, captured before the first step. Hard flow is exact, soft flow a mean."""
     tensors, metadata = read(path)
     expected = {int(name.rpartition("_")[2]): name for name in tensors if name.startswith("reference_flow_")}
     settings = golden_settings(metadata)
@@ -186,4 +187,8 @@ def test_reference_flow(path):
     )
     assert set(guidance.loss.references) == set(expected)
     for block, name in expected.items():
-        assert torch.equal(guidance.loss.references[block].flatten(0, 1), tensors[name])
+        found = guidance.loss.references[block].flatten(0, 1)
+        if settings.reference == "hard":
+            assert torch.equal(found, tensors[name])
+        else:
+            assert relative(found, tensors[name]) < SOFT_TOLERANCE

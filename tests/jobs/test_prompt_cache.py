@@ -6,9 +6,12 @@ import shutil
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ditflow.jobs.prompt_cache import encode_texts
 from ditflow.models.loading import ModelFolder
+from ditflow.run_folder.checkpoint import checksum
 
 CPU = torch.device("cpu")
 PROMPTS = ("a red circle", "a blue square and a green circle", "")
@@ -75,10 +78,83 @@ def test_another_precision_or_encoder_is_another_embedding(small_folder, tokens,
 
     assert [run(), run(), run("float16"), run("float16")] == [1, 1, 2, 2]
     weights = tmp_path / "model" / "text_encoder" / "model.safetensors"
-    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
+    weights.touch()  # the same bytes
+    assert run() == 2
+    status, whole = weights.stat(), weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert [run(), run()] == [3, 3]
-    (tmp_path / "model" / "vae" / "config.json").touch()
-    assert run() == 3
+    vocabulary = next(path for path in (tmp_path / "model" / "tokenizer").iterdir() if path.suffix == ".json")
+    vocabulary.write_text(vocabulary.read_text() + " ")
+    assert [run(), run()] == [4, 4]
+    (tmp_path / "model" / "vae" / "config.json").write_text("{}")
+    assert run() == 4
+
+
+def test_a_moved_encoder_is_the_same(small_folder, folder, tokens, tmp_path, encode, cache):
+    encode_texts(folder, tokens, encode)
+    shutil.copytree(small_folder, tmp_path / "copy")
+    encode_texts(ModelFolder(str(tmp_path / "copy"), "float32", CPU), tokens, encode)
+    assert encode.calls == [3]
+
+
+def poison(tensors, metadata):
+    tensors["embedding"].view(-1)[0] = float("nan")
+
+
+def halve(tensors, metadata):
+    tensors["embedding"] = tensors["embedding"][:, :3].contiguous()
+
+
+def double(tensors, metadata):
+    tensors["embedding"] = tensors["embedding"] * 2
+
+
+def rename(tensors, metadata):
+    tensors["other"] = tensors.pop("embedding")
+
+
+@pytest.mark.parametrize(
+    "change, resealed",
+    [
+        *((each, False) for each in (poison, halve, double, rename)),
+        (poison, True),
+        (halve, True),
+        (rename, True),
+    ],
+)
+@pytest.mark.fault("a cached prompt with other content")
+def test_an_entry_that_is_not_as_it_was_written(folder, tokens, encode, cache, change, resealed):
+    expected = encode_texts(folder, tokens, encode)
+    for path in cache.iterdir():
+        with safe_open(path, "pt") as file:
+            tensors, metadata = {"embedding": file.get_tensor("embedding").clone()}, file.metadata()
+        change(tensors, metadata)
+        if resealed:
+            metadata["checksum"] = checksum({path.stem: next(iter(tensors.values()))}, {})
+        save_file(tensors, path, metadata)
+    for _ in range(2):
+        found = encode_texts(folder, tokens, encode)
+        assert all(map(torch.equal, fields(found), fields(expected)))
+    assert encode.calls == [3, 3]
+
+
+@pytest.mark.fault("a cached prompt in the place of another")
+def test_entries_that_were_swapped(folder, tokens, encode, cache):
+    expected = encode_texts(folder, tokens, encode)
+    first, second, _ = cache.iterdir()
+    shutil.copy(first, second)
+    found = encode_texts(folder, tokens, encode)
+    assert all(map(torch.equal, fields(found), fields(expected)))
+    assert encode.calls == [3, 1]
+
+
+def test_a_result_with_nan_is_not_cached(folder, tokens, cache):
+    def encode(tokens):
+        return torch.full((len(tokens), 3, 4), float("nan"))
+
+    assert encode_texts(folder, tokens, encode).prompt.isnan().all()
+    assert not cache.exists()
 
 
 @pytest.mark.parametrize("damage", [b"", b"not safetensors", None], ids=["empty", "other", "cut"])

@@ -1,10 +1,18 @@
 """NaN or infinity stops a run in the step where it appears, and the step before is kept."""
 
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import random_inputs, settings_schedule, text_embeddings, tiny_backbone
 
+from ditflow import DitflowError, transfer
 from ditflow.memory.plain import PlainRunner
+from ditflow.models.pixels import to_pixels
 from ditflow.sampling.denoising import Denoising
 from ditflow.sampling.finite import NotFinite, check_finite, check_optimisation
 from ditflow.settings import Settings
@@ -95,3 +103,59 @@ def test_divergence(fork_server, tmp_path):
     error = fork_server.error(tmp_path)
     assert "of denoising step 1; use a smaller --learning-rate" in error
     assert "resume" not in error  # it would come to the same
+
+
+def broken(small_folder, tmp_path, change_weights=None, **config):
+    """A copy of the model with another VAE."""
+    folder = shutil.copytree(small_folder, tmp_path / "broken")
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    if change_weights:
+        path = next((folder / "vae").glob("*.safetensors"))
+        weights = load_file(path)
+        change_weights(weights)
+        save_file(weights, path, {"format": "pt"})
+    return str(folder)
+
+
+def nan_in(part):
+    def change(weights):
+        name = next(name for name in sorted(weights) if name.startswith(part) and name.endswith("weight"))
+        weights[name].view(-1)[0] = float("nan")
+
+    return change
+
+
+@pytest.mark.parametrize("kind", ["mp4", "frames"])
+@pytest.mark.parametrize("tile", ["none", "144x96"])
+@pytest.mark.fault("NaN in the VAE's decoder")
+def test_a_decoder_with_nan_writes_no_video(settings, small_folder, tmp_path, kind, tile, capsys):
+    model = broken(small_folder, tmp_path, nan_in("decoder"))
+    settings = replace(settings, model=model, format=kind, decode_tile=tile)
+    with pytest.raises(NotFinite, match="the decoded video contains NaN or infinity") as caught:
+        transfer(settings)
+    assert not getattr(caught.value, "__notes__", [])  # resuming would come to the same
+    names = {path.stem for path in Path(settings.output).iterdir()}
+    assert "latents" in names and not names & {"result", "comparison", "run"}
+
+
+@pytest.mark.fault("NaN in the VAE's encoder")
+def test_an_encoder_with_nan(settings, small_folder, tmp_path):
+    with pytest.raises(NotFinite, match="the encoded reference contains NaN or infinity"):
+        transfer(replace(settings, model=broken(small_folder, tmp_path, nan_in("encoder"))))
+
+
+@pytest.mark.parametrize("scale", [0, 0.0, float("nan"), float("inf")])
+@pytest.mark.fault("a scaling factor of the VAE without meaning")
+def test_scaling_factors(settings, small_folder, tmp_path, scale):
+    with pytest.raises(DitflowError):
+        transfer(replace(settings, model=broken(small_folder, tmp_path, scaling_factor=scale)))
+    assert not list(Path(settings.output).glob("result*"))
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")], ids=str)
+def test_to_pixels(poison):
+    values = torch.tensor([[-1.0, 0.0, 1.0], [-9.0, 9.0, 0.5]])
+    assert to_pixels(values).tolist() == [[0, 128, 255], [0, 255, 191]]
+    with pytest.raises(NotFinite):
+        to_pixels(torch.tensor([0.0, poison]).bfloat16())

@@ -1,6 +1,7 @@
 """Settings: shipped defaults, precedence, and a one-line error for every bad value."""
 
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -130,3 +131,27 @@ def test_bad_files(tmp_path, text, message):
 def test_missing_file(tmp_path):
     with pytest.raises(SettingsError, match="No such file"):
         read_settings(tmp_path / "absent.yaml")
+
+
+def test_paths_are_texts(tmp_path):
+    settings = Settings(
+        model="small", video=tmp_path / "clip.mp4", output=tmp_path, lora=[tmp_path / "lora.safetensors"]
+    )
+    assert settings.video == str(tmp_path / "clip.mp4") and settings.output == str(tmp_path)
+    assert settings.lora == (str(tmp_path / "lora.safetensors"),)
+    assert replace(settings, lora=tmp_path / "one").lora == (str(tmp_path / "one"),)
+    assert Settings(model=Path("small")) == Settings(model="small")
+    assert Settings(**yaml.safe_load(settings.to_yaml())) == settings
+
+
+@pytest.mark.parametrize(
+    "size", [(96.7, 64), (96, 64.5), (float("nan"), 64), (True, 64), (96,), (96, 64, 3), 96, (None, 64)]
+)
+def test_sizes_that_are_not_two_whole_numbers(size):
+    with pytest.raises(SettingsError, match="size: .* given, WIDTHxHEIGHT accepted"):
+        Settings(model="small", size=size)
+
+
+@pytest.mark.parametrize("size", [(96.0, 64), ("96", "64"), [96, 64], "96x64"], ids=str)
+def test_sizes(size):
+    assert Settings(model="small", size=size).size == (96, 64)

@@ -10,6 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from ditflow.models.pixels import to_pixels
 from ditflow.models.protocols import WorkCounter
 
 SIDE, GROUP = 4, 4  # pixels and frames of a latent pixel
@@ -63,7 +64,7 @@ class ToyAutoencoder:
                 )
                 decoded = network.decoder(padded[:, :, rows, columns])
                 values = rearrange(decoded, "f (p q c) h w -> f (h p) (w q) c", p=SIDE, q=SIDE)
-                part.copy_(((values.float() + 1) * 127.5).round().clamp(0, 255))
+                part.copy_(to_pixels(values))
         return torch.cat([video[:1], video[1:].repeat_interleave(GROUP, dim=0)])[:frames]
 
     def compile_decoder(self, backend: str) -> None:

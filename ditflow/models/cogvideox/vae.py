@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ditflow.models.cogvideox.frames import encoded_frames
 from ditflow.models.cogvideox.repeated_tiles import each_shape_once
+from ditflow.models.pixels import to_pixels
 from ditflow.models.protocols import WorkCounter
 
 # Share of its (height, width) by which a tile overlaps its neighbour. A tile less its overlap must be a
@@ -56,8 +57,7 @@ class CogVideoXAutoencoder:
         pixels = torch.empty(frames, *video.shape[2:], 3, dtype=torch.uint8)
         # one frame at a time, because the whole video in float32 is as large as the decoder's peak
         for index in range(frames):
-            frame = ((video[:, index].float() + 1) * 127.5).round_().clamp_(0, 255)
-            pixels[index] = rearrange(frame, "c h w -> h w c").to(torch.uint8)
+            pixels[index] = rearrange(to_pixels(video[:, index]), "c h w -> h w c")
         return pixels
 
     def use_tile(self, tile: str) -> None:

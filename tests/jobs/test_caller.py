@@ -1,0 +1,245 @@
+"""What the caller has set in torch changes no latents and is restored; jobs in threads and in forks."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_pipelines import latents, quick_settings
+
+from ditflow import DitflowError, flow, transfer
+from ditflow.evaluation.finished import FinishedRun
+from ditflow.evaluation.own_flow import read_own_flow
+from ditflow.jobs.session import Job
+from ditflow.memory import torch_state as module
+from ditflow.memory.torch_state import WORKSPACE, torch_state
+from ditflow.planning.choice import _phases, choose_plan
+
+CPU = torch.device("cpu")
+MODES = {  # contexts that a caller may be in
+    "bfloat16-autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "inference-mode": torch.inference_mode,
+    "no-grad": torch.no_grad,
+    "meta-device": lambda: torch.device("meta"),
+    "anomaly-detection": lambda: torch.autograd.set_detect_anomaly(True),
+}
+GLOBALS = {  # how to set, a value, how to read
+    "float64": (torch.set_default_dtype, torch.float64, torch.get_default_dtype),
+    "bfloat16": (torch.set_default_dtype, torch.bfloat16, torch.get_default_dtype),
+    "default-device": (torch.set_default_device, torch.device("meta"), torch.get_default_device),
+    "matmul-medium": (
+        torch.set_float32_matmul_precision,
+        "medium",
+        torch.get_float32_matmul_precision,
+    ),
+    "no-flash": (torch.backends.cuda.enable_flash_sdp, False, torch.backends.cuda.flash_sdp_enabled),
+    "no-grad-for-good": (torch.set_grad_enabled, False, torch.is_grad_enabled),
+    "deterministic": (torch.use_deterministic_algorithms, True, torch.are_deterministic_algorithms_enabled),
+    "no-mkldnn": (
+        lambda value: setattr(torch.backends.mkldnn, "enabled", value),
+        False,
+        lambda: torch.backends.mkldnn.enabled,
+    ),
+}
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """Every cache is empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    _phases.cache_clear()
+    yield
+    _phases.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def expected(clip, small_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("expected")
+    return latents(transfer(quick_settings(clip, small_folder, output=str(folder / "run"))))
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_the_callers_modes_do_not_matter(settings, expected, fresh, mode):
+    with mode():
+        assert torch.equal(latents(transfer(settings)), expected)
+    assert torch.equal(latents(transfer(settings)), expected)  # caches filled there are sound
+
+
+@pytest.mark.parametrize("setting", GLOBALS.values(), ids=GLOBALS)
+def test_the_callers_settings_do_not_matter_and_are_restored(settings, expected, fresh, setting):
+    write, value, read = setting
+    before = read()
+    write(value)
+    try:
+        assert torch.equal(latents(transfer(settings)), expected)
+        assert read() == value
+        with pytest.raises(DitflowError):
+            transfer(replace(settings, frames=300))
+        assert read() == value
+        flow(replace(settings, output=f"{settings.output}-flow", injection=False))
+        assert read() == value
+    finally:
+        write(None if write is torch.set_default_device else before)
+
+
+def state():
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        os.environ.get(WORKSPACE),
+        torch.get_num_threads(),
+        [read() for read, _, _ in module._DEFAULTS],
+    )
+
+
+@pytest.mark.parametrize("workspace", [None, ":0:0", ":16:8"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_deterministic_is_restored(settings, monkeypatch, workspace, fails):
+    monkeypatch.delenv(WORKSPACE, raising=False)
+    if workspace:
+        monkeypatch.setenv(WORKSPACE, workspace)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        before, inside, real = state(), [], Job.encode
+
+        def encode(job):
+            inside.append(state())
+            return fail() if fails else real(job)
+
+        monkeypatch.setattr(Job, "encode", encode)
+        try:
+            transfer(replace(settings, deterministic=True))
+        except RuntimeError as error:
+            assert fails and str(error) == "planted"
+        assert state() == before
+        assert inside[0][:2] == (True, False) and inside[0][2] in module.WORKSPACES
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def fail():
+    raise RuntimeError("planted")
+
+
+def test_evaluation_in_inference_mode(settings, fresh):
+    run = FinishedRun.open(transfer(settings).folder)
+    wanted = read_own_flow(run)[2].distance
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode():
+            assert read_own_flow(run)[2].distance == wanted
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_every_default_is_torchs_own():
+    """In a fresh process; here another test may have changed some."""
+    code = (
+        "from ditflow.memory.torch_state import _DEFAULTS\n"
+        "wrong = [i for i, (read, _, wanted) in enumerate(_DEFAULTS) if read() != wanted]\n"
+        "assert not wrong, wrong\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_four_transfers_in_threads(settings, expected, fresh):
+    """They take turns, as torch's settings and fake tensors are one for the whole process."""
+    found, errors = {}, []
+
+    def work(index):
+        try:
+            one = replace(
+                settings, output=f"{settings.output}-{index}", dtype=("float32", "bfloat16")[index % 2]
+            )
+            found[index] = latents(transfer(one))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert torch.equal(found[0], expected) and torch.equal(found[2], expected)
+    assert torch.equal(found[1], found[3]) and not torch.equal(found[1], found[0])
+
+
+def test_planning_waits_for_a_job_of_another_thread(settings):
+    done = threading.Event()
+
+    def plan():
+        choose_plan(replace(settings, frames=11), CPU)
+        done.set()
+
+    with torch_state():
+        thread = threading.Thread(target=plan)
+        thread.start()
+        assert not done.wait(1)
+    assert done.wait(60)
+
+
+def test_a_job_in_a_job_keeps_the_outer_settings(settings):
+    with torch_state(deterministic=True, threads=2):
+        with torch_state():
+            assert torch.are_deterministic_algorithms_enabled() and torch.get_num_threads() == 2
+        with torch_state(deterministic=False):
+            assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled() and torch.get_num_threads() == 1
+
+
+def in_fork(work):
+    """The exit code of a fork: 0 done, 1 refused, 2 another error; -1 if it hangs."""
+    pid = os.fork()
+    if not pid:
+        code = 2
+        try:
+            work()
+            code = 0
+        except DitflowError as error:
+            code = 1 if "fork" in str(error) else 2
+        finally:
+            os._exit(code)
+    for _ in range(600):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.1)
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    return -1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA cannot be used in a fork")
+@pytest.mark.parametrize("threads, code", [(1, 0), (2, 1)])
+def test_a_fork_after_a_transfer(settings, threads, code):
+    transfer(settings)
+    torch.set_num_threads(threads)
+    try:
+        assert in_fork(lambda: transfer(settings)) == code
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA cannot be used in a fork")
+def test_a_fork_while_another_thread_computes(settings):
+    entered, leave = threading.Event(), threading.Event()
+
+    def compute():
+        with torch_state():
+            entered.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    entered.wait(60)
+    try:
+        assert in_fork(lambda: transfer(settings)) == 0
+    finally:
+        leave.set()
+        thread.join()
