@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,13 @@ CONFIGS = Path(configs.__path__[0])
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 # a zip file as torch writes it, or a bare pickle
 PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
+KINDS = {
+    stat.S_ISFIFO: "named pipe",
+    stat.S_ISSOCK: "socket",
+    stat.S_ISCHR: "device",
+    stat.S_ISBLK: "device",
+    stat.S_ISDIR: "folder",
+}
 
 
 @cache
@@ -48,6 +56,21 @@ def inside(folder: Path, name: str) -> Path:
     for found in (path, *(path.iterdir() if path.is_dir() else ())):
         if not Path(os.path.realpath(found)).is_relative_to(root):
             raise DitflowError(f"{found} is a link out of the run folder: replace it with the file itself")
+    return path
+
+
+def regular_file(path: Path) -> Path:
+    """Return the path of a file that can be read to its end without waiting. Follows links.
+
+    Raises DitflowError for a FIFO, a socket, a device, a folder and an empty file. The files of /proc count
+    as empty. Raises OSError if there is no such file.
+    """
+    found = path.stat()
+    kind = next((name for is_kind, name in KINDS.items() if is_kind(found.st_mode)), "")
+    if kind:
+        raise DitflowError(f"{path} is a {kind}: give a regular file")
+    if not found.st_size:
+        raise DitflowError(f"{path} is empty: give a regular file with content")
     return path
 
 
