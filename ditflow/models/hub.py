@@ -1,12 +1,25 @@
-"""Finds a model's files in the hub's cache. Imports nothing heavy."""
+"""Finds a model's files in the hub's cache, and turns downloads off. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 WITHOUT_WEIGHTS = ("tokenizer", "scheduler")
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Use only what is on this machine: no library requests anything from the hub meanwhile."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def wanted_files(parts: Sequence[str]) -> list[str]:
