@@ -7,6 +7,10 @@ class DitflowError(Exception):
     """The job cannot continue. The command line prints only the message and exits with 1."""
 
 
+class TemporaryError(DitflowError):
+    """The cause is outside the job's inputs, such as a full disk, so the same job may succeed later."""
+
+
 class SettingsError(DitflowError):
     """The settings are invalid; raised before any work starts. The command line exits with 2."""
 

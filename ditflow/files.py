@@ -86,21 +86,29 @@ def refuse_pickle(path: Path) -> None:
 
 
 @contextmanager
-def whole_or_absent(path: Path) -> Iterator[Path]:
+def whole_or_absent(path: Path, *, replace_folder: bool = False) -> Iterator[Path]:
     """Yield a hidden path to write to; rename it to `path` at the end, or remove it on an error.
 
-    A file is flushed to disk before it is renamed, and replaces an existing one. Raises OSError at the end if
-    `path` is a folder that is not empty.
+    A file, or a folder with all its files, is flushed to disk before it is renamed. A file replaces an
+    existing one. Raises OSError at the end if `path` is a folder that is not empty, except that a folder
+    replaces it with `replace_folder`.
     """
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
+    unfinished, replaced = (
+        path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.unfinished") for _ in range(2)
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
-        if unfinished.is_file():
-            _to_disk(unfinished)
+        for written in (*unfinished.rglob("*"), unfinished):
+            _to_disk(written)
+        if replace_folder and unfinished.is_dir() and path.is_dir():
+            os.replace(path, replaced)
         os.replace(unfinished, path)
         _to_disk(path.parent)
     finally:
+        if replaced.exists() and not path.exists():
+            os.replace(replaced, path)
+        _remove(replaced)
         _remove(unfinished)
 
 

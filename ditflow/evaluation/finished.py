@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,9 +11,9 @@ from torch import Tensor
 from ditflow import video
 from ditflow.errors import DitflowError
 from ditflow.files import inside
-from ditflow.limits import RECORD_BYTES, SOURCE_FRAMES
+from ditflow.limits import SOURCE_FRAMES
 from ditflow.models.hub import offline
-from ditflow.run_folder.run import Run, read_latents, video_name
+from ditflow.run_folder.run import Run, read_latents, read_record, video_name
 from ditflow.settings import Settings, read_settings
 from ditflow.video.folders import image_paths
 from ditflow.video.reading import check_source
@@ -38,7 +37,7 @@ class FinishedRun:
                 f"{folder} is not a finished run: give a folder with settings.yaml and run.json"
             )
         with offline():  # they may name a model of the hub
-            run = cls(folder, read_settings(settings), _read_record(record))
+            run = cls(folder, read_settings(settings), read_record(record))
         if not run.video("result").exists():
             raise DitflowError(f"{folder} has no {run.video('result').name}: give the folder of a transfer")
         return run
@@ -53,32 +52,6 @@ class FinishedRun:
     def latents(self) -> tuple[Tensor, Tensor]:
         """The latents of the reference and of the result, [1, frames, channels, height, width]."""
         return read_latents(self.folder)
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    """Read run.json, as `Job.end` wrote it."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(RECORD_BYTES + 1)
-        if len(content) > RECORD_BYTES:
-            raise ValueError(f"more than {RECORD_BYTES} bytes")
-        record = json.loads(content)
-        if not _is_record(record):
-            raise ValueError("not the record of a run")
-    except (OSError, ValueError, RecursionError) as error:
-        raise DitflowError(f"{path} is damaged ({error}): make the run again") from None
-    return record
-
-
-def _is_record(record: Any) -> bool:
-    try:
-        phases, losses = record["phases"].values(), record.get("losses", [])
-        numbers = [phase["seconds"] for phase in phases] + [value for step in losses for value in step]
-        numbers += [phase["peak_bytes"] for phase in phases if phase["peak_bytes"] is not None]
-        named = isinstance(record["versions"], dict) and isinstance(record["device"], str)
-    except (AttributeError, KeyError, TypeError):
-        return False
-    return named and all(isinstance(number, int | float) for number in numbers)
 
 
 def whole_clip(source: Path) -> video.Clip:

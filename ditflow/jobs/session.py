@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ditflow import video
-from ditflow.errors import DitflowError
-from ditflow.files import clear_unfinished, inside
+from ditflow.errors import TemporaryError
+from ditflow.files import clear_unfinished
 from ditflow.jobs.checks import check_given, check_run
 from ditflow.jobs.device import choose_device, computing
 from ditflow.jobs.prompt_cache import encode_texts
@@ -33,8 +33,16 @@ from ditflow.progress import Progress
 from ditflow.run_folder.checkpoint import StateFolder, load_clip, save_clip
 from ditflow.run_folder.fingerprint import fingerprint
 from ditflow.run_folder.lock import locked
-from ditflow.run_folder.run import Run, create_run, versions, video_name
-from ditflow.sampling.finite import NotFinite, check_finite
+from ditflow.run_folder.run import (
+    RECORD,
+    Run,
+    check_output_name,
+    create_run,
+    settings_text,
+    versions,
+    video_name,
+)
+from ditflow.sampling.finite import check_finite
 from ditflow.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -60,7 +68,9 @@ class Job:
     ) -> Iterator[Job]:
         """Start a new job. The run folder is created only after everything has been read and checked."""
         check_given(settings, *needs)
+        check_output_name(settings.output)
         settings = _with_absolute_paths(settings)
+        settings_text(settings)  # refuses settings that could not be read back
         device = choose_device(settings)
         family = family_of(settings.model, download=True)
         clip = video.read_clip(
@@ -211,8 +221,9 @@ class Job:
     def write(self, name: str, clip: video.Clip) -> None:
         """Write a clip to the run folder, in the requested format, with the settings as metadata."""
         settings = self.settings
-        path = inside(self.run.folder, video_name(name, settings))
-        video.write_clip(clip, path, metadata=settings.to_yaml())
+        with self.run.writing(video_name(name, settings)) as path:
+            own = self.checkpoint is not None  # an unfinished run replaces its own frames
+            video.write_clip(clip, path, metadata=settings.to_yaml(), replace_frames=own)
 
     def write_reference(self) -> None:
         """Write the clip as the model sees it, unless that was done before."""
@@ -220,12 +231,12 @@ class Job:
             self.write("reference", self.clip)
 
     def write_settings(self) -> None:
-        self.run.write_text("settings.yaml", self.settings.to_yaml())
+        self.run.write_text("settings.yaml", settings_text(self.settings))
 
     def end(self, **results: object) -> None:
         """Finish the run: write run.json with this process's measurements, and remove the checkpoint."""
         record = {"versions": versions(), "device": self.meter.device_name, "phases": self.meter.phases}
-        self.run.write_json("run.json", record | {"resumed": self.resumed} | results)
+        self.run.write_json(RECORD, record | {"resumed": self.resumed} | results)
         if self.checkpoint:
             self.checkpoint.remove()
 
@@ -240,12 +251,10 @@ def _plan_memory(settings: Settings, folder: ModelFolder, reads_only: bool = Fal
 
 @contextmanager
 def _resume_hint(run: Run) -> Iterator[None]:
-    """Add to errors and interrupts how to resume, except to an error that would only recur."""
+    """Add to interrupts, and to errors that need not recur, how to resume."""
     try:
         yield
-    except NotFinite:
-        raise
-    except (DitflowError, KeyboardInterrupt) as error:
+    except (TemporaryError, KeyboardInterrupt) as error:
         error.add_note(f"`ditflow resume {run.quoted}` continues from there")
         raise
 

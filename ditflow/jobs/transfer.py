@@ -33,7 +33,7 @@ def transfer(settings: Settings, progress: Progress | None = None) -> Run:
         return _transfer(job, progress)
 
 
-def resume(folder: Path, progress: Progress | None = None, memory: str | None = None) -> Run:
+def resume(folder: Path | str, progress: Progress | None = None, memory: str | None = None) -> Run:
     """Continue an interrupted transfer. The result is the one it would have had without the interruption.
 
     Raises DitflowError if its settings or weights have changed, its checkpoint is damaged or it is in use.
@@ -47,12 +47,13 @@ def resume(folder: Path, progress: Progress | None = None, memory: str | None = 
         return _transfer(job, progress)
 
 
-def decode(folder: Path, progress: Progress | None = None, memory: str | None = None) -> Run:
+def decode(folder: Path | str, progress: Progress | None = None, memory: str | None = None) -> Run:
     """Make the videos of a transfer from its latents.
 
     Raises DitflowError if it has no latents, or if the videos exist.
     """
     progress, run = progress or Progress(), Run.open(folder)
+    folder = run.folder
     if not (folder / LATENTS).is_file():
         raise DitflowError(
             f"{folder} has no {LATENTS}, because denoising is not finished; continue it with "
@@ -61,9 +62,10 @@ def decode(folder: Path, progress: Progress | None = None, memory: str | None = 
     if not run.finished:
         return resume(folder, progress, memory)
     with Job.reopen(run, progress, memory, finished=True) as job:
-        result = folder / video_name("result", job.settings)
-        if result.exists():
-            raise DitflowError(f"{result} exists: move it away first")
+        for name in ("result", "comparison"):
+            path = folder / video_name(name, job.settings)
+            if path.exists() and (name == "result" or path.is_dir()):  # a comparison's file is replaced
+                raise DitflowError(f"{path} exists: move it away first")
         _, latents = read_latents(folder)
         _write_results(job, job.decode(latents))
     return run

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from ditflow.errors import DitflowError, SettingsError
+from ditflow.errors import SettingsError, TemporaryError
 from ditflow.memory.capacity import capped, give_back, ran_out
 from ditflow.models.families import family_of
 from ditflow.planning.choice import choose_plan, smaller_plan
@@ -98,7 +98,7 @@ class MemoryFallback:
             )
         smaller = None if phase == "encode" else smaller_plan(self.planned, self.device, self.plan, phase)
         if smaller is None:
-            raise DitflowError(
+            raise TemporaryError(
                 f"out of memory in {phase}, and no memory preset needs less; use fewer --frames, a smaller "
                 "--size, or a device with more free memory"
             )

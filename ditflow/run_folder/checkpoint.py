@@ -25,15 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditflow.errors import DitflowError
+from ditflow.errors import DitflowError, TemporaryError
 from ditflow.files import clear_unfinished, inside
 from ditflow.models.protocols import SchedulerState
 from ditflow.run_folder.fingerprint import check_fingerprint
 from ditflow.run_folder.lock import locked
-from ditflow.run_folder.run import Run, read_tensors
+from ditflow.run_folder.run import STATE, Run, read_tensors
 from ditflow.video import Clip
-
-FOLDER = "state"
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,8 @@ class StateFolder:
     """
 
     def __init__(self, run: Run, fingerprint: dict[str, str]):
-        self.folder, self.fingerprint = run.folder / FOLDER, fingerprint
+        self.run, self.folder, self.fingerprint = run, run.folder / STATE, fingerprint
+        self._files: Run | None = None  # the folder, which the first write makes
         if self.folder.is_symlink():
             raise DitflowError(f"{self.folder} is a link: replace it with the folder itself")
         if self.folder.is_dir():
@@ -67,7 +66,10 @@ class StateFolder:
         here = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
         metadata = self.fingerprint | {key: json.dumps(value) for key, value in facts.items()}
         metadata["checksum"] = _checksum(here, metadata)
-        Run(self.folder).write_tensors(self.path(name).name, here, metadata)
+        with self.run.writing(STATE) as folder:
+            if self._files is None:
+                self._files = _made(folder)
+            self._files.write_tensors(self.path(name).name, here, metadata)
 
     def read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors and facts as they were written."""
@@ -126,7 +128,7 @@ def read_state(files: StateFolder) -> State | None:
 
 def clear_leftovers(run: Run) -> None:
     """Remove the checkpoint that a finished run still has if it was killed before removing it."""
-    if (folder := run.folder / FOLDER).is_dir() and not folder.is_symlink():
+    if (folder := run.folder / STATE).is_dir() and not folder.is_symlink():
         with locked(run.folder):
             clear_unfinished(run.folder)
             shutil.rmtree(folder)
@@ -178,6 +180,14 @@ class StateWriter:
             skipped=state.skipped,
             embeddings=len(state.embeddings),
         )
+
+
+def _made(folder: Path) -> Run:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise TemporaryError(f"{folder} cannot be written ({error.strerror}): free some space") from error
+    return Run(folder)
 
 
 def _embedding(index: int) -> str:

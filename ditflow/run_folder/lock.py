@@ -30,7 +30,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # before the lock is released
+        if _is_same_file(descriptor, path):  # the folder may have been moved, and another made there
+            path.unlink(missing_ok=True)  # before the lock is released
         os.close(descriptor)
 
 
@@ -54,7 +55,7 @@ def _take(path: Path) -> int:
 def _is_same_file(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

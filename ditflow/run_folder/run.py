@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
@@ -19,25 +21,38 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ditflow.errors import DitflowError
+from ditflow.errors import DitflowError, SettingsError, TemporaryError
 from ditflow.files import inside, refuse_pickle, whole_or_absent
+from ditflow.limits import RECORD_BYTES, SETTINGS_BYTES
 from ditflow.settings import Settings, read_settings
 from ditflow.video import Clip, read_clip
 
 LATENTS = "latents.safetensors"
+RECORD = "run.json"
+STATE = "state"  # the folder of an unfinished run's checkpoint
 SUFFIXES = {"mp4": ".mp4", "gif": ".gif", "frames": ""}  # by `Settings.format`
+LONGEST_SETTINGS = SETTINGS_BYTES - 1024  # bytes; values that replace `auto` may be longer
 LONGEST_NAME = 60  # characters of a folder's name; at most 240 bytes, and file systems allow 255
 
 
 @dataclass(frozen=True)
 class Run:
-    """An existing run folder. Files are written under a temporary name and renamed, so they are complete."""
+    """An existing run folder. Files are written under a temporary name and renamed, so they are complete.
+
+    Nothing is written once the folder has been moved, deleted or replaced by another.
+    """
 
     folder: Path
+    _status: os.stat_result | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        with suppress(OSError):
+            object.__setattr__(self, "_status", self.folder.stat())
 
     @classmethod
-    def open(cls, folder: Path) -> Run:
+    def open(cls, folder: Path | str) -> Run:
         """Open a transfer's folder, finished or not. Raises DitflowError for any other folder."""
+        folder = Path(folder)
         if not inside(folder, "settings.yaml").is_file():
             raise DitflowError(
                 f"{folder} is not a run folder: it has no settings.yaml; give a transfer's folder"
@@ -46,13 +61,25 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run finished successfully."""
-        return (self.folder / "run.json").is_file()
+        """Whether the run finished successfully: it has a readable record.
+
+        Raises DitflowError if its record is damaged and there is no checkpoint to make it again from.
+        """
+        try:
+            return bool((self.folder / RECORD).is_file() and self.record())
+        except DitflowError:
+            if (self.folder / STATE).is_dir():
+                return False
+            raise
 
     @property
     def quoted(self) -> str:
         """The folder, quoted for a shell."""
         return shlex.quote(str(self.folder))
+
+    def record(self) -> dict[str, Any]:
+        """The content of run.json. Raises DitflowError if it is missing or damaged."""
+        return read_record(inside(self.folder, RECORD))
 
     def settings(self) -> Settings:
         return read_settings(inside(self.folder, "settings.yaml"))
@@ -77,15 +104,38 @@ class Run:
         """Write `pixels`, uint8 [height, width, 3], as PNG."""
         self._write(name, lambda path: Image.fromarray(pixels).save(path, format="PNG"))
 
-    def _write(self, name: str, write: Callable[[Path], Any]) -> None:
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Yield the path at which to write a file or folder.
+
+        Raises DitflowError if the run folder has been moved, deleted or replaced, before or meanwhile.
+        """
+        self._check_in_place()
         try:
-            with whole_or_absent(inside(self.folder, name)) as unfinished:
-                write(unfinished)
-        except OSError as error:
-            raise DitflowError(
-                f"{self.folder / name} cannot be written ({error.strerror or error}): free some space or "
-                "give another --output"
-            ) from error
+            yield inside(self.folder, name)
+        except DitflowError:
+            self._check_in_place()
+            raise
+
+    def _write(self, name: str, write: Callable[[Path], Any]) -> None:
+        with self.writing(name) as path:
+            try:
+                with whole_or_absent(path) as unfinished:
+                    write(unfinished)
+            except OSError as error:
+                raise TemporaryError(
+                    f"{path} cannot be written ({error.strerror or error}): free some space or give another "
+                    "--output"
+                ) from error
+
+    def _check_in_place(self) -> None:
+        with suppress(OSError):
+            if self._status is None or os.path.samestat(self._status, self.folder.stat()):
+                return
+        raise DitflowError(
+            f"{self.folder} was moved, deleted or replaced while the run was using it, so the run ends here; "
+            "if it was moved, continue it from its new place with `ditflow resume`"
+        )
 
 
 def video_name(name: str, settings: Settings) -> str:
@@ -121,25 +171,71 @@ def read_latents(folder: Path) -> tuple[Tensor, Tensor]:
     return reference, result
 
 
+def check_output_name(output: str) -> None:
+    """Raises SettingsError if `output` cannot name a new folder; an existing folder gets a number instead."""
+    wanted = Path(output)
+    if output and wanted.name in ("", ".."):
+        raise SettingsError(f"output: {output!r} given; give the name of a new folder, such as runs/one")
+    if os.path.lexists(wanted) and not os.path.isdir(wanted):
+        raise SettingsError(f"output: {output!r} exists and is not a folder; give the name of a new folder")
+
+
+def settings_text(settings: Settings) -> str:
+    """The content of settings.yaml. Raises SettingsError if it is too long to be read back."""
+    text = settings.to_yaml()
+    if (size := len(text.encode())) > LONGEST_SETTINGS:
+        raise SettingsError(
+            f"the settings take {size} bytes, at most {LONGEST_SETTINGS} accepted; shorten the longest one"
+        )
+    return text
+
+
 def create_run(settings: Settings, kind: str = "") -> Run:
     """Create the folder `output`, or one named after the clip and the prompt. A taken name gets a number."""
     wanted = Path(settings.output) if settings.output else Path("runs") / _name(settings, kind)
-    for number in count(1):
-        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-            return Run(folder)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise DitflowError(
-                f"cannot make the run folder {folder}: {error.strerror}; give another --output"
-            ) from None
+    folder = wanted
+    try:
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        for number in count(2):
+            with suppress(FileExistsError):
+                folder.mkdir()
+                return Run(folder)
+            folder = wanted.with_name(f"{wanted.name}-{number}")
+    except OSError as error:
+        links = [each for each in wanted.parents if each.is_symlink() and not each.exists()]
+        reason = f"{links[0]} is a link to nothing" if links else error.strerror
+        raise DitflowError(f"cannot make the run folder {folder}: {reason}; give another --output") from None
 
 
 def _name(settings: Settings, kind: str) -> str:
     words = [kind] if kind else re.findall(r"\w+", settings.prompt.lower())[:6]
     return "-".join([Path(settings.video).stem, *words])[:LONGEST_NAME]
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a run's run.json, as `Job.end` wrote it. Raises DitflowError if it is damaged."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(RECORD_BYTES + 1)
+        if len(content) > RECORD_BYTES:
+            raise ValueError(f"more than {RECORD_BYTES} bytes")
+        record = json.loads(content)
+        if not _is_record(record):
+            raise ValueError("not the record of a run")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DitflowError(f"{path} is damaged ({error}): make the run again") from None
+    return record
+
+
+def _is_record(record: Any) -> bool:
+    try:
+        phases, losses = record["phases"].values(), record.get("losses", [])
+        numbers = [phase["seconds"] for phase in phases] + [value for step in losses for value in step]
+        numbers += [phase["peak_bytes"] for phase in phases if phase["peak_bytes"] is not None]
+        named = isinstance(record["versions"], dict) and isinstance(record["device"], str)
+    except (AttributeError, KeyError, TypeError):
+        return False
+    return named and all(isinstance(number, int | float) for number in numbers)
 
 
 def versions() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Write clips to files. A file appears under its name only when it is complete."""
 
+import re
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -8,7 +9,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from ditflow.errors import DitflowError, SettingsError
+from ditflow.errors import DitflowError, SettingsError, TemporaryError
 from ditflow.files import whole_or_absent
 from ditflow.video.clip import Clip
 from ditflow.video.timeline import open_video
@@ -20,8 +21,11 @@ GIF_TICKS = 100  # a second
 SHORTEST_GIF_FRAME = 2  # ticks; browsers show shorter frames for 10
 
 
-def write_clip(clip: Clip, path: Path, *, metadata: str | None = None) -> None:
+def write_clip(clip: Clip, path: Path, *, metadata: str | None = None, replace_frames: bool = False) -> None:
     """Write an MP4, a GIF or, without a suffix, a folder of PNG frames. Only MP4 stores the metadata.
+
+    With `replace_frames`, a folder of frames replaces one that this function wrote before. Any other folder
+    with content is refused.
 
     Raises SettingsError for another suffix, DitflowError if the file cannot be written, ValueError if an MP4
     would have an odd width or height.
@@ -32,14 +36,15 @@ def write_clip(clip: Clip, path: Path, *, metadata: str | None = None) -> None:
         raise SettingsError(
             f"{path}: clips are written as .mp4, .gif or a folder of frames (no suffix), not {path.suffix}"
         )
-    if path.is_dir() and (path.suffix or any(path.iterdir())):
+    replaceable = path.is_dir() and not path.suffix and (replace_frames and _is_frames(path))
+    if path.is_dir() and not replaceable and (path.suffix or any(path.iterdir())):
         raise DitflowError(f"{path} is an existing folder: move it away or give another name")
     try:
-        with whole_or_absent(path) as unfinished:
+        with whole_or_absent(path, replace_folder=replace_frames) as unfinished:
             write(clip, unfinished, metadata)
     except OSError as error:
         reason = error.strerror or error
-        raise DitflowError(
+        raise TemporaryError(
             f"{path} cannot be written ({reason}): free some space or give another path"
         ) from error
 
@@ -110,6 +115,11 @@ def _write_folder(clip: Clip, path: Path, metadata: str | None) -> None:
     path.mkdir()
     for index, frame in enumerate(clip.frames):
         Image.fromarray(frame).save(path / f"{index:05d}.png")
+
+
+def _is_frames(path: Path) -> bool:
+    """Whether a folder holds only files with the names that `_write_folder` gives."""
+    return all(re.fullmatch(r"\d{5,}\.png", entry.name) for entry in path.iterdir())
 
 
 WRITERS = {".mp4": _write_mp4, ".gif": _write_gif, "": _write_folder}

@@ -9,7 +9,7 @@ from run_processes import contents
 from safetensors.torch import load_file
 
 from ditflow.cli.main import main
-from ditflow.run_folder.checkpoint import FOLDER
+from ditflow.run_folder.run import STATE
 
 
 @pytest.mark.fault("the input video is removed during a run")
@@ -36,12 +36,12 @@ def test_resume_with_less_memory(fork_server, stopped):
 
 def test_resuming_a_finished_run_only_cleans_up(fork_server, tmp_path, capsys):
     run = shutil.copytree(fork_server.folder / "run", tmp_path / "run")
-    (run / FOLDER).mkdir()  # left by a process that was killed at the very end
+    (run / STATE).mkdir()  # left by a process that was killed at the very end
     assert main(["resume", str(run)]) == 0
     told = capsys.readouterr()
     assert told.out == f"{run}\n"
     assert f"{run} is finished: there is nothing to resume" in told.err
-    assert contents(run) == fork_server.whole and not (run / FOLDER).exists()
+    assert contents(run) == fork_server.whole and not (run / STATE).exists()
 
 
 def test_decode_remakes_the_videos_of_a_finished_run(fork_server, tmp_path):

@@ -11,8 +11,8 @@ from run_processes import contents
 
 from ditflow.cli.main import main
 from ditflow.run_folder import fingerprint as identity
-from ditflow.run_folder.checkpoint import FOLDER
 from ditflow.run_folder.lock import locked
+from ditflow.run_folder.run import STATE
 
 DAMAGE = [
     pytest.param(kind, seed, marks=pytest.mark.fault(f"state {words} at a random place"), id=f"{kind}-{seed}")
@@ -37,7 +37,7 @@ def refusal(folder, capsys):
 @pytest.mark.parametrize("kind, seed", DAMAGE)
 def test_damaged(stopped, capsys, kind, seed):
     draw = random.Random(f"{kind} {seed}")
-    path = draw.choice(sorted((stopped / FOLDER).glob("*.safetensors")))
+    path = draw.choice(sorted((stopped / STATE).glob("*.safetensors")))
     data = bytearray(path.read_bytes())
     place = draw.randrange(len(data))
     if kind == "cut":
@@ -52,7 +52,7 @@ def test_damaged(stopped, capsys, kind, seed):
 @pytest.mark.parametrize("name", ["clip", "embedding_000"])
 @pytest.mark.fault("a state file is missing")
 def test_missing(stopped, capsys, name):
-    (stopped / FOLDER / f"{name}.safetensors").unlink()
+    (stopped / STATE / f"{name}.safetensors").unlink()
     assert name in refusal(stopped, capsys)
 
 
@@ -111,7 +111,7 @@ def test_a_lock_file_left_by_a_dead_process_does_not_block(tmp_path):
     assert not (tmp_path / ".lock").exists()
 
 
-@pytest.mark.parametrize("name", [FOLDER, ".lock"])
+@pytest.mark.parametrize("name", [STATE, ".lock"])
 @pytest.mark.fault("a run folder whose state or lock is a link out of the folder")
 def test_links_out_are_refused(stopped, tmp_path, capsys, name):
     outside = tmp_path / "outside"

@@ -44,6 +44,7 @@ def test_continues_bit_for_bit_from_every_state(tmp_path, optimise, scheduler, d
     expected = whole.run(PlainRunner(backbone))
     assert [state.index for state in states] == list(range(STEPS))
     for state in states:
+        (tmp_path / str(state.index)).mkdir()
         files = StateFolder(Run(tmp_path / str(state.index)), IDENTITY)
         with StateWriter(files, 0) as writer:
             writer.put(state)
