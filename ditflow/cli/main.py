@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import traceback
@@ -15,6 +14,7 @@ from ditflow.cli.arguments import USAGE, build_parser, read_options
 from ditflow.cli.interrupts import HungUp, Terminated, terminable
 from ditflow.cli.terminal import Output, one_line, steady_output
 from ditflow.errors import DitflowError, SettingsError
+from ditflow.files import json_text
 from ditflow.progress import quieten_libraries
 from ditflow.settings import Settings
 
@@ -166,7 +166,7 @@ def print_evaluation(options: argparse.Namespace) -> None:
             found = evaluate.evaluate_runs(options.runs, instruments, progress)
         else:
             found = [evaluate.evaluate_videos(*given, options.prompt, instruments)]
-    print(json.dumps(evaluate.as_json(found), indent=2) if options.json else evaluate.as_table(found))
+    print(json_text(evaluate.as_json(found)) if options.json else evaluate.as_table(found))
 
 
 def write_page(options: argparse.Namespace) -> None:
@@ -196,7 +196,7 @@ def print_plan(options: argparse.Namespace, settings: Settings) -> None:
     ceilings = read_ceilings(options.device_name) if options.device_name else None
     plans, chosen, why = plan_all(settings)
     if options.json:
-        print(json.dumps(words.as_mapping(plans, chosen, why, ceilings), indent=2))
+        print(json_text(words.as_mapping(plans, chosen, why, ceilings)))
     else:
         from ditflow.cli.screen import CleanConsole
 

@@ -13,7 +13,8 @@ from ditflow.errors import DitflowError
 from ditflow.files import inside
 from ditflow.limits import SOURCE_FRAMES
 from ditflow.models.hub import offline
-from ditflow.run_folder.run import Run, read_latents, read_record, video_name
+from ditflow.run_folder.record import read_record
+from ditflow.run_folder.run import Run, read_latents, video_name
 from ditflow.settings import Settings, read_settings
 from ditflow.video.folders import image_paths
 from ditflow.video.reading import check_source

@@ -14,7 +14,7 @@ from ditflow.guidance.targets import clip_features
 from ditflow.jobs.session import Job
 from ditflow.models.hub import offline
 from ditflow.models.protocols import Capture
-from ditflow.run_folder.run import Run
+from ditflow.run_folder.run import Run, check_latents_shape
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,12 @@ def read_own_flow(run: FinishedRun) -> dict[int, OwnFlow]:
         run.settings, memory="auto", preset="auto", compile="off", loss="flow", reference="hard"
     )
     with offline(), Job.reading(Run(run.folder), settings) as job:
+        reference, result = run.latents()
+        vae = job.folder.config("vae")
+        expected = job.folder.family.latent_shape(settings.frames, settings.size, vae)
+        check_latents_shape(run.folder, reference, expected)
         prompt = job.texts().source_prompt
-        return job.memory.run("flow", lambda: _read(job, prompt, *run.latents()))
+        return job.memory.run("flow", lambda: _read(job, prompt, reference, result))
 
 
 def _read(job: Job, prompt: Tensor, reference: Tensor, result: Tensor) -> dict[int, OwnFlow]:
