@@ -14,7 +14,7 @@ from ditflow.guidance.targets import clip_features
 from ditflow.jobs.session import Job
 from ditflow.models.hub import offline
 from ditflow.models.protocols import Capture
-from ditflow.run_folder.run import Run, check_latents_shape
+from ditflow.run_folder.run import Run
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,8 @@ def read_own_flow(run: FinishedRun) -> dict[int, OwnFlow]:
     settings = replace(
         run.settings, memory="auto", preset="auto", compile="off", loss="flow", reference="hard"
     )
-    with offline(), Job.reading(Run(run.folder), settings) as job:
-        reference, result = run.latents()
-        vae = job.folder.config("vae")
-        expected = job.folder.family.latent_shape(settings.frames, settings.size, vae)
-        check_latents_shape(run.folder, reference, expected)
+    reference, result = run.latents()
+    with offline(), Job.reading(Run(run.folder), settings, reference) as job:
         prompt = job.texts().source_prompt
         return job.memory.run("flow", lambda: _read(job, prompt, reference, result))
 
