@@ -1,5 +1,9 @@
 """Files: shipped configuration, the user's cache, and writes that are complete or do not happen."""
 
+import errno
+import json
+import logging
+import math
 import os
 import shutil
 import stat
@@ -14,6 +18,8 @@ import yaml
 
 from ditflow import configs
 from ditflow.errors import DitflowError
+
+logger = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).parent
 CONFIGS = Path(configs.__path__[0])
@@ -41,9 +47,22 @@ def shipped_names(folder: str) -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (CONFIGS / folder).glob("*.yaml")))
 
 
+@cache
+def _no_cache() -> Path:
+    """A path below a file: what is there cannot be read or written, so nothing is cached."""
+    logger.info("nothing is cached, because no home folder is known; set XDG_CACHE_HOME to a folder")
+    return Path(os.devnull)
+
+
 def cache_folder() -> Path:
-    """The program's folder in the user's cache, for files that can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditflow"
+    """The program's folder in the user's cache, for files that can be made again.
+
+    Whoever reads or writes there must expect OSError.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditflow"
+    except RuntimeError:  # in containers: no HOME, and a user without an entry in the passwd file
+        return _no_cache() / "ditflow"
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -74,6 +93,20 @@ def regular_file(path: Path) -> Path:
     return path
 
 
+def json_text(content: Any, indent: int | None = 2) -> str:
+    """JSON, in which a number that is NaN or infinite is null."""
+    return json.dumps(finite(content), indent=indent, allow_nan=False)
+
+
+def finite(content: Any) -> Any:
+    """The content, with None for each number that is NaN or infinite."""
+    if isinstance(content, dict):
+        return {name: finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def refuse_pickle(path: Path) -> None:
     """Raise DitflowError if a weights file is a pickle by its name or its content."""
     start = b""
@@ -90,9 +123,11 @@ def whole_or_absent(path: Path, *, replace_folder: bool = False) -> Iterator[Pat
     """Yield a hidden path to write to; rename it to `path` at the end, or remove it on an error.
 
     A file, or a folder with all its files, is flushed to disk before it is renamed. A file replaces an
-    existing one. Raises OSError at the end if `path` is a folder that is not empty, except that a folder
-    replaces it with `replace_folder`.
+    existing one. Raises OSError if `path` is a device, a named pipe or a socket, and at the end if it is a
+    folder that is not empty, except that a folder replaces it with `replace_folder`.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FileExistsError(errno.EEXIST, "it is not a regular file", str(path))
     unfinished, replaced = (
         path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.unfinished") for _ in range(2)
     )

@@ -13,3 +13,5 @@ CLIP_BYTES = 1 << 32  # 4 GiB of frames, after resizing
 SOURCE_FRAMES = 200_000  # in a video or folder, up to the last one used: almost two hours at 30 a second
 SLOWEST, FASTEST = Fraction(1, 100), Fraction(1000)  # frames a second that every video format can store
 RECORD_BYTES = 1 << 25  # in run.json, which holds every loss
+TENSOR_BYTES = 1 << 34  # in a run's file of tensors; 50 embeddings of CogVideoX-2B at 49 frames take 5 GB
+VIDEO_BYTES = 1 << 30  # in a video file that a report holds

@@ -132,8 +132,9 @@ def child(case: dict[str, Any]) -> int:
 
     os.chdir(case["folder"])
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
-    for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):  # files here, or what the case names
+        path = case.get(name, name)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOCTTY), descriptor)
     if case.get("no_cache"):
         os.environ["XDG_CACHE_HOME"] = os.path.abspath("cache")
     if "largest_file" in case:

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -50,8 +51,10 @@ def print_facts(as_json: bool) -> None:
     for section, name, value in facts():
         if section != last:
             print(section if last is None else f"\n{section}")
-        print(f"  {name:<20} {value}", flush=True)
+        print(f"  {name:<20} {value}")
         last = section
+        if getattr(sys.stdout, "lost", None):  # nobody reads on
+            return
 
 
 def facts() -> Iterator[tuple[str, str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import traceback
@@ -12,43 +11,60 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ditflow.cli.arguments import USAGE, build_parser, read_options
-from ditflow.cli.interrupts import Terminated, terminable
+from ditflow.cli.interrupts import HungUp, Terminated, terminable
+from ditflow.cli.terminal import Output, one_line, steady_output
 from ditflow.errors import DitflowError, SettingsError
+from ditflow.files import json_text
 from ditflow.progress import quieten_libraries
 from ditflow.settings import Settings
 
 if TYPE_CHECKING:
     from ditflow.progress import Progress
 
-DONE, FAILED, INTERRUPTED, TERMINATED = 0, 1, 130, 143  # and USAGE: exit codes
+DONE, FAILED = 0, 1  # exit codes, with USAGE
+ENDINGS = {  # exit codes and messages; the codes are 128 and the signal's number, as a shell gives them
+    HungUp: (129, "the terminal was closed"),
+    KeyboardInterrupt: (130, "interrupted"),
+    Terminated: (143, "terminated"),
+}
+RUNS = ("transfer", "inject", "flow", "resume", "decode", "report")  # their results are files
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 1 failed, 2 usage, 130 interrupted, 143 terminated."""
-    options = build_parser().parse_args(words)
+    """Run a command and return its exit code.
+
+    0 done, 1 failed, 2 usage, 129 terminal closed, 130 interrupted, 143 terminated.
+    """
+    with steady_output() as (output, _), terminable():
+        return _finish(words, output)
+
+
+def _finish(words: Sequence[str] | None, output: Output) -> int:
+    """Run a command, print its error if there is one, and return its exit code."""
+    debug = False
     try:
-        with terminable():
-            return run(options)
+        options = build_parser().parse_args(words)
+        debug = options.debug
+        run(options)
+        return output_code(options, output)
     except DitflowError as error:
-        print_error(error, str(error), options.debug)
+        print_error(error, str(error), debug)
         return USAGE if isinstance(error, SettingsError) else FAILED
-    except Terminated as request:
-        print_error(request, "terminated")
-        return TERMINATED
     except KeyboardInterrupt as request:
-        print_error(request, "interrupted")
-        return INTERRUPTED
+        code, message = ENDINGS[type(request)]
+        print_error(request, message)
+        return code
     except Exception as error:
-        advice = "" if options.debug else "; run again with --debug and report it"
-        print_error(error, f"unexpected {type(error).__name__}: {error}{advice}", options.debug)
+        advice = "" if debug else "; run again with --debug and report it"
+        print_error(error, f"unexpected {type(error).__name__}: {error}{advice}", debug)
         return FAILED
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> None:
     """Run a command; its errors are raised."""
     if options.command in COMMANDS:
         COMMANDS[options.command](options)
-        return DONE
+        return
     settings = read_options(options)
     if options.print_config:
         print(settings.to_yaml(), end="")
@@ -56,18 +72,29 @@ def run(options: argparse.Namespace) -> int:
         print_plan(options, settings)
     else:
         run_job(options, settings)
-    return DONE
 
 
 def print_error(error: BaseException, message: str, debug: bool = False) -> None:
-    """Print the message and the error's notes on one line of standard error, after the traceback if `debug`.
-
-    Line breaks and control characters in them are escaped or become spaces.
-    """
+    """Print the message and the error's notes on one line, after the traceback if `debug`."""
     if debug:
         traceback.print_exception(error)
-    line = " ".join("; ".join([message, *getattr(error, "__notes__", [])]).split())
-    print("ditflow:", "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr)
+    print(f"ditflow: {one_line(message, *getattr(error, '__notes__', []))}", file=sys.stderr)
+
+
+def output_code(options: argparse.Namespace, output: Output) -> int:
+    """The exit code of a command that is done: a failure if it had to print its result and could not.
+
+    A reader that has left, such as `head`, wanted no more. A run's result is its folder.
+    """
+    if output.lost is None or isinstance(output.lost, BrokenPipeError):
+        return DONE
+    reason = getattr(output.lost, "strerror", None) or output.lost
+    lost = f"standard output cannot be written ({reason})"
+    if options.command in RUNS and not vars(options).get("print_config"):
+        print_error(output.lost, f"warning: the command is done, but {lost}")
+        return DONE
+    print_error(output.lost, f"{lost}: send it to another place")
+    return FAILED
 
 
 def run_job(options: argparse.Namespace, settings: Settings) -> None:
@@ -102,11 +129,11 @@ def continue_run(options: argparse.Namespace) -> None:
 @contextmanager
 def shown_progress(quiet: bool) -> Iterator[Progress]:
     """Show progress and log messages on standard error; if `quiet`, only warnings."""
-    from ditflow.progress import Progress, ScreenProgress
+    from ditflow.cli.screen import LineHandler, ScreenProgress
+    from ditflow.progress import Progress
 
-    logger, handler = logging.getLogger("ditflow"), logging.StreamHandler()
+    logger, handler = logging.getLogger("ditflow"), LineHandler()
     level = logger.level
-    handler.setFormatter(logging.Formatter("ditflow: warning: %(message)s"))
     if quiet:
         progress = Progress()
     else:
@@ -139,7 +166,7 @@ def print_evaluation(options: argparse.Namespace) -> None:
             found = evaluate.evaluate_runs(options.runs, instruments, progress)
         else:
             found = [evaluate.evaluate_videos(*given, options.prompt, instruments)]
-    print(json.dumps(evaluate.as_json(found), indent=2) if options.json else evaluate.as_table(found))
+    print(json_text(evaluate.as_json(found)) if options.json else evaluate.as_table(found))
 
 
 def write_page(options: argparse.Namespace) -> None:
@@ -169,9 +196,11 @@ def print_plan(options: argparse.Namespace, settings: Settings) -> None:
     ceilings = read_ceilings(options.device_name) if options.device_name else None
     plans, chosen, why = plan_all(settings)
     if options.json:
-        print(json.dumps(words.as_mapping(plans, chosen, why, ceilings), indent=2))
+        print(json_text(words.as_mapping(plans, chosen, why, ceilings)))
     else:
-        words.print_plans(plans, chosen, why, ceilings)
+        from ditflow.cli.screen import CleanConsole
+
+        words.print_plans(CleanConsole(), plans, chosen, why, ceilings)
 
 
 # the commands that take no settings

@@ -19,11 +19,12 @@ from ditflow.evaluation.intervals import Interval, interval
 from ditflow.evaluation.made_shapes import is_caption, prompt_match
 from ditflow.evaluation.own_flow import read_own_flow
 from ditflow.evaluation.tracks import track
+from ditflow.files import finite
 from ditflow.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-Evaluation = dict[str, Any]  # can be written as JSON
+Evaluation = dict[str, Any]  # can be written as JSON; an unknown number is None
 
 NUMBERS: dict[str, Callable[[Evaluation], float | None]] = {  # in the order of the table's columns
     "bidirectional": lambda found: found["motion_fidelity"]["bidirectional"]["score"],
@@ -55,16 +56,16 @@ def evaluate_videos(result: Path, reference: Path, prompt: str, instruments: Ins
     """Compare any two videos over the frames of the shorter one."""
     named = {"video": str(result), "reference": str(reference), "prompt": prompt}
     clips = whole_clip(result).frames, whole_clip(reference).frames
-    return named | measure(*clips, prompt, instruments) | {"amf_distance": None}
+    return named | finite(measure(*clips, prompt, instruments)) | {"amf_distance": None}
 
 
 def _evaluate_run(run: FinishedRun, instruments: Instruments, progress: Progress) -> Evaluation:
     named = {"run": str(run.folder), "prompt": run.settings.prompt}
     result, reference = run.clip("result").frames, run.clip("reference").frames
-    found = named | measure(result, reference, run.settings.prompt, instruments)
+    found = named | finite(measure(result, reference, run.settings.prompt, instruments))
     try:
         flows = read_own_flow(run)
-        found["amf_distance"] = {str(block): flow.distance for block, flow in flows.items()}
+        found["amf_distance"] = finite({str(block): flow.distance for block, flow in flows.items()})
     except DitflowError as error:
         logger.warning("%s: no AMF distance (%s)", run.folder, error)
         found["amf_distance"] = None
@@ -160,4 +161,4 @@ def _share(answers: dict[str, bool] | None) -> float | None:
 
 
 def _mean(values: dict[str, float] | None) -> float | None:
-    return statistics.fmean(values.values()) if values else None
+    return statistics.fmean(values.values()) if values and None not in values.values() else None

@@ -12,7 +12,9 @@ from ditflow import video
 from ditflow.errors import DitflowError
 from ditflow.files import inside
 from ditflow.limits import SOURCE_FRAMES
-from ditflow.run_folder.run import Run, read_latents, read_record, video_name
+from ditflow.models.hub import offline
+from ditflow.run_folder.record import read_record
+from ditflow.run_folder.run import Run, read_latents, video_name
 from ditflow.settings import Settings, read_settings
 from ditflow.video.folders import image_paths
 from ditflow.video.reading import check_source
@@ -35,7 +37,8 @@ class FinishedRun:
             raise DitflowError(
                 f"{folder} is not a finished run: give a folder with settings.yaml and run.json"
             )
-        run = cls(folder, read_settings(settings), read_record(record))
+        with offline():  # they may name a model of the hub
+            run = cls(folder, read_settings(settings), read_record(record))
         if not run.video("result").exists():
             raise DitflowError(f"{folder} has no {run.video('result').name}: give the folder of a transfer")
         return run

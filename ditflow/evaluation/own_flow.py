@@ -12,6 +12,7 @@ from ditflow.evaluation.finished import FinishedRun
 from ditflow.guidance.losses import FlowLoss
 from ditflow.guidance.targets import clip_features
 from ditflow.jobs.session import Job
+from ditflow.models.hub import offline
 from ditflow.models.protocols import Capture
 from ditflow.run_folder.run import Run
 
@@ -26,14 +27,18 @@ class OwnFlow:
 
 
 def read_own_flow(run: FinishedRun) -> dict[int, OwnFlow]:
-    """Compute both in the run's own model, by block. Raises DitflowError if the model is not available."""
+    """Compute both in the run's own model, by block.
+
+    Downloads nothing: the run may be a stranger's. Raises DitflowError if its model is not on this machine.
+    """
     # fit this machine's memory: the run may be from another one
     settings = replace(
         run.settings, memory="auto", preset="auto", compile="off", loss="flow", reference="hard"
     )
-    with Job.reading(Run(run.folder), settings) as job:
+    reference, result = run.latents()
+    with offline(), Job.reading(Run(run.folder), settings, reference) as job:
         prompt = job.texts().source_prompt
-        return job.memory.run("flow", lambda: _read(job, prompt, *run.latents()))
+        return job.memory.run("flow", lambda: _read(job, prompt, reference, result))
 
 
 def _read(job: Job, prompt: Tensor, reference: Tensor, result: Tensor) -> dict[int, OwnFlow]:

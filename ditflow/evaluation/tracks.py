@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ditflow.errors import DitflowError, SettingsError
+from ditflow.files import regular_file
 from ditflow.video import Clip
 
 TRACKERS = ("lk", "cotracker")
@@ -103,7 +104,9 @@ def _read_weights(path: Path) -> dict:
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(regular_file(path), map_location="cpu", weights_only=True)
+    except DitflowError:
+        raise
     except Exception as error:  # its type depends on the file's content
         reason = error.strerror if isinstance(error, OSError) else "it holds more than tensors, or is damaged"
         raise DitflowError(

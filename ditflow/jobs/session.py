@@ -38,6 +38,7 @@ from ditflow.run_folder.run import (
     RECORD,
     SETTINGS,
     Run,
+    check_latents_shape,
     check_output_name,
     create_run,
     settings_text,
@@ -146,11 +147,13 @@ class Job:
 
     @classmethod
     @contextmanager
-    def reading(cls, run: Run, settings: Settings) -> Iterator[Job]:
-        """A job that reads the motion of a finished run with the run's model, and writes nothing."""
+    def reading(cls, run: Run, settings: Settings, latents: Tensor) -> Iterator[Job]:
+        """A job that reads the motion of a finished run's latents with its model, and writes nothing."""
         with computing(settings):
             device = choose_device(settings)
             settings, folder, _ = check_run(replace(settings, saved_embedding=""), device, optimises=False)
+            shape = folder.family.latent_shape(settings.frames, settings.size, folder.config("vae"))
+            check_latents_shape(run.folder, latents, shape)  # before planning for wrong settings
             memory = _plan_memory(settings, folder, reads_only=True)
             job = cls(memory, folder, run.clip("reference", settings), run, Meter(device, Progress()))
             with memory:

@@ -1,10 +1,11 @@
-"""Finds a model's files in the hub's cache. Imports nothing heavy."""
+"""Finds a model's files in the hub's cache, and turns downloads off. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ditflow.errors import DitflowError
@@ -19,6 +20,18 @@ LORA_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  
 def is_hub_id(name: str) -> bool:
     """Whether a name can be OWNER/NAME on the hub, and is not that of a weights file."""
     return bool(HUB_ID.fullmatch(name)) and not name.lower().endswith(FILE_SUFFIXES)
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Use only what is on this machine: no library requests anything from the hub meanwhile."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def wanted_files(parts: Sequence[str]) -> list[str]:

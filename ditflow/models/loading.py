@@ -186,7 +186,7 @@ def _family(model: str) -> ModelFamily:
 
 
 def _from_hub(model: str, download: bool) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import is_offline_mode, snapshot_download
 
     known = known_model(model)
     weights = known["weights"] if known else {"id": model}
@@ -202,6 +202,11 @@ def _from_hub(model: str, download: bool) -> Path:
     what = weights["id"]
     if known:
         what += f" ({weights['download']}, {weights['licence']})"
+    if is_offline_mode():
+        raise DitflowError(
+            f"the weights of {what} are not on this machine, and nothing is downloaded here; "
+            f"`hf download {weights['id']}` gets them"
+        )
     logger.warning("downloading %s", what)
     try:
         if family is None:

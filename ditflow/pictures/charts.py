@@ -10,12 +10,12 @@ SERIES = 5  # colours in page.css
 
 
 def loss_chart(
-    losses: dict[str, list[list[float]]],  # run: [guided steps][optimisation steps]
+    losses: dict[str, list[list[float | None]]],  # run: [guided steps][optimisation steps]
 ) -> str:
     """An SVG chart with one line per run, over all its optimisation steps."""
     lines = {name: [value for step in steps for value in step] for name, steps in losses.items()}
-    # a step skipped because of an overflow is NaN
-    known = [value for line in lines.values() for value in line if math.isfinite(value)]
+    # a step skipped because of an overflow has no loss
+    known = [value for line in lines.values() for value in line if _is_known(value)]
     if not known:
         return "<p>Nothing was optimised.</p>"
     longest, top = max(len(line) for line in lines.values()), max(known)
@@ -25,7 +25,7 @@ def loss_chart(
             points = " ".join(
                 f"{_x(step, longest):.1f},{_y(value, top):.1f}"
                 for step, value in enumerate(line)
-                if math.isfinite(value)
+                if _is_known(value)
             )
             drawn.append(f'<polyline class="series-{index % SERIES}" points="{points}"/>')
             keys.append(f'<span class="key series-{index % SERIES}">{escape(name)}</span>')
@@ -60,8 +60,13 @@ def phase_table(phases: dict[str, dict[str, dict[str, float | None]]]) -> str:
 def _cells(phase: dict[str, float | None] | None) -> str:
     if phase is None:
         return "<td>-</td><td>-</td>"
-    peak = phase["peak_bytes"]
-    return f"<td>{phase['seconds']:.1f}</td><td>{'-' if peak is None else f'{peak / 1e9:.2f}'}</td>"
+    seconds, peak = phase["seconds"], phase["peak_bytes"]
+    cells = "-" if seconds is None else f"{seconds:.1f}", "-" if peak is None else f"{peak / 1e9:.2f}"
+    return "".join(f"<td>{cell}</td>" for cell in cells)
+
+
+def _is_known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def _x(step: int, count: int) -> float:

@@ -53,8 +53,9 @@ def _phase_mapping(phase: Phase, ceilings: Ceilings | None) -> dict[str, Any]:
     }
 
 
-def print_plans(plans: Sequence[Plan], chosen: Plan | None, why: str, ceilings: Ceilings | None) -> None:
-    console = Console(highlight=False)
+def print_plans(
+    console: Console, plans: Sequence[Plan], chosen: Plan | None, why: str, ceilings: Ceilings | None
+) -> None:
     if not console.is_terminal:
         console.width = FILE_WIDTH
     console.print(_fit_table(plans, chosen))

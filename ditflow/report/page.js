@@ -137,7 +137,8 @@ async function startFlow() {
     const query = Number(find("query").value), key = Number(find("key").value), block = find("block").value;
     find("query-number").value = query;
     find("key-number").value = key;
-    find("distance").textContent = data.flow.blocks[block].distance.toFixed(3);
+    const distance = data.flow.blocks[block].distance;
+    find("distance").textContent = distance === null ? "unknown" : distance.toFixed(3);
     for (const side of ["reference", "result"]) {
       drawWheel(find("wheel-" + side), sheets[side + block], data.flow, query, key);
       drawArrows(find("arrows-" + side), frames[side][query], found[side + block], data.flow, query, key);

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import logging
 import re
 import shlex
@@ -23,7 +22,8 @@ from ditflow import video
 from ditflow.errors import DitflowError
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.own_flow import OwnFlow, read_own_flow
-from ditflow.files import whole_or_absent
+from ditflow.files import json_text, regular_file, whole_or_absent
+from ditflow.limits import VIDEO_BYTES
 from ditflow.models.families import family_of
 from ditflow.pictures.charts import loss_chart, phase_table
 from ditflow.pictures.clip_flow import latent_frames
@@ -68,7 +68,9 @@ def _page(runs: Sequence[FinishedRun]) -> str:
         losses=loss_chart({run.folder.name: run.record.get("losses", []) for run in runs}),
         phases=phase_table({run.folder.name: run.record["phases"] for run in runs}),
         settings="\n".join(_settings(run) for run in runs),
-        data=json.dumps(data).replace("<", "\\u003c"),  # so that no text in it closes the script element
+        data=json_text(data, indent=None).replace(
+            "<", "\\u003c"
+        ),  # so that no text in it closes the script element
     )
 
 
@@ -95,6 +97,10 @@ def _mp4(run: FinishedRun, name: str) -> str:
     """A run's video as a data URL; a GIF or a folder of frames is converted to MP4."""
     path = run.video(name)
     if path.suffix == ".mp4":
+        if (size := regular_file(path).stat().st_size) > VIDEO_BYTES:
+            raise DitflowError(
+                f"{path} has {size} bytes, at most {VIDEO_BYTES} fit on a page: leave out the run"
+            )
         return _data("video/mp4", path.read_bytes())
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "made.mp4"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -22,8 +21,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ditflow.errors import DitflowError, SettingsError, TemporaryError
-from ditflow.files import inside, refuse_pickle, whole_or_absent
-from ditflow.limits import RECORD_BYTES, SETTINGS_BYTES
+from ditflow.files import inside, json_text, refuse_pickle, regular_file, whole_or_absent
+from ditflow.limits import CLIP_BYTES, SETTINGS_BYTES, TENSOR_BYTES
+from ditflow.run_folder.record import read_record
 from ditflow.settings import Settings, read_settings
 from ditflow.video import Clip, read_clip
 
@@ -93,7 +93,7 @@ class Run:
         self._write(name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        self.write_text(name, json.dumps(content, indent=2) + "\n")
+        self.write_text(name, json_text(content) + "\n")
 
     def write_tensors(
         self, name: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
@@ -144,14 +144,19 @@ def video_name(name: str, settings: Settings) -> str:
     return f"{name}{SUFFIXES[settings.format]}"
 
 
-def read_tensors(path: Path, missing: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(
+    path: Path, missing: str, most: int = TENSOR_BYTES
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and metadata of a safetensors file.
 
-    Raises DitflowError if it is damaged or missing; `missing` says when such a file is written.
+    Raises DitflowError if it is damaged, missing or larger than `most` bytes; `missing` says when such a file
+    is written.
     """
-    if not path.is_file():
+    if not path.exists():
         raise DitflowError(f"{path.parent} has no {path.name}: {missing}")
     try:
+        if (size := regular_file(path).stat().st_size) > most:
+            raise DitflowError(f"{path} has {size} bytes, at most {most} accepted: give another file")
         refuse_pickle(path)
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -165,11 +170,23 @@ def read_latents(folder: Path) -> tuple[Tensor, Tensor]:
     Raises DitflowError if the file is missing, damaged or not from a transfer.
     """
     path = inside(folder, LATENTS)
-    tensors, _ = read_tensors(path, "every transfer writes it")
+    tensors, _ = read_tensors(path, "every transfer writes it", CLIP_BYTES)
     reference, result = tensors.get("reference"), tensors.get("latents")
     if reference is None or result is None or reference.ndim != 5 or reference.shape != result.shape:
         raise DitflowError(f"{path} is damaged: `reference` and `latents` are missing or differ in shape")
+    for name, latents in tensors.items():
+        if not latents.is_floating_point() or not latents.isfinite().all():
+            raise DitflowError(f"{path} is damaged: `{name}` holds NaN, infinity or no real numbers")
     return reference, result
+
+
+def check_latents_shape(folder: Path, latents: Tensor, expected: tuple[int, ...]) -> None:
+    """Raises DitflowError if a run's latents are not those of its settings and model."""
+    if tuple(latents.shape) != expected:
+        raise DitflowError(
+            f"{folder / LATENTS} is damaged: its latents are {list(latents.shape)}, expected "
+            f"{list(expected)} by the run's settings and model"
+        )
 
 
 def check_output_name(output: str) -> None:
@@ -211,32 +228,6 @@ def create_run(settings: Settings, kind: str = "") -> Run:
 def _name(settings: Settings, kind: str) -> str:
     words = [kind] if kind else re.findall(r"\w+", settings.prompt.lower())[:6]
     return "-".join([Path(settings.video).stem, *words])[:LONGEST_NAME]
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Read a run's run.json, as `Job.end` wrote it. Raises DitflowError if it is damaged."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(RECORD_BYTES + 1)
-        if len(content) > RECORD_BYTES:
-            raise ValueError(f"more than {RECORD_BYTES} bytes")
-        record = json.loads(content)
-        if not _is_record(record):
-            raise ValueError("not the record of a run")
-    except (OSError, ValueError, RecursionError) as error:
-        raise DitflowError(f"{path} is damaged ({error}): make the run again") from None
-    return record
-
-
-def _is_record(record: Any) -> bool:
-    try:
-        phases, losses = record["phases"].values(), record.get("losses", [])
-        numbers = [phase["seconds"] for phase in phases] + [value for step in losses for value in step]
-        numbers += [phase["peak_bytes"] for phase in phases if phase["peak_bytes"] is not None]
-        named = isinstance(record["versions"], dict) and isinstance(record["device"], str)
-    except (AttributeError, KeyError, TypeError):
-        return False
-    return named and all(isinstance(number, int | float) for number in numbers)
 
 
 def versions() -> dict[str, str]:

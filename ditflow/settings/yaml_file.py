@@ -9,15 +9,18 @@ from typing import Any
 
 import yaml
 
-from ditflow.errors import SettingsError, shown
+from ditflow.errors import DitflowError, SettingsError, shown
+from ditflow.files import regular_file
 from ditflow.limits import SETTINGS_BYTES
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """The values of a YAML file by name. Raises SettingsError if it is not a mapping from names to values."""
     try:
-        with path.open("rb") as file:
+        with regular_file(path).open("rb") as file:
             content = file.read(SETTINGS_BYTES + 1)
+    except DitflowError as error:
+        raise SettingsError(f"settings file {error}") from None
     except OSError as error:
         raise SettingsError(f"settings file {path}: {error.strerror}; give a YAML file") from None
     if len(content) > SETTINGS_BYTES:

@@ -7,8 +7,9 @@ import signal
 import pytest
 from run_processes import STAGES, contents
 
-SIGNALS = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 143, "SIGINT": 130}  # name: exit code
+SIGNALS = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129}  # name: exit code
 SAYS = {"SIGKILL": "", "SIGTERM": "ditflow: terminated", "SIGINT": "ditflow: interrupted"}
+SAYS["SIGHUP"] = "ditflow: the terminal was closed"
 CASES = [
     pytest.param(name, id=name, marks=pytest.mark.fault(f"{name} in each phase, resuming after each"))
     for name in SIGNALS

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ditflow.files import shipped
-from ditflow.models.cogvideox.frames import latent_spans
 from ditflow.models.cogvideox.config import SCHEMAS
+from ditflow.models.cogvideox.frames import latent_spans
 from ditflow.models.schema import Schema
 
 if TYPE_CHECKING:
