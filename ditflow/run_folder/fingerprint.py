@@ -14,8 +14,7 @@ from typing import Any
 
 from ditflow.errors import DitflowError
 from ditflow.models.loading import ModelFolder
-from ditflow.models.lora import FILE as LORA_FILE
-from ditflow.models.lora import split_scale
+from ditflow.models.lora import lora_file, split_scale
 from ditflow.run_folder.digests import file_digests
 from ditflow.settings import Settings
 from ditflow.settings.values import plain
@@ -79,9 +78,9 @@ def weight_files(settings: Settings, folder: ModelFolder) -> dict[str, Path]:
     """
     files = {path.relative_to(folder.path).as_posix(): path for path in folder.latent_files()}
     for number, lora in enumerate(settings.lora, 1):
-        files[f"lora {number}"] = path = Path(split_scale(lora)[0])
-        if path.is_dir():
-            files[f"lora {number}"] = path / LORA_FILE
+        source, _ = split_scale(lora)
+        if Path(source).exists():
+            files[f"lora {number}"] = lora_file(source)
     files["saved_embedding"] = Path(settings.saved_embedding)
     if settings.weights.endswith(".gguf"):
         files["gguf"] = Path(settings.weights)
