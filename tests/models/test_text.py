@@ -2,11 +2,12 @@
 
 import itertools
 import logging
+import shutil
 
 import pytest
 import torch
 
-from ditflow.errors import SettingsError
+from ditflow.errors import DitflowError, SettingsError
 from ditflow.memory.streamed import Streamed
 from ditflow.models.loading import ModelFolder
 from ditflow.small.vocabulary import COLOURS, SHAPES, caption
@@ -49,6 +50,14 @@ def test_unknown_words_are_named(folder, caplog, prompt, words):
         folder.tokenise([prompt, ""])
     (record,) = caplog.records
     assert f"left out: '{words}';" in record.getMessage()
+
+
+@pytest.mark.fault("a tokenizer without its vocabulary")
+def test_a_tokenizer_without_its_vocabulary_is_refused(small_folder, tmp_path):
+    model = shutil.copytree(small_folder, tmp_path / "model")
+    (model / "tokenizer" / "spiece.model").unlink()
+    with pytest.raises(DitflowError, match="tokenizer/ has no vocabulary .spiece.model or tokenizer"):
+        ModelFolder(str(model), "float32", CPU).tokenise(PROMPTS)
 
 
 @pytest.mark.parametrize("which", [0, 1])

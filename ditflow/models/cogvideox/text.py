@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from ditflow.errors import SettingsError, shown
+from ditflow.errors import DitflowError, SettingsError, shown
 from ditflow.models.protocols import Weights
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,14 @@ def tokenise(tokenizer: T5Tokenizer, prompts: Sequence[str], length: int) -> Ten
     """Token ids [prompts, length], padded as in the transformer's training.
 
     A prompt that is too long is cut, with a warning that shows the part left out. Unknown words are named in
-    a warning. Raises SettingsError if a prompt has no other words.
+    a warning. Raises SettingsError if a prompt has no other words, DitflowError if the tokenizer has no
+    vocabulary.
     """
+    # without its file, transformers makes a tokenizer of special tokens and a space
+    if all(piece.startswith("<") or len(piece) == 1 for piece in tokenizer.get_vocab()):
+        raise DitflowError(
+            "tokenizer/ has no vocabulary (spiece.model or tokenizer.json): give a complete model"
+        )
     for prompt in prompts:
         _check_known(tokenizer, prompt)
     for prompt in prompts:
