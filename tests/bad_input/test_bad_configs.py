@@ -47,6 +47,8 @@ REFUSED = [
     ("transformer", "use_rotary_positional_embeddings", 1, "true or false"),
     ("transformer", "temporal_compression_ratio", 8, "4"),
     ("transformer", "activation_fn", {}, "text of at most 100 characters"),
+    ("transformer", "quantization_config", {"quant_method": "bitsandbytes"}, "null"),
+    ("text", "quantization_config", {"quant_method": "gptq"}, "null"),
     ("vae", "scaling_factor", 0, "a number from 0.001 to 1000"),
     ("vae", "scaling_factor", float("nan"), "a number from 0.001 to 1000"),
     ("vae", "scaling_factor", float("inf"), "a number from 0.001 to 1000"),

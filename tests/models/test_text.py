@@ -56,7 +56,7 @@ def test_unknown_words_are_named(folder, caplog, prompt, words):
 def test_a_tokenizer_without_its_vocabulary_is_refused(small_folder, tmp_path):
     model = shutil.copytree(small_folder, tmp_path / "model")
     (model / "tokenizer" / "spiece.model").unlink()
-    with pytest.raises(DitflowError, match="tokenizer/ has no vocabulary .spiece.model, tokenizer"):
+    with pytest.raises(DitflowError, match="tokenizer/ has no vocabulary .spiece.model or tokenizer"):
         ModelFolder(str(model), "float32", CPU).tokenise(PROMPTS)
 
 

@@ -9,6 +9,7 @@ LAYERS, HEADS, CHANNELS = Whole(1, 100), Whole(1, 256), Whole(1, 16_384)
 
 TRANSFORMER = Schema(
     {
+        "quantization_config": OneOf((None,)),
         "num_layers": LAYERS,
         "num_attention_heads": HEADS,
         "attention_head_dim": Whole(1, 1024),
@@ -59,6 +60,7 @@ TRANSFORMER = Schema(
 )
 VAE = Schema(
     {
+        "quantization_config": OneOf((None,)),
         "scaling_factor": Number(1e-3, 1e3),
         "block_out_channels": ListOf(Whole(1, 8192), 1, 8),
         "down_block_types": ListOf(Text(), 1, 8),
@@ -85,6 +87,7 @@ VAE = Schema(
 )
 TEXT_ENCODER = Schema(
     {
+        "quantization_config": OneOf((None,)),
         "model_type": OneOf(("t5",)),
         "num_layers": LAYERS,
         "num_decoder_layers": OrNull(LAYERS),
