@@ -22,6 +22,7 @@ from ditflow.errors import DitflowError
 logger = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).parent
+NO_CACHE = Path(os.devnull) / "ditflow"  # a path below a file: nothing can be read or written there
 CONFIGS = Path(configs.__path__[0])
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 # a zip file as torch writes it, or a bare pickle
@@ -48,10 +49,8 @@ def shipped_names(folder: str) -> tuple[str, ...]:
 
 
 @cache
-def _no_cache() -> Path:
-    """A path below a file: what is there cannot be read or written, so nothing is cached."""
+def _tell_no_cache() -> None:
     logger.info("nothing is cached, because no home folder is known; set XDG_CACHE_HOME to a folder")
-    return Path(os.devnull)
 
 
 def cache_folder() -> Path:
@@ -62,7 +61,8 @@ def cache_folder() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ditflow"
     except RuntimeError:  # in containers: no HOME, and a user without an entry in the passwd file
-        return _no_cache() / "ditflow"
+        _tell_no_cache()
+        return NO_CACHE
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -173,11 +173,12 @@ def weights() -> Lines:
 def disk() -> Lines:
     from huggingface_hub import constants
 
-    from ditflow.files import cache_folder
+    from ditflow.files import NO_CACHE, cache_folder
 
     yield "current folder", _space(Path.cwd())
     for name, folder in (("hub's cache", Path(constants.HF_HUB_CACHE)), ("ditflow's cache", cache_folder())):
-        yield name, f"{folder}: {_space(folder.absolute())}"
+        lost = folder == NO_CACHE
+        yield name, "none: no home folder is known" if lost else f"{folder}: {_space(folder.absolute())}"
 
 
 def _space(folder: Path) -> str:

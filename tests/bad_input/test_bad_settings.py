@@ -150,7 +150,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ),
         case("YAML with an impossible date", "prompt: 2026-13-45\n", ["is not YAML: month must be in 1..12"]),
         case("YAML that is a list", "- a\n- b\n", ["expected lines of `setting: value`"]),
-        case("an empty settings file", "", ["expected lines of `setting: value`"]),
+        case("an empty settings file", "", ["bad.yaml is empty: give a regular file"]),
         case("YAML nested five thousand times", "lora: " + "[" * 5_000, ["nested too deeply"]),
         case("a settings file of megabytes", "# long\n" * 500_000, [f"larger than {SETTINGS_BYTES} bytes"]),
         case("a settings file that is not UTF-8", b"prompt: na\xefve\n", ["is not YAML: 'utf-8' codec"]),
@@ -166,8 +166,8 @@ def test_settings_files(content, parts, tmp_path, capfd):
 
 @pytest.mark.fault("an endless device or a folder as the settings file")
 def test_settings_that_are_not_a_file(tmp_path, capfd):
-    assert_refused(capfd, ["transfer", "--config", "/dev/zero"], 2, f"larger than {SETTINGS_BYTES} bytes")
-    assert_refused(capfd, ["transfer", "--config", str(tmp_path)], 2, "Is a directory; give a YAML file")
+    assert_refused(capfd, ["transfer", "--config", "/dev/zero"], 2, "/dev/zero is a device: give")
+    assert_refused(capfd, ["transfer", "--config", str(tmp_path)], 2, "is a folder: give a regular file")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def no_entry(_):
 @pytest.fixture
 def homeless(monkeypatch):
     """As in a container that runs under a number without an entry in the passwd file."""
-    files._no_cache.cache_clear()
+    files._tell_no_cache.cache_clear()
     for name in ("HOME", "XDG_CACHE_HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", no_entry)
@@ -43,7 +43,7 @@ def test_doctor_without_home(homeless, monkeypatch, capsys):
 
     monkeypatch.setattr(doctor, "PROBES", {"disk": (doctor.disk,)})
     print_facts(as_json=False)
-    assert "ditflow's cache" in capsys.readouterr().out
+    assert "ditflow's cache      none: no home folder is known" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["file", "file/inside", "/proc/nothing"])

@@ -1,6 +1,7 @@
 """NaN or infinity stops a run in the step where it appears, and the step before is kept."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from ditflow import DitflowError, transfer
 from ditflow.memory.plain import PlainRunner
 from ditflow.models.pixels import to_pixels
 from ditflow.sampling.denoising import Denoising
-from ditflow.sampling.finite import NotFinite, check_finite, check_optimisation
+from ditflow.sampling.finite import NotFinite, check_finite, check_latents, check_optimisation
 from ditflow.settings import Settings
 
 
@@ -88,6 +89,28 @@ def test_float16_may_skip_updates_but_its_losses_must_be_finite():
         check_optimisation(0, [1.0, 2.0], [0.0, float("inf")], may_overflow=False)
     with pytest.raises(NotFinite, match="the loss .* optimisation step 1"):
         check_optimisation(0, [float("nan"), 2.0], [float("nan"), 0.0], may_overflow=True)
+
+
+WEIGHTS = "a weight of the model or of a LoRA may be NaN"
+
+
+@pytest.mark.parametrize(
+    ("act", "told", "untold"),
+    [
+        (lambda: check_optimisation(0, [float("nan")], [0.0], False), WEIGHTS, "--learning-rate|--dtype"),
+        (lambda: check_optimisation(0, [float("nan")], [0.0], True), "--dtype", "--learning-rate"),
+        (lambda: check_optimisation(0, [1.0, float("nan")], [0.0, 0.0], False), "--learning-rate", WEIGHTS),
+        (lambda: check_optimisation(1, [float("nan")], [0.0], False), "--learning-rate", WEIGHTS),
+        (lambda: check_latents(0, {"x": torch.tensor(float("nan"))}), WEIGHTS, "--dtype"),
+        (lambda: check_latents(0, {"x": torch.tensor(float("nan")).half()}), "--dtype", WEIGHTS),
+        (lambda: check_finite(torch.tensor(float("inf")).bfloat16(), "reference"), WEIGHTS, "--dtype"),
+    ],
+)
+def test_the_advice_can_help(act, told, untold):
+    """A learning rate is blamed only after an update, float16 only where it is used."""
+    with pytest.raises(NotFinite) as caught:
+        act()
+    assert re.search(told, str(caught.value)) and not re.search(untold, str(caught.value))
 
 
 def test_encoded_inputs_are_checked():
