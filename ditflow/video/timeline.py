@@ -18,6 +18,8 @@ RATE_TOLERANCE = 0.2  # relative, between the declared frame rate and the measur
 MOST_PIXELS = {"max_pixels": str(PICTURE_PIXELS)}
 # only formats that hold their own frames: a playlist could open other files and addresses
 SELF_CONTAINED = {"format_whitelist": "mov,mp4,matroska,webm,avi,gif", "protocol_whitelist": "file"}
+# PyAV before 19 refuses metadata that is not UTF-8, unless told not to; later versions read it as surrogates
+METADATA = {"metadata_errors": "surrogateescape"} if int(av.__version__.split(".")[0]) < 19 else {}
 REORDERED = 32  # packets read after the last wanted frame: codecs show a frame at most 16 packets late
 
 
@@ -48,7 +50,7 @@ class Timeline:
 def open_video(source: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """Open a file and its main video stream. Raises DitflowError if there is no video to read."""
     try:
-        container = av.open(str(source), metadata_errors="replace", options=SELF_CONTAINED | MOST_PIXELS)
+        container = av.open(str(source), options=SELF_CONTAINED | MOST_PIXELS, **METADATA)
     except (av.FFmpegError, OSError) as error:
         raise DitflowError(
             f"{source} cannot be read as a video ({error.strerror}): give mp4, mov, mkv, webm, avi, gif"
@@ -104,6 +106,8 @@ def _frame_rate(
     if container.format.name == "gif" and (ticks := sum(packet.duration for packet in shown)):
         return len(shown) / (ticks * stream.time_base)
     declared = stream.average_rate or stream.guessed_rate
+    if declared:  # PyAV 19 has a type of its own
+        declared = Fraction(declared.numerator, declared.denominator)
     stamps = [packet.stamp for packet in shown if packet.stamp is not None]
     if len(stamps) < 2 or max(stamps) == min(stamps):
         return declared
