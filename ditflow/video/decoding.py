@@ -102,7 +102,7 @@ def _by_decord(source: Path, timeline: Timeline, wanted: range, to_array: ToArra
     """The wanted frames, or None if decord is missing, fails, or would give other frames than PyAV."""
     try:
         import decord  # no wheel on some platforms
-    except (ImportError, OSError):
+    except (ImportError, OSError, RuntimeError):  # RuntimeError: its own library is missing
         return None
     # decord seeks to wrong frames in open groups of pictures and with intra refresh: only read from the start
     if not timeline.whole or timeline.key_before(wanted[0]) is not None or not _is_plain(source):
