@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import stat
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -162,7 +163,10 @@ def _remove(path: Path) -> None:
 
 def _to_disk(path: Path) -> None:
     """Flush a file's bytes, or a folder's entries, so that they survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
+    is_folder = path.is_dir()
+    if is_folder and sys.platform == "win32":  # cannot open folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)  # Windows flushes only writable files
     try:
         os.fsync(descriptor)
     finally:

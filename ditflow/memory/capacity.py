@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,7 +14,7 @@ from ditflow.memory.presets import CONTEXT, GIB, PRESETS, USABLE, budget, preset
 
 OUT_OF_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")  # in messages of libraries
 LOADED_LATER = 0.2 * GIB  # bytes that kernels and libraries take when they are first used
-C_LIBRARY = ctypes.CDLL(None)  # of this process
+C_LIBRARY = None if sys.platform == "win32" else ctypes.CDLL(None)  # of this process
 
 
 def free_bytes(device: torch.device) -> int:

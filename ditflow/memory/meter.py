@@ -51,6 +51,7 @@ class Meter:
     def _peak(self) -> int | None:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        status = Path("/proc/self/status")
-        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
-        return int(found[1]) * 1024 if found else None
+        with suppress(OSError):  # only Linux has the file
+            if found := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
+                return int(found[1]) * 1024
+        return None

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ditflow.errors import DitflowError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
+    fcntl = None
+
 FILE = ".lock"
+FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+LOCKED_BYTE = 1 << 20  # on Windows; beyond the holder's name, which others may then read
 
 
 @contextmanager
@@ -30,19 +38,17 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if _is_same_file(descriptor, path):  # the folder may have been moved, and another made there
-            path.unlink(missing_ok=True)  # before the lock is released
-        os.close(descriptor)
+        _release(path, descriptor)
 
 
 def _take(path: Path) -> int:
     """Lock the file and return its descriptor. Raises BlockingIOError if another process holds the lock."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        descriptor = os.open(path, FLAGS, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # the last holder may have removed the file between opening and locking
-            if _is_same_file(descriptor, path):
+            _lock(descriptor)
+            # the last holder may have removed the file between opening and locking, but not on Windows
+            if not fcntl or _is_same_file(descriptor, path):
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
                 return descriptor
@@ -50,6 +56,29 @@ def _take(path: Path) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    if fcntl:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    try:
+        os.lseek(descriptor, LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    except OSError:
+        raise BlockingIOError from None
+
+
+def _release(path: Path, descriptor: int) -> None:
+    if fcntl:
+        if _is_same_file(descriptor, path):  # the folder may have been moved, and another made there
+            path.unlink(missing_ok=True)  # before the lock is released
+        os.close(descriptor)
+        return
+    os.close(descriptor)
+    with suppress(OSError):  # Windows keeps files that are open: another process has the lock by now
+        path.unlink()
 
 
 def _is_same_file(descriptor: int, path: Path) -> bool:

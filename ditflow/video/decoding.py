@@ -108,7 +108,7 @@ def _by_decord(
     """The frames needed of a plain video, or None if decord is missing, fails, or would give other frames."""
     try:
         import decord  # no wheel on some platforms
-    except (ImportError, OSError):
+    except (ImportError, OSError, RuntimeError):  # RuntimeError: its own library is missing
         return None
     # decord seeks to wrong frames in open groups of pictures and with intra refresh: only read from the start
     if not timeline.whole or timeline.key_before(needed[0]) is not None:

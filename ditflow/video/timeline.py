@@ -22,6 +22,8 @@ MOST_PIXELS = {"max_pixels": str(PICTURE_PIXELS)}
 SELF_CONTAINED = {"format_whitelist": "mov,mp4,matroska,webm,avi,gif", "protocol_whitelist": "file"}
 LATEST = 16  # packets from a frame's own packet to the one after which it is shown, at most
 REORDERED = 2 * LATEST  # packets read after the last wanted frame
+# PyAV before 19 refuses metadata that is not UTF-8, unless told not to; later versions read it as surrogates
+METADATA = {"metadata_errors": "surrogateescape"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 class Packet(NamedTuple):
@@ -52,7 +54,7 @@ def open_video(source: Path) -> Iterator[tuple[av.container.InputContainer, av.V
     """Open a file and its main video stream. Raises DitflowError if there is no video to read."""
     try:
         options = SELF_CONTAINED | MOST_PIXELS
-        container = av.open(str(regular_file(source)), metadata_errors="replace", options=options)
+        container = av.open(str(regular_file(source)), options=options, **METADATA)
     except (av.FFmpegError, OSError) as error:
         raise DitflowError(
             f"{source} cannot be read as a video ({error.strerror}): give mp4, mov, mkv, webm, avi, gif"
@@ -76,6 +78,8 @@ def read_timeline(source: Path, last: int, fps: Fraction | None = None) -> Timel
     """
     with open_video(source) as (container, stream):
         declared = stream.average_rate or stream.guessed_rate
+        if declared:  # PyAV 19 has a type of its own
+            declared = Fraction(declared.numerator, declared.denominator)
         if container.format.name == "gif":
             declared = None  # what FFmpeg says is a guess
         packets = _packets(container, stream)

@@ -52,7 +52,9 @@ def write_clip(clip: Clip, path: Path, *, metadata: str | None = None, replace_f
 def read_metadata(path: Path) -> str | None:
     """The metadata that `write_clip` stored. Raises DitflowError if the file is not a video."""
     with open_video(path) as (container, _):
-        return container.metadata.get("comment")
+        comment = container.metadata.get("comment")
+    # bytes that are not UTF-8 were read as surrogates, which cannot be printed
+    return comment and comment.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _write_mp4(clip: Clip, path: Path, metadata: str | None) -> None:

@@ -34,7 +34,7 @@ def pipeline(small_folder):
 
 
 def load(folder, dtype):
-    pipeline = CogVideoXPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    pipeline = CogVideoXPipeline.from_pretrained(folder, local_files_only=True).to(dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

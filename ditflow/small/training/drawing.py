@@ -13,9 +13,10 @@ Drawn = TypeVar("Drawn")
 
 
 def drawn(draw: Callable[[int], Drawn], numbers: range, device: torch.device) -> Iterator[Drawn]:
-    """Yield `draw(number)` in order. For a GPU, the other cores draw ahead of time."""
+    """Yield `draw(number)` in order. For a GPU, the other cores draw ahead of time (on Linux)."""
     ahead = device.type == "cuda"
-    workers = len(os.sched_getaffinity(0)) - 1 if ahead else 0
+    can_fork = hasattr(os, "fork") and hasattr(os, "sched_getaffinity")
+    workers = len(os.sched_getaffinity(0)) - 1 if ahead and can_fork else 0
     return iter(
         DataLoader(
             _Draws(draw),
