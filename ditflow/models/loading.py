@@ -204,8 +204,8 @@ def _from_hub(model: str, download: bool) -> Path:
         what += f" ({weights['download']}, {weights['licence']})"
     if is_offline_mode():
         raise DitflowError(
-            f"the weights of {what} are not on this machine, and nothing is downloaded here; "
-            f"`hf download {weights['id']}` gets them"
+            f"the weights of {what} are not on this machine, and downloads are off here; get them with "
+            f"`hf download {weights['id']}`, or give --model FOLDER"
         )
     logger.warning("downloading %s", what)
     try:

@@ -27,7 +27,8 @@ def image_paths(folder: Path) -> list[Path]:
     # hidden files are not images: macOS writes "._frame1.png" beside frame1.png on some disks
     images = []
     for path in folder.iterdir():
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir():
+        named = path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        if named and path.exists() and not path.is_dir():  # no broken links
             images.append(path)
         if len(images) > SOURCE_FRAMES:
             raise DitflowError(f"{folder} has more than {SOURCE_FRAMES} images: give a folder with fewer")
