@@ -77,9 +77,7 @@ def read_timeline(source: Path, last: int, fps: Fraction | None = None) -> Timel
     packets are read for its mean.
     """
     with open_video(source) as (container, stream):
-        declared = stream.average_rate or stream.guessed_rate
-        if declared:  # PyAV 19 has a type of its own
-            declared = Fraction(declared.numerator, declared.denominator)
+        declared = _declared_rate(stream)
         if container.format.name == "gif":
             declared = None  # what FFmpeg says is a guess
         packets = _packets(container, stream)
@@ -154,6 +152,11 @@ def _resampling(
     if not times or times[0] == times[-1]:
         return Resampling(fps or declared, len(shown), range(len(shown)))
     return resampled(times, shown[-1].duration * stream.time_base, declared, fps)
+
+
+def _declared_rate(stream: av.VideoStream) -> Fraction | None:
+    rate = stream.average_rate or stream.guessed_rate
+    return Fraction(rate.numerator, rate.denominator) if rate else None  # PyAV 19 has a type of its own
 
 
 def _kinds(container: av.container.InputContainer) -> str:

@@ -50,6 +50,5 @@ def test_only_a_pyav_before_19_is_given_the_argument(path, monkeypatch, version,
 
 def test_a_rate_of_another_type_becomes_a_fraction():
     rate = SimpleNamespace(numerator=30000, denominator=1001)
-    container = SimpleNamespace(format=SimpleNamespace(name="mp4"))
-    found = timeline._frame_rate(container, SimpleNamespace(average_rate=rate, guessed_rate=None), [])
+    found = timeline._declared_rate(SimpleNamespace(average_rate=rate, guessed_rate=None))
     assert found == Fraction(30000, 1001) and isinstance(found, Fraction)
