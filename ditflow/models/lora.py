@@ -44,7 +44,7 @@ def check_lora(given: str) -> tuple[str, float]:
     try:
         import peft  # noqa: F401
     except ImportError:
-        raise DitflowError("--lora needs peft: pip install 'ditflow[lora]'") from None
+        raise DitflowError('--lora needs peft: pip install "ditflow[lora]"') from None
     source, scale = split_scale(given)
     path = Path(source)
     if not math.isfinite(scale):

@@ -51,7 +51,10 @@ def test_a_windows_lock_holds_and_names_its_holder(windows_lock, tmp_path):
     with module.locked(tmp_path):
         # the name can be read, because the locked byte lies beyond it
         assert min(held.values()) > len((tmp_path / lock.FILE).read_bytes())
-        with pytest.raises(DitflowError, match=f"in use by process {os.getpid()} on "), module.locked(tmp_path):
+        with (
+            pytest.raises(DitflowError, match=f"in use by process {os.getpid()} on "),
+            module.locked(tmp_path),
+        ):
             pass
     assert not (tmp_path / lock.FILE).exists()
     with module.locked(tmp_path):
