@@ -2,14 +2,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CONSTRAINTS ?= constraints.txt
 
 .PHONY: setup test test-browser reliability soak lint demo motion picture bench bench-accept bench-accept-ratios bench-compare bench-control
 
 setup: $(STAMP)
 
-$(STAMP): setup.py constraints.txt
+# CONSTRAINTS=floors.txt installs the oldest packages that are supported, CONSTRAINTS=/dev/null the newest
+$(STAMP): setup.py constraints.txt floors.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e ".[dev]"
 	touch $@
 
 lint: setup

@@ -4,45 +4,62 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# Each `>=` is a floor: the oldest version with which the tests were tried (floors.txt, docs/dependencies.md).
 CORE = [
     "torch>=2.10",
     "triton>=3.6; sys_platform == 'linux'",
     "diffusers>=0.36",
-    "transformers>=4.57",
+    "transformers>=5.15",  # its T5 has the attention that we ask for
     "accelerate>=1.2",
-    "safetensors>=0.4.5",
-    "sentencepiece>=0.2",
+    "huggingface_hub>=1.5",
+    "safetensors>=0.8",
+    "sentencepiece>=0.2.2",
     "protobuf>=4.25",
-    "numpy>=1.26",
+    "numpy>=2.1",
     "decord>=0.6; platform_machine == 'x86_64' or platform_machine == 'AMD64'",
-    "av>=13",
-    "pillow>=10.1",
-    "PyYAML>=6",
+    "av>=17",  # writes BT.709 as it is asked to
+    "pillow>=11",
+    "PyYAML>=6.0.2",
     "einops>=0.8",
     "rich>=13",
-    "psutil>=5.9",
+    "psutil>=6",
+    "packaging>=23",
 ]
 
 EXTRAS = {
-    "lora": ["peft>=0.17"],
-    "xformers": ["xformers>=0.0.33"],
+    "lora": ["peft>=0.18"],
+    "xformers": ["xformers>=0.0.34"],
     "tensorrt": ["torch-tensorrt>=2.10"],
-    "profile": ["nvtx>=0.2.10"],
-    "quantize": ["bitsandbytes>=0.46", "gguf>=0.10"],
-    "eval": ["opencv-python-headless>=4.9"],
+    "profile": ["nvtx>=0.2.11"],
+    "quantize": ["bitsandbytes>=0.46", "gguf>=0.17.1"],
+    "eval": ["opencv-python-headless>=4.10.0.84"],
     "bench": ["pytest-benchmark>=5"],
-    "dev": [
-        "pytest>=8",
-        "pytest-xdist>=3.6",
-        "pytest-benchmark>=5",
-        "hypothesis>=6.100",
-        "peft>=0.17",
-        "bitsandbytes>=0.46",
-        "gguf>=0.10",
-        "opencv-python-headless>=4.9",
-        "ruff",
-    ],
 }
+EXTRAS["dev"] = [
+    "pytest>=8",
+    "pytest-xdist>=3.6.1",
+    "hypothesis>=6.100",
+    "ruff",
+    *(package for extra in ("bench", "lora", "quantize", "eval") for package in EXTRAS[extra]),
+]
+
+CLASSIFIERS = [
+    "Development Status :: 3 - Alpha",
+    "Environment :: Console",
+    "Environment :: GPU :: NVIDIA CUDA",
+    "Intended Audience :: Developers",
+    "Intended Audience :: Science/Research",
+    "License :: OSI Approved :: Apache Software License",
+    "Operating System :: POSIX :: Linux",
+    "Programming Language :: Python :: 3",
+    "Programming Language :: Python :: 3 :: Only",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Programming Language :: Python :: 3.13",
+    "Topic :: Multimedia :: Video",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    "Topic :: Scientific/Engineering :: Image Processing",
+]
 
 # `kernels/` itself is not a package: transformers imports Hugging Face's package of that name.
 PACKAGES = {
@@ -62,7 +79,11 @@ setup(
     description="Fast and lean motion transfer for video diffusion transformers",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The ditflow authors",
     license="Apache-2.0",
+    keywords=["motion transfer", "video generation", "diffusion transformer", "CogVideoX", "DiTFlow"],
+    classifiers=CLASSIFIERS,
+    project_urls={"Paper": "https://arxiv.org/abs/2412.07776"},
     python_requires=">=3.11",
     install_requires=CORE,
     extras_require=EXTRAS,

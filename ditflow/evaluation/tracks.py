@@ -53,7 +53,7 @@ def _lucas_kanade(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     try:
         import cv2
     except ImportError:
-        raise DitflowError("the tracker lk needs OpenCV: pip install opencv-python-headless") from None
+        raise DitflowError('the tracker lk needs OpenCV: pip install "ditflow[eval]"') from None
     points = _grid(*frames.shape[1:3])
     if Clip(frames, Fraction(1)).is_still:  # points without texture are not lost then
         return np.repeat(points[:, None], len(frames), axis=1), np.ones(len(points), bool)
