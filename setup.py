@@ -27,7 +27,6 @@ CORE = [
 ]
 
 EXTRAS = {
-    "lora": ["peft>=0.18"],
     "xformers": ["xformers>=0.0.34"],
     "tensorrt": ["torch-tensorrt>=2.10"],
     "profile": ["nvtx>=0.2.11"],
@@ -40,7 +39,8 @@ EXTRAS["dev"] = [
     "pytest-xdist>=3.6.1",
     "hypothesis>=6.100",
     "ruff",
-    *(package for extra in ("bench", "lora", "quantize", "eval") for package in EXTRAS[extra]),
+    "peft>=0.18",  # its merge of a LoRA is the rival in the tests of ours
+    *(package for extra in ("bench", "quantize", "eval") for package in EXTRAS[extra]),
 ]
 
 CLASSIFIERS = [

@@ -29,7 +29,6 @@ Lines = Iterator[tuple[str, str]]  # name, value
 GIB = 1 << 30
 DRIVER_TIMEOUT = 20  # seconds
 EXTRAS = {
-    "lora": "--lora",
     "xformers": "--attention xformers",
     "tensorrt": "--engine tensorrt",
     "profile": "--profile under NVIDIA's tools",

@@ -122,7 +122,7 @@ def test_installed_and_missing_packages(monkeypatch):
     assert set(doctor.EXTRAS) == provided - {"dev"}
 
     def version(name):
-        if name in ("peft", "psutil"):
+        if name in ("xformers", "psutil"):
             raise metadata.PackageNotFoundError(name)
         return {"torch": "2.9.1+cu130", "gguf": "0.18"}.get(name, "9999")
 
@@ -130,7 +130,7 @@ def test_installed_and_missing_packages(monkeypatch):
     found = section("packages") | section("extras")
     assert found["torch"] == "2.9.1+cu130, but >=2.10 is needed"
     assert (found["diffusers"], found["psutil"]) == ("9999", "is not installed")
-    assert found["lora"] == "peft is not installed (for --lora)"
+    assert found["xformers"] == "xformers is not installed (for --attention xformers)"
     assert found["quantize"] == "bitsandbytes 9999, gguf 0.18 (for --weights nf4 or FILE.gguf)"
     assert "pytest" not in found
 

@@ -116,7 +116,7 @@ def test_every_extra_in_a_message_exists(setup):
         for found in ADVICE.findall(path.read_text(encoding="utf-8"))
         for extra in found.split(",")
     }
-    assert {"lora", "quantize", "profile", "xformers", "tensorrt", "eval"} <= {extra for extra, _ in named}
+    assert {"quantize", "profile", "xformers", "tensorrt", "eval"} <= {extra for extra, _ in named}
     assert not [pair for pair in named if pair[0] not in setup["extras_require"]]
 
 
