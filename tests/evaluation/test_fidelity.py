@@ -151,7 +151,7 @@ def test_unknown_trackers(moving, tmp_path, monkeypatch):
     with pytest.raises(SettingsError, match="for the tracker cotracker, not lk"):
         track(moving, "lk", tmp_path / "weights.pth")
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(DitflowError, match="pip install opencv-python-headless"):
+    with pytest.raises(DitflowError, match=r"pip install .ditflow\[eval\]"):
         track(moving)
 
 
