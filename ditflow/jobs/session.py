@@ -45,7 +45,7 @@ from ditflow.run_folder.run import (
     versions,
     video_name,
 )
-from ditflow.run_folder.schema import Schema
+from ditflow.run_folder.schema import Shapes
 from ditflow.sampling.finite import check_finite
 from ditflow.settings import Settings
 
@@ -132,10 +132,10 @@ class Job:
                 else:
                     clip, threads = load_clip(run)
                     checkpoint = _checkpoint(run, settings, folder, clip)
-                    schema = _schema(settings, folder)
-                    if state := checkpoint.check(schema):  # every file, before any work
+                    shapes = _shapes(settings, folder)
+                    if state := checkpoint.check(shapes):  # every file, before any work
                         schedule = folder.schedule(settings.scheduler, settings.steps, torch.Generator())
-                        schema.check_state(checkpoint.path("step"), state.index, state.schedule, schedule)
+                        shapes.check_state(checkpoint.path("step"), state.index, state.schedule, schedule)
                 fallback = _plan_memory(settings, folder)
                 meter = Meter(device, progress)
                 job = cls(fallback, folder, clip, run, meter, checkpoint, saved, resumed=True)
@@ -272,9 +272,9 @@ def _checkpoint(run: Run, settings: Settings, folder: ModelFolder, clip: video.C
     return StateFolder(run, fingerprint(settings, folder, clip_digest(clip)))
 
 
-def _schema(settings: Settings, folder: ModelFolder) -> Schema:
+def _shapes(settings: Settings, folder: ModelFolder) -> Shapes:
     family, size = folder.family, settings.size
-    return Schema(
+    return Shapes(
         (settings.frames, size.height, size.width, 3),
         (1, *family.prompt_shape(folder.config("transformer"))),
         family.latent_shape(settings.frames, size, folder.config("vae")),

@@ -17,7 +17,7 @@ from ditflow.files import PACKAGE, shipped, shipped_names
 from ditflow.limits import SETTINGS_BYTES
 from ditflow.models.cogvideox.family import CogVideoXFamily
 from ditflow.models.hub import is_hub_id
-from ditflow.models.schema import Schema, Text
+from ditflow.schema import Schema, Text
 
 if TYPE_CHECKING:
     import torch

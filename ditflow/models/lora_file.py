@@ -16,9 +16,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ditflow.errors import DitflowError
-from ditflow.models.schema import Flag, ListOf, MapOf, Number, OneOf, OrNull, Schema, Text, Whole
 from ditflow.models.tensors import FLOATS, counted
 from ditflow.models.trust import Header, read_headers, read_json
+from ditflow.schema import Flag, ListOf, MapOf, Number, OneOf, OrNull, Schema, Text, Whole, problem
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as peft saves a LoRA
 PREFIXES = (  # of a layer's name; several may follow each other
@@ -149,7 +149,7 @@ def _problems(
 ) -> dict[str, list[str]]:
     """What is missing and what does not fit."""
     targets = settings.get("target_modules")
-    whole = LAYERS.accepts(targets) and not any(
+    whole = problem(LAYERS, targets) is None and not any(
         settings.get(key) for key in ("exclude_modules", "layers_to_transform", "layers_pattern")
     )
     wanted = [layer for layer in shapes if whole and any(_is_named(layer, target) for target in targets)]

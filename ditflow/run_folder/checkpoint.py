@@ -31,7 +31,7 @@ from ditflow.models.protocols import SchedulerState
 from ditflow.run_folder.fingerprint import KEYS, check_fingerprint, check_format
 from ditflow.run_folder.lock import locked
 from ditflow.run_folder.run import STATE, Run, read_tensors
-from ditflow.run_folder.schema import CLIP, STEP, THREADS, Schema, check_facts
+from ditflow.run_folder.schema import CLIP, STEP, Shapes, check_facts
 from ditflow.video import Clip
 
 
@@ -82,10 +82,10 @@ class StateFolder:
         except (ValueError, RecursionError) as error:
             raise DitflowError(f"{path} is damaged ({error}): start a new run") from None
 
-    def check(self, schema: Schema) -> State | None:
+    def check(self, shapes: Shapes) -> State | None:
         """The last state. Raises DitflowError if a file is missing or cannot be resumed from."""
         for path in sorted(self.folder.glob("*.safetensors")):
-            schema.check(path, self.read(path.stem)[0])
+            shapes.check(path, self.read(path.stem)[0])
         return read_state(self)
 
     def has(self, name: str) -> bool:
@@ -115,7 +115,7 @@ def load_clip(run: Run) -> tuple[Clip, int | None]:
         facts = {key: json.loads(metadata[key]) for key in ("frame_rate", "threads") if key in metadata}
     except (ValueError, RecursionError) as error:
         raise DitflowError(f"{path} is damaged ({error}): start a new run") from None
-    check_facts(path, facts, CLIP | ({"threads": THREADS} if "threads" in facts else {}))
+    check_facts(path, facts, CLIP)
     frames = tensors.get("frames")
     if frames is None or frames.dtype != torch.uint8 or frames.ndim != 4:
         raise DitflowError(f"{path} is damaged (it holds no frames): start a new run")

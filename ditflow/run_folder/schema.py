@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditflow.errors import DitflowError, shown
+from ditflow.errors import DitflowError
 from ditflow.models.protocols import Schedule, SchedulerState
-
-MOST_THREADS = 4096
+from ditflow.schema import Keys, ListOf, Number, Whole, problem
 
 
 @dataclass(frozen=True)
-class Schema:
-    """Shapes of a run's tensors."""
+class Shapes:
+    """The shapes of a run's tensors."""
 
     frames: tuple[int, ...]  # uint8 [frames, height, width, 3]
     text: tuple[int, ...]  # [1, tokens, channels]
@@ -63,47 +62,22 @@ class Schema:
             raise _wrong(path, extra[0], "present", "the tensors of this run's scheduler")
 
 
-Check = tuple[str, Callable[[Any], bool]]  # what is expected, in words and as a test
-
-
-def whole(least: int, most: int) -> Check:
-    return f"a whole number from {least} to {most}", lambda value: _is_whole(value, least, most)
-
-
-FRAME_RATE: Check = (
-    "two positive whole numbers",
-    lambda value: (
-        isinstance(value, list) and len(value) == 2 and all(_is_whole(n, 1, 1 << 62) for n in value)
-    ),
+CLIP = Keys({"frame_rate": ListOf(Whole(1, 1 << 62), 2, 2), "threads": Whole(1, 4096)}, ("frame_rate",))
+STEP = Keys(
+    {
+        "index": Whole(0, 1000),
+        "losses": ListOf(ListOf(Number(-1e300, 1e300), 0, 1000), 0, 1000),
+        "skipped": Whole(0, 1 << 30),
+        "embeddings": Whole(0, 1000),
+    },
+    required=("index", "losses", "skipped", "embeddings"),
 )
-LOSSES: Check = (
-    "lists of numbers",
-    lambda value: (
-        isinstance(value, list)
-        and all(isinstance(step, list) and all(isinstance(n, int | float) for n in step) for step in value)
-    ),
-)
-THREADS = whole(1, MOST_THREADS)
-CLIP: dict[str, Check] = {"frame_rate": FRAME_RATE}
-STEP: dict[str, Check] = {
-    "index": whole(0, 1000),
-    "losses": LOSSES,
-    "skipped": whole(0, 1 << 30),
-    "embeddings": whole(0, 1000),
-}
 
 
-def check_facts(path: Path, facts: Mapping[str, Any], wanted: Mapping[str, Check]) -> None:
+def check_facts(path: Path, facts: Mapping[str, Any], wanted: Keys) -> None:
     """Raises DitflowError if a checkpoint file lacks one of these facts or has another kind of value."""
-    for name, (words, is_right) in wanted.items():
-        if name not in facts:
-            raise _wrong(path, name, "missing", words)
-        if not is_right(facts[name]):
-            raise _wrong(path, name, shown(facts[name]), words)
-
-
-def _is_whole(value: Any, least: int, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+    if found := problem(wanted, facts):
+        raise DitflowError(f"{path}: {found}: start a new run")
 
 
 def _wrong(path: Path, name: str, found: str, expected: str) -> DitflowError:

@@ -32,7 +32,7 @@ REFUSED = [
     ("scheduler", "prediction_type", ["v_prediction"], '"v_prediction" or "epsilon"'),
     ("scheduler", "rescale_betas_zero_snr", "yes", "true or false"),
     ("scheduler", "snr_shift_scale", 0, "a number from 0.001 to 1000"),
-    ("scheduler", "trained_betas", [0.1, "x"], "null or a list"),
+    ("scheduler", "trained_betas", [0.1, "x"], "a number from 1e-09 to 0.999"),
     ("scheduler", "_class_name", "EulerDiscreteScheduler", '"CogVideoXDDIMScheduler"'),
     ("transformer", "max_text_seq_length", 10**9, "a whole number from 1 to 4096"),
     ("transformer", "max_text_seq_length", MISSING, "a whole number from 1 to 4096"),
@@ -46,7 +46,7 @@ REFUSED = [
     ("transformer", "ofs_embed_dim", 512, "null"),
     ("transformer", "use_rotary_positional_embeddings", 1, "true or false"),
     ("transformer", "temporal_compression_ratio", 8, "4"),
-    ("transformer", "activation_fn", {}, "text of at most 100 characters"),
+    ("transformer", "activation_fn", {}, "a text of at most 100 characters"),
     ("transformer", "quantization_config", {"quant_method": "bitsandbytes"}, "null"),
     ("text", "quantization_config", {"quant_method": "gptq"}, "null"),
     ("vae", "scaling_factor", 0, "a number from 0.001 to 1000"),
@@ -56,7 +56,7 @@ REFUSED = [
     ("vae", "scaling_factor", "1.18", "a number from 0.001 to 1000"),
     ("vae", "block_out_channels", MISSING, "a list of 1 to 8 entries"),
     ("vae", "block_out_channels", 16, "a list of 1 to 8 entries"),
-    ("vae", "block_out_channels", [HUGE] * 3, "a list of 1 to 8 entries"),
+    ("vae", "block_out_channels", [HUGE] * 3, "a whole number from 1 to 8192"),
     ("vae", "block_out_channels", [16] * 40, "a list of 1 to 8 entries"),
     ("vae", "latent_channels", None, "a whole number from 1 to 1024"),
     ("vae", "layers_per_block", HUGE, "a whole number from 1 to 16"),
@@ -68,8 +68,8 @@ REFUSED = [
     ("text", "model_type", "umt5", '"t5"'),
     ("tokenizer", "extra_ids", HUGE, "a whole number from 0 to 10000"),
     ("tokenizer", "model_max_length", "long", "a number from 1 to 1e+31"),
-    ("index", "_class_name", ["CogVideoXPipeline"], "text of at most 100 characters"),
-    ("index", "_class_name", MISSING, "text of at most 100 characters"),
+    ("index", "_class_name", ["CogVideoXPipeline"], "a text of at most 100 characters"),
+    ("index", "_class_name", MISSING, "a text of at most 100 characters"),
 ]
 
 
@@ -97,7 +97,7 @@ def changed(small_folder, tmp_path, part, **values):
 )
 def test_values(part, key, value, expected, small_folder, clip, tmp_path, capfd):
     model = changed(small_folder, tmp_path, part, **{key: value})
-    found = f"lacks {key}" if value is MISSING else f"{key} is "
+    found = f"it lacks {key}" if value is MISSING else f": {key}"
     parts = (FILES[part].split("/")[-1], found, f"expected {expected}")
     assert_refused(capfd, transfer_words(model, clip), 1, *parts)
 

@@ -61,7 +61,7 @@ def test_model_family_of_a_local_folder(tmp_path):
             Settings(model=str(tmp_path))
     config.write_text("{}")
     with pytest.raises(
-        DitflowError, match="config.json lacks num_layers, expected a whole number from 1 to 100"
+        DitflowError, match="config.json: it lacks num_layers, expected a whole number from 1 to 100"
     ):
         Settings(model=str(tmp_path))
 

@@ -24,7 +24,7 @@ ROOMS = (  # from the top
     "video",
     "profiling",
 )
-FOUNDATION = ("errors", "files", "limits", "progress")  # modules that every room may import
+FOUNDATION = ("errors", "files", "limits", "progress", "schema")  # modules that every room may import
 DATA = "configs"  # a folder of YAML files
 PUBLIC = "ditflow"  # ditflow/__init__.py: what users import, so no room does
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditflow.models.schema import Number, Schema, Whole
+from ditflow.schema import Number, Schema, Whole
 from toy_family.autoencoder import GROUP, SIDE, TILES, ToyAutoencoder, ToyVAE, encoded_frames
 from toy_family.schedule import SCHEDULERS, ToySchedule
 from toy_family.text import ByteTokenizer, ToyTextConfig, ToyTextEncoder, ToyTextModel

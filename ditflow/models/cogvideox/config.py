@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ditflow.models.schema import Flag, ListOf, Number, OneOf, OrNull, Schema, Text, Whole
+from ditflow.schema import Flag, ListOf, Number, OneOf, OrNull, Schema, Text, Whole
 
 SHARE = Number(0, 1)
 LAYERS, HEADS, CHANNELS = Whole(1, 100), Whole(1, 256), Whole(1, 16_384)

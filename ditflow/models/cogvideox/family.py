@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ditflow.files import shipped
 from ditflow.models.cogvideox.config import SCHEMAS
 from ditflow.models.cogvideox.frames import latent_spans
-from ditflow.models.schema import Schema
+from ditflow.schema import Schema
 
 if TYPE_CHECKING:
     import torch
