@@ -6,7 +6,6 @@ report. No weights are loaded. Private details are removed (`redaction`).
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from ditflow.cli.redaction import make_redactor
 from ditflow.errors import DitflowError
+from ditflow.files import json_text
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ def print_facts(as_json: bool) -> None:
         found: dict[str, dict[str, str]] = {section: {} for section in PROBES}
         for section, name, value in facts():
             found[section][name] = value
-        print(json.dumps(found, indent=2))
+        print(json_text(found))
         return
     last = None
     for section, name, value in facts():

@@ -16,7 +16,7 @@ from ditflow.errors import SettingsError
 from ditflow.files import PACKAGE, shipped, shipped_names
 from ditflow.limits import SETTINGS_BYTES
 from ditflow.models.cogvideox.family import CogVideoXFamily
-from ditflow.models.hub import is_hub_id
+from ditflow.models.hub import INDEX, is_hub_id
 from ditflow.schema import Schema, Text
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from ditflow.models.protocols import Autoencoder, Schedule, TextEncoder, Transformer
 
-INDEX = "model_index.json"
 INDEX_SCHEMA = Schema({"_class_name": Text()}, required=("_class_name",))
 
 

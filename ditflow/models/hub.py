@@ -12,6 +12,7 @@ from ditflow.errors import DitflowError
 from ditflow.files import PICKLE_SUFFIXES
 
 WITHOUT_WEIGHTS = ("tokenizer", "scheduler")
+INDEX = "model_index.json"  # names the pipeline class and its parts
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # dots are common, as in CogVideoX1.5-5B
 FILE_SUFFIXES = (".safetensors", ".gguf", *PICKLE_SUFFIXES)
 LORA_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # of diffusers and of peft
@@ -37,7 +38,7 @@ def offline() -> Iterator[None]:
 def wanted_files(parts: Sequence[str]) -> list[str]:
     """Patterns of the files to download for a pipeline with these parts."""
     suffixes = (".json", ".safetensors", ".model")
-    return ["model_index.json", *(f"{part}/*{suffix}" for part in parts for suffix in suffixes)]
+    return [INDEX, *(f"{part}/*{suffix}" for part in parts for suffix in suffixes)]
 
 
 def cached_folder(identity: str, parts: Sequence[str]) -> Path | None:
@@ -52,7 +53,7 @@ def cached_folder(identity: str, parts: Sequence[str]) -> Path | None:
 
 def missing_files(folder: Path, parts: Sequence[str]) -> list[str]:
     """Files that a pipeline folder lacks, relative to it, for instance after an interrupted download."""
-    missing = [] if (folder / "model_index.json").is_file() else ["model_index.json"]
+    missing = [] if (folder / INDEX).is_file() else [INDEX]
     missing += [f"{part}/" for part in parts if not (folder / part).is_dir()]
     for part in parts:
         if part not in WITHOUT_WEIGHTS and (folder / part).is_dir():

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ditflow.errors import DitflowError
-from ditflow.models.families import INDEX, ModelFamily, family_of, known_model, local_folder, models
+from ditflow.models.families import ModelFamily, family_of, known_model, local_folder, models
 from ditflow.models.gguf_file import load_gguf
-from ditflow.models.hub import WITHOUT_WEIGHTS, cached_folder, is_hub_id, missing_files, wanted_files
+from ditflow.models.hub import INDEX, WITHOUT_WEIGHTS, cached_folder, is_hub_id, missing_files, wanted_files
 from ditflow.models.lora import add_lora, check_fit
 from ditflow.models.protocols import Autoencoder, Schedule, TextEncoder, Transformer
 from ditflow.models.storage import store_weights
