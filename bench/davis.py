@@ -28,6 +28,7 @@ from ditflow.errors import DitflowError
 from ditflow.evaluation.clip_scores import DEFAULT, ClipModel
 from ditflow.evaluation.evaluate import Instruments, measure
 from ditflow.evaluation.finished import FinishedRun
+from ditflow.evaluation.motion_match import Pair
 from ditflow.files import whole_or_absent
 from ditflow.jobs.transfer import transfer
 from ditflow.progress import quieten_libraries
@@ -97,12 +98,13 @@ def run_all(
 
 
 def _measured(run: FinishedRun, instruments: Instruments) -> dict[str, Any]:
-    pictures = [run.clip(name).frames for name in ("result", "reference")]
-    return {"run": str(run.folder)} | measure(*pictures, run.settings.prompt, instruments)
+    result, reference = run.clip("result"), run.clip("reference")
+    pair = Pair.measure(reference.frames, result.frames)
+    return {"run": str(run.folder)} | measure(result, reference, pair, run.settings.prompt, instruments)
 
 
 def table(found: Sequence[dict[str, Any]], published: Mapping[str, Sequence[float]]) -> str:
-    """The paper's table 1 with its numbers below ours, and the bidirectional score of all runs."""
+    """The paper's table 1 with its numbers below ours, and our motion score of all runs."""
     groups = (*KINDS, "all")
     lines = []
     for mode in dict.fromkeys(row["mode"] for row in found):
@@ -110,14 +112,19 @@ def table(found: Sequence[dict[str, Any]], published: Mapping[str, Sequence[floa
         cells = []
         for group in groups:
             some = [row for row in rows if group in ("all", row["kind"])]
-            cells += [_mean(row["motion_fidelity"]["paper"]["score"] for row in some)]
+            cells += [_mean(_paper(row) for row in some)]
             cells += [_mean(row["prompt_match"]["clip"] for row in some)]
-        both = _mean(row["motion_fidelity"]["bidirectional"]["score"] for row in rows)
-        lines.append([mode, len(rows), *cells, both])
+        motion = _mean(row["motion"]["score"] for row in rows)
+        lines.append([mode, len(rows), *cells, motion])
         if mode in published:
             lines.append([f"{mode}, published", 150, *(f"{value:.3f}" for value in published[mode]), ""])
     scores = [f"{group} {score}" for group in groups for score in ("MF", "IQ")]
-    return markdown(["mode", "runs", *scores, "bidirectional"], lines)
+    return markdown(["mode", "runs", *scores, "motion"], lines)
+
+
+def _paper(row: Mapping[str, Any]) -> float | None:
+    paper = row["tracks"] and row["tracks"]["paper"]
+    return paper and paper["score"]
 
 
 def _mean(values: Iterable[float | None]) -> str:
@@ -133,7 +140,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--modes", default=",".join(MODES), help="separated by commas")
     parser.add_argument("--config", type=Path, metavar="FILE", help="other settings, from a YAML file")
     parser.add_argument("--output", type=Path, default=Path("runs/davis"), metavar="FOLDER")
-    parser.add_argument("--tracker", default="cotracker", help="cotracker, as in the paper, or lk")
+    parser.add_argument("--tracker", default="cotracker", help="cotracker, as in the paper, lk or none")
     parser.add_argument("--tracker-weights", type=Path, metavar="FILE")
     parser.add_argument("--clip", default=DEFAULT, metavar="MODEL", help="CLIP model of IQ, or none")
     options = parser.parse_args(words)

@@ -156,7 +156,9 @@ def _add_evaluate(commands: Any) -> None:
     )
     command.add_argument("--prompt", default="", metavar="TEXT", help="what the video should show")
     command.add_argument(
-        "--tracker", default="lk", help="point tracker: lk (Lucas-Kanade, the default) or cotracker"
+        "--tracker",
+        default="none",
+        help="also score point tracks, by lk (Lucas-Kanade) or cotracker (also the paper's score)",
     )
     command.add_argument(
         "--tracker-weights",

@@ -155,7 +155,7 @@ def print_evaluation(options: argparse.Namespace) -> None:
     if bool(options.runs) == any(given) or any(given) != all(given):
         raise SettingsError("evaluate: give run folders, or --video and --reference (and --prompt)")
     quieten_libraries()
-    from ditflow.evaluation import evaluate
+    from ditflow.evaluation import evaluate, tables
     from ditflow.evaluation.finished import FinishedRun
 
     prompts = [FinishedRun.open(run).settings.prompt for run in options.runs] or [options.prompt]
@@ -163,10 +163,10 @@ def print_evaluation(options: argparse.Namespace) -> None:
         clip = evaluate.choose_clip(options.clip, prompts)
         instruments = evaluate.Instruments(options.tracker, options.tracker_weights, clip)
         if options.runs:
-            found = evaluate.evaluate_runs(options.runs, instruments, progress)
+            found, matrix = evaluate.evaluate_runs(options.runs, instruments, progress)
         else:
-            found = [evaluate.evaluate_videos(*given, options.prompt, instruments)]
-    print(json_text(evaluate.as_json(found)) if options.json else evaluate.as_table(found))
+            found, matrix = [evaluate.evaluate_videos(*given, options.prompt, instruments)], None
+    print(json_text(tables.as_json(found, matrix)) if options.json else tables.as_table(found, matrix))
 
 
 def write_page(options: argparse.Namespace) -> None:

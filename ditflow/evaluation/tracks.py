@@ -10,6 +10,7 @@ import numpy as np
 
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.files import regular_file
+from ditflow.optical_flow.dense import opencv
 from ditflow.video import Clip
 
 TRACKERS = ("lk", "cotracker")
@@ -41,7 +42,7 @@ def track(
     Raises SettingsError for an unknown tracker, DitflowError if it is not installed or cannot be loaded.
     """
     if tracker not in TRACKERS:
-        raise SettingsError(f"tracker {tracker!r}: give one of {', '.join(TRACKERS)}")
+        raise SettingsError(f"tracker {tracker!r}: give none or one of {', '.join(TRACKERS)}")
     if weights is not None and tracker != "cotracker":
         raise SettingsError(f"weights {weights} are for the tracker cotracker, not {tracker}")
     places, found = _cotracker(frames, weights) if tracker == "cotracker" else _lucas_kanade(frames)
@@ -50,10 +51,7 @@ def track(
 
 def _lucas_kanade(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pyramidal Lucas-Kanade from frame to frame, in colour. Points without texture around them are lost."""
-    try:
-        import cv2
-    except ImportError:
-        raise DitflowError('the tracker lk needs OpenCV: pip install "ditflow[eval]"') from None
+    cv2 = opencv()
     points = _grid(*frames.shape[1:3])
     if Clip(frames, Fraction(1)).is_still:  # points without texture are not lost then
         return np.repeat(points[:, None], len(frames), axis=1), np.ones(len(points), bool)

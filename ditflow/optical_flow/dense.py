@@ -1,6 +1,6 @@
 """Dense optical flow between frames, by OpenCV's DIS, which needs no weights.
 
-Flow is (x, y), x to the right and y down, in pixels of the frame that `shrink` gives.
+Flow is (x, y), x to the right and y down, in pixels of a frame that has CELL pixels for each cell of a grid.
 Source: Kroeger et al., Fast Optical Flow using Dense Inverse Search, ECCV 2016.
 """
 
@@ -15,6 +15,10 @@ import numpy as np
 from ditflow.errors import DitflowError
 
 CELL = 8  # pixels: the side of a cell in the frames that are analysed
+ROWS = 30  # cells along the shorter side of a frame: at 480 pixels, a cell is a token of CogVideoX
+SMOOTHING = 1.0  # pixels: the deviation of a Gaussian filter, without which drawn edges and noise mislead DIS
+FEWEST = 2  # cells along a side: DIS refuses smaller frames
+RETURN = 1.0, 0.4  # pixels, and share of the distance: a point may miss its start by this on its way back
 
 
 @dataclass(frozen=True)
@@ -25,19 +29,27 @@ class FrameFlow:
     backward: np.ndarray  # the same, from each next frame back
 
 
+def grid_of(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of cells for a frame: ROWS along its shorter side, or fewer if it is small."""
+    cell = max(CELL, min(height, width) / ROWS)  # pixels
+    return max(FEWEST, round(height / cell)), max(FEWEST, round(width / cell))
+
+
 def frame_flow(
     frames: np.ndarray,  # [frames, height, width, 3] uint8
     rows: int,
     columns: int,
 ) -> FrameFlow:
-    """The flow between neighbouring frames, at CELL pixels for each of `rows` x `columns` cells."""
+    """The flow between neighbouring frames, on a grid of `rows` x `columns` cells."""
     cv2 = opencv()
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     size = columns * CELL, rows * CELL
-    grey = [
-        cv2.cvtColor(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-        for frame in frames
-    ]
+
+    def prepared(frame: np.ndarray) -> np.ndarray:
+        grey = cv2.cvtColor(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+        return cv2.GaussianBlur(grey, (0, 0), SMOOTHING)
+
+    grey = [prepared(frame) for frame in frames]
     steps = list(zip(grey, grey[1:], strict=False))
     shape = (len(steps), size[1], size[0], 2)
     forward = np.array([dis.calc(before, after, None) for before, after in steps], np.float32)
@@ -64,10 +76,26 @@ def sample(
     return cv2.remap(field, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
+def trust(
+    there: np.ndarray,  # [height, width, 2]
+    back: np.ndarray,  # [height, width, 2], from where `there` ends
+) -> np.ndarray:  # [height, width]
+    """How well each pixel returns to its start: 1 exactly, near 0 if it misses by more than RETURN allows."""
+    missed = np.linalg.norm(there + sample(back, there), axis=-1)
+    allowed = RETURN[0] + RETURN[1] * np.linalg.norm(there, axis=-1)
+    return np.exp(-((missed / allowed) ** 2))
+
+
 def cell_means(field: np.ndarray) -> np.ndarray:
     """The mean of each cell: [..., rows * CELL, columns * CELL, c] to [..., rows, columns, c]."""
     *first, height, width, channels = field.shape
     return field.reshape(*first, height // CELL, CELL, width // CELL, CELL, channels).mean(axis=(-4, -2))
+
+
+def resized(field: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """A field [height, width, ...] at another size."""
+    cv2 = opencv()
+    return cv2.resize(field, (columns, rows), interpolation=cv2.INTER_LINEAR)
 
 
 def opencv() -> Any:

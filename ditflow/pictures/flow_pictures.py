@@ -11,6 +11,9 @@ HUES = np.array([(1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1
 HUE_TURNS = np.cumsum([0, 15, 6, 4, 11, 13, 6]) / 55
 BEYOND = 0.75  # brightness of vectors longer than the scale
 
+HOT, UNKNOWN = (190, 20, 20), 150  # full colour of a heat map; grey
+RIM = 64  # pixels: radius of a colour wheel
+
 INK, PAPER = (20, 20, 20), (225, 225, 225)  # grey paper, as white means still
 LETTER, GAP, WHEEL = 14, 6, 96  # pixels: letter height, space between pictures, legend wheel
 SCALE_SHARE = 95  # percentile of the moving vectors' lengths that is the scale
@@ -33,6 +36,26 @@ def colour_wheel(
     share = np.where(length > 0, length / max(largest, np.finfo(np.float64).tiny), 0)
     colour = np.where(share <= 1, 1 - np.minimum(share, 1) * (1 - hue), BEYOND * hue)
     return np.rint(colour * 255).astype(np.uint8)
+
+
+def wheel() -> np.ndarray:  # [2 * RIM, 2 * RIM, 4] uint8
+    """The colours of all directions, transparent outside of the circle."""
+    reach = (np.arange(2 * RIM) + 0.5) / RIM - 1
+    vectors = np.stack(np.meshgrid(reach, reach), axis=-1)
+    inside = 255 * (np.hypot(vectors[..., 0], vectors[..., 1]) <= 1)
+    return np.dstack([colour_wheel(vectors, 1.0), inside.astype(np.uint8)])
+
+
+def heat(
+    values: np.ndarray,  # [h, w] from 0
+    largest: float,  # the value shown in full colour
+    known: np.ndarray,  # [h, w] from 0 to 1
+) -> np.ndarray:  # [h, w, 3] uint8
+    """White for 0, red for `largest` and more; what is not known fades to grey."""
+    share = np.clip(values / max(largest, np.finfo(np.float64).tiny), 0, 1)[..., None]
+    known = known[..., None]
+    colour = 255 - share * (255 - np.array(HOT))
+    return np.rint(known * colour + (1 - known) * UNKNOWN).astype(np.uint8)
 
 
 def flow_sheet(

@@ -81,11 +81,11 @@ function vectors(text) {
 const SPACING = 24; // smallest distance between arrows, pixels
 const CANVAS = 640; // smallest width of a canvas with arrows, pixels
 
-function drawWheel(canvas, sheet, flow, query, key) {
-  canvas.width = flow.width;
-  canvas.height = flow.height;
-  const left = key * flow.width, top = query * flow.height;
-  canvas.getContext("2d").drawImage(sheet, left, top, flow.width, flow.height, 0, 0, flow.width, flow.height);
+// draw one picture of a sheet of pictures of the same size
+function drawPart(canvas, sheet, { width, height }, row, column) {
+  canvas.width = width;
+  canvas.height = height;
+  canvas.getContext("2d").drawImage(sheet, column * width, row * height, width, height, 0, 0, width, height);
 }
 
 function drawArrows(canvas, frame, found, flow, query, key) {
@@ -140,7 +140,7 @@ async function startFlow() {
     const distance = data.flow.blocks[block].distance;
     find("distance").textContent = distance === null ? "unknown" : distance.toFixed(3);
     for (const side of ["reference", "result"]) {
-      drawWheel(find("wheel-" + side), sheets[side + block], data.flow, query, key);
+      drawPart(find("wheel-" + side), sheets[side + block], data.flow, query, key);
       drawArrows(find("arrows-" + side), frames[side][query], found[side + block], data.flow, query, key);
     }
   };
@@ -149,3 +149,19 @@ async function startFlow() {
 }
 
 if (data.flow) startFlow();
+
+// optical flow
+
+async function startMotion() {
+  const sheets = {};
+  for (const [name, source] of Object.entries(data.motion.sheets)) sheets[name] = await picture(source);
+  const draw = () => {
+    const step = Number(find("motion-step").value);
+    find("motion-number").value = step;
+    for (const name of Object.keys(sheets)) drawPart(find("wheel-motion-" + name), sheets[name], data.motion, 0, step);
+  };
+  find("motion-step").addEventListener("input", draw);
+  draw();
+}
+
+if (data.motion) startMotion();

@@ -65,9 +65,7 @@ def test_nothing_is_downloaded(command, changes, told, made, asked, tmp_path, mo
         assert "Not available" in (tmp_path / "report.html").read_text()
     else:
         (scores,) = json.loads(found.output)["evaluations"]
-        assert (
-            scores["amf_distance"] is None and scores["motion_fidelity"]["bidirectional"]["score"] is not None
-        )
+        assert scores["amf_distance"] is None and scores["motion"]["score"] is not None
 
 
 @pytest.mark.parametrize("command", ["report", "evaluate"])

@@ -15,7 +15,7 @@ from tiny_pipelines import quick_settings
 from ditflow import transfer
 from ditflow.cli.main import main
 from ditflow.evaluation import tracks
-from ditflow.evaluation.evaluate import as_json, as_table
+from ditflow.evaluation.tables import as_json, as_table
 from ditflow.files import json_text
 from ditflow.run_folder.record import read_record
 from ditflow.run_folder.run import Run
@@ -121,7 +121,9 @@ def test_nan_is_null(run, capfd):
 def test_unknown_scores_are_null_and_dashes():
     found = {
         "video": "a.mp4",
-        "motion_fidelity": {
+        "motion": dict.fromkeys(("score", "camera", "objects", "direction", "reach", "compared"))
+        | {"still": [], "controls": dict.fromkeys(("mirrored", "reversed", "shifted"))},
+        "tracks": {
             "bidirectional": {"score": None, "found": {}, "still": []},
             "paper": {"score": None, "dropped": {"reference": 0, "result": 0}},
         },

@@ -146,7 +146,7 @@ def test_real_clips(moving):
 
 
 def test_unknown_trackers(moving, tmp_path, monkeypatch):
-    with pytest.raises(SettingsError, match="'kanade': give one of lk, cotracker"):
+    with pytest.raises(SettingsError, match="'kanade': give none or one of lk, cotracker"):
         track(moving, "kanade")
     with pytest.raises(SettingsError, match="for the tracker cotracker, not lk"):
         track(moving, "lk", tmp_path / "weights.pth")

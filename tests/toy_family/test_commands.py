@@ -253,7 +253,7 @@ def test_evaluate_and_report(ditflow, transfer, tmp_path):
     run = transfer("--guidance-blocks", "1", "3")
     (found,) = json.loads(ditflow("evaluate", run, "--json", "--clip", "none", "--quiet"))["evaluations"]
     assert found["amf_distance"].keys() == {"1", "3"} and min(found["amf_distance"].values()) > 0
-    assert -1 <= found["motion_fidelity"]["bidirectional"]["score"] <= 1
+    assert -1 <= found["motion"]["score"] <= 1
 
     ditflow("report", run)
     page = (tmp_path / "report.html").read_text()

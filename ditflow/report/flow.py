@@ -1,0 +1,68 @@
+"""The page's section about motion flow, read from the run's own model."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from einops import rearrange
+
+from ditflow.errors import DitflowError
+from ditflow.evaluation.finished import FinishedRun
+from ditflow.evaluation.own_flow import OwnFlow, read_own_flow
+from ditflow.models.families import family_of
+from ditflow.pictures.clip_flow import latent_frames
+from ditflow.pictures.flow_pictures import colour_wheel, scale_of, wheel
+from ditflow.report.parts import filled, jpeg, png
+from ditflow.video import Clip
+
+logger = logging.getLogger(__name__)
+
+LARGEST_PICTURE = 640, 480  # pixels: largest frame behind arrows
+
+
+def flow_section(run: FinishedRun) -> tuple[str, dict[str, Any] | None]:
+    """The section and its script's data, or the reason and None if the flow cannot be read."""
+    try:
+        blocks = read_own_flow(run)
+    except DitflowError as error:
+        logger.warning("%s: no motion flow (%s)", run.folder, error)
+        return f"<p>Not available: {escape(str(error))}</p>", None
+    frames, _, height, width, _ = next(iter(blocks.values())).reference.shape
+    largest = scale_of(np.stack([np.stack([flow.reference, flow.result]) for flow in blocks.values()]))
+    section = filled(
+        "flow.html",
+        largest=f"{largest:.3g}",
+        blocks="".join(f"<option>{block}</option>" for block in blocks),
+        last=str(frames - 1),
+        next=str(min(1, frames - 1)),
+        wheel=png(wheel()),
+    )
+    spans = family_of(run.settings.model).latent_spans(run.settings.frames)
+    pictures = {name: _pictures(run.clip(name), spans) for name in ("reference", "result")}
+    found = {str(block): _block(flow, largest) for block, flow in blocks.items()}
+    return section, {
+        "frames": frames,
+        "height": height,
+        "width": width,
+        "pictures": pictures,
+        "blocks": found,
+    }
+
+
+def _block(flow: OwnFlow, largest: float) -> dict[str, Any]:
+    def side(pairs: np.ndarray) -> dict[str, str]:
+        sheet = colour_wheel(rearrange(pairs, "q k h w c -> (q h) (k w) c"), largest)
+        vectors = base64.b64encode(pairs.astype("<i2").tobytes()).decode()  # hard flow is whole patches
+        return {"sheet": png(sheet), "vectors": vectors}
+
+    return {"distance": flow.distance, "reference": side(flow.reference), "result": side(flow.result)}
+
+
+def _pictures(clip: Clip, spans: Sequence[range]) -> list[str]:
+    """One frame for each latent frame."""
+    return [jpeg(clip.frames[index], LARGEST_PICTURE) for index in latent_frames(len(clip.frames), spans)]
