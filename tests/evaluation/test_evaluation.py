@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from ditflow.cli.main import main
 from ditflow.errors import DitflowError
 from ditflow.evaluation import tracks
 from ditflow.evaluation.clip_scores import ClipModel, prompt_similarity, temporal_consistency
-from ditflow.evaluation.evaluate import as_table
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.made_shapes import is_caption, prompt_match, shape_of
+from ditflow.evaluation.motion_match import Matrix
 from ditflow.evaluation.own_flow import read_own_flow
+from ditflow.evaluation.tables import as_table
 from ditflow.small.clips import FRAME_RATE, made_clip
 from ditflow.small.sight import look
 
@@ -127,7 +129,9 @@ def test_runs_are_evaluated(run, clip_folder, capsys):
     assert -1 <= first["prompt_match"]["clip"] <= 1 and 0 < first["temporal_consistency"] <= 1
     assert set(first["prompt_match"]["made"]) == {"colour", "shape", "background"}
     assert list(first["amf_distance"]) == ["2"]
-    assert first["motion_fidelity"]["bidirectional"]["found"]["reference"] > 20
+    assert first["motion"]["score"] <= 1 and 0 < first["motion"]["compared"] <= 1
+    assert set(first["motion"]["controls"]) == {"mirrored", "reversed", "shifted"}
+    assert first["tracks"] is None and found["matrix"] is None  # of one clip
     assert found["summary"]["amf_distance"]["count"] == 2
     assert found["summary"]["amf_distance"]["half_width"] == 0
     table = as_table(found["evaluations"]).splitlines()
@@ -144,20 +148,61 @@ def pair(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name, least, most", [("clip", 0.999, 1), ("back", -1, -0.5), ("still", 0, 0)])
-def test_any_two_videos(pair, capsys, name, least, most):
+@pytest.mark.parametrize(
+    "name, least, most, tracks",
+    [("clip", 0.99, 1, (0.999, 1)), ("back", -0.1, 0.2, (-1, -0.5)), ("still", 0, 0, (0, 0))],
+)
+def test_any_two_videos(pair, capsys, name, least, most, tracks):
     words = ["evaluate", "--video", str(pair / f"{name}.mp4"), "--reference", str(pair / "clip.mp4")]
     words += ["--prompt", made_clip(0).caption]
-    assert main([*words, "--json", "--quiet"]) == 0
+    assert main([*words, "--json", "--quiet", "--tracker", "lk"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["evaluations"]
-    assert least <= found["motion_fidelity"]["bidirectional"]["score"] <= most
+    assert least <= found["motion"]["score"] <= most
+    assert tracks[0] <= found["tracks"]["bidirectional"]["score"] <= tracks[1]
+    assert found["tracks"]["paper"] is None
     assert found["prompt_match"] == {
         "clip": None,
         "made": dict.fromkeys(("colour", "shape", "background"), True),
     }
     if name == "still":
-        assert main([*words, "--quiet"]) == 0
-        assert "nothing moves in the result" in capsys.readouterr().out
+        assert main([*words, "--quiet", "--tracker", "lk"]) == 0
+        table = capsys.readouterr().out
+        assert "nothing moves in the result" in table and "paper needs --tracker cotracker" in table
+
+
+def test_controls_show_what_unrelated_motion_scores(pair, capsys):
+    """A video played backwards agrees with its clip reversed. (This shape's way is nearly symmetric.)"""
+    words = ["evaluate", "--video", str(pair / "back.mp4"), "--reference", str(pair / "clip.mp4"), "--quiet"]
+    assert main([*words, "--json", "--clip", "none"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["evaluations"]
+    controls = found["motion"]["controls"]
+    assert controls["reversed"] > 0.9 and controls["mirrored"] < 0.8 and controls["shifted"] < 0.4
+
+
+def test_every_result_against_every_clip(settings, tmp_path, capsys):
+    """Results that are clips' own frames: each is first for its own clip. Two runs share a clip."""
+    runs = []
+    for index, seed in enumerate((3, 5, 5)):
+        source = tmp_path / f"clip-{seed}.mp4"
+        video.write_clip(video.Clip(made_clip(seed, frames=10).frames, FRAME_RATE), source)
+        changed = replace(settings, video=str(source), output=str(tmp_path / f"run-{index}"), guidance=False)
+        run = transfer(changed).folder
+        (run / "result.mp4").write_bytes((run / "reference.mp4").read_bytes())
+        runs.append(str(run))
+    words = ["evaluate", *runs, "--clip", "none", "--quiet"]
+    assert main([*words, "--json"]) == 0
+    matrix = json.loads(capsys.readouterr().out)["matrix"]
+    assert (matrix["clips"], matrix["own"], matrix["own_first"]) == (["clip-3", "clip-5"], [0, 1, 1], 3)
+    assert [row[own] for row, own in zip(matrix["scores"], matrix["own"], strict=True)] == [1, 1, 1]
+    assert main(words) == 0
+    table = capsys.readouterr().out
+    assert "| motion against | clip-3 | clip-5 |" in table and "| **1.000** |" in table
+    assert "first for 3 of 3 results" in table
+
+
+def test_a_tie_is_not_first():
+    scores = [[0.5, 0.5], [0.2, None], [None, 0.1], [0.4, 0.3]]
+    assert Matrix(["a", "b"], list("wxyz"), scores, [0, 0, 0, 0]).own_first == 2
 
 
 def test_a_run_whose_model_is_gone_keeps_its_other_numbers(run, capsys):
@@ -170,7 +215,7 @@ def test_a_run_whose_model_is_gone_keeps_its_other_numbers(run, capsys):
     assert main(["evaluate", str(run), "--json", "--quiet"]) == 0
     captured = capsys.readouterr()
     (found,) = json.loads(captured.out)["evaluations"]
-    assert found["amf_distance"] is None and found["motion_fidelity"]["bidirectional"]["score"] is not None
+    assert found["amf_distance"] is None and found["motion"]["score"] is not None
     assert "no AMF distance (model '/nowhere/model'" in captured.err
 
 

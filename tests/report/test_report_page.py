@@ -4,9 +4,11 @@ import base64
 import json
 import re
 from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ditflow import transfer, video
 from ditflow.cli.main import main
@@ -43,6 +45,12 @@ def test_a_page_holds_videos_and_flow(settings, tmp_path, capsys, without_decord
     made, shown = (video.read_clip(path, frames=10, size=None).frames for path in (gif / "result.gif", other))
     brightness = np.corrcoef(made.mean(axis=-1).ravel(), shown.mean(axis=-1).ravel())[0, 1]
     assert brightness > 0.8  # noise, compressed again with colours at half the resolution
+
+    motion = data_of(page)["motion"]
+    assert (motion["height"], motion["width"]) == (4, 6)
+    for name in ("clip", "result", "difference"):
+        packed = base64.b64decode(motion["sheets"][name].partition(",")[2])
+        assert Image.open(BytesIO(packed)).size == (6 * 6, 4)  # ten frames have six steps of four
 
     data, (flow,) = data_of(page), read_own_flow(FinishedRun.open(run)).values()
     assert (data["frames"], data["frameRate"]) == (10, 10.0)
