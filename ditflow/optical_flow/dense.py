@@ -6,8 +6,8 @@ Source: Kroeger et al., Fast Optical Flow using Dense Inverse Search, ECCV 2016.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,26 +21,18 @@ FEWEST = 2  # cells along a side: DIS refuses smaller frames
 RETURN = 1.0, 0.4  # pixels, and share of the distance: a point may miss its start by this on its way back
 
 
-@dataclass(frozen=True)
-class FrameFlow:
-    """The flow of a video between neighbouring frames."""
-
-    forward: np.ndarray  # [frames - 1, height, width, 2] float32, from each frame to the next
-    backward: np.ndarray  # the same, from each next frame back
-
-
 def grid_of(height: int, width: int) -> tuple[int, int]:
     """Rows and columns of cells for a frame: ROWS along its shorter side, or fewer if it is small."""
     cell = max(CELL, min(height, width) / ROWS)  # pixels
     return max(FEWEST, round(height / cell)), max(FEWEST, round(width / cell))
 
 
-def frame_flow(
+def flows(
     frames: np.ndarray,  # [frames, height, width, 3] uint8
     rows: int,
     columns: int,
-) -> FrameFlow:
-    """The flow between neighbouring frames, on a grid of `rows` x `columns` cells."""
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # [rows * CELL, columns * CELL, 2] float32 each
+    """The flow from each frame to the next, and from that one back."""
     cv2 = opencv()
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     size = columns * CELL, rows * CELL
@@ -49,12 +41,8 @@ def frame_flow(
         grey = cv2.cvtColor(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
         return cv2.GaussianBlur(grey, (0, 0), SMOOTHING)
 
-    grey = [prepared(frame) for frame in frames]
-    steps = list(zip(grey, grey[1:], strict=False))
-    shape = (len(steps), size[1], size[0], 2)
-    forward = np.array([dis.calc(before, after, None) for before, after in steps], np.float32)
-    backward = np.array([dis.calc(after, before, None) for before, after in steps], np.float32)
-    return FrameFlow(forward.reshape(shape), backward.reshape(shape))
+    for before, after in pairwise(map(prepared, frames)):
+        yield dis.calc(before, after, None), dis.calc(after, before, None)
 
 
 def chain(steps: Iterable[np.ndarray]) -> np.ndarray:

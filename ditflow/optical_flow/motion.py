@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from ditflow.optical_flow.camera import camera_motion
-from ditflow.optical_flow.dense import CELL, cell_means, chain, frame_flow, resized, trust
+from ditflow.optical_flow.dense import CELL, cell_means, chain, flows, resized, trust
 
 SPAN = 4  # frames: those of a latent frame
 MOVES = 1 / 16  # cells: content that goes further in a step moves
@@ -58,7 +59,9 @@ class Motion:
 
     def mirrored(self) -> Motion:
         """The motion of the same video with left and right exchanged."""
-        forward, backward = (field[:, :, ::-1] * (-1, 1) for field in (self.forward, self.backward))
+        forward, backward = (
+            field[:, :, ::-1] * np.float32((-1, 1)) for field in (self.forward, self.backward)
+        )
         return Motion(forward, backward, self.trust[:, :, ::-1], self.trust_backward[:, :, ::-1])
 
     def reversed(self) -> Motion:
@@ -84,16 +87,17 @@ def measure_motion(
 
     A step follows the content from frame to frame, so that it may go further than DIS finds at once.
     """
-    flow = frame_flow(frames, rows, columns)
-    span = min(SPAN, len(flow.forward))
-    starts = range(len(flow.forward) - span + 1 if span else 0)
-    shape = (len(starts), rows, columns)
-    forward, backward = np.empty((2, *shape, 2), np.float32)
-    trusted, trusted_backward = np.empty((2, *shape), np.float32)
-    for step, start in enumerate(starts):
-        there = chain(flow.forward[start : start + span])
-        back = chain(flow.backward[start : start + span][::-1])
-        forward[step], backward[step] = cell_means(there) / CELL, cell_means(back) / CELL
-        trusted[step] = cell_means(trust(there, back)[..., None])[..., 0]
-        trusted_backward[step] = cell_means(trust(back, there)[..., None])[..., 0]
-    return Motion(forward, backward, trusted, trusted_backward)
+    span = min(SPAN, len(frames) - 1)
+    steps, window = [], deque(maxlen=span)
+    for flow in flows(frames, rows, columns):
+        window.append(flow)
+        if len(window) == span:
+            there = chain(forward for forward, _ in window)
+            back = chain(backward for _, backward in reversed(window))
+            known = np.stack([trust(there, back), trust(back, there)], axis=-1)
+            steps.append([cell_means(field) for field in (there / CELL, back / CELL, known)])
+    if not steps:
+        shape = (0, rows, columns)
+        return Motion(*np.empty((2, *shape, 2), np.float32), *np.empty((2, *shape), np.float32))
+    forward, backward, known = (np.stack(fields) for fields in zip(*steps, strict=True))
+    return Motion(forward, backward, known[..., 0], known[..., 1])

@@ -46,8 +46,9 @@ def until(browser, question, seconds=20):
     return found
 
 
-def canvases(browser):
-    return browser.run("return [...document.querySelectorAll('canvas')].map(c => c.toDataURL())")
+def canvases(browser, names="#wheel-reference, #wheel-result, canvas[id^=arrows]"):
+    """The content of canvases; by default those of motion flow."""
+    return browser.run(f"return [...document.querySelectorAll('{names}')].map(c => c.toDataURL())")
 
 
 def test_nothing_goes_wrong(browser):
@@ -91,10 +92,10 @@ def test_keyboard(browser):
     until(browser, f"return {VIDEOS}.every(v => !v.paused)")
     browser.press(SPACE)
     reached = []
-    for _ in range(6):
+    for _ in range(7):
         browser.press(TAB)
         reached.append(browser.run("return document.activeElement.id"))
-    assert reached == ["play", "frame", "block", "query", "key", ""]
+    assert reached == ["play", "frame", "motion-step", "block", "query", "key", ""]
 
 
 def test_sliders_change_the_pictures(browser):
@@ -109,6 +110,17 @@ def test_sliders_change_the_pictures(browser):
     for first, second in ((0, 1), (1, 2), (0, 2)):
         # the frames behind arrows change with the query frame only, pictures of flow with either
         assert all(a != b for a, b in zip(seen[first], seen[second], strict=True)), (first, second)
+
+
+def test_optical_flow_changes_with_its_step(browser):
+    flow = "canvas[id^=wheel-motion]"
+    browser.run("document.getElementById('motion-step').focus()")
+    before = canvases(browser, flow)
+    for _ in range(8):
+        browser.press(RIGHT)
+    assert browser.run("return document.getElementById('motion-number').value") == "8"
+    after = canvases(browser, flow)
+    assert len(before) == 3 and all(a != b for a, b in zip(before, after, strict=True))
 
 
 def test_colours_are_those_of_the_chosen_pair(browser, page):

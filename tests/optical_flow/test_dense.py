@@ -7,25 +7,25 @@ import pytest
 from moving_pictures import pan, with_object
 
 from ditflow.errors import DitflowError
-from ditflow.optical_flow.dense import CELL, cell_means, chain, frame_flow, grid_of, resized, sample, trust
+from ditflow.optical_flow.dense import CELL, cell_means, chain, flows, grid_of, resized, sample, trust
 
 INSIDE = (slice(24, -24), slice(24, -24))  # pixels that a pan does not take out of the frame
 
 
 def test_a_pan_is_found():
-    flow = frame_flow(pan(3, -2), 12, 18)
-    assert flow.forward.shape == flow.backward.shape == (8, 96, 144, 2)
-    assert np.abs(flow.forward[:, *INSIDE] - (3, -2)).max() < 0.25
-    assert np.abs(flow.backward[:, *INSIDE] - (-3, 2)).max() < 0.25
+    forward, backward = zip(*flows(pan(3, -2), 12, 18), strict=True)
+    assert np.shape(forward) == np.shape(backward) == (8, 96, 144, 2)
+    assert np.abs(np.stack(forward)[:, *INSIDE] - (3, -2)).max() < 0.25
+    assert np.abs(np.stack(backward)[:, *INSIDE] - (-3, 2)).max() < 0.25
 
 
 def test_a_step_follows_content_further_than_dis_finds_at_once():
     """Eight pixels a frame: DIS between frames four apart loses the object, the chain does not."""
     video = with_object(pan(0, 0, frames=5), 8, 0)
-    moved = chain(frame_flow(video, 12, 18).forward)
+    moved = chain(forward for forward, _ in flows(video, 12, 18))
     middle = (slice(42, 54), slice(58, 70))
     assert np.abs(moved[middle] - (32, 0)).mean() < 2
-    at_once = frame_flow(video[[0, 4]], 12, 18).forward[0]
+    ((at_once, _),) = flows(video[[0, 4]], 12, 18)
     assert np.abs(at_once[middle] - (32, 0)).mean() > 8
 
 
@@ -76,11 +76,12 @@ def test_a_cell_is_about_a_token(size, grid):
     assert grid_of(*size) == grid
     rows, columns = grid
     frames = np.random.default_rng(0).integers(256, size=(3, *size, 3)).astype(np.uint8)
-    assert frame_flow(frames, rows, columns).forward.shape == (2, rows * CELL, columns * CELL, 2)
+    found = list(flows(frames, rows, columns))
+    assert np.shape(found) == (2, 2, rows * CELL, columns * CELL, 2)
 
 
 def test_single_frames_have_no_flow():
-    assert frame_flow(pan(0, 0, frames=1), 12, 18).forward.shape == (0, 96, 144, 2)
+    assert list(flows(pan(0, 0, frames=1), 12, 18)) == []
 
 
 def test_fields_are_resized():
@@ -90,4 +91,4 @@ def test_fields_are_resized():
 def test_without_opencv(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(DitflowError, match=r"pip install .ditflow\[eval\]"):
-        frame_flow(pan(0, 0), 12, 18)
+        next(flows(pan(0, 0), 12, 18))
