@@ -8,7 +8,8 @@ import pytest
 from safetensors.torch import load_file
 
 from bench import motion
-from bench.motion import FAR, MODES, SPAN, Pair, displacement_cosine, measure, trajectory_correlation
+from bench.motion import FAR, MODES, Pair, measure
+from bench.paths import SPAN, displacement_cosine, trajectory_correlation
 from ditflow import Settings
 from ditflow.small.clips import made_clip
 
