@@ -78,6 +78,8 @@ def _read_part(part: str) -> Callable[[Settings], Changes]:
         raise SettingsError(f"mode {part!r}: accepted are {', '.join(NAMED)} and KEY=VALUE[,KEY=VALUE]")
     # a comma inside a value, as in learning_rate=0.02,0.01, is followed by no key
     changes = dict(change.partition("=")[::2] for change in re.split(r",(?=\w+=)", part))
+    if "," not in changes.get("learning_rate", ","):  # one rate for all guided steps
+        changes["learning_rate"] += f",{changes['learning_rate']}"
     return lambda settings: changes
 
 
