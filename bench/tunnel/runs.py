@@ -52,7 +52,7 @@ class NudgedNoise:
     """A schedule whose noise of every step differs by NUDGE.
 
     A sampler that adds noise forgets the noise that it started from; at a terminal SNR of 0, in one step. Two
-    twins see what the schedule sees, so they do the same but for their noise, and the difference of that is
+    twins take the same steps, so that they differ from each other only in their noise: that difference is
     noise too.
     """
 
@@ -83,7 +83,7 @@ class Session:
         return self._run(self.job.schedule(), start, end)
 
     def run_nudged(self, start: State) -> Part:
-        """The control: all steps from `start`, its noise and that of every step different by NUDGE."""
+        """The control: the steps from `start`, its noise and that of every step different by NUDGE."""
         settings, folder = self.settings, self.job.folder
         # not the run's own seed, which would give the same noise
         generators = (torch.Generator().manual_seed(settings.seed + other) for other in (2, 3))

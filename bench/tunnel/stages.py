@@ -71,7 +71,7 @@ def compare_ways(found: Tensor, exact: Tensor) -> Numbers:
 
 
 def unguided(pair: Pair, settings: Settings, modes: Sequence[Mode], scratch: Path) -> Found:
-    """Results of modes that take over from exact after the guided steps. The control runs all steps."""
+    """Results of modes that take over from exact after the guided steps."""
     return results(pair, settings, modes, scratch, settings.guided_steps)
 
 
@@ -91,7 +91,7 @@ def results(pair: Pair, settings: Settings, modes: Sequence[Mode], scratch: Path
             return outcome(pair, tried, made) | {"latents": distance}
 
         found = {EXACT: outcome(pair, exact, latents) | {"latents": 0.0}}
-        found[CONTROL] = result(exact, exact.run_nudged(part.states[-1]).latents)
+        found[CONTROL] = result(exact, exact.run_nudged(stored).latents)
     for mode in modes:
         with session(mode.apply(pair.settings(settings, scratch))) as tried:
             found[mode.name] = result(tried, tried.run(stored).latents)

@@ -1,15 +1,18 @@
 """The wind tunnel: two pairs in every stage, planted modes, the command, and the committed tables."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from bench.report import ROOT
 from bench.tables import tunnel_tables
 from bench.tunnel import __main__ as tunnel
 from bench.tunnel import stages
 from bench.tunnel.modes import read_mode
+from bench.tunnel.page import TEMPLATE, tunnel_page
 from bench.tunnel.runs import Session
 from bench.tunnel.stages import CONTROL, EXACT, STAGES
 from ditflow.small.vocabulary import COLOURS
@@ -152,3 +155,47 @@ def test_bad_words_are_explained(words, said, capsys):
     with pytest.raises(SystemExit):
         tunnel.main(words)
     assert said in capsys.readouterr().err
+
+
+def committed():
+    return [json.loads(path.read_text()) for path in sorted((ROOT / "bench/results").glob("tunnel-*.json"))]
+
+
+def test_committed_tables_are_of_the_stages_as_they_are():
+    for document in committed():
+        assert not document["commit"].endswith("+")
+        for table in document["tables"]:
+            stage = STAGES[table["stage"]]
+            assert 1 < table["count"] <= stage.pairs and table["about"] == stage.about
+            assert list(rows(table)) == [EXACT, CONTROL, *stage.modes]
+            settings = {**stage.settings, **stage.variants[table["variant"]]}
+            assert table["settings"] == json.loads(json.dumps(settings))
+
+
+def test_committed_verdicts_follow_from_their_pairs():
+    for document in committed():
+        for table in document["tables"]:
+            found = [
+                {row["mode"]: row["pairs"][index] for row in table["modes"]}
+                for index in range(table["count"])
+            ]
+            changes = {row["mode"]: row["changes"] for row in table["modes"]}
+            assert tunnel.summary(found, changes) == {name: table[name] for name in ("count", "modes")}
+
+
+def test_the_page_says_what_is_not_measured():
+    text = tunnel_page([])
+    assert text.count("**Not measured.**") == len(STAGES) and "±0.02" in text and "$" not in text
+    (document, *_) = committed()
+    text = tunnel_page([document])
+    assert text.count("**Not measured.**") == len(STAGES) - 1
+    assert document["commit"] in text and tunnel_tables(document["tables"]) in text
+
+
+def test_the_template_has_no_measured_number():
+    assert not re.search(r"±\s*\d|\d\.\d{2}", TEMPLATE.read_text().replace("0.015", ""))
+
+
+def test_make_tunnel_measures_every_stage():
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(r"^STAGES \?= (.*)$", makefile, re.MULTILINE)[1].split() == list(STAGES)

@@ -107,6 +107,9 @@ def test_the_control_differs_by_its_share_and_draws_the_same_noise(exact):
     assert torch.equal(begun.run_nudged(start).latents, control.latents), "the control is not repeatable"
     for index, state in part.states.items():
         assert torch.equal(control.states[index].schedule["generator"], state.schedule["generator"])
+    later = begun.run_nudged(part.states[1])
+    assert distance(later.states[1].latents, part.states[1].latents) < 0.03
+    assert 0.001 < distance(later.latents, part.latents) < distance(control.latents, part.latents)
 
 
 def test_noise_that_steps_add_differs_by_the_same_share(exact):
