@@ -69,11 +69,12 @@ class Pair:
                 return cls(clip, prompt(), prompt(), noise)
 
     def settings(self, common: Settings, scratch: Path) -> Settings:
-        """The settings of the pair's transfer. The clip is written to `scratch`, unless it is there."""
+        """The settings of the pair's runs in `scratch`. The clip is written there, unless it is there."""
         path = scratch / "clip.mp4"
         if not path.exists():
             video.write_clip(video.Clip(self.clip.frames, FRAME_RATE), path)
-        return replace(common, video=str(path), prompt=self.prompt, seed=self.noise)
+        given = {"video": str(path), "prompt": self.prompt, "seed": self.noise}
+        return replace(common, **given, output=str(scratch / "run"))
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,10 @@ def rows(table):
         ("rates", "gradients-1"),
     ],
 )
-def test_two_pairs_in_every_stage(name, word, tiny, capsys):
+def test_two_pairs_in_every_stage(name, word, tiny, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     tunnel.main([word, "--stage", name, "--json"])
+    assert not list(tmp_path.iterdir()), "something is left behind"
     document = json.loads(capsys.readouterr().out)
     assert document["kind"] == "tunnel" and document["commit"] and document["date"]
     assert len(document["tables"]) == len(STAGES[name].variants)

@@ -36,13 +36,6 @@ def settings(small_folder, tmp_path_factory):
     return Pair.draw(0, 0, frames=9).settings(common, scratch)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def runs_in_a_folder(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("runs"))
-        yield
-
-
 @pytest.fixture(scope="module")
 def exact(settings):
     with session(settings) as begun:
