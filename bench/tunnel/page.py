@@ -1,6 +1,6 @@
 """docs/wind-tunnel.md, from bench/wind-tunnel.md.in and the results of `make tunnel`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -32,4 +32,17 @@ def _section(name: str, found: Mapping[str, Any] | None) -> str:
         return f"### {name}\n\n**Not measured.** Run `python -m bench.tunnel --stage {name}`."
     about = found["tables"][0]["about"]
     source = f"{found['date']}, {found['commit']}, torch {found['torch']}, `--seed {found['seed']}`."
-    return f"### {name}: {about}\n\n{source}\n\n{tunnel_tables(found['tables'])}"
+    parts = [f"### {name}: {about}", source]
+    for table in found["tables"]:
+        parts += [tunnel_tables([table]), *_warning(table)]
+    return "\n\n".join(parts)
+
+
+def _warning(table: Mapping[str, Any]) -> Iterator[str]:
+    """What a table cannot tell, if it is not known to tell guidance from none."""
+    for row in table["modes"]:
+        if row["mode"] == "backbone" and row["verdict"] != "worse":
+            yield (
+                "**Here a run without guidance is not known to be worse than exact.** So `same` does not "
+                "show that a mode keeps the motion: exact itself may transfer none."
+            )

@@ -194,6 +194,17 @@ def test_the_page_says_what_is_not_measured():
     assert document["commit"] in text and tunnel_tables(document["tables"]) in text
 
 
+def test_the_page_says_where_same_means_little():
+    found = [{EXACT: numbers(0.1 * index), "backbone": numbers(0.1 * index)} for index in range(3)]
+    table = {"stage": "rates", "variant": "", "about": "it"} | tunnel.summary(found, {})
+    document = {"date": "then", "commit": "abc", "torch": "2", "seed": 1, "tables": [table]}
+    assert rows(table)["backbone"]["verdict"] == "same" and "**Here a run" in tunnel_page([document])
+    for pair in found:
+        pair["backbone"]["motion_fidelity"] -= 0.5
+    document["tables"] = [table | tunnel.summary(found, {})]
+    assert "**Here a run" not in tunnel_page([document])
+
+
 def test_the_template_has_no_measured_number():
     assert not re.search(r"±\s*\d|\d\.\d{2}", TEMPLATE.read_text().replace("0.015", ""))
 
