@@ -212,3 +212,12 @@ def test_the_template_has_no_measured_number():
 def test_make_tunnel_measures_every_stage():
     makefile = (ROOT / "Makefile").read_text()
     assert re.search(r"^STAGES \?= (.*)$", makefile, re.MULTILINE)[1].split() == list(STAGES)
+
+
+def test_the_small_models_page_quotes_the_tables():
+    text = (ROOT / "ditflow/small/README.md").read_text(encoding="utf-8")
+    quoted = [document for document in committed() if document["tables"][0]["stage"] in ("unguided", "rates")]
+    found = [rows(table)[EXACT]["numbers"]["motion_fidelity"] for each in quoted for table in each["tables"]]
+    assert len(found) == 3
+    for each in found:
+        assert f"{each['mean']:.2f} ± {each['half_width']:.2f}" in text
