@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: setup test test-browser reliability soak lint demo motion picture bench bench-accept bench-accept-ratios bench-compare bench-control
+.PHONY: setup test test-browser reliability soak lint demo motion tunnel picture bench bench-accept bench-accept-ratios bench-compare bench-control
 
 setup: $(STAMP)
 
@@ -50,6 +50,16 @@ motion: setup
 		$(BIN)/python -m bench.motion --pairs 12 --model-style $$style --json >bench/results/motion-$$style.json.new \
 			&& mv bench/results/motion-$$style.json.new bench/results/motion-$$style.json || exit 1; \
 	done
+
+# the tables of docs/wind-tunnel.md, a stage after the other; STAGES="unguided" measures only some
+STAGES ?= gradients unguided guided guided-small rates
+tunnel: setup
+	mkdir -p bench/results
+	for stage in $(STAGES); do \
+		$(BIN)/python -m bench.tunnel --stage $$stage --json >bench/results/tunnel-$$stage.json.new \
+			&& mv bench/results/tunnel-$$stage.json.new bench/results/tunnel-$$stage.json || exit 1; \
+	done
+	$(BIN)/python -m bench.report
 
 # the README's picture
 picture: setup

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.harness import commit
+from bench.paths import displacement_cosine, trajectory_correlation
 from bench.tables import markdown
 from ditflow import transfer, video
 from ditflow.errors import SettingsError
@@ -27,7 +28,6 @@ from ditflow.progress import Progress, quieten_libraries
 from ditflow.settings import Settings, read_settings
 from ditflow.small import SMALL_MODELS
 from ditflow.small.clips import FRAME_RATE, MadeClip, made_clip
-from ditflow.small.pipeline import COMPRESSION
 from ditflow.small.sight import look
 from ditflow.small.vocabulary import COLOURS, SHAPES, caption
 
@@ -40,7 +40,6 @@ MODES = {  # name: changes to the small model's settings
     "smm": {"loss": "smm"},
     "zero-shot": {"optimise": "embedding"},  # for another prompt, then injected
 }
-SPAN = COMPRESSION  # frames: guidance moves latent frames, inside of one only the autoencoder does
 FAR = 24  # pixels, three tokens: shapes of drawn clips move this far along an axis at least
 
 Summaries = dict[str, dict[str, Interval]]  # by mode and number
@@ -69,13 +68,21 @@ class Pair:
             if np.ptp(clip.centroids, axis=0).max() >= FAR:
                 return cls(clip, prompt(), prompt(), noise)
 
+    def settings(self, common: Settings, scratch: Path) -> Settings:
+        """The settings of the pair's runs in `scratch`. The clip is written there, unless it is there."""
+        path = scratch / "clip.mp4"
+        if not path.exists():
+            video.write_clip(video.Clip(self.clip.frames, FRAME_RATE), path)
+        given = {"video": str(path), "prompt": self.prompt, "seed": self.noise}
+        return replace(common, **given, output=str(scratch / "run"))
+
 
 @dataclass(frozen=True)
 class Measured:
     """The result of one mode for one pair."""
 
-    motion_fidelity: float  # mean cosine between the shape's displacements over SPAN frames and the true ones
-    trajectory_correlation: float  # of the places, about their means
+    motion_fidelity: float  # `displacement_cosine` of the shape's path
+    trajectory_correlation: float
     prompt_match: float  # share of colours (shape, background) that are the prompt's
     seconds: float
     seconds_guided: float  # from the start of denoising to the end of its guided steps
@@ -94,11 +101,7 @@ class StepClock(Progress):
 
 def measure(pair: Pair, mode: str, settings: Settings, scratch: Path) -> Measured:
     """Run a mode of a pair. `settings` are the same for all modes; run folders stay in `scratch`."""
-    reference = scratch / "clip.mp4"
-    if not reference.exists():
-        video.write_clip(video.Clip(pair.clip.frames, FRAME_RATE), reference)
-    given = {"video": str(reference), "prompt": pair.prompt, "seed": pair.noise}
-    settings = replace(settings, **MODES[mode], **given, output=str(scratch / mode))
+    settings = replace(pair.settings(settings, scratch), **MODES[mode], output=str(scratch / mode))
     if mode == "zero-shot":
         other = transfer(replace(settings, prompt=pair.other_prompt, output=str(scratch / "other")))
         settings = replace(settings, saved_embedding=str(other.folder / "embedding.safetensors"))
@@ -106,33 +109,20 @@ def measure(pair: Pair, mode: str, settings: Settings, scratch: Path) -> Measure
     run = transfer(settings, clock)
     seconds = time.perf_counter() - start
     frames = FinishedRun.open(run.folder).clip("result").frames
-    found, colours = look(frames).centroids, prompt_match(frames, pair.prompt)
+    found = look(frames).centroids
     return Measured(
         displacement_cosine(found, pair.clip.centroids),
         trajectory_correlation(found, pair.clip.centroids),
-        (colours["colour"] + colours["background"]) / 2,
+        colours_right(frames, pair.prompt),
         seconds,
         clock.ends[settings.guided_steps - 1] - clock.began,
     )
 
 
-def displacement_cosine(found: np.ndarray, true: np.ndarray) -> float:
-    """Mean over displacements in SPAN frames of [frames, 2] places; one that is not seen counts 0."""
-    found, true = found[SPAN:] - found[:-SPAN], true[SPAN:] - true[:-SPAN]
-    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(true, axis=1)
-    known = lengths > 0  # and not NaN
-    cosines = (found[known] * true[known]).sum(axis=1) / lengths[known]
-    return float(cosines.sum() / len(true))
-
-
-def trajectory_correlation(found: np.ndarray, true: np.ndarray) -> float:
-    """Pearson's, of both coordinates together, over the frames in which the shape is seen; else 0."""
-    seen = ~np.isnan(found).any(axis=1)
-    if seen.sum() < 2:
-        return 0.0
-    found, true = (places[seen] - places[seen].mean(axis=0) for places in (found, true))
-    norms = np.linalg.norm(found) * np.linalg.norm(true)
-    return float((found * true).sum() / norms) if norms else 0.0
+def colours_right(frames: np.ndarray, prompt: str) -> float:
+    """The share of the two colours, of the shape and of the background, that are the prompt's."""
+    found = prompt_match(frames, prompt)
+    return (found["colour"] + found["background"]) / 2
 
 
 def run_all(pairs: Sequence[Pair], modes: Sequence[str], settings: Settings) -> Summaries:

@@ -1,7 +1,8 @@
-"""Writes docs/performance.md and its pictures: `python -m bench.report`.
+"""Writes docs/performance.md and its pictures, and docs/wind-tunnel.md: `python -m bench.report`.
 
-Fills bench/performance.md.in. Sources: bench/results/*.json (`bench.gpu`, `make bench-accept-ratios`,
-`bench.presets`), bench/ratios.csv, bench/published.yaml and configs/devices/*.yaml (`bench.ceilings`).
+Fills bench/performance.md.in and bench/wind-tunnel.md.in. Sources: bench/results/*.json (`bench.gpu`, `make
+bench-accept-ratios`, `bench.presets`, `make tunnel`), bench/ratios.csv, bench/published.yaml and
+configs/devices/*.yaml (`bench.ceilings`).
 """
 
 import json
@@ -16,6 +17,7 @@ from bench import tables
 from bench.plots import roofline, stacked_bars, stairs
 from bench.tables import PETA, TERA, gib, markdown
 from bench.timed.bounds import SLOWDOWN, Bounds, read_bounds
+from bench.tunnel.page import TUNNEL_PAGE, tunnel_page
 from ditflow.planning.ceilings import Ceilings
 from ditflow.planning.plan import Phase
 
@@ -64,7 +66,8 @@ def report(root: Path) -> dict[Path, str]:
         cpus="\n\n".join(measured_on_cpu(each, bounds) for each in cpus) or NO_RATIO,
         systems=markdown(SYSTEM, [[each[column] for column in SYSTEM] for each in published]),
     )
-    return {PAGE: page, **pictures}
+    tunnel = tunnel_page([each for each in found if each["kind"] == "tunnel"])
+    return {PAGE: page, TUNNEL_PAGE: tunnel, **pictures}
 
 
 def drawn_runs(plans: Iterable[Found]) -> Runs:

@@ -12,6 +12,7 @@ TERA, PETA = 1e12, 1e15
 RATES = (10, 50, 200)  # TFLOP/s that a card may sustain
 CHECKPOINT = {"none": "nothing", "attention": "all but attention", "block": "each block"}
 PREPARED_BLOCKS = 21  # blocks that a guided forward of 5B goes through, the guidance block included
+COMPARED = ("latents", "cosine", "displacement", "distance")  # numbers that compare with exact already
 STEP_SIZE, STEP_VARIANT = "5B, 24 frames", {"model": "5b", "frames": 24}  # one size: of passes, of steps
 
 Row = Mapping[str, Any]
@@ -184,3 +185,32 @@ def full_table(found: Mapping[str, Mapping[str, tuple[float, float, float]]]) ->
             pairs = zip(numbers, first, strict=True)
             rows.append([name, side, *(f"{value:.4g} ({other / value:.2f})" for value, other in pairs)])
     return markdown(["", "side", "seconds", "CPU seconds", "peak MiB"], rows)
+
+
+def tunnel_tables(tables: Sequence[Row]) -> str:
+    """A table for each stage of the wind tunnel: exact itself, then what each mode changes."""
+    return "\n\n".join(map(_tunnel_table, tables))
+
+
+def _tunnel_table(found: Row) -> str:
+    names = list(found["modes"][0]["numbers"])
+    judged = "verdict" in found["modes"][-1]
+    title = ": ".join(filter(None, (found["stage"], found["variant"])))
+    columns = [
+        f"{title} ({found['count']} pair{'s' * (found['count'] > 1)})",
+        *(name.replace("_", " ") for name in names),
+    ]
+    rows = []
+    for row in found["modes"]:
+        # of exact the numbers themselves, of other modes differences from it; comparisons have no sign
+        signs = {name: "" if row["mode"] == "exact" or name in COMPARED else "+" for name in names}
+        cells = [spread(row["numbers"][name], signs[name]) for name in names]
+        ends = [f"{row['worst']:+.3f}", row["verdict"]] if "verdict" in row else ["-", "-"]
+        rows.append([row["mode"], *cells, *(ends if judged else [])])
+    return markdown(columns + (["fidelity, worst pair", "verdict"] if judged else []), rows)
+
+
+def spread(found: Row, sign: str = "") -> str:
+    """A mean and the half-width of its interval, if it has one."""
+    mean, half_width = f"{found['mean']:{sign}.3f}", found["half_width"]
+    return mean if half_width is None else f"{mean} ± {half_width:.3f}"

@@ -1,4 +1,4 @@
-"""The benchmark of motion: its measures of a path, its clips, and its modes."""
+"""The benchmark of motion: its clips and its modes."""
 
 import json
 from dataclasses import asdict
@@ -8,9 +8,8 @@ import pytest
 from safetensors.torch import load_file
 
 from bench import motion
-from bench.motion import FAR, MODES, SPAN, Pair, displacement_cosine, measure, trajectory_correlation
+from bench.motion import FAR, MODES, Pair, measure
 from ditflow import Settings
-from ditflow.small.clips import made_clip
 
 SHORT = {
     "frames": 9,
@@ -20,27 +19,6 @@ SHORT = {
     "optimisation_steps": 2,
     "negative_prompt": "",
 }
-
-
-@pytest.fixture(scope="module")
-def true():
-    return made_clip(5).centroids
-
-
-def test_numbers_of_a_path(true):
-    for measured in (displacement_cosine, trajectory_correlation):
-        assert measured(true, true) == pytest.approx(1)
-        assert measured(2 * true + 5, true) == pytest.approx(1)
-        assert measured(-true, true) == pytest.approx(-1)
-        assert measured(np.zeros_like(true), true) == 0
-        assert measured(np.full_like(true, np.nan), true) == 0
-
-
-def test_what_is_not_seen_counts_nothing(true):
-    hidden = true.copy()
-    hidden[len(true) // 2 :] = np.nan
-    assert displacement_cosine(hidden, true) == pytest.approx((len(true) // 2 - SPAN) / (len(true) - SPAN))
-    assert trajectory_correlation(hidden, true) == pytest.approx(1)
 
 
 def test_pairs_come_from_the_seed():

@@ -1,0 +1,157 @@
+"""The stages of the wind tunnel, cheapest first: what each runs for a pair, and its default modes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from bench.motion import Pair, colours_right
+from bench.paths import displacement_cosine, path_error, reach
+from bench.tunnel.modes import Mode
+from bench.tunnel.runs import Session, nudged, session
+from ditflow.settings import Settings, read_settings
+from ditflow.small.sight import look
+
+EXACT, CONTROL = "exact", "control"
+
+Numbers = dict[str, float]  # by measure
+Found = dict[str, Numbers]  # by mode, EXACT and CONTROL among them
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A task of every pair, and how many pairs see what it is for."""
+
+    about: str
+    settings: Mapping[str, Any]  # beside the model's own
+    pairs: int
+    measure: Callable[[Pair, Settings, Sequence[Mode], Path], Found]
+    modes: tuple[str, ...]  # of the committed tables
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
+
+    def base(self, variant: str) -> Settings:
+        return read_settings(**self.settings, **self.variants[variant])
+
+
+def gradients(pair: Pair, settings: Settings, modes: Sequence[Mode], scratch: Path) -> Found:
+    """The way that the latents go in the first, the middle and the last guided step, from exact's states."""
+    last = settings.guided_steps - 1
+    steps = sorted({0, last // 2, last})
+    with session(pair.settings(settings, scratch)) as exact:
+        part = exact.run(end=last + 1)
+        before = {index: part.states[index - 1] for index in steps}
+        way = {index: part.optimised[index] - before[index].latents for index in steps}
+
+        def ways(tried: Session, before: Mapping) -> Numbers:
+            means = {"cosine": 0.0, "displacement": 0.0, "distance": 0.0}
+            for index, state in before.items():
+                found = tried.run(state, end=index + 1).optimised[index] - state.latents
+                for name, value in compare_ways(found, way[index]).items():
+                    means[name] += value / len(before)
+            return means
+
+        found = {EXACT: ways(exact, before)}
+        found[CONTROL] = ways(exact, {index: nudged(state, pair.noise) for index, state in before.items()})
+    for mode in modes:
+        with session(mode.apply(pair.settings(settings, scratch))) as tried:
+            found[mode.name] = ways(tried, before)
+    return found
+
+
+def compare_ways(found: Tensor, exact: Tensor) -> Numbers:
+    length = exact.norm()
+    return {
+        "cosine": float(cosine_similarity(found.flatten(), exact.flatten(), dim=0)),
+        "displacement": float(found.norm() / length),
+        "distance": float((found - exact).norm() / length),
+    }
+
+
+def unguided(pair: Pair, settings: Settings, modes: Sequence[Mode], scratch: Path) -> Found:
+    """Results of modes that take over from exact after the guided steps."""
+    return results(pair, settings, modes, scratch, settings.guided_steps)
+
+
+def whole(pair: Pair, settings: Settings, modes: Sequence[Mode], scratch: Path) -> Found:
+    """Results of whole runs in each mode, from the same noise."""
+    return results(pair, settings, modes, scratch, 0)
+
+
+def results(pair: Pair, settings: Settings, modes: Sequence[Mode], scratch: Path, first: int) -> Found:
+    """Results of modes that continue from the state of exact before step `first`."""
+    with session(pair.settings(settings, scratch)) as exact:
+        part = exact.run()
+        stored, latents = part.states[first - 1], part.latents
+
+        def result(tried: Session, made: Tensor) -> Numbers:
+            distance = float((made - latents).norm() / latents.norm())
+            return outcome(pair, tried, made) | {"latents": distance}
+
+        found = {EXACT: outcome(pair, exact, latents) | {"latents": 0.0}}
+        found[CONTROL] = result(exact, exact.run_nudged(stored).latents)
+    for mode in modes:
+        with session(mode.apply(pair.settings(settings, scratch))) as tried:
+            found[mode.name] = result(tried, tried.run(stored).latents)
+    return found
+
+
+def outcome(pair: Pair, tried: Session, latents: Tensor) -> Numbers:
+    """What is measured of a result."""
+    frames = tried.frames(latents)
+    path, true = look(frames).centroids, pair.clip.centroids
+    return {
+        "motion_fidelity": displacement_cosine(path, true),
+        "path_error": path_error(path, true),
+        "reach": reach(path, true),
+        "prompt_match": colours_right(frames, pair.prompt),
+    }
+
+
+LONG = {"model": "small", "steps": 50, "guided": 0.2}
+SHORT = {"steps": 16, "guided": 6 / 16}
+STORED = ("dtype=bfloat16", "dtype=float16", "weights=int8", "weights=nf4")
+
+STAGES = {
+    "gradients": Stage(
+        "three guided steps of 10, 50 steps in all, `small`",
+        LONG,
+        2,
+        gradients,
+        ("no-op", "gradients-2", "gradients-1", "half-temperature", "reference=soft", *STORED),
+    ),
+    "unguided": Stage(
+        "the 40 steps that follow 10 guided steps of exact, `small`",
+        LONG,
+        6,
+        unguided,
+        (*STORED, "dynamic_scale=false", "guidance_scale=1"),
+    ),
+    "guided": Stage(
+        "whole runs of 16 steps, 6 of them guided, `small-sincos`",
+        SHORT | {"model": "small-sincos"},
+        8,
+        whole,
+        ("gradients-2", "gradients-1", "half-temperature", "reference=soft", "dtype=bfloat16", "backbone"),
+    ),
+    "guided-small": Stage(
+        "whole runs of 16 steps, 6 of them guided, `small`",
+        SHORT | {"model": "small"},
+        18,
+        whole,
+        ("gradients-2", "gradients-1"),
+    ),
+    "rates": Stage(
+        "whole runs of 50 steps, 10 of them guided, at small learning rates, `small`",
+        LONG,
+        12,
+        whole,
+        ("gradients-2", "gradients-1", "backbone"),
+        {
+            "learning rate 0.006": {"learning_rate": (0.006, 0.003)},
+            "learning rate 0.002, as 5B's": {"learning_rate": (0.002, 0.001)},
+        },
+    ),
+}
