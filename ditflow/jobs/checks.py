@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from ditflow.guidance.targets import check_blocks
 from ditflow.models.attention import check_attention
 from ditflow.models.compiling import compiles
 from ditflow.models.engine import check_engine
+from ditflow.models.families import models
 from ditflow.models.loading import ModelFolder
-from ditflow.models.lora import check_lora
+from ditflow.models.lora import check_lora, split_scale
 from ditflow.models.storage import check_weights
 from ditflow.run_folder.embeddings import embedding_facts, read_embeddings
 from ditflow.settings import Settings
@@ -64,3 +66,23 @@ def check_given(settings: Settings, *names: str) -> None:
     for name in names:
         if not getattr(settings, name).strip():
             raise SettingsError(f"{name}: nothing given; use --{name}")
+
+
+def with_absolute_paths(settings: Settings) -> Settings:
+    """The settings with absolute paths, so that the run can be repeated from another folder."""
+
+    def absolute(name: str) -> str:
+        path = Path(os.path.expanduser(name))
+        return str(path.resolve()) if path.exists() else name
+
+    loras = []
+    for lora in settings.lora:
+        source, scale = split_scale(lora)
+        loras.append(f"{absolute(source)}:{scale}")
+    return replace(
+        settings,
+        video=os.path.realpath(os.path.expanduser(settings.video)),
+        model=settings.model if settings.model in models() else absolute(settings.model),
+        weights=absolute(settings.weights) if settings.weights.endswith(".gguf") else settings.weights,
+        lora=tuple(loras),
+    )

@@ -67,6 +67,12 @@ class ModelFamily(Protocol):
     def config_schema(self, part: str) -> Schema:
         """What a part's configuration file may hold, with limits on all that memory and time depend on."""
 
+    def check_tokenizer(self, folder: Path, encoder: Mapping[str, Any]) -> None:
+        """Check the tokenizer's files before a library reads them; `encoder` is the text encoder's config.
+
+        Raises DitflowError, and OSError or ValueError for files that are missing or damaged.
+        """
+
     def network(self, part: str) -> type:
         """The library class that loads "transformer", "vae", "text_encoder" or "tokenizer"."""
 

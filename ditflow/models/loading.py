@@ -125,6 +125,8 @@ class ModelFolder:
             check_part(folder, self.family.classes.get(part))
             if part != "tokenizer" or (folder / CONFIGS[part]).exists():
                 self.config(part)
+            if part == "tokenizer":
+                self.family.check_tokenizer(folder, self.config("text_encoder"))
             if part not in WITHOUT_WEIGHTS:
                 check_tensors(self._empty(part), weight_files(folder))
 
