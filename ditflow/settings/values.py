@@ -13,6 +13,7 @@ from ditflow.errors import SettingsError, shown
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 LONGEST_NAME = 255  # bytes in a file or folder name
+LONGEST_PATH = 4000  # bytes; Linux takes 4095, and the run's own names are added
 
 
 class Size(NamedTuple):
@@ -42,6 +43,12 @@ def read_value(item: Field, kind: Any, given: Any) -> Any:
     return value
 
 
+def is_possible(path: str) -> bool:
+    """Whether the system can look up a path of this length."""
+    names = [os.fsencode(name) for name in path.replace(os.sep, "/").split("/")]
+    return len(os.fsencode(path)) <= LONGEST_PATH and all(len(name) <= LONGEST_NAME for name in names)
+
+
 def plain(value: Any) -> Any:
     """A value in a form that YAML can write."""
     if isinstance(value, Size):
@@ -67,9 +74,10 @@ def _check_text(item: Field, text: str) -> None:
             )
     if most is not None and len(text) > most:
         raise SettingsError(f"{item.name}: {len(text)} characters given, at most {most} accepted")
-    if not prose and any(len(os.fsencode(part)) > LONGEST_NAME for part in text.split("/")):
+    if not prose and not is_possible(text):
         raise SettingsError(
-            f"{item.name}: {shown(text)} has a name of more than {LONGEST_NAME} bytes; shorten it"
+            f"{item.name}: {shown(text)} has more than {LONGEST_PATH} bytes, or a name of more than "
+            f"{LONGEST_NAME} bytes; shorten it"
         )
 
 
