@@ -46,6 +46,7 @@ def check_run(
     folder = ModelFolder(settings.model, settings.dtype, device)
     folder.check()
     folder.check_loras(settings.lora)
+    folder.check_weights(settings.weights)
     check_blocks(settings, folder.depth)
     saved = saved_embeddings(settings, folder)
     folder.tokenise([settings.prompt, settings.negative_prompt, settings.source_prompt])
@@ -73,7 +74,7 @@ def with_absolute_paths(settings: Settings) -> Settings:
 
     def absolute(name: str) -> str:
         path = Path(os.path.expanduser(name))
-        return str(path.resolve()) if path.exists() else name
+        return os.path.abspath(path) if path.exists() else name  # not resolved: a link has the suffix
 
     loras = []
     for lora in settings.lora:
@@ -83,6 +84,8 @@ def with_absolute_paths(settings: Settings) -> Settings:
         settings,
         video=os.path.realpath(os.path.expanduser(settings.video)),
         model=settings.model if settings.model in models() else absolute(settings.model),
+        output=os.path.expanduser(settings.output),
+        saved_embedding=settings.saved_embedding and absolute(settings.saved_embedding),
         weights=absolute(settings.weights) if settings.weights.endswith(".gguf") else settings.weights,
         lora=tuple(loras),
     )
