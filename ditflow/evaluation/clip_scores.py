@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ditflow.errors import DitflowError
+from ditflow.models.hub import is_hub_id
 from ditflow.models.tensors import counted
 from ditflow.models.trust import check_part
 from ditflow.schema import Either, Keys, OneOf, OrNull, Schema, Whole
@@ -98,6 +99,8 @@ def _parts(name: str, download: bool) -> tuple[torch.nn.Module, object, object]:
 
     if Path(name).is_dir():
         check_part(Path(name), None)
+    elif not is_hub_id(name):
+        raise ValueError("it is neither a folder nor OWNER/NAME on the hub")
     where = {"local_files_only": not download}
     CONFIG.check(f"{name}/config.json", CLIPConfig.get_config_dict(name, **where)[0])
     found = CLIPImageProcessorPil.get_image_processor_dict(name, **where)[0]

@@ -161,7 +161,12 @@ def published_settings(model: str) -> dict[str, Any]:
     if facts := known_model(model):
         return facts["settings"]
     family = family_of(model, download=True)
-    config = _small_file(model, "transformer/config.json", download=True)
+    config = _small_file(model, "transformer/config.json", download=True) if family else None
+    if (family is None or config is None) and (folder := local_folder(model)):
+        missing = INDEX if family is None else "transformer/config.json"
+        raise SettingsError(
+            f"model {model}: {folder / missing} is not a file; give a complete pipeline folder"
+        )
     if family is None or config is None:
         raise SettingsError(
             f"model {model!r}: not a folder, not in the hub's cache and not on the hub; accepted: "

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from ditflow.errors import DitflowError
+from ditflow.errors import DitflowError, shown
 from ditflow.files import PICKLE_SUFFIXES, check_folder, refuse_pickle, regular_file
 from ditflow.limits import SETTINGS_BYTES
 from ditflow.models.hub import WITHOUT_WEIGHTS
@@ -85,7 +85,8 @@ def _check_config(path: Path, config: dict[str, Any], expected_class: str | None
         )
     if expected_class and config.get("_class_name", expected_class) != expected_class:
         raise DitflowError(
-            f"{path} names the class {config['_class_name']!r}, and only {expected_class} is accepted here"
+            f"{path} names the class {shown(config['_class_name'])}, and only {expected_class} is accepted "
+            "here"
         )
 
 

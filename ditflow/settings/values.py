@@ -98,9 +98,9 @@ def _convert(kind: Any, given: Any) -> Any:
         return str(given)
     if isinstance(given, bool):
         raise TypeError
-    if kind is int and isinstance(given, float) and not given.is_integer():
-        raise ValueError
     value = kind(given)
+    if kind is int and not isinstance(given, str) and value != given:  # 9.5, in any type
+        raise ValueError
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError
     return value
@@ -127,8 +127,12 @@ def _boolean(given: Any) -> bool:
 def _size(given: Any) -> Size:
     if isinstance(given, str):
         given = re.findall(r"\d+", given) if re.fullmatch(r"\s*\d+[xX]\d+\s*", given) else ()
-    width, height = given
-    return Size(_convert(int, width), _convert(int, height))
+    if isinstance(given, set | frozenset):  # it has no order
+        raise TypeError
+    width, height = (_convert(int, side) for side in given)
+    if min(width, height) < 0:
+        raise ValueError
+    return Size(width, height)
 
 
 def _expected(kind: Any) -> str:

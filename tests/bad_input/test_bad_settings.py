@@ -302,6 +302,16 @@ def test_unexpected_error(capfd, monkeypatch):
     assert "report it" not in found.error
 
 
+@pytest.mark.fault("a path that the system refuses to use")
+def test_a_path_that_cannot_be_used(capfd, monkeypatch):
+    def denied(*_):
+        raise PermissionError(13, "Permission denied", "/mine/\x1b[2J/run")
+
+    monkeypatch.setattr(jobs, "resume", denied)
+    told = r"/mine/\x1b[2J/run cannot be used (Permission denied): change that, or give another path"
+    assert_refused(capfd, ["resume", "run"], 1, told)
+
+
 @pytest.mark.parametrize("command", ["transfer", "inject", "flow", "plan", "evaluate", "report"])
 def test_debug_shows_where_a_refusal_came_from(command, capfd, monkeypatch):
     words = {"inject": ["--from", "absent"], "evaluate": ["absent"], "report": ["absent"]}

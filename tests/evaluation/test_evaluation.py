@@ -156,6 +156,15 @@ def test_damaged_clip_models_are_refused(damage, told, clip_folder, pair, tmp_pa
     assert told in error and error.count("\n") == 1
 
 
+@pytest.mark.fault("a CLIP model that is neither a folder nor a hub id")
+@pytest.mark.parametrize("name", ["clip.mp4", "/dev/zero", "a/b/c"])
+def test_clip_models_that_cannot_be_are_not_asked_for(name, pair, capsys):
+    words = ["evaluate", "--video", str(pair / "clip.mp4"), "--reference", str(pair / "clip.mp4"), "--quiet"]
+    assert main([*words, "--prompt", "a bear", "--clip", name]) == 1
+    told = f"CLIP {name} cannot be loaded (it is neither a folder nor OWNER/NAME on the hub)"
+    assert told in capsys.readouterr().err
+
+
 def test_long_prompts_are_cut_with_a_warning(clip_folder, caplog):
     model = ClipModel.load(str(clip_folder))
     with caplog.at_level(logging.WARNING, "ditflow"):

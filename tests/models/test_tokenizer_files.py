@@ -134,3 +134,11 @@ def test_what_transformers_saves_is_accepted(model):
     tokenizer.save_pretrained(model / "tokenizer")
     assert (model / "tokenizer" / "tokenizer.json").exists()
     assert torch.equal(ModelFolder(str(model), "float32", CPU).tokenise(PROMPTS), expected)
+
+
+@pytest.mark.fault("a tokenizer without a token that padding needs")
+def test_a_tokenizer_without_padding(model):
+    path = model / "tokenizer" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": None}))
+    with pytest.raises(DitflowError, match="tokenizer/ cannot be loaded from .*: Asking to pad but"):
+        ModelFolder(str(model), "float32", CPU).tokenise(PROMPTS)

@@ -102,7 +102,7 @@ TEXT_ENCODER = Schema(
         "d_kv": Whole(1, 1024),
         "d_ff": Whole(1, 1 << 17),
         "vocab_size": Whole(1, TOKENS),
-        "relative_attention_num_buckets": Whole(1, 4096),
+        "relative_attention_num_buckets": Whole(4, 4096),
         "relative_attention_max_distance": Whole(1, 1 << 16),
         "layer_norm_epsilon": SHARE,
         "dropout_rate": SHARE,
