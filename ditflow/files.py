@@ -86,12 +86,26 @@ def regular_file(path: Path) -> Path:
     as empty. Raises OSError if there is no such file.
     """
     found = path.stat()
-    kind = next((name for is_kind, name in KINDS.items() if is_kind(found.st_mode)), "")
-    if kind:
+    if kind := _kind(found.st_mode):
         raise DitflowError(f"{path} is a {kind}: give a regular file")
     if not found.st_size:
         raise DitflowError(f"{path} is empty: give a regular file with content")
     return path
+
+
+def check_folder(folder: Path) -> None:
+    """Raise DitflowError if a folder, or a folder in it, holds a FIFO, a socket or a device.
+
+    For folders that a library reads, because it may open any of the files and wait for ever.
+    """
+    for path in (*folder.glob("*"), *folder.glob("*/*")):
+        if path.exists() and not path.is_dir() and (kind := _kind(path.stat().st_mode)):
+            raise DitflowError(f"{path} is a {kind}: give a regular file")
+
+
+def _kind(mode: int) -> str:
+    """What kind of file has this mode; empty for a regular file."""
+    return next((name for is_kind, name in KINDS.items() if is_kind(mode)), "")
 
 
 def json_text(content: Any, indent: int | None = 2) -> str:
@@ -137,8 +151,8 @@ def whole_or_absent(path: Path, *, replace_folder: bool = False) -> Iterator[Pat
         yield unfinished
         for written in (*unfinished.rglob("*"), unfinished):
             _to_disk(written)
-        if replace_folder and unfinished.is_dir() and path.is_dir():
-            os.replace(path, replaced)
+        if unfinished.is_dir() and path.is_dir() and (replace_folder or not any(path.iterdir())):
+            os.replace(path, replaced)  # Windows does not rename to a folder, not even to an empty one
         os.replace(unfinished, path)
         _to_disk(path.parent)
     finally:

@@ -6,6 +6,7 @@ Each is far above what a run can use, and is checked before memory is allocated.
 from fractions import Fraction
 
 SETTINGS_BYTES = 1 << 18  # in a YAML or JSON file about a run or a model
+VOCABULARY_BYTES = 1 << 26  # in a file of a tokenizer; published ones have some megabytes
 PROMPT_CHARACTERS = 10_000  # CogVideoX reads 226 tokens
 SIDE = 8192  # largest width and height of the new video, pixels
 PICTURE_PIXELS = 1 << 26  # in one frame or image, 8192 x 8192: twice an 8K frame

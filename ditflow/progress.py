@@ -10,10 +10,12 @@ def quieten_libraries() -> None:
     """Silence the libraries' warnings and progress bars; only their errors are shown."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs when diffusers imports it
     import diffusers
+    import huggingface_hub
     import transformers
 
-    for library in (diffusers, transformers):
+    for library in (diffusers, huggingface_hub, transformers):
         library.utils.logging.set_verbosity_error()
+    for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
 
 

@@ -39,6 +39,12 @@ def problem(rule: Rule, value: Any, key: str = "") -> str | None:
     return next(filter(None, found), None)
 
 
+def check(rule: Rule, path: object, value: Any) -> None:
+    """Raises DitflowError with the file, the key, what was found and what is expected."""
+    if found := problem(rule, value):
+        raise DitflowError(f"{path}: {found}; the file is damaged or not of a supported kind")
+
+
 @dataclass(frozen=True)
 class Number(Rule):
     least: float
@@ -146,6 +152,22 @@ class Keys(Rule):
 
 
 @dataclass(frozen=True)
+class Either(Rule):
+    """A value that one of the rules accepts; its parts follow the first that does."""
+
+    rules: tuple[Rule, ...]
+
+    def accepts(self, value: Any) -> bool:
+        return any(rule.accepts(value) for rule in self.rules)
+
+    def parts(self, value: Any) -> Iterator[tuple[str, Any, Rule]]:
+        yield "", value, next(rule for rule in self.rules if rule.accepts(value))
+
+    def __str__(self) -> str:
+        return " or ".join(str(rule) for rule in self.rules)
+
+
+@dataclass(frozen=True)
 class OrNull(Rule):
     rule: Rule
 
@@ -153,7 +175,7 @@ class OrNull(Rule):
         return value is None or self.rule.accepts(value)
 
     def parts(self, value: Any) -> Iterable[tuple[str, Any, Rule]]:
-        return () if value is None else self.rule.parts(value)
+        return () if value is None else [("", value, self.rule)]
 
     def __str__(self) -> str:
         return f"{self.rule}, or null"
@@ -167,8 +189,7 @@ class Schema(Keys):
 
     def check(self, path: object, config: Mapping[str, Any]) -> None:
         """Raises DitflowError with the file, the key, what was found and what is expected."""
-        if found := problem(self, config):
-            raise DitflowError(f"{path}: {found}; the file is damaged or not of a supported kind")
+        check(self, path, config)
         for keys, most in self.products.items():
             size = prod(config[key] for key in keys) if all(key in config for key in keys) else 0
             if size > most:

@@ -8,9 +8,10 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_origin, get_type_hints
 
-from ditflow.errors import SettingsError
+from ditflow.errors import SettingsError, shown
 from ditflow.files import inside
 from ditflow.settings import Settings, read_settings
+from ditflow.settings.values import is_possible
 from ditflow.settings.yaml_file import check_output
 
 USAGE = 2  # exit code
@@ -78,6 +79,13 @@ def read_options(options: argparse.Namespace) -> Settings:
     return read_settings(origin, **given, saved_embedding=os.path.realpath(embedding))
 
 
+def _path(text: str) -> Path:
+    """A path that the system can look up, whether it exists or not."""
+    if "\0" in text or not is_possible(text):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a possible path; shorten it")
+    return Path(text)
+
+
 def _add_command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
     return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
 
@@ -94,7 +102,7 @@ def _add_runs(commands: Any) -> None:
         dest="origin",
         required=True,
         metavar="RUN",
-        type=Path,
+        type=_path,
         help="folder of a run with --optimise embedding",
     )
     for command in (transfer, inject):
@@ -105,7 +113,7 @@ def _add_runs(commands: Any) -> None:
     resume = _add_command(commands, "resume", "continue an interrupted run after its last finished step")
     decode = _add_command(commands, "decode", "make a run's videos again from its saved latents")
     for command in (resume, decode):
-        command.add_argument("run", type=Path, metavar="RUN", help="folder of a transfer")
+        command.add_argument("run", type=_path, metavar="RUN", help="folder of a transfer")
         command.add_argument("--memory", help="GPU memory to use instead of the run's setting")
     flow = _add_command(commands, "flow", "write the motion flow of a video as pictures and as a tensor file")
     groups = ("video", "model", "memory", "output")
@@ -135,10 +143,10 @@ def _add_plan(commands: Any) -> None:
 
 def _add_report(commands: Any) -> None:
     report = _add_command(commands, "report", "show finished runs on one HTML page")
-    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished transfer")
+    report.add_argument("runs", nargs="+", type=_path, metavar="RUN", help="folder of a finished transfer")
     report.add_argument(
         "--output",
-        type=Path,
+        type=_path,
         default=Path("report.html"),
         metavar="FILE",
         help="the page to write (default: report.html)",
@@ -147,12 +155,12 @@ def _add_report(commands: Any) -> None:
 
 def _add_evaluate(commands: Any) -> None:
     command = _add_command(commands, "evaluate", "score how well results follow their clips and prompts")
-    command.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folder of a finished transfer")
+    command.add_argument("runs", nargs="*", type=_path, metavar="RUN", help="folder of a finished transfer")
     command.add_argument(
-        "--video", type=Path, metavar="FILE", help="video or image folder to score, instead of runs"
+        "--video", type=_path, metavar="FILE", help="video or image folder to score, instead of runs"
     )
     command.add_argument(
-        "--reference", type=Path, metavar="FILE", help="the video whose motion it should follow"
+        "--reference", type=_path, metavar="FILE", help="the video whose motion it should follow"
     )
     command.add_argument("--prompt", default="", metavar="TEXT", help="what the video should show")
     command.add_argument(
@@ -162,7 +170,7 @@ def _add_evaluate(commands: Any) -> None:
     )
     command.add_argument(
         "--tracker-weights",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="CoTracker3's scaled_offline.pth (default: from the hub)",
     )
@@ -178,7 +186,7 @@ def _add_evaluate(commands: Any) -> None:
 
 def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--config", type=Path, metavar="FILE", help="read settings from a YAML file; flags override it"
+        "--config", type=_path, metavar="FILE", help="read settings from a YAML file; flags override it"
     )
 
 

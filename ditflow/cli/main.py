@@ -27,6 +27,7 @@ ENDINGS = {  # exit codes and messages; the codes are 128 and the signal's numbe
     KeyboardInterrupt: (130, "interrupted"),
     Terminated: (143, "terminated"),
 }
+LONGEST_SHOWN = 300  # characters of a path in a message
 RUNS = ("transfer", "inject", "flow", "resume", "decode", "report")  # their results are files
 
 
@@ -55,8 +56,7 @@ def _finish(words: Sequence[str] | None, output: Output) -> int:
         print_error(request, message)
         return code
     except Exception as error:
-        advice = "" if debug else "; run again with --debug and report it"
-        print_error(error, f"unexpected {type(error).__name__}: {error}{advice}", debug)
+        print_error(error, unforeseen(error, debug), debug)
         return FAILED
 
 
@@ -79,6 +79,15 @@ def print_error(error: BaseException, message: str, debug: bool = False) -> None
     if debug:
         traceback.print_exception(error)
     print(f"ditflow: {one_line(message, *getattr(error, '__notes__', []))}", file=sys.stderr)
+
+
+def unforeseen(error: Exception, debug: bool) -> str:
+    """The message of an error that only the system or a fault in this program can cause."""
+    if isinstance(error, OSError) and error.filename and not isinstance(error, FileNotFoundError):
+        path = str(error.filename)[:LONGEST_SHOWN]
+        return f"{path} cannot be used ({error.strerror}): change that, or give another path"
+    advice = "" if debug else "; run again with --debug and report it"
+    return f"unexpected {type(error).__name__}: {error}{advice}"
 
 
 def output_code(options: argparse.Namespace, output: Output) -> int:

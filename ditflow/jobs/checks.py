@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from ditflow.guidance.targets import check_blocks
 from ditflow.models.attention import check_attention
 from ditflow.models.compiling import compiles
 from ditflow.models.engine import check_engine
+from ditflow.models.families import models
 from ditflow.models.loading import ModelFolder
-from ditflow.models.lora import check_lora
+from ditflow.models.lora import check_lora, split_scale
 from ditflow.models.storage import check_weights
 from ditflow.run_folder.embeddings import embedding_facts, read_embeddings
 from ditflow.settings import Settings
@@ -44,6 +46,7 @@ def check_run(
     folder = ModelFolder(settings.model, settings.dtype, device)
     folder.check()
     folder.check_loras(settings.lora)
+    folder.check_weights(settings.weights)
     check_blocks(settings, folder.depth)
     saved = saved_embeddings(settings, folder)
     folder.tokenise([settings.prompt, settings.negative_prompt, settings.source_prompt])
@@ -64,3 +67,25 @@ def check_given(settings: Settings, *names: str) -> None:
     for name in names:
         if not getattr(settings, name).strip():
             raise SettingsError(f"{name}: nothing given; use --{name}")
+
+
+def with_absolute_paths(settings: Settings) -> Settings:
+    """The settings with absolute paths, so that the run can be repeated from another folder."""
+
+    def absolute(name: str) -> str:
+        path = Path(os.path.expanduser(name))
+        return os.path.abspath(path) if path.exists() else name  # not resolved: a link has the suffix
+
+    loras = []
+    for lora in settings.lora:
+        source, scale = split_scale(lora)
+        loras.append(f"{absolute(source)}:{scale}")
+    return replace(
+        settings,
+        video=os.path.realpath(os.path.expanduser(settings.video)),
+        model=settings.model if settings.model in models() else absolute(settings.model),
+        output=os.path.expanduser(settings.output),
+        saved_embedding=settings.saved_embedding and absolute(settings.saved_embedding),
+        weights=absolute(settings.weights) if settings.weights.endswith(".gguf") else settings.weights,
+        lora=tuple(loras),
+    )

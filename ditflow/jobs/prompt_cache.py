@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ditflow.files import cache_folder, whole_or_absent
+from ditflow.errors import DitflowError
+from ditflow.files import cache_folder, regular_file, whole_or_absent
 from ditflow.models.loading import ModelFolder
 from ditflow.models.protocols import Texts
 from ditflow.run_folder.checkpoint import checksum
@@ -62,15 +64,15 @@ def _file(encoder: list[object], tokens: Tensor) -> Path:
 def _read(file: Path, shape: tuple[int, ...]) -> Tensor | None:
     """The embedding in a cache file; None if there is none, or if it is not as it was written."""
     try:
-        with safe_open(file, "pt") as opened:
+        with safe_open(regular_file(file), "pt") as opened:
             embedding, metadata = opened.get_tensor("embedding"), opened.metadata() or {}
         if metadata.get("checksum") != checksum({file.stem: embedding}, {}):
             raise ValueError("its checksum does not match")
         if tuple(embedding.shape) != shape or not embedding.isfinite().all():
             raise ValueError(f"it is not a finite embedding {list(shape)}")
         return embedding
-    except (OSError, SafetensorError, ValueError) as error:
-        if file.exists():
+    except (DitflowError, OSError, SafetensorError, ValueError) as error:
+        if os.path.exists(file):  # Path.exists raises for some folders
             logger.debug("%s cannot be used (%s); encoding again", file, error)
         return None
 

@@ -6,11 +6,9 @@ A transfer saves its results so far in its run folder until it is finished, so t
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,15 +16,14 @@ from torch import Tensor
 from ditflow import video
 from ditflow.errors import DitflowError, TemporaryError
 from ditflow.files import clear_unfinished
-from ditflow.jobs.checks import check_given, check_run
+from ditflow.jobs.checks import check_given, check_run, with_absolute_paths
 from ditflow.jobs.device import choose_device, computing
 from ditflow.jobs.prompt_cache import encode_texts
 from ditflow.memory.meter import Meter
 from ditflow.memory.placement import arrange, place
 from ditflow.models.engine import decode_with_tensorrt, denoise_with_tensorrt
-from ditflow.models.families import family_of, models
+from ditflow.models.families import family_of
 from ditflow.models.loading import ModelFolder
-from ditflow.models.lora import split_scale
 from ditflow.models.protocols import Runner, Schedule, Texts
 from ditflow.planning.fallback import MemoryFallback, reading_only
 from ditflow.progress import Progress
@@ -73,7 +70,7 @@ class Job:
         """Start a new job. The run folder is created only after everything has been read and checked."""
         check_given(settings, *needs)
         check_output_name(settings.output)
-        settings = _with_absolute_paths(settings)
+        settings = with_absolute_paths(settings)
         settings_text(settings)  # refuses settings that could not be read back
         with computing(settings), cls._begin(settings, progress, kind) as job:
             yield job
@@ -298,23 +295,3 @@ def _resume_hint(run: Run) -> Iterator[None]:
         if (run.folder / SETTINGS).is_file():  # else there is nothing to resume
             error.add_note(f"`ditflow resume {run.quoted}` continues from there")
         raise
-
-
-def _with_absolute_paths(settings: Settings) -> Settings:
-    """The settings with absolute paths, so that the run can be repeated from another folder."""
-
-    def absolute(name: str) -> str:
-        path = Path(os.path.expanduser(name))
-        return str(path.resolve()) if path.exists() else name
-
-    loras = []
-    for lora in settings.lora:
-        source, scale = split_scale(lora)
-        loras.append(f"{absolute(source)}:{scale}")
-    return replace(
-        settings,
-        video=os.path.realpath(os.path.expanduser(settings.video)),
-        model=settings.model if settings.model in models() else absolute(settings.model),
-        weights=absolute(settings.weights) if settings.weights.endswith(".gguf") else settings.weights,
-        lora=tuple(loras),
-    )

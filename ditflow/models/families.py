@@ -67,6 +67,12 @@ class ModelFamily(Protocol):
     def config_schema(self, part: str) -> Schema:
         """What a part's configuration file may hold, with limits on all that memory and time depend on."""
 
+    def check_tokenizer(self, folder: Path, encoder: Mapping[str, Any]) -> None:
+        """Check the tokenizer's files before a library reads them; `encoder` is the text encoder's config.
+
+        Raises DitflowError, and OSError or ValueError for files that are missing or damaged.
+        """
+
     def network(self, part: str) -> type:
         """The library class that loads "transformer", "vae", "text_encoder" or "tokenizer"."""
 
@@ -155,7 +161,12 @@ def published_settings(model: str) -> dict[str, Any]:
     if facts := known_model(model):
         return facts["settings"]
     family = family_of(model, download=True)
-    config = _small_file(model, "transformer/config.json", download=True)
+    config = _small_file(model, "transformer/config.json", download=True) if family else None
+    if (family is None or config is None) and (folder := local_folder(model)):
+        missing = INDEX if family is None else "transformer/config.json"
+        raise SettingsError(
+            f"model {model}: {folder / missing} is not a file; give a complete pipeline folder"
+        )
     if family is None or config is None:
         raise SettingsError(
             f"model {model!r}: not a folder, not in the hub's cache and not on the hub; accepted: "

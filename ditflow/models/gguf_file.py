@@ -25,10 +25,7 @@ def load_gguf(
 
     Raises DitflowError if the file cannot be read or does not fit this model.
     """
-    tensors = _read(path)
-    with init_empty_weights():
-        transformer = network.from_config(config)
-    _check(path, tensors, transformer)
+    transformer, tensors = check_gguf(path, network, config)
     values = {}
     for name, tensor in tensors.items():
         value, place = torch.tensor(tensor.data), name.removesuffix(".weight")
@@ -43,6 +40,17 @@ def load_gguf(
             values[name] = unpack(dtype, value.flatten(0, -2)).reshape(_shape(tensor))
     transformer.load_state_dict(values, strict=False, assign=True)  # `_check` has compared all names
     return transformer
+
+
+def check_gguf(
+    path: Path, network: type[ModelMixin], config: Mapping[str, Any]
+) -> tuple[ModelMixin, dict[str, Any]]:
+    """The transformer without weights, and the file's tensors by name; raises as `load_gguf`."""
+    tensors = _read(path)
+    with init_empty_weights():
+        transformer = network.from_config(config)
+    _check(path, tensors, transformer)
+    return transformer, tensors
 
 
 def unpack_gguf(kind: int, dtype: torch.dtype, stored: Tensor) -> Tensor:

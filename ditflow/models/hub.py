@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ditflow.errors import DitflowError
-from ditflow.files import PICKLE_SUFFIXES
+from ditflow.files import PICKLE_SUFFIXES, regular_file
 
 WITHOUT_WEIGHTS = ("tokenizer", "scheduler")
 INDEX = "model_index.json"  # names the pipeline class and its parts
@@ -107,7 +107,7 @@ def _missing_weights(part: Path) -> list[str]:
         whole = [path for path in part.glob("*.safetensors") if "-of-" not in path.name]
         return [] if whole else ["*.safetensors"]
     try:
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        named = set(json.loads(regular_file(index).read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [index.name]
     return sorted(name for name in named if not (part / name).is_file())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ditflow.errors import DitflowError
 from ditflow.models.families import ModelFamily, family_of, known_model, local_folder, models
-from ditflow.models.gguf_file import load_gguf
+from ditflow.models.gguf_file import check_gguf, load_gguf
 from ditflow.models.hub import INDEX, WITHOUT_WEIGHTS, cached_folder, is_hub_id, missing_files, wanted_files
 from ditflow.models.lora import add_lora, check_fit
 from ditflow.models.protocols import Autoencoder, Schedule, TextEncoder, Transformer
@@ -23,6 +23,7 @@ from ditflow.models.trust import CONFIGS, check_part, read_json
 
 logger = logging.getLogger(__name__)
 
+LONGEST_REASON = 700  # characters of a library's message
 LATENT_PARTS = ("transformer", "vae", "scheduler")  # the parts that latents depend on, once texts are encoded
 
 
@@ -57,7 +58,12 @@ class ModelFolder:
     def check_loras(self, loras: Sequence[str]) -> None:
         """Raises DitflowError for a LoRA that does not fit the transformer. Downloads LoRAs of the hub."""
         for lora in loras:
-            check_fit(self._empty("transformer"), lora)
+            check_fit(self._empty("transformer"), lora, self.dtype)
+
+    def check_weights(self, weights: str) -> None:
+        """Raises DitflowError for a GGUF file that does not fit the transformer."""
+        if weights.endswith(".gguf"):
+            check_gguf(Path(weights), self.family.network("transformer"), self.config("transformer"))
 
     @property
     def depth(self) -> int:
@@ -85,7 +91,9 @@ class ModelFolder:
         key = tuple(prompts)
         if key not in self._tokens:
             tokenizer = self._load("tokenizer")
-            self._tokens[key] = self.family.tokenise(tokenizer, prompts, self.config("transformer"))
+            config = self.config("transformer")
+            with self._reading("tokenizer"):
+                self._tokens[key] = self.family.tokenise(tokenizer, prompts, config)
         return self._tokens[key]
 
     def text_encoder(self) -> TextEncoder:
@@ -125,6 +133,8 @@ class ModelFolder:
             check_part(folder, self.family.classes.get(part))
             if part != "tokenizer" or (folder / CONFIGS[part]).exists():
                 self.config(part)
+            if part == "tokenizer":
+                self.family.check_tokenizer(folder, self.config("text_encoder"))
             if part not in WITHOUT_WEIGHTS:
                 check_tensors(self._empty(part), weight_files(folder))
 
@@ -157,6 +167,7 @@ class ModelFolder:
 
     def _damaged(self, part: str, error: Exception) -> DitflowError:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]}..."
         return DitflowError(f"{self.name}: {part}/ cannot be loaded from {self.path}: {reason}")
 
 

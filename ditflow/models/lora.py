@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from ditflow.errors import DitflowError
@@ -25,10 +26,22 @@ def add_lora(network: nn.Module, given: str) -> None:
         parameter.data = (parameter.float() + added.view_as(parameter)).to(parameter.dtype)
 
 
-def check_fit(network: nn.Module, given: str) -> None:
-    """Make all checks of `add_lora`; the network may be on the meta device. Downloads a LoRA of the hub."""
-    for _ in read_changes(lora_file(check_lora(given)[0]), network):
-        pass
+def check_fit(network: nn.Module, given: str, dtype: torch.dtype) -> None:
+    """Make all checks of `add_lora`, and that the changes are in the range of weights in `dtype`.
+
+    The network may be on the meta device. Downloads a LoRA of the hub.
+    """
+    source, scale = check_lora(given)
+    for change in read_changes(lora_file(source), network):
+        # a product of two vectors is at most that of their lengths
+        longest = [
+            tensor.double().norm(dim=dim).max().item() for tensor, dim in ((change.up, 1), (change.down, 0))
+        ]
+        if abs(scale * change.factor) * math.prod(longest) > torch.finfo(dtype).max:
+            raise DitflowError(
+                f"--lora {given} adds more to {change.layer} than weights in {dtype} can be: give a smaller "
+                "scale, such as 0.8, or another LoRA"
+            )
 
 
 def check_lora(given: str) -> tuple[str, float]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ditflow.errors import DitflowError
+from ditflow.errors import DitflowError, shown
 from ditflow.models.tensors import FLOATS, counted
 from ditflow.models.trust import Header, read_headers, read_json
 from ditflow.schema import Flag, ListOf, MapOf, Number, OneOf, OrNull, Schema, Text, Whole, problem
@@ -27,8 +27,14 @@ PREFIXES = (  # of a layer's name; several may follow each other
     "transformer.",
     "model.",
     "module.",
+    "unet.",
+    "dit.",
+    "pipe.",
+    "net.",
     "lora_unet_",
     "lora_transformer_",
+    "lora_dit_",
+    "lycoris_",
     "_",
 )
 ROLES = {  # the end of a tensor's name; `.default` and the like are names of an adapter
@@ -36,7 +42,9 @@ ROLES = {  # the end of a tensor's name; `.default` and the like are names of an
     "lora_B": re.compile(r"\.(lora_B|lora_up|lora_linear_layer\.up)(\.(?!bias$)[\w-]+)?(\.weight)?$"),
     "alpha": re.compile(r"\.(lora_)?alpha$"),
 }
-RANK, ALPHA, LAYER = Whole(1, 1 << 16), Number(-1e6, 1e6), r"\^?[\w.-]+"
+RANK, ALPHA = Whole(1, 1 << 16), Number(-1e6, 1e6)
+# regular expressions for layers' names, without groups and with few repetitions, which could take for ever
+LAYER = r"[^*+?(){}]{0,200}([*+?][^*+?(){}]{0,200}){0,3}"
 SETTINGS = Schema(  # of peft's LoraConfig
     {
         "r": RANK,
@@ -51,6 +59,12 @@ ONLY = Schema(  # settings with which up @ down is the whole change of a weight
         "use_dora": OneOf((None, False)),
         "peft_type": OneOf((None, "LORA")),
         "init_lora_weights": OneOf((None, True, False, "gaussian", "orthogonal", "eva")),
+        "bias": OneOf((None, "none")),
+        "lora_bias": OneOf((None, False)),
+        "use_qalora": OneOf((None, False)),
+        "modules_to_save": OneOf((None, [])),
+        "target_parameters": OneOf((None, [])),
+        "layer_replication": OneOf((None, [])),
     }
 )
 LAYERS = ListOf(Text(), 1, 10_000)
@@ -72,9 +86,14 @@ def read_changes(path: Path, network: nn.Module) -> Iterator[Change]:
     """
     try:
         headers, settings = read_headers(path), _settings(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DitflowError(f"--lora {path} is damaged ({error}): download it again") from None
     SETTINGS.check(path, settings)
+    for name in {**(settings.get("rank_pattern") or {}), **(settings.get("alpha_pattern") or {})}:
+        try:
+            re.compile(name)
+        except re.error as error:
+            raise DitflowError(f"--lora {path}: the pattern {shown(name)} is wrong: {error}") from None
     shapes = {
         name: tuple(module.weight.shape)
         for name, module in network.named_modules()
@@ -87,6 +106,7 @@ def read_changes(path: Path, network: nn.Module) -> Iterator[Change]:
             f"--lora {path} does not fit this model ({counted(problems)}): give a LoRA for this model"
         )
     ONLY.check(path, settings)
+    changes_something = False
     with safe_open(path, "pt") as file:
         for layer, names in found.items():
             tensors = {role: file.get_tensor(name).float() for role, name in names.items()}
@@ -96,11 +116,22 @@ def read_changes(path: Path, network: nn.Module) -> Iterator[Change]:
                         f"--lora {path} holds NaN or infinity in {names[role]}: download it again"
                     )
             up, down = tensors["lora_B"].flatten(1), tensors["lora_A"].flatten(1)
-            alpha = tensors["alpha"].item() if "alpha" in tensors else _alpha(layer, len(down), settings)
-            if not alpha:
+            stated = _alpha(layer, settings)
+            alpha = tensors["alpha"].item() if "alpha" in tensors else stated
+            if stated not in (None, alpha):
+                raise DitflowError(
+                    f"--lora {path}: {names['alpha']} is {alpha:g}, and its settings say {stated:g}: give a "
+                    "file with one of them"
+                )
+            if alpha == 0:
                 raise DitflowError(f"--lora {path}: the alpha of {layer} is 0, so it would change nothing")
             root = math.sqrt if settings.get("use_rslora") else float
-            yield Change(layer, up, down, alpha / root(len(down)))
+            changes_something = changes_something or bool(up.any() and down.any())
+            yield Change(layer, up, down, (len(down) if alpha is None else alpha) / root(len(down)))
+    if not changes_something:
+        raise DitflowError(
+            f"--lora {path} would change nothing: it holds {'only zeros' if found else 'no tensors'}"
+        )
 
 
 def _by_layer(
@@ -206,16 +237,17 @@ def _settings(path: Path) -> dict[str, Any]:
     return {names[key]: json.loads(value) for key, value in header.items() if key in names}
 
 
-def _alpha(layer: str, rank: int, settings: Mapping[str, Any]) -> float:
+def _alpha(layer: str, settings: Mapping[str, Any]) -> float | None:
+    """The alpha that the settings state; None means the rank."""
     given = _matching(settings.get("alpha_pattern"), layer)
-    return next(alpha for alpha in (given, settings.get("lora_alpha"), rank) if alpha is not None)
+    return settings.get("lora_alpha") if given is None else given
 
 
 def _matching(patterns: Mapping[str, Any] | None, layer: str) -> Any:
-    """The value of the first pattern that names a layer, as peft understands them."""
-    return next((value for name, value in (patterns or {}).items() if _is_named(layer, name)), None)
+    """The value of the first pattern that matches the end of a layer's name, as in peft."""
+    found = (value for name, value in (patterns or {}).items() if re.match(rf"(.*\.)?({name})$", layer))
+    return next(found, None)
 
 
 def _is_named(layer: str, name: str) -> bool:
-    whole = name.removeprefix("^")
-    return layer == whole or (whole == name and layer.endswith(f".{name}"))
+    return layer == name or layer.endswith(f".{name}")

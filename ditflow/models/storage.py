@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ditflow.errors import DitflowError, SettingsError
+from ditflow.files import regular_file
 
 NF4_BLOCK = 64  # weights that share a scale
 
@@ -69,8 +70,11 @@ def check_weights(kind: str) -> None:
     if kind not in ("full", *PACKINGS) and not is_file:
         accepted = ", ".join(("full", *PACKINGS))
         raise SettingsError(f"--weights {kind}: unknown; accepted: {accepted} or a .gguf file")
-    if is_file and not Path(kind).is_file():
-        raise DitflowError(f"--weights {kind}: no such file")
+    if is_file:
+        try:
+            regular_file(Path(kind))
+        except OSError:
+            raise DitflowError(f"--weights {kind}: no such file") from None
     package = "gguf" if is_file else "bitsandbytes" if kind == "nf4" else None
     if package and find_spec(package) is None:
         raise DitflowError(f'--weights {kind} needs {package}: pip install "ditflow[quantize]"')

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from safetensors import safe_open
 from torch import nn
 
 from ditflow.errors import DitflowError
@@ -23,13 +24,25 @@ def check_tensors(network: nn.Module, files: Iterable[Path]) -> None:
     are missing, unexpected or do not fit.
     """
     found: dict[str, Header] = {}
+    places: dict[str, Path] = {}
+    twice = []
     for path in files:
-        found |= read_headers(path)
+        headers = read_headers(path)
+        twice += [f"{name} in {places[name].name} and {path.name}" for name in headers if name in found]
+        found |= headers
+        places |= dict.fromkeys(headers, path)
     wanted = network.state_dict()
     parameters = dict(network.named_parameters(remove_duplicate=False))
     here = {id(parameters[name]) for name in found if name in parameters}
     ignored = getattr(network, "_keys_to_ignore_on_load_unexpected", None) or ()  # by the library too
+    tied: dict[int, list[str]] = {}
+    for name in found.keys() & parameters.keys():
+        tied.setdefault(id(parameters[name]), []).append(name)
     problems = {
+        "given twice": twice,
+        "tied, but different": [
+            " and ".join(sorted(names)) for names in tied.values() if not _are_equal(names, places)
+        ],
         "missing": [name for name in wanted if name not in found and id(parameters.get(name)) not in here],
         "unexpected": [
             name
@@ -49,6 +62,17 @@ def check_tensors(network: nn.Module, files: Iterable[Path]) -> None:
     }
     if any(problems.values()):
         raise ValueError(f"its weights do not fit its config.json: {counted(problems)}")
+
+
+def _are_equal(names: Sequence[str], places: Mapping[str, Path]) -> bool:
+    """Whether tensors in files are the same; reads them if there are several."""
+    if len(names) == 1:
+        return True
+    values = []
+    for name in names:
+        with safe_open(places[name], "pt") as file:
+            values.append(file.get_tensor(name))
+    return all(value.equal(values[0]) for value in values[1:] if value.shape == values[0].shape)
 
 
 def counted(problems: Mapping[str, Sequence[str]]) -> str:

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from ditflow.errors import DitflowError
-from ditflow.files import PICKLE_SUFFIXES, refuse_pickle, regular_file
+from ditflow.errors import DitflowError, shown
+from ditflow.files import PICKLE_SUFFIXES, check_folder, refuse_pickle, regular_file
 from ditflow.limits import SETTINGS_BYTES
 from ditflow.models.hub import WITHOUT_WEIGHTS
 
 CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}  # else config.json
-LOADED = (".json", ".safetensors", ".model")  # suffixes of the files that libraries read
+ADAPTER = "adapter_config.json"  # with it, transformers loads the model that it names
 
 
 class Header(NamedTuple):
@@ -30,9 +30,12 @@ def check_part(folder: Path, expected_class: str | None) -> None:
     `expected_class` is the class that its config must name, or None for any. Raises DitflowError if the part
     is refused, OSError or ValueError if it is missing or damaged.
     """
-    for path in folder.iterdir():
-        if path.suffix in LOADED:
-            regular_file(path)
+    check_folder(folder)
+    if (folder / ADAPTER).exists():
+        raise DitflowError(
+            f"{folder / ADAPTER} names another model to load instead, which is refused: remove it, and give "
+            "LoRAs with --lora"
+        )
     config = folder / CONFIGS.get(folder.name, "config.json")
     if config.exists() or folder.name != "tokenizer":
         _check_config(config, read_json(config), expected_class)
@@ -40,12 +43,15 @@ def check_part(folder: Path, expected_class: str | None) -> None:
         _check_weights(folder)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a mapping from a JSON file. Raises OSError, or ValueError if the file holds something else."""
+def read_json(path: Path, most: int = SETTINGS_BYTES) -> dict[str, Any]:
+    """Read a mapping from a JSON file of at most so many bytes.
+
+    Raises OSError, or ValueError if the file holds something else.
+    """
     with regular_file(path).open("rb") as file:
-        content = file.read(SETTINGS_BYTES + 1)
-    if len(content) > SETTINGS_BYTES:
-        raise ValueError(f"{path.name} is larger than {SETTINGS_BYTES} bytes")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"{path.name} is larger than {most} bytes")
     try:
         found = json.loads(content)
     except RecursionError:
@@ -79,7 +85,8 @@ def _check_config(path: Path, config: dict[str, Any], expected_class: str | None
         )
     if expected_class and config.get("_class_name", expected_class) != expected_class:
         raise DitflowError(
-            f"{path} names the class {config['_class_name']!r}, and only {expected_class} is accepted here"
+            f"{path} names the class {shown(config['_class_name'])}, and only {expected_class} is accepted "
+            "here"
         )
 
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ditflow.files import cache_folder, whole_or_absent
+from ditflow.errors import DitflowError
+from ditflow.files import cache_folder, regular_file, whole_or_absent
 from ditflow.video import Clip
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def clip_digest(clip: Clip) -> str:
 
 def file_digests(files: Mapping[str, Path]) -> dict[str, str]:
     """The digests of files by the names given."""
-    new = [path.stat().st_size for path in files.values() if not digest_cache(path).exists()]
+    new = [path.stat().st_size for path in files.values() if not os.path.exists(digest_cache(path))]
     if sum(new) > LARGE:
         logger.info("hashing weights, once; the result is cached")
     with ThreadPoolExecutor() as threads:
@@ -46,9 +47,10 @@ def file_digest(path: Path) -> str:
     """
     cached = digest_cache(path)
     try:
-        if re.fullmatch("[0-9a-f]{64}", digest := cached.read_text(encoding="ascii")):
-            return digest
-    except (OSError, ValueError):
+        with regular_file(cached).open(encoding="ascii") as file:
+            if re.fullmatch("[0-9a-f]{64}", digest := file.read(65)):
+                return digest
+    except (DitflowError, OSError, ValueError):
         pass
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

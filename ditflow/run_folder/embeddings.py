@@ -9,11 +9,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ditflow.errors import DitflowError
+from ditflow.errors import DitflowError, shown
+from ditflow.limits import SOURCE_FRAMES
 from ditflow.run_folder.run import Run, read_tensors
+from ditflow.schema import ListOf, Number, OneOf, Schema, Text, Whole
 from ditflow.settings import Settings
 
 FILE = "embedding.safetensors"
+FACTS = Schema(
+    {
+        "model": Text(4096),
+        "size": Text(20),
+        "frames": Whole(1, SOURCE_FRAMES),
+        "timesteps": ListOf(Number(0, 1e6), 1, 1000),
+        "kind": OneOf(("rotary", "additive")),
+    },
+    required=("model", "size", "frames", "timesteps", "kind"),
+)
 
 
 def embedding_facts(
@@ -47,11 +59,19 @@ def read_embeddings(path: Path, facts: dict[str, str], steps: int) -> list[Tenso
     Raises DitflowError if the file is damaged, or is for another model, size, frame count or schedule.
     """
     tensors, metadata = read_tensors(path, "only runs with --optimise embedding save one")
-    for name, wanted in facts.items():
-        found = metadata.get(name)
-        if found != wanted:
+    found = {}
+    for name in facts:
+        try:
+            found |= {name: json.loads(metadata[name])} if name in metadata else {}
+        except (ValueError, RecursionError):
             raise DitflowError(
-                f"{path}: made with {name} {found}, but this run has {wanted}; they must be the same"
+                f"{path}: {name} is {shown(metadata[name])}, expected JSON; the file is damaged"
+            ) from None
+    FACTS.check(path, found)
+    for name, wanted in facts.items():
+        if found[name] != json.loads(wanted):
+            raise DitflowError(
+                f"{path}: made with {name} {metadata[name]}, but this run has {wanted}; they must be the same"
             )
     if sorted(tensors) != [f"step_{i:03}" for i in range(steps)]:
         raise DitflowError(

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ditflow.errors import DitflowError
+from ditflow.files import regular_file
 
 try:
     import fcntl
@@ -90,7 +91,8 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
 
 def _holder(path: Path) -> str:
     try:
-        words = path.read_text(encoding="utf-8", errors="replace")[:200]
-    except OSError:
+        with regular_file(path).open(encoding="utf-8", errors="replace") as file:
+            words = file.read(200)
+    except (DitflowError, OSError):
         words = ""
     return "".join(filter(str.isprintable, words)) or "another process"

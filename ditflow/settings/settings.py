@@ -139,9 +139,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         kinds, base = get_type_hints(type(self)), {}
-        if any(getattr(self, item.name) is None for item in fields(self)):
-            base = model_settings(str(self.model or shipped("defaults.yaml")["model"]))
-        for item in fields(self):
+        items = {item.name: item for item in fields(self)}
+        if any(getattr(self, name) is None for name in items):
+            model = shipped("defaults.yaml")["model"] if self.model is None else self.model
+            base = model_settings(read_value(items["model"], str, model))
+        for item in items.values():
             given = getattr(self, item.name)
             value = read_value(item, kinds[item.name], base[item.name] if given is None else given)
             object.__setattr__(self, item.name, value)

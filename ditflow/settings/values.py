@@ -13,6 +13,7 @@ from ditflow.errors import SettingsError, shown
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 LONGEST_NAME = 255  # bytes in a file or folder name
+LONGEST_PATH = 4000  # bytes; Linux takes 4095, and the run's own names are added
 
 
 class Size(NamedTuple):
@@ -42,6 +43,12 @@ def read_value(item: Field, kind: Any, given: Any) -> Any:
     return value
 
 
+def is_possible(path: str) -> bool:
+    """Whether the system can look up a path of this length."""
+    names = [os.fsencode(name) for name in path.replace(os.sep, "/").split("/")]
+    return len(os.fsencode(path)) <= LONGEST_PATH and all(len(name) <= LONGEST_NAME for name in names)
+
+
 def plain(value: Any) -> Any:
     """A value in a form that YAML can write."""
     if isinstance(value, Size):
@@ -67,9 +74,10 @@ def _check_text(item: Field, text: str) -> None:
             )
     if most is not None and len(text) > most:
         raise SettingsError(f"{item.name}: {len(text)} characters given, at most {most} accepted")
-    if not prose and any(len(os.fsencode(part)) > LONGEST_NAME for part in text.split("/")):
+    if not prose and not is_possible(text):
         raise SettingsError(
-            f"{item.name}: {shown(text)} has a name of more than {LONGEST_NAME} bytes; shorten it"
+            f"{item.name}: {shown(text)} has more than {LONGEST_PATH} bytes, or a name of more than "
+            f"{LONGEST_NAME} bytes; shorten it"
         )
 
 
@@ -90,9 +98,9 @@ def _convert(kind: Any, given: Any) -> Any:
         return str(given)
     if isinstance(given, bool):
         raise TypeError
-    if kind is int and isinstance(given, float) and not given.is_integer():
-        raise ValueError
     value = kind(given)
+    if kind is int and not isinstance(given, str) and value != given:  # 9.5, in any type
+        raise ValueError
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError
     return value
@@ -119,8 +127,12 @@ def _boolean(given: Any) -> bool:
 def _size(given: Any) -> Size:
     if isinstance(given, str):
         given = re.findall(r"\d+", given) if re.fullmatch(r"\s*\d+[xX]\d+\s*", given) else ()
-    width, height = given
-    return Size(_convert(int, width), _convert(int, height))
+    if isinstance(given, set | frozenset):  # it has no order
+        raise TypeError
+    width, height = (_convert(int, side) for side in given)
+    if min(width, height) < 0:
+        raise ValueError
+    return Size(width, height)
 
 
 def _expected(kind: Any) -> str:

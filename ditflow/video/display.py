@@ -17,6 +17,9 @@ from ditflow.video.tone import to_bt709
 BT709, UNSPECIFIED, BT2020 = 1, 2, 9
 MATRICES = (1, 2, 3, 4, 5, 6, 7, 9, 10)  # that FFmpeg converts from, or takes for BT.601
 TRANSFERS = {16: "PQ", 18: "HLG"}
+# Dolby Vision: tags of streams that only its decoders show rightly, and what decoded frames carry
+DOLBY_TAGS = ("dvh1", "dvhe", "dva1", "dvav", "dav1")
+DOLBY_DATA = ("DOVI_RPU_BUFFER", "DOVI_METADATA")
 # players take larger video for BT.709 and smaller video for BT.601 if it does not say
 SD_WIDTH, SD_HEIGHT = 1279, 576
 NARROWEST = 64  # pixels; decord reads narrower videos wrong
@@ -75,6 +78,13 @@ def display_of(source: Path, stream: av.VideoStream, frame: av.VideoFrame) -> Di
             f"{source} has colours in matrix {int(frame.colorspace)} of H.273, which cannot be read: "
             "convert it to BT.709"
         )
+    dolby = context.codec_tag in DOLBY_TAGS
+    has_base = transfer != "SDR" or context.color_trc == BT709  # a picture in colours that others show too
+    if not has_base and (dolby or any(name in frame.side_data for name in DOLBY_DATA)):
+        raise DitflowError(
+            f"{source} is in Dolby Vision's own colours (profile 5), which cannot be read: convert it to "
+            "HDR10 or BT.709"
+        )
     matrix = None
     if is_yuv and frame.colorspace == UNSPECIFIED and (is_wide or is_hd):
         matrix = BT2020 if is_wide else BT709
@@ -93,7 +103,9 @@ def display_of(source: Path, stream: av.VideoStream, frame: av.VideoFrame) -> Di
         notes.append(f"scaled from {_words(stored)} to {_words(shown)}")
     if transfer != "SDR":
         notes.append(f"tone-mapped from HDR ({transfer}) to BT.709")
-    elif is_wide:
+    if dolby:
+        notes.append("without Dolby Vision's changes to it")
+    if transfer == "SDR" and is_wide:
         notes.append("converted from BT.2020's colours to BT.709's")
     field_order = int(getattr(context, "field_order", 0))  # not in old versions of PyAV
     is_plain = (  # decord converts other formats differently

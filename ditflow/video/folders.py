@@ -9,12 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ditflow.errors import DitflowError
 from ditflow.files import regular_file
 from ditflow.limits import PICTURE_PIXELS, SOURCE_FRAMES
-from ditflow.video.levels import Levels, as_image, deep_pixels, is_deep
+from ditflow.video.levels import Levels, as_image, deep_pixels, float_image, is_deep
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(regular_file(path), formats=FORMATS)
+            image = _image(regular_file(path))
         with image:
             _check_pixels(path, *image.size)
             yield image
@@ -91,6 +91,17 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # Pillow raises many types
         raise DitflowError(f"{path} cannot be read as an image ({error}): replace it") from error
+
+
+def _image(path: Path) -> Image.Image:
+    try:
+        return Image.open(path, formats=FORMATS)
+    except UnidentifiedImageError:
+        if image := float_image(path):
+            return image
+        raise DitflowError(
+            f"{path} cannot be read as an image of {', '.join(FORMATS)}: replace it by a PNG of 8 or 16 bits"
+        ) from None
 
 
 def _check_pixels(path: Path, width: int, height: int) -> None:

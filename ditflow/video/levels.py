@@ -14,6 +14,8 @@ HIGHLIGHTS = 4  # float levels up to here have their white at 1
 OVERSHOOT = 0.05  # of white; levels that far below 0 are left by resizing
 ORIENTATION = 0x0112  # EXIF tag
 COLOURS = ("RGB;16", "RGBA;16", "LA;16")  # Pillow's layouts of deep colour images
+FLOAT_COLOURS = {"rgbf32": 3, "rgbaf32": 4}  # channels of FFmpeg's layouts
+PIXELS = "float pixels"  # key of an image's information
 DECODERS = {"PNG": "png", "TIFF": "tiff"}
 
 
@@ -38,7 +40,9 @@ class Levels:
             return pixels
         black, white = self._ends(pixels.dtype.kind)
         scaled = (pixels - np.float64(black)) * (255 / (white - black))
-        if pixels.ndim == 3 and pixels[..., 3].max() > white:  # alpha is stored in the same bits, or in all
+        if (
+            pixels.shape[2:] == (4,) and pixels[..., 3].max() > white
+        ):  # alpha is stored in the same bits, or in all
             scaled[..., 3] = pixels[..., 3] / 257
         return np.rint(scaled.clip(0, 255)).astype(np.uint8)
 
@@ -66,13 +70,40 @@ class Levels:
 
 def is_deep(image: Image.Image) -> bool:
     """Whether an opened image has more than 8 bits in a channel, by its header."""
+    if image.mode[0] in "IF":
+        return True
     layout = image.tile[0][3] if image.tile else ""
     layout = layout if isinstance(layout, str) else str(layout[0])
-    return image.mode[0] in "IF" or layout.startswith(COLOURS)
+    return layout.startswith(COLOURS)
 
 
-def deep_pixels(path: Path, image: Image.Image) -> np.ndarray:  # [height, width] grey, or [height, width, 4]
+def float_image(path: Path) -> Image.Image | None:
+    """A TIFF of float colours, which Pillow cannot open, for `deep_pixels`; None if the file is another."""
+    with path.open("rb") as file:
+        if file.read(4) not in (b"II*\0", b"MM\0*"):
+            return None
+    decoder = av.CodecContext.create("tiff", "r")
+    decoder.options = MOST_PIXELS
+    with suppress(av.FFmpegError, IndexError):
+        frame = [*decoder.decode(av.Packet(path.read_bytes())), *decoder.decode(None)][0]
+        channels = FLOAT_COLOURS.get(frame.format.name[:-2])
+        if channels:
+            rows = np.frombuffer(
+                frame.planes[0], np.dtype("<f4" if frame.format.name.endswith("le") else ">f4")
+            )
+            rows = rows.reshape(frame.height, -1)[:, : frame.width * channels]
+            image = Image.new("F", (frame.width, frame.height))
+            image.info[PIXELS] = rows.reshape(frame.height, frame.width, channels).astype(np.float32)
+            return image
+    return None
+
+
+def deep_pixels(
+    path: Path, image: Image.Image
+) -> np.ndarray:  # [height, width] grey, or [height, width, 3 or 4]
     """The levels of a deep image. Of a colour image Pillow keeps 8 bits, FFmpeg all."""
+    if PIXELS in image.info:
+        return image.info[PIXELS]
     if image.mode[0] not in "IF" and image.format in DECODERS:
         decoder = av.CodecContext.create(DECODERS[image.format], "r")
         decoder.options = MOST_PIXELS

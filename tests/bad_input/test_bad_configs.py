@@ -64,7 +64,7 @@ REFUSED = [
     ("text", "num_layers", 1000, "a whole number from 1 to 100"),
     ("text", "d_ff", HUGE, "a whole number from 1 to 131072"),
     ("text", "vocab_size", HUGE, "a whole number from 1 to 1000000"),
-    ("text", "relative_attention_num_buckets", "32", "a whole number from 1 to 4096"),
+    ("text", "relative_attention_num_buckets", "32", "a whole number from 4 to 4096"),
     ("text", "model_type", "umt5", '"t5"'),
     ("tokenizer", "extra_ids", HUGE, "a whole number from 0 to 10000"),
     ("tokenizer", "model_max_length", "long", "a number from 1 to 1e+31"),
@@ -117,6 +117,8 @@ def test_products(small_folder, clip, tmp_path, capfd):
         ("vae", {"down_block_types": ["Own"] * 3}),
         ("transformer", {"activation_fn": "own"}),
         ("text", {"feed_forward_proj": "a-b-c"}),
+        ("text", {"dense_act_fn": "a" * 100_000}),
+        ("text", {"relative_attention_max_distance": 7}),
     ],
 )
 def test_values_that_only_the_library_knows(part, values, small_folder, clip, tmp_path, capfd):

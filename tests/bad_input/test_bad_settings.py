@@ -28,7 +28,8 @@ def settings_with(name: str, value: object) -> list[str]:
     # so that no block is both guided and injected
     apart = ["--set", "injection=off" if name == "guidance_blocks" else "guidance=off"]
     values = [str(value), *LISTS.get(name, [])]
-    return [*CONFIG, *apart, "--set", f"{name}={','.join(values)}"]
+    words = ["transfer", "--print-config"] if name == "model" else CONFIG
+    return [*words, *apart, "--set", f"{name}={','.join(values)}"]
 
 
 def test_every_number_has_two_limits():
@@ -51,6 +52,74 @@ def test_numbers(name, capfd):
     for value in NOT_NUMBERS:
         if value or name not in ("guidance_blocks", "injection_blocks"):  # these may be empty
             assert_refused(capfd, settings_with(name, value), 2, f"{name}: ", "number", "accepted")
+
+
+LONG, DEEP = "x" * 256, "x/" * 2500
+CONTROL = "a\x1b[2J"
+YES_OR_NO = (("on", "off"), ("maybe", "", "2", "[on]"))
+PROSE = (("", "a red circle"), (CONTROL, "x" * 10_001))
+PATH = (("some/file",), (CONTROL, f"some/{LONG}", DEEP, "a\0b"))
+CHOSEN = ("own", "", CONTROL)
+WORDS = {  # a setting that is not a number: values that are accepted, and values that are not
+    "video": PATH,
+    "fps": (("auto", "24", "30000/1001", "0.01"), ("0", "nan", "1/0", "1e3", "-1", "1001", "")),
+    "size": (("32x16", "16 X 16".replace(" ", "")), ("0x16", "32", "32x16x8", "-16x16", "1e2x16", "nanx16")),
+    "fit": (("crop", "pad", "stretch"), CHOSEN),
+    "model": (("small", "small-sincos"), (CONTROL, LONG, DEEP)),
+    "lora": (("a.safetensors", "a.safetensors:0.5,b"), (CONTROL, LONG, DEEP)),
+    "dtype": (("bfloat16", "float16", "float32"), CHOSEN),
+    "device": (("auto", "cpu", "cuda:1"), (CONTROL, LONG, DEEP)),
+    "deterministic": YES_OR_NO,
+    "memory": (("auto", "8", "7.5", "8gb"), ("", "lots", "-8", "nan", "1e9", "99999")),
+    "preset": (("auto", "8gb"), CHOSEN),
+    "weights": (("full", "fp8", "int8", "nf4", "a.gguf"), (CONTROL, LONG, DEEP)),
+    "decode_tile": (("auto", "none", "144x96"), CHOSEN),
+    "attention": (("sdpa", "flash", "sage"), CHOSEN),
+    "compile": (("auto", "on", "off"), CHOSEN),
+    "engine": (("torch", "tensorrt"), CHOSEN),
+    "prompt": PROSE,
+    "negative_prompt": PROSE,
+    "source_prompt": PROSE,
+    "guidance": YES_OR_NO,
+    "loss": (("flow", "moft", "smm", "smm-release"), CHOSEN),
+    "optimise": (("latent", "embedding"), CHOSEN),
+    "rows": (("moving", "all"), CHOSEN),
+    "reference": (("hard", "soft"), CHOSEN),
+    "saved_embedding": PATH,
+    "injection": YES_OR_NO,
+    "dynamic_scale": YES_OR_NO,
+    "scheduler": (("ddim", "dpm"), CHOSEN),
+    "output": PATH,
+    "format": (("mp4", "gif", "frames"), CHOSEN),
+    "keep_precision": YES_OR_NO,
+}
+
+
+def test_every_setting_is_tried():
+    assert {*NUMBERS, *WORDS} == {item.name for item in fields(Settings)}
+
+
+@pytest.mark.fault("a wrong value for a setting that is not a number")
+@pytest.mark.parametrize("name", WORDS)
+def test_settings_that_are_not_numbers(name, capfd, tmp_path):
+    accepted, refused = WORDS[name]
+    for value in accepted:
+        found = answer(capfd, settings_with(name, value))
+        assert found.code == 0 and yaml.safe_load(found.output).keys() >= {name}, found.error
+    for value in refused:
+        assert_refused(capfd, settings_with(name, value), 2, f"{name}: ")
+
+
+@pytest.mark.fault("a value of another kind for each setting, in a settings file")
+@pytest.mark.parametrize("name", [*NUMBERS, *WORDS])
+def test_values_of_another_kind(name, capfd, tmp_path):
+    path = tmp_path / "bad.yaml"
+    for value in ("{a: 1}", "[[1, 2], [3]]", "[{a: 1}]", "2026-10-18", "!!binary YQ==", "0x1" + "f" * 3000):
+        if value.startswith("0x") and WORDS.get(name) == PROSE:
+            continue  # a number is a text too
+        path.write_text(f"{name}: {value}\nmodel: small\n" if name != "model" else f"model: {value}\n")
+        words = ["transfer", "--config", str(path), "--print-config"]
+        assert_refused(capfd, words, 2, "tag" if value.startswith("!!") else name)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +264,9 @@ def test_settings_that_are_not_a_file(tmp_path, capfd):
             2,
             ["more than 255 bytes; shorten"],
         ),
+        case("a run folder of 300 letters", f"report {'a' * 300}", 2, ["not a possible path; shorten it"]),
+        case("a path of 5000 letters", f"evaluate {'a/' * 2500}", 2, ["not a possible path; shorten it"]),
+        case("a settings file of 300 letters", f"flow --config {'a' * 300}", 2, ["not a possible path"]),
         case(
             "a block that the model does not have",
             "transfer --video {clip} --prompt x --guidance-blocks 7",
@@ -228,6 +300,16 @@ def test_unexpected_error(capfd, monkeypatch):
     found = answer(capfd, ["transfer", "--quiet", "--debug"])
     assert found.code == 1 and "Traceback" in found.error and "in broken" in found.error
     assert "report it" not in found.error
+
+
+@pytest.mark.fault("a path that the system refuses to use")
+def test_a_path_that_cannot_be_used(capfd, monkeypatch):
+    def denied(*_):
+        raise PermissionError(13, "Permission denied", "/mine/\x1b[2J/run")
+
+    monkeypatch.setattr(jobs, "resume", denied)
+    told = r"/mine/\x1b[2J/run cannot be used (Permission denied): change that, or give another path"
+    assert_refused(capfd, ["resume", "run"], 1, told)
 
 
 @pytest.mark.parametrize("command", ["transfer", "inject", "flow", "plan", "evaluate", "report"])

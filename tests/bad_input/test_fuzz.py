@@ -21,7 +21,8 @@ from ditflow.settings import Settings, read_settings
 settings.register_profile("same", max_examples=60, derandomize=True, deadline=None, database=None)
 settings.load_profile("same")
 
-NAMES = st.sampled_from([item.name for item in fields(Settings)])
+FIELDS = [item.name for item in fields(Settings)]
+NAMES = st.sampled_from(FIELDS)
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 WORDS = st.sampled_from(
     ["64x48", "1e400", "0x_", "1:1:1.5", "2026-13-45", "=", "<<", "!!int", "&a", "*a", "~"]
@@ -62,6 +63,19 @@ def test_settings(folder, mapping, text, noise):
     lines = "".join(f"{name}: {value}\n" for name, value in mapping.items())
     for content in (yaml.safe_dump(mapping).encode(), lines.encode(errors="replace"), text.encode(), noise):
         path.write_bytes(content)
+        if found := settings_or_refusal(path):
+            path.write_text(found.to_yaml(), encoding="utf-8")
+            assert read_settings(path) == found
+
+
+@pytest.mark.fault("a settings file with random values of each setting")
+@pytest.mark.parametrize("name", FIELDS)
+@settings(max_examples=10)
+@given(value=VALUES, word=st.text(max_size=20) | WORDS)
+def test_each_setting(folder, name, value, word):
+    path = folder / "settings.yaml"
+    for content in (yaml.safe_dump({name: value}), f"{name}: {word}\n"):
+        path.write_bytes(content.encode(errors="replace"))
         if found := settings_or_refusal(path):
             path.write_text(found.to_yaml(), encoding="utf-8")
             assert read_settings(path) == found

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from command_line import answer, assert_refused, case
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny_pipelines import quick_settings
 
 from ditflow import transfer
@@ -100,6 +102,29 @@ def test_records(path, value, told, run, capfd):
 
 def strict(text):
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+@pytest.mark.fault("an embedding with wrong values about itself")
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("model", None, "it lacks model, expected a text"),
+        ("model", "3", "model is 3, expected a text"),
+        ("size", "[48, 32]", "size is [48, 32], expected a text"),
+        ("frames", "1e99", "frames is 1e+99, expected a whole number from 1"),
+        ("frames", "ten", "frames is 'ten', expected JSON"),
+        ("timesteps", "[999, null]", "timesteps[1] is None, expected a number"),
+        ("timesteps", "[" * 5000, "expected JSON"),
+        ("kind", '"spiral"', "kind is 'spiral', expected"),
+    ],
+)
+def test_embeddings(name, value, told, run, capfd):
+    path = run / "embedding.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() | {name: value}
+    tensors = load_file(path)
+    save_file(tensors, path, {key: text for key, text in metadata.items() if text is not None})
+    assert_refused(capfd, ["inject", "--from", "run"], 1, "run/embedding.safetensors: ", told)
 
 
 @pytest.mark.fault("a run with NaN and infinity among its numbers")

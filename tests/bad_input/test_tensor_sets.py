@@ -98,6 +98,20 @@ def test_tied_weights_may_have_either_name(small_folder, tmp_path):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.fault("tied weights that differ")
+def test_tied_weights_are_equal(small_folder, tmp_path, clip, capfd):
+    model = shutil.copytree(small_folder, tmp_path / "model")
+    path = model / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    tensors[EMBEDDING] = tensors["shared.weight"].clone()
+    save_file(tensors, path, {"format": "pt"})
+    ModelFolder(str(model), "float32", CPU).check()
+    tensors[EMBEDDING][0, 0] += 1
+    save_file(tensors, path, {"format": "pt"})
+    told = f"tied, but different: 1 ({EMBEDDING} and shared.weight)"
+    assert_refused(capfd, transfer_words(model, clip), 1, told)
+
+
 def test_shards_are_one_set(small_folder, tmp_path, clip, capfd):
     model = shutil.copytree(small_folder, tmp_path / "model")
     whole = model / "transformer" / "diffusion_pytorch_model.safetensors"
@@ -112,5 +126,10 @@ def test_shards_are_one_set(small_folder, tmp_path, clip, capfd):
     assert_refused(capfd, words, 1, "only one can be right: remove the others")
     whole.unlink()
     ModelFolder(str(model), "float32", CPU).check()
-    save_file({name: tensors[name] for name in names[31:]}, whole.with_name("a-00002-of-00002.safetensors"))
+    second = whole.with_name("a-00002-of-00002.safetensors")
+    save_file({name: tensors[name] for name in names[29:]}, second)
+    assert_refused(
+        capfd, words, 1, f"given twice: 1 ({names[29]} in a-00001-of-00002.safetensors and a-00002"
+    )
+    save_file({name: tensors[name] for name in names[31:]}, second)
     assert_refused(capfd, words, 1, f"missing: 1 ({names[30]})")

@@ -2,11 +2,14 @@
 
 import json
 import logging
+import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from ditflow import transfer, video
@@ -21,6 +24,11 @@ from ditflow.evaluation.own_flow import read_own_flow
 from ditflow.evaluation.tables import as_table
 from ditflow.small.clips import FRAME_RATE, made_clip
 from ditflow.small.sight import look
+
+
+def fault(what, *values):
+    return pytest.param(*values, id=what, marks=pytest.mark.fault(what))
+
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -85,6 +93,78 @@ def test_clip_scores_are_those_of_transformers(clip_folder):
     neighbours = (whole.image_embeds[1:] * whole.image_embeds[:-1]).sum(-1).mean()
     assert temporal_consistency(seen) == pytest.approx(float(neighbours), abs=1e-5)
     assert temporal_consistency(seen[:1]) is None
+
+
+def config_with(folder, part, **values):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config[part] |= values
+    path.write_text(json.dumps(config))
+
+
+def piped(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+
+
+def without_a_tensor(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["text_projection.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        fault(
+            f"a CLIP model with a named pipe for {name}",
+            lambda folder, name=name: piped(folder, name),
+            f"{name} is a named pipe",
+        )
+        for name in ("config.json", "model.safetensors", "tokenizer.json", "vocab.json", "notes.txt")
+    ]
+    + [
+        fault("a CLIP model without a tensor", without_a_tensor, "missing: 1 (text_projection.weight)"),
+        fault(
+            "a CLIP model of a billion channels",
+            lambda folder: config_with(folder, "vision_config", hidden_size=10**9),
+            "config.json: vision_config.hidden_size is 1000000000, expected a whole number from 1 to 16384",
+        ),
+        fault(
+            "a CLIP model of a million layers",
+            lambda folder: config_with(folder, "text_config", num_hidden_layers=10**6),
+            "text_config.num_hidden_layers is 1000000, expected a whole number from 1 to 100",
+        ),
+        fault(
+            "a CLIP model for pictures of a billion pixels",
+            lambda folder: (folder / "preprocessor_config.json").write_text(
+                json.dumps({"size": {"shortest_edge": 10**9}})
+            ),
+            "preprocessor_config.json: size.shortest_edge is 1000000000, expected a whole number",
+        ),
+        fault(
+            "a CLIP model that is a pickle",
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            "pytorch_model.bin is a pickle",
+        ),
+    ],
+)
+def test_damaged_clip_models_are_refused(damage, told, clip_folder, pair, tmp_path, capsys):
+    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    damage(folder)
+    words = ["evaluate", "--video", str(pair / "clip.mp4"), "--reference", str(pair / "clip.mp4"), "--quiet"]
+    assert main([*words, "--prompt", "a bear", "--clip", str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+
+
+@pytest.mark.fault("a CLIP model that is neither a folder nor a hub id")
+@pytest.mark.parametrize("name", ["clip.mp4", "/dev/zero", "a/b/c"])
+def test_clip_models_that_cannot_be_are_not_asked_for(name, pair, capsys):
+    words = ["evaluate", "--video", str(pair / "clip.mp4"), "--reference", str(pair / "clip.mp4"), "--quiet"]
+    assert main([*words, "--prompt", "a bear", "--clip", name]) == 1
+    told = f"CLIP {name} cannot be loaded (it is neither a folder nor OWNER/NAME on the hub)"
+    assert told in capsys.readouterr().err
 
 
 def test_long_prompts_are_cut_with_a_warning(clip_folder, caplog):

@@ -46,7 +46,7 @@ def test_doctor_without_home(homeless, monkeypatch, capsys):
     assert "ditflow's cache      none: no home folder is known" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["file", "file/inside", "/proc/nothing"])
+@pytest.mark.parametrize("kind", ["file", "file/inside", "/proc/nothing", "x" * 300])
 @pytest.mark.fault("a cache folder that cannot be made or written to")
 def test_unwritable_cache(settings, monkeypatch, tmp_path, kind):
     (tmp_path / "file").write_text("mine")

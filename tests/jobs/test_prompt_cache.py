@@ -169,6 +169,18 @@ def test_a_damaged_embedding_is_encoded_again(folder, tokens, encode, cache, dam
     assert len(list(cache.iterdir())) == 3
 
 
+@pytest.mark.fault("a cache entry that is a named pipe or a folder")
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_an_entry_that_is_no_file(folder, tokens, encode, cache, make):
+    expected = fields(encode_texts(folder, tokens, encode))
+    for entries in (cache, cache.parent / "weights"):
+        for entry in list(entries.iterdir()):
+            entry.unlink()
+            make(entry)
+    assert all(map(torch.equal, fields(encode_texts(folder, tokens, encode)), expected))
+    assert encode.calls == [3, 3]
+
+
 def test_works_without_a_writable_cache(folder, tokens, encode, cache, caplog):
     cache.parent.mkdir(parents=True)
     cache.write_text("in the way")

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tiny_models import tiny_transformer
 
 from ditflow.errors import DitflowError
-from ditflow.models.lora import add_lora
+from ditflow.models.lora import add_lora, check_fit
 
 LAYERS = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.1.attn1.to_out.0", "proj_out")
 RANK = 4
@@ -82,6 +82,11 @@ KOHYA = {"down": "lora_down.weight", "up": "lora_up.weight", "dots": False}
         {"before": "lora_unet_", **KOHYA},
         {"before": "lora_unet__", **KOHYA},
         {"before": "lora_transformer_", **KOHYA},
+        {"before": "lycoris_", **KOHYA},
+        {"before": "model.diffusion_model."},
+        {"before": "pipe.dit."},
+        {"before": "unet."},
+        {"down": "lora_A", "up": "lora_B"},
     ],
     ids=str,
 )
@@ -205,6 +210,39 @@ def test_half_precision_weights_are_rounded_once(tmp_path):
         assert ((found.double() - expected).abs() <= 2**-8 * expected.abs() + 1e-6).all()
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    ["to_q", r".*\.to_q", r"transformer_blocks\.\d\.attn1\.to_q", "^transformer_blocks.0.attn1.to_q"],
+)
+def test_patterns_are_those_of_peft(pattern, tmp_path):
+    weights = peft_weights(LAYERS[:1], 8) | peft_weights(LAYERS[1:])
+    header = diffusers_header(r=RANK, lora_alpha=RANK, rank_pattern={pattern: 8}, alpha_pattern={pattern: 16})
+    factor = {LAYERS[0]: 2.0, LAYERS[1]: 1.0, LAYERS[2]: 1.0}
+    assert_merged(saved(tmp_path / "a.safetensors", in_layout(weights), header), by_hand(weights, factor))
+
+
+def test_one_alpha_may_be_stated_twice(tmp_path):
+    weights = peft_weights()
+    tensors = in_layout(weights) | {f"transformer.{layer}.alpha": torch.tensor(8) for layer in LAYERS}
+    path = saved(tmp_path / "a.safetensors", tensors, diffusers_header(r=RANK, lora_alpha=8))
+    assert_merged(path, by_hand(weights, 2.0))
+
+
+@pytest.mark.fault("a LoRA or a scale of it that is beyond the weights' range")
+@pytest.mark.parametrize(
+    ("factor", "scale", "dtype"),
+    [(1, ":1e39", torch.float32), (1e20, "", torch.float32), (1, ":1e5", torch.float16)],
+)
+def test_changes_beyond_the_weights_range_are_refused(factor, scale, dtype, tmp_path):
+    weights = {layer: (factor * down, factor * up) for layer, (down, up) in peft_weights().items()}
+    path = saved(tmp_path / "a.safetensors", in_layout(weights))
+    with pytest.raises(
+        DitflowError, match=f"adds more to .* than weights in {dtype} can be: give a smaller scale"
+    ):
+        check_fit(tiny_transformer(), path + scale, dtype)
+    check_fit(tiny_transformer(), saved(tmp_path / "b.safetensors", in_layout(peft_weights())), dtype)
+
+
 FIRST = f"transformer.{LAYERS[0]}"
 
 
@@ -221,6 +259,12 @@ def poisoned(name, value):
         tensors[name][0, 1] = value
 
     return change
+
+
+def zeroed(tensors):
+    for name in tensors:
+        if "lora_B" in name:
+            tensors[name] = torch.zeros_like(tensors[name])
 
 
 @pytest.mark.parametrize(
@@ -276,6 +320,23 @@ def poisoned(name, value):
         ),
         (len, diffusers_header(r=8), ["has rank 4, its settings say 8"]),
         (len, {"lora_adapter_metadata": "{"}, ["is damaged"]),
+        (len, {"lora_adapter_metadata": "[" * 100_000}, ["is damaged"]),
+        (
+            len,
+            diffusers_header(rank_pattern={"[": 8}),
+            ["the pattern '[' is wrong: unterminated character set"],
+        ),
+        (len, diffusers_header(bias="all"), ["bias is 'all', expected null or \"none\""]),
+        (len, diffusers_header(lora_bias=True), ["lora_bias is True, expected null or false"]),
+        (len, diffusers_header(modules_to_save=["x"]), ["modules_to_save is ['x'], expected null or []"]),
+        (len, diffusers_header(layer_replication=[[0, 2]]), ["layer_replication is [[0, 2]], expected null"]),
+        (
+            added(f"{FIRST}.alpha", torch.tensor(8.0)),
+            diffusers_header(lora_alpha=2),
+            ["alpha is 8, and its settings"],
+        ),
+        (dict.clear, {"format": "pt"}, ["would change nothing: it holds no tensors"]),
+        (zeroed, {}, ["would change nothing: it holds only zeros"]),
         (len, {"lora_adapter_metadata": "[]"}, ["lora_adapter_metadata is not a mapping of names to values"]),
     ],
     ids=lambda given: "",

@@ -285,7 +285,7 @@ def test_weights_packed_on_a_gpu_return_to_the_cpu(kind, stored):
 
 def test_weights_are_checked_before_anything_is_loaded(tmp_path, monkeypatch):
     file = tmp_path / "model.gguf"
-    file.touch()
+    file.write_bytes(b"GGUF")
     for kind in ("full", "fp8", "int8", "nf4", str(file)):
         check_weights(kind)
     with pytest.raises(SettingsError, match="fp16: .*full, fp8, int8, nf4 or a .gguf file"):

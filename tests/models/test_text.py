@@ -69,6 +69,13 @@ def test_a_prompt_of_unknown_words_is_refused(folder, prompt, which):
         folder.tokenise(prompts)
 
 
+@pytest.mark.fault("a prompt of which nothing is read")
+@pytest.mark.parametrize("prompt", ["\u200b\u200b", "<pad> <pad>", "</s>"])
+def test_a_prompt_of_which_nothing_is_read_is_refused(folder, prompt):
+    with pytest.raises(SettingsError, match="reads nothing in the prompt '.*': write words in English"):
+        folder.tokenise([prompt])
+
+
 def test_the_small_models_know_their_captions_and_plain_text(caplog):
     captions = [caption(*words) for words in itertools.product(COLOURS, SHAPES, COLOURS)]
     others = ["", "   ", "...", "A RED Circle, moving -- fast!\tNow (no.2)\n", "ｗｉｄｅ", "a\u200bb"]

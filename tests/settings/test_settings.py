@@ -1,9 +1,13 @@
 """Settings: shipped defaults, precedence, and a one-line error for every bad value."""
 
 from dataclasses import fields, replace
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from ditflow.errors import DitflowError, SettingsError
@@ -145,7 +149,23 @@ def test_paths_are_texts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "size", [(96.7, 64), (96, 64.5), (float("nan"), 64), (True, 64), (96,), (96, 64, 3), 96, (None, 64)]
+    "number",
+    [9.5, Decimal("9.5"), Fraction(19, 2), np.float32(9.5), torch.tensor(9.5), "9.5", True, float("inf")],
+)
+def test_numbers_that_are_not_whole(number):
+    with pytest.raises(SettingsError, match="frames: .* given, a whole number accepted"):
+        Settings(model="small", frames=number)
+
+
+@pytest.mark.parametrize("number", [9, 9.0, Decimal(9), Fraction(9), np.int32(9), torch.tensor(9), "9"])
+def test_whole_numbers_of_any_type(number):
+    assert Settings(model="small", frames=number).frames == 9
+
+
+@pytest.mark.parametrize(
+    "size",
+    [(96.7, 64), (-96, 64), {96, 64}, "-96x64", (np.float32(96.5), 64), (96, 64.5), (float("nan"), 64)]
+    + [(True, 64), (96,), (96, 64, 3), 96, (None, 64)],
 )
 def test_sizes_that_are_not_two_whole_numbers(size):
     with pytest.raises(SettingsError, match="size: .* given, WIDTHxHEIGHT accepted"):

@@ -19,6 +19,7 @@ from ditflow.cli import doctor
 # import name: package, where they differ
 PACKAGES = {
     "PIL": "pillow",
+    "google": "protobuf",
     "cv2": "opencv-python-headless",
     "torch_tensorrt": "torch-tensorrt",
     "yaml": "pyyaml",

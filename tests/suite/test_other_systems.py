@@ -88,6 +88,35 @@ def test_a_folder_that_cannot_be_opened_is_not_flushed(tmp_path, monkeypatch):
     assert tmp_path not in [path for path, _ in opened]
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_replaces_one_where_the_system_does_not(tmp_path, monkeypatch, replaced):
+    real = os.replace
+
+    def replace(source, path):
+        if os.path.isdir(path):  # not even an empty one
+            raise PermissionError("Access is denied")
+        real(source, path)
+
+    monkeypatch.setattr(os, "replace", replace)
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    if replaced:
+        (folder / "old.png").touch()
+    with whole_or_absent(folder, replace_folder=replaced) as unfinished:
+        unfinished.mkdir()
+        (unfinished / "new.png").touch()
+    assert [path.name for path in folder.iterdir()] == ["new.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["frames"]
+
+
+def test_a_folder_with_content_stays(tmp_path):
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "mine.png").touch()
+    with pytest.raises(OSError), whole_or_absent(tmp_path / "frames") as unfinished:
+        unfinished.mkdir()
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["frames", "frames/mine.png"]
+
+
 def test_memory_is_given_back_without_a_c_library(monkeypatch):
     monkeypatch.setattr(capacity, "C_LIBRARY", None)
     capacity.give_back(capacity.torch.device("cpu"))

@@ -64,6 +64,7 @@ def main() -> int:
     ctypes.CDLL = refuse(ctypes.CDLL, lambda name=None, *_, **__: name is None)
     # shutil opens folders here, with dir_fd, but not on Windows
     os.open = refuse(os.open, lambda path, *_, **keywords: os.path.isdir(path) and "dir_fd" not in keywords)
+    os.replace = refuse(os.replace, lambda _, path: os.path.isdir(path))
     Path.read_text = refuse(Path.read_text, lambda path, **_: path.parts[:2] == ("/", "proc"))
 
     import ditflow

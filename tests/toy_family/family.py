@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -88,6 +89,9 @@ class ToyFamily:
 
     def config_schema(self, part: str) -> Schema:
         return SCHEMAS.get(part, Schema())
+
+    def check_tokenizer(self, folder: Path, encoder: Mapping[str, Any]) -> None:
+        """The tokenizer has a single file, which its class checks."""
 
     def network(self, part: str) -> type:
         return {

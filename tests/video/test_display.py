@@ -2,6 +2,7 @@
 
 import struct
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from ditflow.errors import DitflowError
 from ditflow.video import read_clip
+from ditflow.video.display import display_of
 from ditflow.video.tone import compressed, hlg_light, hlg_scene, pq_light, to_bt709
 
 BLUE, GREY = (40, 60, 200), (128, 128, 128)
@@ -224,6 +226,54 @@ def test_hdr_and_wide_colours_are_shown_on_a_bt709_screen(tmp_path, caplog, tran
     assert np.abs(centre(read_clip(source, frames=1, size=None)) - rgb).max() <= 4
     changed = "converted from BT.2020's colours to BT.709's"
     assert said(caplog) == (changed if transfer == "SDR" else f"tone-mapped from HDR ({transfer}) to BT.709")
+
+
+@pytest.fixture
+def tagged(tmp_path):
+    """Makes a video in HEVC with this tag and these colour properties."""
+
+    def make(tag, **tags):
+        pictures = frames_of([made_frame(index) for index in range(9)], pixels="yuv420p10le")
+        options = {"x265-params": "log-level=none"}
+        source = written(
+            tmp_path / "a.mp4", pictures, codec="libx265", options=options, pixels="yuv420p10le", **tags
+        )
+        content = source.read_bytes()
+        assert content.count(b"hev1") == 1
+        source.write_bytes(content.replace(b"hev1", tag))
+        return source
+
+    return make
+
+
+@pytest.mark.fault("a video in Dolby Vision's own colours")
+@pytest.mark.parametrize("tag", [b"dvhe", b"dvh1"])
+def test_dolby_vision_of_profile_5_is_refused(tagged, tag):
+    with pytest.raises(
+        DitflowError, match="is in Dolby Vision's own colours .profile 5., which cannot be read"
+    ):
+        read_clip(tagged(tag), frames=9, size=None)
+
+
+def test_dolby_vision_of_other_profiles_is_read_as_its_base_layer(tagged, caplog):
+    colours = {"color_trc": 16, "color_primaries": 9, "colorspace": 9}
+    expected = read_clip(tagged(b"hvc1", **colours), frames=9, size=None)
+    caplog.clear()
+    found = read_clip(tagged(b"dvh1", **colours), frames=9, size=None)
+    assert np.array_equal(found.frames, expected.frames)
+    assert said(caplog) == "tone-mapped from HDR (PQ) to BT.709, without Dolby Vision's changes to it"
+
+
+@pytest.mark.parametrize("name", ["DOVI_RPU_BUFFER", "DOVI_METADATA"])
+def test_dolby_vision_is_known_by_what_its_frames_carry(tmp_path, name):
+    source = written(tmp_path / "a.mkv", frames_of([made_frame(0)]))
+    with av.open(str(source)) as container:
+        frame = next(container.decode(video=0))
+        stream = container.streams.video[0]
+        said = {"format": frame.format, "width": 64, "height": 48, "colorspace": 2, "interlaced_frame": False}
+        assert display_of(source, stream, frame)
+        with pytest.raises(DitflowError, match="Dolby Vision"):
+            display_of(source, stream, SimpleNamespace(**said, side_data={name: b"x"}))
 
 
 def test_light_is_the_standards():

@@ -1,5 +1,6 @@
 """Images of more than 8 bits are scaled by the range that they use, all of a clip alike."""
 
+import struct
 from fractions import Fraction
 
 import av
@@ -68,6 +69,65 @@ def test_colour_images_are_scaled_by_their_range(tmp_path, name, scale, channels
     encoded(tmp_path / name, layout, (colours / 255 * scale)[..., :channels])
     expected = colours[..., :3] * (colours[..., 3:] > 0 if channels == 4 else 1)
     assert np.abs(read(tmp_path)[0] - expected).max() <= 1
+
+
+def float_tiff(pixels, endian="<"):
+    """A TIFF of floats [height, width, channels], which Pillow cannot write."""
+    height, width, channels = pixels.shape
+    data = pixels.astype(f"{endian}f4").tobytes()
+    entries = {
+        256: (4, [width]),
+        257: (4, [height]),
+        258: (3, [32] * channels),
+        259: (3, [1]),  # not compressed
+        262: (3, [2]),  # RGB
+        273: (4, [8]),
+        277: (3, [channels]),
+        278: (4, [height]),
+        279: (4, [len(data)]),
+        339: (3, [3] * channels),  # floats
+    }
+    directory, more = b"", b""
+    for tag, (kind, values) in entries.items():
+        packed = struct.pack(f"{endian}{len(values)}{'H' if kind == 3 else 'I'}", *values)
+        if len(packed) > 4:
+            packed, more = (
+                struct.pack(f"{endian}I", 14 + len(data) + 12 * len(entries) + len(more)),
+                more + packed,
+            )
+        directory += struct.pack(f"{endian}HHI", tag, kind, len(values)) + packed.ljust(4, b"\0")
+    head = (b"II*\0" if endian == "<" else b"MM\0*") + struct.pack(f"{endian}I", 8 + len(data))
+    return head + data + struct.pack(f"{endian}H", len(entries)) + directory + bytes(4) + more
+
+
+@pytest.mark.parametrize("endian", ["<", ">"])
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("scale", [1, 255, 65535])
+def test_colours_in_floats_are_scaled_by_their_range(tmp_path, caplog, endian, channels, scale):
+    colours = np.stack((LEVELS, LEVELS[::-1], LEVELS[:, ::-1], np.full(SHAPE, 255)), axis=-1)
+    (tmp_path / "one.tif").write_bytes(float_tiff(colours[..., :channels] / 255 * scale, endian))
+    assert np.abs(read(tmp_path)[0] - colours[..., :3]).max() <= 1
+    assert f"0 is black, {scale} is white" in caplog.text
+
+
+def test_colours_in_floats_keep_what_is_beyond_white_for_the_range(tmp_path, caplog):
+    colours = np.full((*SHAPE, 3), 0.5)
+    colours[0, 0], colours[0, 1] = 3, -0.01
+    (tmp_path / "one.tif").write_bytes(float_tiff(colours))
+    assert read(tmp_path)[0, :2, :2, 0].tolist() == [[255, 0], [128, 128]]
+    assert "levels from -0.01 to 3: 0 is black, 1 is white" in caplog.text
+
+
+@pytest.mark.fault("an image in a layout that nothing here reads")
+def test_an_unknown_layout_is_refused(tmp_path):
+    whole = float_tiff(np.full((*SHAPE, 3), 0.5))
+    compressed = struct.pack("<HHIHH", 259, 3, 1, 1, 0)
+    assert whole.count(compressed) == 1
+    (tmp_path / "one.tif").write_bytes(whole.replace(compressed, struct.pack("<HHIHH", 259, 3, 1, 9999, 0)))
+    with pytest.raises(
+        DitflowError, match="one.tif cannot be read as an image of PNG, .*: replace it by a PNG"
+    ):
+        read(tmp_path)
 
 
 def test_all_images_of_a_clip_are_scaled_alike(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ditflow.files import shipped
@@ -61,6 +62,11 @@ class CogVideoXFamily:
 
     def config_schema(self, part: str) -> Schema:
         return SCHEMAS[part]
+
+    def check_tokenizer(self, folder: Path, encoder: Mapping[str, Any]) -> None:
+        from ditflow.models.cogvideox.tokenizer import check_tokenizer
+
+        check_tokenizer(folder, encoder)
 
     def network(self, part: str) -> type:
         if part == "transformer":

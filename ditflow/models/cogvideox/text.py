@@ -65,6 +65,12 @@ def tokenise(tokenizer: T5Tokenizer, prompts: Sequence[str], length: int) -> Ten
 def _check_known(tokenizer: T5Tokenizer, prompt: str) -> None:
     """All unknown text becomes the same token, so the model could not tell one such prompt from another."""
     found = tokenizer(prompt, return_offsets_mapping=True)
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    read = [token for token in found.input_ids if token not in special]
+    if prompt.strip() and not tokenizer.decode(read).strip():
+        raise SettingsError(
+            f"the model's text encoder reads nothing in the prompt {shown(prompt)}: write words in English"
+        )
     spans = [(token, range(*span)) for token, span in zip(found.input_ids, found.offset_mapping, strict=True)]
     lost = {place for token, span in spans if token == tokenizer.unk_token_id for place in span}
     kept = {place for token, span in spans if token != tokenizer.unk_token_id for place in span} - lost
@@ -80,10 +86,17 @@ def _check_known(tokenizer: T5Tokenizer, prompt: str) -> None:
 
 
 def empty_t5(config: Mapping[str, Any], dtype: torch.dtype) -> T5EncoderModel:
-    """An encoder with uninitialised weights, in the precisions in which transformers loads them."""
+    """An encoder with uninitialised weights, in the precisions in which transformers loads them.
+
+    Raises ValueError for a configuration with which it could not compute.
+    """
     # as in loading, no attention implementation of the config's own: it could be downloaded and run
     known = {key: value for key, value in config.items() if "attn_implementation" not in key}
-    encoder = T5EncoderModel(T5Config(**known, attn_implementation="sdpa"))
+    found = T5Config(**known, attn_implementation="sdpa")
+    least = found.relative_attention_num_buckets // 4 + 1  # a quarter of the buckets are for single distances
+    if (most := found.relative_attention_max_distance) < least:
+        raise ValueError(f"its relative_attention_max_distance is {most}, expected at least {least}")
+    encoder = T5EncoderModel(found)
     if dtype == torch.float16:
         for name, layer in encoder.named_modules():
             if name.endswith(".wo"):  # transformers loads this layer in float32, as float16 overflows
