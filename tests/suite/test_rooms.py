@@ -21,6 +21,7 @@ ROOMS = (  # from the top
     "memory",
     "models",
     "pictures",
+    "optical_flow",
     "video",
     "profiling",
 )
