@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ def compare_blocks(
     Raises DitflowError (SettingsError for wrong settings) with one line that says what to do.
     """
     opencv()  # before any work
+    settings = replace(settings, guidance=False, injection=False)  # their blocks need not exist
     timesteps = sorted(set(timesteps))
 
     def check(settings: Settings, folder: ModelFolder) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 from ditflow.optical_flow.dense import CELL, cell_means, frame_flow, opencv, sample
 
 MISSED = 1.0  # pixels: there and back again, content that was not hidden comes this close to its start
-ALIKE = 1.0  # grey levels by which still content may fit worse than moved content
-NEIGHBOURHOOD = 3 * CELL + 1  # pixels: the window in which they are compared
 STRUCTURE = 4.0  # grey levels, standard deviation: flow on smoother surfaces is a guess
+NEIGHBOURHOOD = 3 * CELL + 1  # pixels: the window in which two frames look alike or not
+ALIKE = 1.0  # grey levels by which still content may fit worse than moved content
+UNLIKE = 0.25  # share of the contrast; content that differs by more is other content
 SEEN = 0.5  # share of a token's pixels that must be known
 
 
@@ -82,13 +83,18 @@ def _tokens(
     seen: np.ndarray,  # [height, width] bool
 ) -> np.ndarray:  # [tokens, 2] patches, NaN where unknown
     """The mean of what is known in each token."""
-    cv2 = opencv()
-    window, token = (NEIGHBOURHOOD, NEIGHBOURHOOD), (CELL, CELL)
-    unmoved = cv2.blur(np.abs(after - before), window)
-    still = unmoved <= cv2.blur(np.abs(sample(after, moved) - before), window) + ALIKE
-    variance = cv2.blur(before**2, token) - cv2.blur(before, token) ** 2
-    known = still | (seen & (variance >= STRUCTURE**2))
+    cv2, window = opencv(), (NEIGHBOURHOOD, NEIGHBOURHOOD)
+    unmoved, carried = np.abs(after - before), np.abs(sample(after, moved) - before)
+    fits = np.minimum(cv2.blur(carried, window), UNLIKE * _contrast(before, NEIGHBOURHOOD))
+    still = cv2.blur(unmoved, window) <= fits + ALIKE
+    known = still | (seen & (_contrast(before, CELL) >= STRUCTURE))
     share = cell_means(known[..., None].astype(np.float32))
     total = cell_means(np.where(known & ~still, 1, 0)[..., None] * moved)
     means = np.where(share >= SEEN, total / np.maximum(share, SEEN) / CELL, np.nan)
     return means.reshape(-1, 2)
+
+
+def _contrast(picture: np.ndarray, side: int) -> np.ndarray:
+    """The standard deviation in a window around each pixel."""
+    cv2, window = opencv(), (side, side)
+    return np.sqrt(np.maximum(cv2.blur(picture**2, window) - cv2.blur(picture, window) ** 2, 0))
