@@ -16,6 +16,7 @@ MOVES = 0.5  # latent patches: flow this long points to another token
 LEAST_MOVING = 0.005  # share of the tokens: below it, nothing moves
 SEES = 0.5  # correlation of a block that sees motion; docs/choosing-a-block.md says what chance reaches
 LEAST_SCORE = 0.1
+LEAST_BACKGROUND = 0.05  # share of the known pairs: below it, there is no background to speak of
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,13 @@ def score_block(
     known = ~np.isnan(reference).any(axis=-1) & ~np.eye(reference.shape[-3], dtype=bool)[..., None]
     moving = np.broadcast_to(moving[..., None, :], known.shape)
     seen, true, background = flow[known & moving], reference[known & moving], flow[known & ~moving]
+    has_background = len(background) and len(background) >= LEAST_BACKGROUND * known.sum()
     total = float(_length(seen).sum() + _length(true).sum())
     varies = len(seen) and np.ptp(seen) > 0 and np.ptp(true) > 0
     return BlockScore(
         float(np.corrcoef(seen.ravel(), true.ravel())[0, 1]) if varies else None,
         1 - float(_length(seen - true).sum()) / total if total else None,
-        float((_length(background) >= MOVES).mean()) if len(background) else None,
+        float((_length(background) >= MOVES).mean()) if has_background else None,
     )
 
 

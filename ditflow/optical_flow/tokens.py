@@ -33,10 +33,11 @@ def token_flow(
     """
     count, rows, columns = grid
     shown = [min(span[len(span) // 2], len(frames) - 1) for span in spans]
-    flow = frame_flow(frames, rows, columns)
+    levels = _contrasted(frames, rows, columns)
+    flow = frame_flow(levels[..., None].repeat(3, axis=-1), rows, columns)
     later = list(zip(flow.forward, _returns(flow.forward, flow.backward), strict=True))
     earlier = list(zip(flow.backward, _returns(flow.backward, flow.forward), strict=True))
-    pictures = _grey(frames[shown], rows, columns)
+    pictures = levels[shown].astype(np.float32)
     found = np.zeros((count, count, rows * columns, 2), np.float32)
     for query, start in enumerate(shown):
         ways = enumerate(_follow(later[start:]), start + 1), enumerate(_follow(earlier[:start][::-1]), 1)
@@ -48,11 +49,17 @@ def token_flow(
     return found
 
 
-def _grey(frames: np.ndarray, rows: int, columns: int) -> list[np.ndarray]:
-    """Frames at the resolution of the flow, [rows * CELL, columns * CELL] float32, 0 ... 255."""
+def _contrasted(frames: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """One channel at the resolution of the flow, [frames, rows * CELL, columns * CELL] uint8.
+
+    It is the direction in which the clip's colours differ most, as grey would not tell red from purple.
+    """
     cv2, size = opencv(), (columns * CELL, rows * CELL)
-    small = (cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames)
-    return [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32) for frame in small]
+    small = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
+    axis = np.linalg.eigh(np.cov(small[:, ::2, ::2].reshape(-1, 3).T))[1][:, -1]
+    weights = axis / np.abs(axis).sum() * (1 if axis.sum() > 0 else -1)
+    levels = (small @ weights.astype(np.float32)) - 255 * weights[weights < 0].sum()
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
 
 
 def _returns(flow: np.ndarray, opposite: np.ndarray) -> list[np.ndarray]:

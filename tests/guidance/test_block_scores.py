@@ -77,6 +77,15 @@ def test_what_cannot_be_compared_has_no_number(flows):
     assert score_block(still, everywhere, moving_tokens(everywhere)).correlation is None
 
 
+@pytest.mark.parametrize("background, stray", [(4, None), (6, 1)])
+def test_a_few_tokens_are_no_background(background, stray):
+    """Under a camera that moves, few tokens seem still, and by accident."""
+    reference = np.ones((FRAMES, FRAMES, 100, 2))
+    reference[:, :, :background] = 0
+    found = score_block(np.ones_like(reference), reference, moving_tokens(reference))
+    assert found.stray == stray and found.agreement == 1 and found.score == 1 - (stray or 0)
+
+
 GOOD, NOISY, RESTLESS, BLIND = (
     BlockScore(0.9, 0.8, 0.05),
     BlockScore(0.6, 0.5, 0.1),

@@ -110,6 +110,18 @@ def test_made_clips_agree_with_their_true_motion():
     assert len(seen) > 500 and np.concatenate(strays).mean() < 0.02
 
 
+def test_objects_may_differ_in_colour_alone():
+    """A purple square over red: both have the same grey."""
+    clip = made_clip(23)
+    grey = cv2.cvtColor(clip.frames.reshape(-1, WIDTH, 3), cv2.COLOR_RGB2GRAY)
+    assert np.ptp(grey) <= 3
+    found = token_flow(clip.frames, GRID, SPANS)
+    truth, inside = true_flow(clip.centroids, clip.scene.radii, WIDTH, GRID, SPANS)
+    known = np.isfinite(found[..., 0]) & inside[:, None]
+    assert known.sum() > 0.5 * 6 * inside.sum()
+    assert np.corrcoef(found[known].ravel(), truth[known].ravel())[0, 1] > 0.97
+
+
 def test_opencv_is_asked_for(pan, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(DitflowError, match=r"pip install .ditflow\[eval\]"):
