@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.passes import TEMPERATURE, Size, prepared_inputs, video_inputs
-from ditflow_kernels import attention_with_motion_flow, motion_flow, motion_flow_loss, qk_norm_rope
+from ditflow_kernels import motion_flow, motion_flow_loss, qk_norm_rope
 
 EPSILON = {torch.float32: 4e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 SIZES = [
@@ -67,7 +67,6 @@ def comparisons(size: Size, device: torch.device, backend: str) -> Iterator[tupl
         yield f"loss, {rows} rows", *_three(partial(loss, rows=rows), motion_flow_loss, tokens, backend)
     yield "flow in panels", *_three(partial(soft, workspace_bytes=1), motion_flow, tokens, backend)
     yield "loss in panels", *_three(partial(loss, workspace_bytes=1), motion_flow_loss, tokens, backend)
-    yield "attention", *_attention(size, device, backend)
 
     query, key, (norm, _, rope, text), gradients = prepared_inputs(size, device, 0)
     for name, norms, turn in (
@@ -95,28 +94,6 @@ def _prepare(function: Callable, inputs, norms, text: int, gradients) -> list[Te
     outputs = function(query, key, *norms, rope[0] if rope else None, text)
     gradients = [gradient.to(query.dtype) for gradient in gradients]
     return [*outputs, *torch.autograd.grad(outputs, inputs, gradients)]
-
-
-def _attention(size: Size, device: torch.device, backend: str) -> tuple:
-    """Attention with motion flow, against the two computed apart."""
-    query, key, _, (value, _) = prepared_inputs(size, device, 3)
-    tokens = query, key, value.requires_grad_()
-
-    def ours(tokens):
-        return attention_with_motion_flow(*tokens, size.grid, TEMPERATURE, size.text, backend=backend)
-
-    def apart(tokens):
-        query, key, value = tokens
-        logits = torch.einsum("bimd,bjmd->bmij", query, key) / size.head_dim**0.5
-        output = torch.einsum("bmij,bjmd->bimd", logits.softmax(dim=-1), value)
-        video = query[0, size.text :], key[0, size.text :]
-        return output, motion_flow(*video, size.grid, TEMPERATURE, backend="reference")
-
-    def with_gradients(function, tokens):
-        output, flow = function(tokens)
-        return [output, flow, *torch.autograd.grad(output.sum() + flow.sum(), tokens)]
-
-    return with_gradients(ours, tokens), with_gradients(apart, tokens), with_gradients(apart, _double(tokens))
 
 
 def check_ties(size: Size, device: torch.device, backend: str) -> None:

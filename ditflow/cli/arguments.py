@@ -16,7 +16,7 @@ from ditflow.settings.yaml_file import check_output
 
 USAGE = 2  # exit code
 GROUPS = ("video", "model", "memory", "speed", "text", "motion", "sampling", "output")
-FLOW_OPTIONS = ("source_prompt", "guidance_blocks", "temperature", "reference")
+FLOW_OPTIONS = ("source_prompt", "guidance_blocks", "temperature", "reference", "seed")
 PLAN_OPTIONS = (
     *("frames", "size", "model", "dtype", "memory", "weights", "steps", "guidance_scale", "guidance", "loss"),
     *("optimise", "guided", "optimisation_steps", "guidance_blocks", "injection", "injection_blocks"),
@@ -116,6 +116,7 @@ def _add_runs(commands: Any) -> None:
         command.add_argument("run", type=_path, metavar="RUN", help="folder of a transfer")
         command.add_argument("--memory", help="GPU memory to use instead of the run's setting")
     flow = _add_command(commands, "flow", "write the motion flow of a video as pictures and as a tensor file")
+    _add_block_comparison(flow)
     groups = ("video", "model", "memory", "output")
     shown = [item for item in flags if item.metadata["group"] in groups or item.name in FLOW_OPTIONS]
     _add_settings(flow, [item for item in shown if item.name != "keep_precision"])
@@ -123,6 +124,43 @@ def _add_runs(commands: Any) -> None:
         _add_config(command)
     for command in (transfer, inject, resume, decode, flow):
         command.add_argument("--quiet", action="store_true", help="print only warnings and the run folder")
+
+
+def _add_block_comparison(flow: argparse.ArgumentParser) -> None:
+    section = flow.add_argument_group(
+        "which block to guide",
+        "With --blocks, nothing is drawn for --guidance-blocks. Each of these blocks is compared with the "
+        "clip's optical flow instead, and the one to give to --guidance-blocks is named.",
+    )
+    section.add_argument(
+        "--blocks", nargs="+", metavar="N", help="blocks to compare: all, or numbers such as 3 5 9"
+    )
+    section.add_argument(
+        "--timestep",
+        nargs="+",
+        type=int,
+        metavar="T",
+        help="noise levels to read the clip at (default 0: without noise, as guidance reads it)",
+    )
+
+
+def read_blocks(options: argparse.Namespace) -> tuple[list[int] | None, list[int]] | None:
+    """The blocks (None: all) and timesteps that `flow` compares; None if it compares no blocks.
+
+    Raises SettingsError.
+    """
+    words = options.blocks
+    if words is None:
+        if options.timestep:
+            raise SettingsError("--timestep is for --blocks: give --blocks all, or leave out --timestep")
+        return None
+    if options.guidance_blocks:
+        raise SettingsError(
+            "--blocks compares blocks, --guidance-blocks draws their flow: give only one of them"
+        )
+    if words != ["all"] and not all(word.isascii() and word.isdigit() for word in words):
+        raise SettingsError(f"--blocks {' '.join(words)}: accepted are all, or block numbers such as 3 5 9")
+    return None if words == ["all"] else [int(word) for word in words], options.timestep or [0]
 
 
 def _add_plan(commands: Any) -> None:

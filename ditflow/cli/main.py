@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ditflow.cli.arguments import USAGE, build_parser, read_options
+from ditflow.cli.arguments import USAGE, build_parser, read_blocks, read_options
 from ditflow.cli.interrupts import HungUp, Terminated, terminable
 from ditflow.cli.terminal import Output, one_line, steady_output
 from ditflow.errors import DitflowError, SettingsError
@@ -70,6 +70,8 @@ def run(options: argparse.Namespace) -> None:
         print(settings.to_yaml(), end="")
     elif options.command == "plan":
         print_plan(options, settings)
+    elif options.command == "flow" and (given := read_blocks(options)):
+        print_blocks(options, settings, *given)
     else:
         run_job(options, settings)
 
@@ -122,6 +124,20 @@ def run_job(options: argparse.Namespace, settings: Settings) -> None:
         job = profiled(job, request)
     with shown_progress(options.quiet) as progress:
         run = job(settings, progress)
+    print(run.folder)
+
+
+def print_blocks(
+    options: argparse.Namespace, settings: Settings, blocks: list[int] | None, timesteps: list[int]
+) -> None:
+    """Compare blocks, and print the comparison and its folder; if quiet, only the folder."""
+    quieten_libraries()
+    from ditflow.jobs.blocks import compare_blocks
+
+    with shown_progress(options.quiet) as progress:
+        run, comparison = compare_blocks(settings, blocks, timesteps, progress)
+    if not options.quiet:
+        print(comparison.as_text())
     print(run.folder)
 
 

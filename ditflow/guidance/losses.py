@@ -20,6 +20,11 @@ from ditflow_kernels import motion_flow, motion_flow_loss
 ROUNDING = 1e-5  # how far the features of equal frames may be from their mean
 
 
+def clip_flow(read: QueryKey, grid: Grid, settings: Settings) -> Tensor:
+    """A clip's motion flow in one block [frames (query), frames (key), height * width, 2], to be matched."""
+    return motion_flow(*read, grid, settings.temperature, hard=settings.reference == "hard")
+
+
 class FlowLoss:
     """Mean square difference of the attention motion flow, in square latent patches (DiTFlow, eq. 3-5)."""
 
@@ -27,11 +32,7 @@ class FlowLoss:
 
     def __init__(self, references: dict[int, QueryKey], grid: Grid, settings: Settings):
         self.grid, self.temperature, self.rows = grid, settings.temperature, settings.rows
-        hard = settings.reference == "hard"
-        self.references = {  # [frames (query), frames (key), height * width, 2]
-            block: motion_flow(*read, grid, settings.temperature, hard=hard)
-            for block, read in references.items()
-        }
+        self.references = {block: clip_flow(read, grid, settings) for block, read in references.items()}
 
     @property
     def still(self) -> bool:

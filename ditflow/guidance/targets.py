@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ditflow.errors import DitflowError
-from ditflow.guidance.losses import LOSSES
+from ditflow.guidance.losses import LOSSES, FlowLoss, clip_flow
 from ditflow.guidance.optimise import Guidance, learning_rates, loss_scaler
 from ditflow.models.protocols import Capture, Grid, Inputs, Runner
 from ditflow.settings import Settings
@@ -32,8 +33,25 @@ def clip_features(
     embedding: Tensor,
 ) -> dict[int, Any]:
     """The clip's features, from one forward at timestep 0 with nothing injected."""
-    timestep = torch.zeros(1, dtype=runner.transformer.timestep_dtype, device=latents.device)
+    timestep = _timestep_zero(runner, latents)
     return runner.features(Inputs(latents, source_prompt, timestep, embedding), {}, capture)
+
+
+def clip_flows(
+    runner: Runner,
+    settings: Settings,
+    blocks: Sequence[int],
+    latents: Tensor,  # [1, frames, channels, height, width] the clip, with the noise of `timestep`
+    source_prompt: Tensor,  # [1, text tokens, text channels]
+    timestep: Tensor | None = None,  # [1]; None: 0
+) -> dict[int, Tensor]:  # by block, [frames (query), frames (key), height * width, 2] on the host
+    """The clip's motion flow in many blocks, from one forward that keeps no block's queries and keys."""
+    transformer = runner.transformer
+    grid = transformer.grid(latents)
+    timestep = _timestep_zero(runner, latents) if timestep is None else timestep
+    inputs = Inputs(latents, source_prompt, timestep, transformer.embedding(grid))
+    capture = Capture(FlowLoss.reads, tuple(blocks))
+    return runner.features(inputs, {}, capture, lambda _, read: clip_flow(read, grid, settings).cpu())
 
 
 def prepare_guidance(
@@ -51,3 +69,7 @@ def prepare_guidance(
         learning_rates=learning_rates(*settings.learning_rate, settings.guided_steps),
         scaler=loss_scaler(getattr(torch, settings.dtype), latents.device),
     )
+
+
+def _timestep_zero(runner: Runner, latents: Tensor) -> Tensor:
+    return torch.zeros(1, dtype=runner.transformer.timestep_dtype, device=latents.device)

@@ -6,10 +6,9 @@ import numpy as np
 from einops import rearrange
 from torch import Tensor
 
-from ditflow.guidance.losses import FlowLoss
-from ditflow.guidance.targets import clip_features
+from ditflow.guidance.targets import clip_flows
 from ditflow.jobs.session import Job
-from ditflow.models.protocols import Capture, Grid, Texts
+from ditflow.models.protocols import Grid, Texts
 from ditflow.pictures.clip_flow import draw_flow
 from ditflow.progress import Progress
 from ditflow.run_folder.run import Run
@@ -28,15 +27,21 @@ def flow(settings: Settings, progress: Progress | None = None) -> Run:
         job.write_reference()
         texts, reference = job.texts(), job.encode()
         with job.meter.phase("flow"):
-            read = job.memory.run("flow", lambda: _read_flow(job, texts, reference))
-        tensors = {f"block_{block}": found for block, found in read.references.items()}
-        job.run.write_tensors("flow.safetensors", tensors)
-        for block, found in read.references.items():
-            _draw(job, f"block_{block}", found.cpu().numpy(), read.grid)
-        if (truth := true_flow_of(job.settings, read.grid)) is not None:
-            _draw(job, "true", truth, read.grid)
+            grid, flows = job.memory.run("flow", lambda: _read(job, texts, reference))
+        job.run.write_tensors("flow.safetensors", {f"block_{block}": flow for block, flow in flows.items()})
+        for block, flow in flows.items():
+            _draw(job, f"block_{block}", flow.numpy(), grid)
+        if (truth := true_flow_of(job.settings, grid)) is not None:
+            _draw(job, "true", truth, grid)
         job.end()
         return job.run
+
+
+def _read(job: Job, texts: Texts, reference: Tensor) -> tuple[Grid, dict[int, Tensor]]:
+    """The grid, and the motion flow of each guidance block."""
+    runner, settings = job.runner(), job.settings
+    flows = clip_flows(runner, settings, settings.guidance_blocks, reference, texts.source_prompt)
+    return runner.transformer.grid(reference), flows
 
 
 def _draw(job: Job, name: str, flow: np.ndarray, grid: Grid) -> None:
@@ -45,13 +50,3 @@ def _draw(job: Job, name: str, flow: np.ndarray, grid: Grid) -> None:
     sheet, arrows = draw_flow(job.clip, pairs, job.folder.family.latent_spans(job.settings.frames))
     job.run.write_picture(f"flow_{name}.png", sheet)
     job.write(f"arrows_{name}", arrows)
-
-
-def _read_flow(job: Job, texts: Texts, reference: Tensor) -> FlowLoss:
-    """The flow loss of the clip; its `references` are the flow."""
-    runner = job.runner()
-    grid = runner.transformer.grid(reference)
-    capture = Capture(FlowLoss.reads, job.settings.guidance_blocks)
-    embedding = runner.transformer.embedding(grid)
-    features = clip_features(runner, capture, reference, texts.source_prompt, embedding)
-    return FlowLoss(features, grid, job.settings)

@@ -48,6 +48,8 @@ from ditflow.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+Check = Callable[[Settings, ModelFolder], None]  # raises DitflowError
+
 
 @dataclass(frozen=True)
 class Job:
@@ -65,19 +67,24 @@ class Job:
     @classmethod
     @contextmanager
     def begin(
-        cls, settings: Settings, progress: Progress, needs: tuple[str, ...], kind: str = ""
+        cls,
+        settings: Settings,
+        progress: Progress,
+        needs: tuple[str, ...],
+        kind: str = "",
+        check: Check = lambda settings, folder: None,  # what else the job wants of the model
     ) -> Iterator[Job]:
         """Start a new job. The run folder is created only after everything has been read and checked."""
         check_given(settings, *needs)
         check_output_name(settings.output)
         settings = with_absolute_paths(settings)
         settings_text(settings)  # refuses settings that could not be read back
-        with computing(settings), cls._begin(settings, progress, kind) as job:
+        with computing(settings), cls._begin(settings, progress, kind, check) as job:
             yield job
 
     @classmethod
     @contextmanager
-    def _begin(cls, settings: Settings, progress: Progress, kind: str) -> Iterator[Job]:
+    def _begin(cls, settings: Settings, progress: Progress, kind: str, check: Check) -> Iterator[Job]:
         device = choose_device(settings)
         family = family_of(settings.model, download=True)
         clip = video.read_clip(
@@ -95,6 +102,7 @@ class Job:
             logger.warning("%s: %s, so its motion is hardly seen", settings.video, clip.few_levels)
         optimises = settings.optimises and kind != "flow"
         settings, folder, saved = check_run(settings, device, optimises)
+        check(settings, folder)
         memory = _plan_memory(settings, folder, reads_only=kind == "flow")
         run = create_run(settings, kind)
         with locked(run.folder):

@@ -18,6 +18,7 @@ from ditflow.models.protocols import (
     Injected,
     Inputs,
     Loss,
+    Reduce,
     Shared,
     Transformer,
     Variable,
@@ -53,8 +54,10 @@ class PlainRunner:
         return [self.transformer.head(carried, shared, grid) for carried, shared in streams]
 
     @torch.no_grad()
-    def features(self, inputs: Inputs, injected: Injected, capture: Capture) -> dict[int, Any]:
-        return self.read(inputs, injected, capture)
+    def features(
+        self, inputs: Inputs, injected: Injected, capture: Capture, reduce: Reduce | None = None
+    ) -> dict[int, Any]:
+        return self.read(inputs, injected, capture, reduce)
 
     def gradient(
         self,
@@ -96,20 +99,28 @@ class PlainRunner:
         del inputs, attended  # queries, keys and values are as large as everything else together
         return self.transformer.feed_forward(index, carried, shared)
 
-    def read(self, inputs: Inputs, injected: Injected, capture: Capture) -> dict[int, Any]:
-        """The captured features by block, with gradients if they are enabled."""
+    def read(
+        self, inputs: Inputs, injected: Injected, capture: Capture, reduce: Reduce | None = None
+    ) -> dict[int, Any]:
+        """The captured features by block, or what `reduce` makes of them, with gradients if enabled."""
         features, what = {}, capture.what
+
+        def keep(index: int, read: Any) -> None:
+            if index in capture.blocks:
+                features[index] = reduce(index, read) if reduce else read
+
         carried, shared = self.transformer.embed(inputs)
         for index in self.walk(range(capture.deepest + 1)):
             if index == capture.deepest and what == "key_value":
-                features[index] = self.transformer.key_value(index, carried, shared)
+                keep(index, self.transformer.key_value(index, carried, shared))
                 break
-            attention = self.attention(index, carried, shared, injected)
-            if index in capture.blocks and what != "output":
-                features[index] = getattr(attention, what)
+            attention = [self.attention(index, carried, shared, injected)]
+            if what != "output":
+                keep(index, getattr(attention[0], what))
                 if index == capture.deepest:
                     break
-            carried = self.finish(index, carried, shared, attention)
-            if index in capture.blocks and what == "output":
-                features[index] = rearrange(carried[0], "1 s c -> s c")
+            # `finish` gets the only reference, so that it can free queries, keys and values on the way
+            carried = self.finish(index, carried, shared, attention.pop())
+            if what == "output":
+                keep(index, rearrange(carried[0], "1 s c -> s c"))
         return features

@@ -117,6 +117,7 @@ class Capture:
 
 Injected = Mapping[int, KeyValue]  # by block
 Loss = Callable[[int, Any], Tensor]  # (block, features captured there) -> scalar float32
+Reduce = Callable[[int, Any], Any]  # (block, features captured there) -> what is kept of them
 Variable = Literal["latents", "embedding"]
 SchedulerState = Mapping[str, Tensor]
 """What a schedule's next step depends on, besides its index: generator state, history, counters.
@@ -281,8 +282,13 @@ class Runner(Protocol):
         All inputs go through a block while its weights are on the device. `injected` applies to each of them.
         """
 
-    def features(self, inputs: Inputs, injected: Injected, capture: Capture) -> dict[int, Any]:
-        """The captured features by block, without gradient: QueryKey, KeyValue or output [S, channels]."""
+    def features(
+        self, inputs: Inputs, injected: Injected, capture: Capture, reduce: Reduce | None = None
+    ) -> dict[int, Any]:
+        """The captured features by block, without gradient: QueryKey, KeyValue or output [S, channels].
+
+        With `reduce`, only its result is kept of a block, made before the forward goes on.
+        """
 
     def gradient(
         self,

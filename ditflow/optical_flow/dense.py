@@ -17,6 +17,7 @@ from ditflow.errors import DitflowError
 CELL = 8  # pixels: the side of a cell in the frames that are analysed
 ROWS = 30  # cells along the shorter side of a frame: at 480 pixels, a cell is a token of CogVideoX
 SMOOTHING = 1.0  # pixels: the deviation of a Gaussian filter, without which drawn edges and noise mislead DIS
+SAMPLES = 32  # frames by which the colours of a video are judged
 FEWEST = 2  # cells along a side: DIS refuses smaller frames
 RETURN = 1.0, 0.4  # pixels, and share of the distance: a point may miss its start by this on its way back
 
@@ -35,14 +36,28 @@ def flows(
     """The flow from each frame to the next, and from that one back."""
     cv2 = opencv()
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    size = columns * CELL, rows * CELL
-
-    def prepared(frame: np.ndarray) -> np.ndarray:
-        grey = cv2.cvtColor(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-        return cv2.GaussianBlur(grey, (0, 0), SMOOTHING)
-
-    for before, after in pairwise(map(prepared, frames)):
+    smooth = (cv2.GaussianBlur(level, (0, 0), SMOOTHING) for level in contrasted(frames, rows, columns))
+    for before, after in pairwise(smooth):
         yield dis.calc(before, after, None), dis.calc(after, before, None)
+
+
+def contrasted(
+    frames: np.ndarray,  # [frames, height, width, 3] uint8
+    rows: int,
+    columns: int,
+) -> Iterator[np.ndarray]:  # [rows * CELL, columns * CELL] uint8
+    """One channel of each frame: the direction in which the colours differ most, as grey is blind to some.
+
+    The direction is that of the whole video.
+    """
+    cv2, size = opencv(), (columns * CELL, rows * CELL)
+    some = frames[:: max(1, len(frames) // SAMPLES), :: CELL // 2, :: CELL // 2].reshape(-1, 3)
+    axis = np.linalg.eigh(np.cov(some.T))[1][:, -1].astype(np.float32)
+    weights = axis / np.abs(axis).sum() * (1 if axis.sum() > 0 else -1)
+    least = 255 * weights[weights < 0].sum()
+    for frame in frames:
+        small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+        yield np.clip(np.rint(small @ weights - least), 0, 255).astype(np.uint8)
 
 
 def chain(steps: Iterable[np.ndarray]) -> np.ndarray:

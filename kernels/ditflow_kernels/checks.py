@@ -18,9 +18,3 @@ def check_matching(axes: str, **tensors: Tensor) -> None:
     kinds = [f"{tensor.dtype} on {tensor.device}" for tensor in tensors.values()]
     if any(kind != kinds[0] for kind in kinds):
         raise ValueError(f"{names} must share one dtype and device, not {', '.join(kinds)}")
-
-
-def check_text_length(text_length: int, tokens: int) -> None:
-    """Raise ValueError unless `text_length` is between 0 and the number of tokens."""
-    if not 0 <= text_length <= tokens:
-        raise ValueError(f"text_length {text_length} must be between 0 and the {tokens} tokens given")

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from ditflow_kernels import attention_with_motion_flow, motion_flow, motion_flow_loss, qk_norm_rope
+from ditflow_kernels import motion_flow, motion_flow_loss, qk_norm_rope
 
 TOKENS = torch.zeros(12, 2, 8)
 GRID = (2, 2, 3)
@@ -22,10 +22,6 @@ def flow(query=TOKENS, key=TOKENS, grid=GRID, **options):
 
 def loss(reference=REFERENCE, **options):
     return motion_flow_loss(TOKENS, TOKENS, reference, GRID, 2.0, **options)
-
-
-def attention(query=BATCH, key=BATCH, value=BATCH, text_length=3):
-    return attention_with_motion_flow(query, key, value, GRID, 2.0, text_length)
 
 
 def prepare(query=BATCH, key=BATCH, norm_query=NORM, rope=ROPE, text_length=3):
@@ -46,13 +42,10 @@ REFUSED = {
     "integers": (lambda: flow(TOKENS.int(), TOKENS.int(), backend="reference"), r"does not take torch.int32"),
     "reference": (lambda: loss(REFERENCE[:1]), r"reference \[1, 2, 6, 2\] must be \[2, 2, 6, 2\]"),
     "rows": (lambda: loss(rows="some"), r"unknown rows 'some': use one of 'moving', 'all'"),
-    "attention_shapes": (lambda: attention(value=BATCH[:, 1:]), r"query, key and value must share one shape"),
-    "attention_dtypes": (lambda: attention(value=BATCH.half()), r"query, key and value must share one dtype"),
-    "attention_batch": (lambda: attention(*[BATCH.repeat(2, 1, 1, 1)] * 3), r"batch of 1, not 2"),
-    "attention_text": (lambda: attention(text_length=16), r"text_length 16 .* 15 tokens"),
     "prepare_shapes": (lambda: prepare(key=BATCH[:, 1:]), r"query and key must share one shape"),
     "prepare_dtypes": (lambda: prepare(key=BATCH.half()), r"query and key must share one dtype"),
     "prepare_text": (lambda: prepare(text_length=-1), r"text_length -1"),
+    "prepare_text_too_long": (lambda: prepare(text_length=16), r"text_length 16 .* 15 tokens"),
     "prepare_rope": (lambda: prepare(rope=ROPE[:, :, 1:]), r"rope \[2, 2, 11, 8\] must be \[2, 2, 12, 8\]"),
     "prepare_norm": (
         lambda: prepare(norm_query=(NORM[0][1:], NORM[1], 1e-6)),
@@ -70,7 +63,7 @@ def test_refused_in_one_line(call, words):
 
 def test_accepted():
     """Without their one change, the arguments of the cases above are accepted."""
-    for call in (flow, loss, attention, prepare):
+    for call in (flow, loss, prepare):
         call()
 
 

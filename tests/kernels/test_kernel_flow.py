@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from kernel_cases import DEVICES, PRECISIONS, SHAPES, Shape, assert_within_budget, video_tokens
+from kernel_cases import DEVICES, PRECISIONS, SHAPES, assert_within_budget, video_tokens
 
-from ditflow_kernels import attention_with_motion_flow, motion_flow
+from ditflow_kernels import motion_flow
 from ditflow_kernels.motion_flow import operators
 
 
@@ -111,20 +111,3 @@ def test_hard_flow_of_bf16_is_decided_in_float32():
     key[1, 0, 0] = 1.0078125
     flow = motion_flow(query, key, (1, 1, 2), 2.0, hard=True, backend="chunked")
     assert flow[0, 0, :, 0].tolist() == [1, 0]
-
-
-def test_attention_with_motion_flow():
-    shape, text = Shape((2, 4, 5), 3, 32), 6
-    draw = torch.Generator().manual_seed(0)
-    query, key, value = torch.randn(3, 1, text + 40, 3, 32, generator=draw).requires_grad_().unbind()
-    output, flow = attention_with_motion_flow(query, key, value, shape.grid, 2.0, text)
-    logits = torch.einsum("bihd,bjhd->bhij", query, key) / 32**0.5
-    expected = torch.einsum("bhij,bjhd->bihd", logits.softmax(dim=-1), value)
-    expected_flow = motion_flow(query[0, text:], key[0, text:], shape.grid, 2.0, backend="reference")
-    torch.testing.assert_close(output, expected)
-    torch.testing.assert_close(flow, expected_flow, atol=1e-5, rtol=1e-5)
-    grad, expected_grad = (
-        torch.autograd.grad(a.square().sum() + b.square().sum(), query)[0]
-        for a, b in [(output, flow), (expected, expected_flow)]
-    )
-    torch.testing.assert_close(grad, expected_grad, atol=1e-5, rtol=1e-4)

@@ -9,11 +9,12 @@ import pytest
 import torch
 from made_videos import measured_centroids
 
+from ditflow.guidance import losses
 from ditflow.models.families import family_of
 from ditflow.small import clips
 from ditflow.small.clips import made_clip
 from ditflow.small.quality import __main__ as quality
-from ditflow.small.quality import classifier, motion_reading
+from ditflow.small.quality import classifier
 from ditflow.small.quality.motion_reading import read_blocks
 from ditflow.small.sight import largest_piece, look
 from ditflow.small.training.split import held_out_prompts
@@ -88,12 +89,12 @@ def test_reading_tells_true_flow_from_noise(monkeypatch):
         noise = generator.integers(-3, 4, truth.shape)
         return torch.from_numpy(truth.round() if block == 4 else noise if block == 1 else 0 * truth)
 
-    monkeypatch.setattr(motion_reading, "motion_flow", flow)
-    with np.errstate(invalid="ignore"):
-        readings = read_blocks(quality.ModelFolder("small", "float32", torch.device("cpu")), CLIPS[:3])
+    monkeypatch.setattr(losses, "motion_flow", flow)
+    readings = read_blocks(quality.ModelFolder("small", "float32", torch.device("cpu")), CLIPS[:3])
     assert len(readings) == 6
-    assert readings[4].correlation > 0.95 and readings[4].stray == 0
+    assert readings[4].correlation > 0.95 and readings[4].agreement > 0.8 and readings[4].stray == 0
     assert abs(readings[1].correlation) < 0.2 and readings[1].stray > 0.9
+    assert readings[0].correlation is None and readings[0].agreement == readings[0].stray == 0
 
 
 def test_report_counts_what_is_right(network, capsys, monkeypatch):

@@ -107,10 +107,10 @@ def report(videos: list[np.ndarray]) -> None:
 
 def report_blocks(folder: ModelFolder) -> None:
     """Print how well each block reads the motion of held-out clips."""
-    print("block  correlation  background tokens that seem to move")
-    readings = read_blocks(folder, map(made_clip, HELD_OUT_SEEDS[:READ_CLIPS]))
-    for block, reading in enumerate(readings):
-        print(f"{block:5}  {reading.correlation:11.2f}  {reading.stray:.0%}")
+    print("block  correlation  agreement  background tokens that seem to move")
+    for block, read in enumerate(read_blocks(folder, map(made_clip, HELD_OUT_SEEDS[:READ_CLIPS]))):
+        correlation = "-" if read.correlation is None else f"{read.correlation:.2f}"
+        print(f"{block:5}  {correlation:>11}  {read.agreement:9.2f}  {read.stray:.0%}")
 
 
 def _median_acceleration(sights: list[Sight]) -> float:

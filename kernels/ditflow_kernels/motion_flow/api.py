@@ -6,7 +6,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from ditflow_kernels.backends import choose
-from ditflow_kernels.checks import check_matching, check_text_length
+from ditflow_kernels.checks import check_matching
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,34 +88,6 @@ def motion_flow_loss(
 
     settings = {"rows": rows, "backend": chosen, "workspace_bytes": workspace_bytes}
     return operators.motion_flow_loss(*arguments, **settings)
-
-
-def attention_with_motion_flow(
-    query: Tensor,  # [1, T + S, heads, head_dim], text first
-    key: Tensor,  # [1, T + S, heads, head_dim]
-    value: Tensor,  # [1, T + S, heads, head_dim]
-    grid: tuple[int, int, int],  # frames, height, width in patches
-    temperature: float,
-    text_length: int,
-    *,
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor]:  # [1, T + S, heads, head_dim], [frames, frames, height * width, 2]
-    """`softmax(q k^T / sqrt(head_dim)) v` of all tokens, and the soft motion flow of the video tokens.
-
-    The attention is torch's scaled_dot_product_attention.
-
-    Raises ValueError as `motion_flow` does, and if the batch is not 1.
-    """
-    check_matching("1, text + video, heads, head_dim", query=query, key=key, value=value)
-    if query.shape[0] != 1:
-        raise ValueError(f"motion flow takes one video at a time: pass a batch of 1, not {query.shape[0]}")
-    check_text_length(text_length, query.shape[1])
-    flow = motion_flow(query[0, text_length:], key[0, text_length:], grid, temperature, backend=backend)
-
-    from torch.nn.functional import scaled_dot_product_attention
-
-    heads_first = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    return scaled_dot_product_attention(*heads_first).transpose(1, 2), flow
 
 
 def _check_tokens(query: Tensor, key: Tensor, grid: tuple[int, int, int]) -> None:

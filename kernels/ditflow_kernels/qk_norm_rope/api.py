@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ditflow_kernels.backends import choose
-from ditflow_kernels.checks import check_matching, check_text_length
+from ditflow_kernels.checks import check_matching
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,8 @@ def qk_norm_rope(
     Raises ValueError if shapes, dtypes or devices do not match, or if the backend is unknown.
     """
     check_matching("B, text + video, heads, head_dim", query=query, key=key)
-    check_text_length(text_length, query.shape[1])
+    if not 0 <= text_length <= query.shape[1]:
+        raise ValueError(f"text_length {text_length} must be between 0 and the {query.shape[1]} tokens given")
     _check_rope(query, rope, text_length)
     norms = [
         _checked_norm(name, norm, query)
