@@ -24,3 +24,8 @@ def shown(given: object, most: int = SHOWN) -> str:
     """A value as it stands in a message, cut after `most` characters."""
     text = repr(given)
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

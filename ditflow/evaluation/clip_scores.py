@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ditflow.errors import DitflowError
+from ditflow.errors import DitflowError, first_line
 from ditflow.models.hub import is_hub_id
 from ditflow.models.tensors import counted
 from ditflow.models.trust import check_part
@@ -64,7 +64,7 @@ class ClipModel:
         except (DitflowError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # for wrong files the library raises many types of error
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise DitflowError(
                 f"CLIP {name} cannot be loaded ({reason}): give another hub id or a folder with --clip"
             ) from None

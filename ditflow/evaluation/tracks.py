@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ditflow.errors import DitflowError, SettingsError
+from ditflow.errors import DitflowError, SettingsError, first_line
 from ditflow.files import regular_file
 from ditflow.optical_flow.dense import opencv
 from ditflow.video import Clip
@@ -85,7 +85,7 @@ def _cotracker(frames: np.ndarray, weights: Path | None) -> tuple[np.ndarray, np
             state = torch.hub.load_state_dict_from_url(WEIGHTS, map_location="cpu", weights_only=True)
         predictor.model.load_state_dict(state)
     except Exception as error:  # remote code may raise anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise DitflowError(
             f"CoTracker3 cannot be loaded ({reason}): run it once with a network connection, "
             "or use --tracker lk"

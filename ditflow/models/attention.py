@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ditflow.errors import DitflowError, SettingsError
+from ditflow.errors import DitflowError, SettingsError, first_line
 
 # query, key, value -> attended values, each [1, tokens, heads, head_dim]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -126,7 +126,7 @@ def load_attention(name: str) -> Attend:
         try:
             import_module(kernel.package)
         except (ImportError, OSError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise DitflowError(
                 f"--attention {name}: {kernel.package} cannot be loaded ({reason}); "
                 f"{kernel.install}, or use --attention sdpa"

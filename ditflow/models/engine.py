@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import torch
 
-from ditflow.errors import DitflowError, SettingsError
+from ditflow.errors import DitflowError, SettingsError, first_line
 from ditflow.models.protocols import Autoencoder, Transformer
 
 BACKEND = "torch_tensorrt"  # the package, and its name in torch.compile
@@ -54,7 +54,7 @@ def _load() -> None:
     try:
         import torch_tensorrt  # noqa: F401  registers the backend
     except (ImportError, OSError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise DitflowError(
             f"--engine tensorrt: torch_tensorrt cannot be loaded ({reason}); use --engine torch"
         ) from None

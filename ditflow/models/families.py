@@ -169,8 +169,9 @@ def published_settings(model: str) -> dict[str, Any]:
         )
     if family is None or config is None:
         raise SettingsError(
-            f"model {model!r}: not a folder, not in the hub's cache and not on the hub; accepted: "
-            f"{', '.join(models())} (configs/models/), OWNER/NAME, a folder"
+            f"model {model!r}: not a folder, not in the hub's cache, and the hub does not have it, keeps it "
+            f"private or cannot be reached; accepted: {', '.join(models())} (configs/models/), OWNER/NAME, "
+            "a folder"
         )
     family.config_schema("transformer").check(f"model {model}: transformer/config.json", config)
     return family.defaults(config)

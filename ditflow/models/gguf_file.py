@@ -12,7 +12,7 @@ from accelerate import init_empty_weights
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from ditflow.errors import DitflowError
+from ditflow.errors import DitflowError, first_line
 from ditflow.models.storage import StoredLinear
 
 
@@ -69,7 +69,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return {tensor.name: tensor for tensor in GGUFReader(path).tensors}
     except (OSError, ValueError, IndexError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise DitflowError(f"--weights {path}: not a complete GGUF file ({reason})") from None
 
 

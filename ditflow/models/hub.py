@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ditflow.errors import DitflowError
+from ditflow.errors import DitflowError, first_line
 from ditflow.files import PICKLE_SUFFIXES, regular_file
 
 WITHOUT_WEIGHTS = ("tokenizer", "scheduler")
@@ -89,7 +89,7 @@ def hub_lora(identity: str) -> Path:
             f"--lora {identity}: no such file, folder or repository on the hub, or a private repository"
         ) from None
     except (OSError, ValueError, errors.HTTPError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise DitflowError(
             f"--lora {identity}: not a file or folder, not in the hub's cache, and the hub cannot be reached "
             f"({reason}): download it on a machine with a network and give the file"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditflow.errors import DitflowError
+from ditflow.errors import DitflowError, first_line
 from ditflow.models.families import ModelFamily, family_of, known_model, local_folder, models
 from ditflow.models.gguf_file import check_gguf, load_gguf
 from ditflow.models.hub import INDEX, WITHOUT_WEIGHTS, cached_folder, is_hub_id, missing_files, wanted_files
@@ -166,7 +166,7 @@ class ModelFolder:
             raise self._damaged(part, error) from None
 
     def _damaged(self, part: str, error: Exception) -> DitflowError:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         reason = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]}..."
         return DitflowError(f"{self.name}: {part}/ cannot be loaded from {self.path}: {reason}")
 
@@ -228,7 +228,7 @@ def _from_hub(model: str, download: bool) -> Path:
             raise OSError(f"{missing[0]} is missing")
         return folder
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise DitflowError(
             f"the weights of {what} are not on this machine, and the download failed ({reason}): download "
             "them on a machine with a network and give --model FOLDER; --model small needs no download"

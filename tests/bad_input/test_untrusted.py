@@ -17,7 +17,7 @@ from ditflow.evaluation.finished import FinishedRun
 from ditflow.files import inside
 from ditflow.jobs import transfer as jobs
 from ditflow.models.loading import ModelFolder
-from ditflow.report import page
+from ditflow.report import flow
 from ditflow.run_folder.run import Run
 
 PICKLE = ["is a pickle, and loading one can run code: give safetensors"]
@@ -245,7 +245,7 @@ def test_report_of_a_hostile_run(finished, monkeypatch, capfd):
         "model: small\nframes: 9\nprompt: </title><script>alert(1)</script>\n"
     )
     (finished / "run.json").write_text(json.dumps(RECORD | {"device": "<img src=x onerror=alert(1)>"}))
-    monkeypatch.setattr(page, "read_own_flow", lambda run: (_ for _ in ()).throw(DitflowError("<b>no model")))
+    monkeypatch.setattr(flow, "read_own_flow", lambda run: (_ for _ in ()).throw(DitflowError("<b>no model")))
     assert answer(capfd, ["report", str(finished)]).code == 0
     html = Path("report.html").read_text()
     assert (

@@ -11,8 +11,8 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import save_file
 from tiny_models import tiny_transformer
 
-from ditflow.errors import DitflowError
-from ditflow.models.families import family_of
+from ditflow.errors import DitflowError, SettingsError
+from ditflow.models.families import family_of, published_settings
 from ditflow.models.hub import is_hub_id
 from ditflow.models.loading import ModelFolder, find_folder
 from ditflow.models.lora import add_lora, check_lora
@@ -135,3 +135,10 @@ def test_a_model_with_dots_in_its_name(cache, small_folder):
     shutil.copytree(small_folder, snapshot(cache, name))
     assert family_of(name).pipeline == "CogVideoXPipeline"
     assert ModelFolder(name, "float32", torch.device("cpu")).depth == 6
+
+
+def test_a_model_that_cannot_be_had(cache):
+    with pytest.raises(
+        SettingsError, match="not in the hub's cache, and the hub does not have it, keeps it pri"
+    ):
+        published_settings("someone/model")
