@@ -44,7 +44,8 @@ class StoredLinear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             # the compiler would save the unpacked weight for backward; a checkpoint unpacks it again
-            weight = checkpoint(self.unpack, self.dtype, *self.stored, use_reentrant=False)
+            stored = [self.stored[index] for index in range(len(self.stored))]  # torch 2.10 cannot trace `*`
+            weight = checkpoint(self.unpack, self.dtype, *stored, use_reentrant=False)
             return F.linear(inputs, weight, self.bias)
         return _Product.apply(inputs, self.bias, self.unpack, *self.stored)
 
