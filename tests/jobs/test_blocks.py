@@ -65,7 +65,7 @@ def test_the_shipped_models_are_guided_where_they_see_motion(model, blocks, seed
     by_truth = found.references[job.TRUE]
     assert found.choice.block == max(by_truth.blocks, key=by_truth.mean)
     chosen = found.references[job.MEASURED].blocks[found.choice.block][0]
-    assert chosen.correlation > 0.65 and chosen.agreement > 0.6
+    assert chosen.correlation > 0.65 and chosen.agreement > 0.55
     assert by_truth.blocks[found.choice.block][0].correlation > 0.8
 
 
