@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: setup test test-browser reliability soak lint demo motion tunnel picture bench bench-accept bench-accept-ratios bench-compare bench-control
+.PHONY: setup test test-browser test-newest-triton reliability soak lint demo motion tunnel picture bench bench-accept bench-accept-ratios bench-compare bench-control
 
 setup: $(STAMP)
 
@@ -36,6 +36,12 @@ soak: setup
 # needs chromium and chromedriver
 test-browser: setup
 	$(BIN)/pytest -q tests/browser
+
+# compiles every kernel with the newest Triton, beside the pinned one
+NEWEST_TRITON := $(VENV)/newest-triton
+test-newest-triton: setup
+	$(BIN)/pip install -q --no-deps --upgrade --target $(NEWEST_TRITON) triton
+	PYTHONPATH=$(NEWEST_TRITON) $(BIN)/pytest -q --confcutdir tests/compile tests/compile
 
 demo: setup
 	mkdir -p runs

@@ -12,6 +12,8 @@ from ditflow_kernels.qk_norm_rope.triton import qk_norm_rope_backward, qk_norm_r
 
 TEXT = 226  # tokens of a prompt
 GRID = 6, 30, 45  # of 24 frames of 480 x 720
+# the same kernels must serve all of these: 49 frames, and 256 x 384, whose cells are a multiple of 16
+GRIDS = GRID, (13, 30, 45), (6, 16, 24)
 
 
 def cases() -> list[Case]:
@@ -42,39 +44,43 @@ def prepare(heads, head_dim, dtype, rotary=True, embedding=False):
 
 
 def motion_flow_cases() -> list[Case]:
-    """5B at 24 frames in bf16 and in float32, whose tiles differ; the loss of 2B in float16."""
+    """5B in bf16 and in float32, whose tiles differ; the loss of 2B in float16. Each at every grid."""
     kinds = {"5b": (48, torch.bfloat16), "float32": (48, torch.float32)}
-    passes = (flow, hard, flow_backward, loss)
     cases = [
-        Case(f"{what.__name__}-{kind}".replace("_", "-"), partial(what, *kinds[kind]))
-        for what in passes
+        Case(f"{what.__name__}-{kind}".replace("_", "-"), partial(at_every_grid, what, *kinds[kind]))
+        for what in (flow, hard, flow_backward, loss)
         for kind in kinds
     ]
-    return [*cases, Case("loss-2b", partial(loss, 30, torch.float16))]
+    return [*cases, Case("loss-2b", partial(at_every_grid, loss, 30, torch.float16))]
 
 
-def flow(heads, dtype):
-    soft_flow(*queries_and_keys(heads, dtype), GRID, 2.0, None)
+def at_every_grid(what, heads, dtype):
+    for grid in GRIDS:
+        what(*queries_and_keys(grid, heads, dtype), grid)
 
 
-def hard(heads, dtype):
-    hard_flow(*queries_and_keys(heads, dtype), GRID, None)
+def flow(query, key, grid):
+    soft_flow(query, key, grid, 2.0, None)
 
 
-def flow_backward(heads, dtype):
-    frames, height, width = GRID
+def hard(query, key, grid):
+    hard_flow(query, key, grid, None)
+
+
+def flow_backward(query, key, grid):
+    frames, height, width = grid
     grad, flow = torch.empty(2, frames, frames, height * width, 2)
     log2sumexp = torch.empty(frames, frames, height * width)
-    flow_gradients(grad, *queries_and_keys(heads, dtype), flow, log2sumexp, GRID, 2.0, None)
+    flow_gradients(grad, query, key, flow, log2sumexp, grid, 2.0, None)
 
 
-def loss(heads, dtype):
-    frames, height, width = GRID
+def loss(query, key, grid):
+    frames, height, width = grid
     reference = torch.empty(frames, frames, height * width, 2)
-    loss_and_gradients(*queries_and_keys(heads, dtype), reference, GRID, 2.0, "moving", None)
+    loss_and_gradients(query, key, reference, grid, 2.0, "moving", None)
 
 
-def queries_and_keys(heads, dtype):
+def queries_and_keys(grid, heads, dtype):
     """Video tokens as a block passes them on: a slice after the text in one tensor of both."""
-    prepared = torch.empty(2, TEXT + prod(GRID), heads, 64, dtype=dtype)
+    prepared = torch.empty(2, TEXT + prod(grid), heads, 64, dtype=dtype)
     return prepared[0, TEXT:], prepared[1, TEXT:]

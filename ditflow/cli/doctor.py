@@ -195,16 +195,20 @@ def device() -> Lines:
 
 
 def kernels() -> Lines:
-    from ditflow_kernels.backends import FASTEST
+    from ditflow_kernels.backends import capability_below_triton, fastest
 
     device = _any_device()
-    if FASTEST[device.type] == "triton":
+    if fastest(device) == "triton":
         from ditflow_kernels.tuning import architecture
 
         yield "kernels", f"triton, on sm_{architecture(device)}"
-    else:
-        why = "triton is not installed" if device.type == "cuda" else "the Triton kernels need a CUDA GPU"
-        yield "kernels", f"{FASTEST[device.type]} (plain PyTorch): {why}"
+        return
+    why = "triton is not installed"
+    if device.type != "cuda":
+        why = "the Triton kernels need a CUDA GPU"
+    elif old := capability_below_triton(device):
+        why = f"the Triton kernels need compute capability 8.0 or later, and this GPU has {old}"
+    yield "kernels", f"{fastest(device)} (plain PyTorch): {why}"
 
 
 def attention() -> Lines:

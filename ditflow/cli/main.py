@@ -220,6 +220,7 @@ def print_plan(options: argparse.Namespace, settings: Settings) -> None:
 
     ceilings = read_ceilings(options.device_name) if options.device_name else None
     plans, chosen, why = plan_all(settings)
+    why += words.attention_kernels(settings)
     if options.json:
         print(json_text(words.as_mapping(plans, chosen, why, ceilings)))
     else:

@@ -10,7 +10,7 @@ import torch
 
 from ditflow.errors import SettingsError
 from ditflow.guidance.targets import check_blocks
-from ditflow.models.attention import check_attention
+from ditflow.models.attention import check_attention, fastest_forward
 from ditflow.models.compiling import compiles
 from ditflow.models.engine import check_engine
 from ditflow.models.families import models
@@ -27,12 +27,19 @@ def check_run(
     """Refuse settings that this machine, the model or other settings rule out. Loads no weights.
 
     Checks that need no model come first, so that nothing is downloaded in vain. Returns the settings with
-    `compile` decided, the model's folder, and the saved embeddings, if they replace optimisation.
+    `compile` and `attention_forward` decided, the model's folder, and the saved embeddings, if they replace
+    optimisation.
 
     Raises DitflowError; SettingsError if the settings contradict each other.
     """
     dtype = getattr(torch, settings.dtype)
-    check_attention(settings.attention, optimises, device, dtype, settings.deterministic)
+    deterministic = settings.deterministic
+    check_attention(settings.attention, optimises, device, dtype, deterministic)
+    if settings.attention_forward == "auto":
+        settings = replace(settings, attention_forward=fastest_forward(device, dtype, deterministic))
+    if settings.attention_forward != "same":
+        forward = settings.attention_forward
+        check_attention(forward, False, device, dtype, deterministic, flag="--attention-forward")
     check_engine(settings.engine, optimises, device)
     check_weights(settings.weights)
     if settings.lora and settings.weights.endswith(".gguf"):

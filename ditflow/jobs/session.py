@@ -232,7 +232,10 @@ class Job:
         """A runner of the transformer, with the weights placed as the preset says."""
         settings, plan = self.settings, self.memory.plan
         compiled = settings.compile == "on"
-        transformer = self.folder.transformer(settings.lora, settings.weights, settings.attention, compiled)
+        forward = None if settings.attention_forward == "same" else settings.attention_forward
+        transformer = self.folder.transformer(
+            settings.lora, settings.weights, settings.attention, compiled, forward
+        )
         if settings.engine == "tensorrt":
             denoise_with_tensorrt(transformer)
         return arrange(transformer, self.folder.device, plan.preset, plan.resident)

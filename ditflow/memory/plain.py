@@ -94,10 +94,13 @@ class PlainRunner:
 
     def finish(self, index: int, carried: Carried, shared: Shared, inputs: AttentionInputs) -> Carried:
         """The rest of a block, starting with its attention."""
-        attended = self.transformer.attend(inputs)
-        carried = self.transformer.add_attention(index, carried, shared, inputs, attended)
+        transformer = self.transformer
+        # a Runner that recomputes in backward has a forward of its own, which calls `attend`
+        attend = transformer.attend if torch.is_grad_enabled() else transformer.attend_forward
+        attended = attend(inputs)
+        carried = transformer.add_attention(index, carried, shared, inputs, attended)
         del inputs, attended  # queries, keys and values are as large as everything else together
-        return self.transformer.feed_forward(index, carried, shared)
+        return transformer.feed_forward(index, carried, shared)
 
     def read(
         self, inputs: Inputs, injected: Injected, capture: Capture, reduce: Reduce | None = None

@@ -94,21 +94,36 @@ KERNELS = {
 }
 
 
+def fastest_forward(device: torch.device, dtype: torch.dtype, deterministic: bool) -> str:
+    """What `--attention-forward auto` means on a device."""
+    cudnn = KERNELS["cudnn"]
+    if deterministic or cudnn.missing(device, dtype) or torch.cuda.get_device_capability(device) < (9, 0):
+        return "sdpa"
+    return "cudnn"
+
+
 def check_attention(
-    name: str, needs_gradient: bool, device: torch.device, dtype: torch.dtype, deterministic: bool = False
+    name: str,
+    needs_gradient: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    deterministic: bool = False,
+    flag: str = "--attention",
 ) -> None:
     """Refuse a kernel that a run cannot use. Imports nothing, so it can run first.
 
-    Raises SettingsError if the run's other settings rule it out, DitflowError if this machine does.
+    `flag` is the one that names it. Raises SettingsError if the run's other settings rule it out,
+    DitflowError if this machine does.
     """
     kernel = KERNELS[name]
     if needs_gradient and not kernel.gradient:
         raise SettingsError(
-            f"{name} has no gradient, and this run optimises: use --attention sdpa, or --no-guidance"
+            f"{name} has no gradient, and this run optimises: use --attention sdpa, or --no-guidance "
+            f"(--attention-forward {name} is for the forwards without gradient)"
         )
     if deterministic and not kernel.repeatable:
         raise SettingsError(
-            f"{name} is not reproducible bit for bit, and --deterministic is on: use --attention sdpa"
+            f"{name} is not reproducible bit for bit, and --deterministic is on: use {flag} sdpa"
         )
     if why := kernel.missing(device, dtype):
         available = [
@@ -116,7 +131,7 @@ def check_attention(
             for other, row in KERNELS.items()
             if not row.missing(device, dtype) and (row.gradient or not needs_gradient)
         ]
-        raise DitflowError(f"--attention {name}: {why}; available here: {', '.join(available)}")
+        raise DitflowError(f"{flag} {name}: {why}; available here: {', '.join(available)}")
 
 
 def load_attention(name: str) -> Attend:
@@ -128,8 +143,8 @@ def load_attention(name: str) -> Attend:
         except (ImportError, OSError, RuntimeError) as error:
             reason = first_line(error)
             raise DitflowError(
-                f"--attention {name}: {kernel.package} cannot be loaded ({reason}); "
-                f"{kernel.install}, or use --attention sdpa"
+                f"attention {name}: {kernel.package} cannot be loaded ({reason}); "
+                f"{kernel.install}, or use sdpa"
             ) from None
     return kernel.attend
 

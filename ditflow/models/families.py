@@ -82,7 +82,10 @@ class ModelFamily(Protocol):
     def empty_text_encoder(self, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
         """A text encoder with uninitialised weights, in the precisions that loading gives. For planning."""
 
-    def transformer(self, network: nn.Module, attention: str, compiled: bool) -> Transformer: ...
+    def transformer(
+        self, network: nn.Module, attention: str, compiled: bool, attention_forward: str | None = None
+    ) -> Transformer:
+        """`attention_forward`: the kernel of forwards without gradient; None: as `attention`."""
 
     def autoencoder(self, network: nn.Module) -> Autoencoder: ...
 

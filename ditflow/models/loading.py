@@ -110,16 +110,18 @@ class ModelFolder:
         weights: str = "full",
         attention: str = "sdpa",
         compiled: bool = False,
+        attention_forward: str | None = None,
     ) -> Transformer:
         """On the host."""
         family = self.family
         if weights.endswith(".gguf"):
             kind, config = family.network("transformer"), self.config("transformer")
-            return family.transformer(load_gguf(Path(weights), kind, config, self.dtype), attention, compiled)
+            network = load_gguf(Path(weights), kind, config, self.dtype)
+            return family.transformer(network, attention, compiled, attention_forward)
         network = self._load("transformer", torch_dtype=self.dtype)
         for lora in loras:
             add_lora(network, lora)
-        transformer = family.transformer(network, attention, compiled)
+        transformer = family.transformer(network, attention, compiled, attention_forward)
         store_weights(transformer.blocks, family.packed_parts, weights, self.device)
         return transformer
 

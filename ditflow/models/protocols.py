@@ -159,6 +159,9 @@ class Transformer(Protocol):
     def attend(self, inputs: AttentionInputs) -> Tensor:
         """Softmax attention: [1, tokens, heads, head_dim]."""
 
+    def attend_forward(self, inputs: AttentionInputs) -> Tensor:
+        """The same in forwards that no backward follows, where a kernel needs no gradient."""
+
     def add_attention(
         self,
         index: int,

@@ -32,6 +32,7 @@ NEUTRAL = {
     "fps": "auto",
     "fit": "crop",
     "device": "auto",
+    "attention_forward": "same",
     "memory": "auto",
     "preset": "auto",
     "decode_tile": "auto",

@@ -12,6 +12,7 @@ from rich.table import Table
 from ditflow.memory.presets import GIB
 from ditflow.planning.ceilings import Ceilings
 from ditflow.planning.plan import Phase, Plan
+from ditflow.settings import Settings
 
 TERA = 10**12
 FILE_WIDTH = 120  # characters in a line, if the output is not a terminal
@@ -51,6 +52,18 @@ def _phase_mapping(phase: Phase, ceilings: Ceilings | None) -> dict[str, Any]:
         "copied_bytes": phase.copied_bytes,
         **({"estimated_seconds": ceilings.seconds(phase)} if ceilings else {}),
     }
+
+
+def attention_kernels(settings: Settings) -> str:
+    """A sentence on what the plan does not show; nothing if all attention is `sdpa`, which plans assume."""
+    kernels = {settings.attention, settings.attention_forward} - {"same"}
+    if kernels == {"sdpa"}:
+        return ""
+    forward = settings.attention if settings.attention_forward == "same" else settings.attention_forward
+    return (
+        f" Attention is {forward} in forwards without gradient and {settings.attention} in the others; "
+        "memory and times are planned with sdpa."
+    )
 
 
 def print_plans(

@@ -28,6 +28,9 @@ ATTENTION = (
 )  # as in ditflow.models.attention, which needs torch
 
 
+FORWARD_ATTENTION = ("same", "auto", *ATTENTION)
+
+
 def option(
     group: str,
     text: str,
@@ -77,6 +80,12 @@ class Settings:
     decode_tile: str = option("memory", "tile size of VAE decoding: WIDTHxHEIGHT, none or auto", flag=False)
 
     attention: str = option("speed", "attention kernel", choices=ATTENTION)
+    attention_forward: str = option(
+        "speed",
+        "attention kernel of forwards without gradient; same: as --attention; auto: cudnn on GPUs of compute "
+        "capability 9.0 or later, else sdpa",
+        choices=FORWARD_ATTENTION,
+    )
     compile: str = option(
         "speed", "compile the transformer's blocks; auto: only on a GPU", choices=("auto", "on", "off")
     )

@@ -1,10 +1,14 @@
 """Launch parameters of every Triton kernel: a frozen table by architecture, so that what runs was tested."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
+import triton
+
+# of every kernel. Products and sums are fused, whatever the default, which Triton 3.10 is to change
+COMPILER_OPTIONS: Mapping[str, bool] = MappingProxyType({"enable_fp_fusion": True})
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,9 @@ NORM_ROPE_BACKWARD = TokenTuning(tile_elements=1024, num_warps=4, num_stages=3)
 MMA_SYNC = ProductTuning(block_m=128, block_n=128, block_k=32, group_m=8, num_warps=4, num_stages=4)
 # 96 KiB of shared memory: two programs, so that one's epilogue overlaps the other's product
 WGMMA = ProductTuning(block_m=128, block_n=128, block_k=64, group_m=8, num_warps=4, num_stages=3)
+# from Triton 3.8 the same tile takes more registers: four warps would spill
+if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8):
+    WGMMA = replace(WGMMA, num_warps=8)
 # the epilogue reads the whole tile from tensor memory at once: four warps would spill
 TCGEN05 = ProductTuning(block_m=128, block_n=128, block_k=64, group_m=8, num_warps=8, num_stages=4)
 # float32 without tf32 has no matrix unit: small tiles

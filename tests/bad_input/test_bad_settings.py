@@ -75,6 +75,7 @@ WORDS = {  # a setting that is not a number: values that are accepted, and value
     "weights": (("full", "fp8", "int8", "nf4", "a.gguf"), (CONTROL, LONG, DEEP)),
     "decode_tile": (("auto", "none", "144x96"), CHOSEN),
     "attention": (("sdpa", "flash", "sage"), CHOSEN),
+    "attention_forward": (("same", "auto", "sage"), CHOSEN),
     "compile": (("auto", "on", "off"), CHOSEN),
     "engine": (("torch", "tensorrt"), CHOSEN),
     "prompt": PROSE,

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from stand_in_meters import SmokeMeter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import correctness, gpu, steps
 from bench.correctness import WrongResult, check_all, compare
@@ -104,6 +105,27 @@ def test_what_is_worth_most_comes_first(monkeypatch):
         (*SIZES[2:], False),
         (*SIZES, True),
     ]
+
+
+def test_the_rivals_products_have_aligned_rows():
+    """Rows of a multiple of 16 bytes, in the products of gradients too."""
+    seen = []  # bytes beyond such a multiple
+
+    class Rows(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if function.overloadpacket is torch.ops.aten.mm and result.dtype == torch.bfloat16:
+                seen.extend(max(each.stride()) * each.element_size() % 16 for each in (*args, result))
+            return result
+
+    size = TINY._replace(grid=(3, 5, 7), heads=2, dtype=torch.bfloat16)  # 105 tokens: rows of 210 bytes
+    for each in passes()[:2]:
+        given = each.inputs(size, torch.device("cpu"), 0)
+        for rival in each.rivals():
+            if rival.name.startswith("library"):
+                with Rows():
+                    rival.call(*given)
+    assert len(seen) == 3 * (1 + 1 + 3 + 3) and not any(seen)
 
 
 def test_least_times_are_those_of_the_algebra():

@@ -192,6 +192,15 @@ def test_a_gpu_and_how_a_run_would_use_it(gpu, small_folder):
     assert found["preset"].endswith(", 9 frames of 48x32)")
 
 
+def test_a_gpu_older_than_the_triton_kernels(gpu, monkeypatch):
+    older = SimpleNamespace(name="Tesla T4", major=7, minor=5)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: older)
+    found = section("what a run would use")["kernels"]
+    assert found.startswith("chunked (plain PyTorch): ") and found.endswith(
+        "8.0 or later, and this GPU has 7.5"
+    )
+
+
 def test_a_missing_or_broken_driver(gpu, monkeypatch):
     gpu.write_text('#!/bin/sh\necho "NVIDIA-SMI has failed because it lost its driver."\nexit 9\n')
     assert dict(doctor.driver())["driver"].startswith("nvidia-smi fails: NVIDIA-SMI has failed")

@@ -1,18 +1,22 @@
 """Every kernel, compiled for every architecture of the tuning table; no GPU is needed."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import triton
 from checks import check, check_async_copies, check_matrix_unit, check_shared_memory, check_spills
 from controls import descriptor_product, pointer_product
 
 from bench.gates import table
 from bench.gates.compiled import compile_all, metrics
 from bench.gates.launches import cases
-from bench.gates.resources import SHARED_LIMIT, resources
+from bench.gates.resources import SHARED_LIMIT, recorded, resources
 from ditflow_kernels.tuning import TUNING
 
 NAMES = [case.name for case in cases()]
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
+PINNED = f"triton=={triton.__version__}" in CONSTRAINTS.read_text(encoding="utf-8").split()
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +32,22 @@ def test_kernels_pass_the_checks(name, architecture, compiled):
         check(kernel)
 
 
+@pytest.mark.parametrize("architecture", TUNING)
+@pytest.mark.parametrize("name", NAMES)
+def test_one_binary_serves_every_size(name, architecture, compiled):
+    """24 and 49 frames, and 256 x 384, whose numbers of cells and queries are multiples of 16."""
+    kernels = [kernel.kernel for kernel in compiled[name, architecture]]
+    assert len(kernels) == len(set(kernels)), f"compiled more than once: {kernels}"
+
+
+@pytest.mark.parametrize("case", cases(), ids=NAMES)
+def test_the_default_for_fusing_products_and_sums_is_not_used(case):
+    """It depends on an environment variable, and on the version of Triton."""
+    launches = recorded(case, 80)
+    assert launches and all(launch.options["enable_fp_fusion"] is True for launch in launches)
+
+
+@pytest.mark.skipif(not PINNED, reason="the table is that of the Triton of constraints.txt")
 def test_resources_are_those_of_the_table(compiled):
     """A change here is not always a mistake: look at it, then accept it (see bench/README.md)."""
     found = metrics(kernel for kernels in compiled.values() for kernel in kernels)

@@ -1,4 +1,6 @@
-"""Motion flow as torch operators: opcheck, compile, gradients, FLOPs, fake tensors."""
+"""Motion flow as torch operators: opcheck, compile, gradients, FLOPs, fake tensors, choice of backend."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ditflow_kernels import motion_flow, motion_flow_loss, qk_norm_rope
-from ditflow_kernels.backends import choose
+from ditflow_kernels.backends import FASTEST, as_on, check_triton_device, choose
 from ditflow_kernels.motion_flow import operators
 
 GRID, HEADS, HEAD_DIM = (3, 4, 5), 2, 16
@@ -133,6 +135,39 @@ def test_workspace_bytes_changes_memory_not_results(workspace_bytes):
 def test_auto_is_triton_on_cuda_and_chunked_elsewhere():
     for device, backend in [("cuda", "triton"), ("cpu", "chunked"), ("mps", "chunked")]:
         assert choose("auto", torch.device(device), torch.bfloat16) == backend
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU, as far as torch reports; call it with its compute capability."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def present(major, minor):
+        found = SimpleNamespace(major=major, minor=minor)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+
+    return present
+
+
+@pytest.mark.parametrize("capability, backend", [((7, 5), "chunked"), ((8, 0), "triton"), ((9, 0), "triton")])
+def test_auto_is_triton_from_compute_capability_8(capability, backend, gpu):
+    gpu(*capability)
+    assert choose("auto", torch.device("cuda"), torch.float16) == backend
+    before = dict(FASTEST)
+    with as_on("cuda"):
+        assert choose("auto", torch.device("cpu"), torch.float16) == backend
+    assert before == FASTEST
+
+
+def test_triton_on_an_older_gpu_is_refused(gpu):
+    device = torch.device("cuda", 0)
+    gpu(7, 5)
+    words = "needs a GPU of compute capability 8.0 or later, and cuda:0 has 7.5: use backend 'chunked'"
+    with pytest.raises(ValueError, match=words) as caught:
+        check_triton_device(device)
+    assert "\n" not in str(caught.value)
+    gpu(8, 0)
+    check_triton_device(device)
 
 
 def test_triton_on_a_cpu_is_refused():

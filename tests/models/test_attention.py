@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from tiny_models import backbone_of, random_inputs, tiny_transformer
 
 from ditflow.errors import DitflowError, SettingsError
-from ditflow.models.attention import KERNELS, check_attention, load_attention
+from ditflow.memory.blockwise import BlockwiseRunner
+from ditflow.memory.plain import PlainRunner
+from ditflow.models.attention import KERNELS, Kernel, check_attention, fastest_forward, load_attention
+from ditflow.models.protocols import Capture
 from ditflow.settings.settings import ATTENTION
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -130,6 +133,85 @@ def test_the_model_attends_with_the_chosen_kernel(packages):
     attention = plain.prepare(0, *plain.embed(inputs))
     torch.testing.assert_close(chosen.attend(attention), plain.attend(attention))
     assert calls == [(1, 10 + 3 * 4 * 6, 2, 16)]
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Two stand-in kernels that record their calls. The one for forwards has no gradient."""
+    calls = []
+
+    def kernel(name, has_gradient):
+        def attend(query, key, value):
+            calls.append(name)
+            if not has_gradient:
+                query, key, value = query.detach(), key.detach(), value.detach()
+            return by_token(query, key, value)
+
+        return Kernel(attend, architecture=None, gradient=has_gradient)
+
+    for name, has_gradient in (("with gradient", True), ("forward", False)):
+        monkeypatch.setitem(KERNELS, name, kernel(name, has_gradient))
+    return calls
+
+
+RUNNERS = {
+    "plain": PlainRunner,
+    "blockwise": BlockwiseRunner,
+    "attention kept": lambda backbone: BlockwiseRunner(backbone, keep="attention"),
+}
+
+
+@pytest.mark.parametrize("make", RUNNERS.values(), ids=RUNNERS)
+def test_which_pass_uses_which_kernel(recorded, make):
+    """Every forward of a backward, and its recomputation, uses the kernel with a gradient; no other does."""
+    model = tiny_transformer()
+    chosen = backbone_of(model, attention="with gradient", attention_forward="forward")
+    runner, plain = make(chosen), make(backbone_of(model))
+    inputs, capture = random_inputs(chosen, 3, 8, 12), Capture("query_key", (2,))
+
+    def used():
+        found = set(recorded)
+        recorded.clear()
+        return found
+
+    runner.forward([inputs, inputs], {})
+    assert used() == {"forward"}
+    runner.features(inputs, {}, capture)
+    assert used() == {"forward"}
+
+    def loss(index, read):
+        return sum(each.square().mean() for each in read)
+
+    given = loss, "latents", inputs, {}, capture, 1.0
+    value, gradient = runner.gradient(*given)
+    assert used() == {"with gradient"}
+    for ours, expected in zip((value, gradient), plain.gradient(*given), strict=True):
+        torch.testing.assert_close(ours, expected)
+    backbone_of(model, attention="with gradient").attend_forward(chosen.prepare(0, *chosen.embed(inputs)))
+    assert used() == {"with gradient"}  # the same unless another is asked for
+
+
+@pytest.mark.parametrize(
+    "capability, dtype, deterministic, kernel",
+    [
+        ((9, 0), torch.bfloat16, False, "cudnn"),
+        ((12, 0), torch.float16, False, "cudnn"),
+        ((9, 0), torch.bfloat16, True, "sdpa"),
+        ((9, 0), torch.float32, False, "sdpa"),
+        ((8, 9), torch.bfloat16, False, "sdpa"),
+    ],
+)
+def test_auto_for_forwards(gpu, capability, dtype, deterministic, kernel):
+    gpu(capability)
+    assert fastest_forward(CUDA, dtype, deterministic) == kernel
+    assert fastest_forward(CPU, dtype, deterministic) == "sdpa"
+
+
+def test_a_refused_kernel_for_forwards_names_its_flag(no_packages, gpu):
+    with pytest.raises(DitflowError, match="^--attention-forward sage: sageattention is not installed"):
+        check_attention("sage", False, CUDA, torch.bfloat16, flag="--attention-forward")
+    with pytest.raises(SettingsError, match="--deterministic is on: use --attention-forward sdpa"):
+        check_attention("cudnn", False, CUDA, torch.bfloat16, True, flag="--attention-forward")
 
 
 def test_a_kernel_without_gradient_is_refused_where_one_is_needed(no_packages):

@@ -203,6 +203,23 @@ def test_plan_as_json(settings, capsys):
         assert all(p["peak_bytes"] > 0 and p["copied_bytes"] >= 0 for p in preset["phases"])
 
 
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        ([], None),
+        (["--attention-forward", "sdpa"], None),
+        (["--attention-forward", "sage"], "sage in forwards without gradient and sdpa in the others"),
+        (["--attention", "flash"], "flash in forwards without gradient and flash in the others"),
+    ],
+    ids=["default", "sdpa", "forward", "both"],
+)
+def test_plan_says_which_attention_it_does_not_show(settings, words, says, capsys):
+    size = ["--size", "96x64", "--frames", "9", "--guidance-blocks", "2"]
+    assert main(["plan", "--model", settings.model, *size, "--json", *words]) == 0
+    why = json.loads(capsys.readouterr().out)["why"]
+    assert (says in why and "planned with sdpa" in why) if says else "Attention" not in why
+
+
 def test_plan_as_tables(settings, capsys):
     words = ["plan", "--model", settings.model, "--size", "96x64", "--frames", "9", "--guidance-blocks", "2"]
     assert main(words) == 0

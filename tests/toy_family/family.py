@@ -107,8 +107,10 @@ class ToyFamily:
     def empty_text_encoder(self, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
         return ToyTextModel(ToyTextConfig(**config))
 
-    def transformer(self, network: nn.Module, attention: str, compiled: bool) -> ToyTransformer:
-        return ToyTransformer(network, attention, compiled)
+    def transformer(
+        self, network: nn.Module, attention: str, compiled: bool, attention_forward: str | None = None
+    ) -> ToyTransformer:
+        return ToyTransformer(network, attention, compiled, attention_forward)
 
     def autoencoder(self, network: nn.Module) -> ToyAutoencoder:
         return ToyAutoencoder(network)

@@ -130,10 +130,17 @@ class ToyTransformer:
     embedding_kind = "rotary"
     timestep_dtype = torch.float32
 
-    def __init__(self, network: ToyTransformer3DModel, attention: str = "sdpa", compiled: bool = False):
+    def __init__(
+        self,
+        network: ToyTransformer3DModel,
+        attention: str = "sdpa",
+        compiled: bool = False,
+        attention_forward: str | None = None,
+    ):
         self.network = network.requires_grad_(False).eval()
         self.blocks = network.blocks
         self.attention = load_attention(attention)
+        self.attention_forward = load_attention(attention_forward or attention)
         self.pieces = Pieces()
         if compiled:
             self.compile_pieces("inductor")
@@ -175,6 +182,9 @@ class ToyTransformer:
 
     def attend(self, inputs: AttentionInputs) -> Tensor:
         return self.attention(inputs.query, inputs.key, inputs.value)
+
+    def attend_forward(self, inputs: AttentionInputs) -> Tensor:
+        return self.attention_forward(inputs.query, inputs.key, inputs.value)
 
     def add_attention(
         self, index: int, carried: Carried, shared: Shared, inputs: AttentionInputs, attended: Tensor

@@ -89,11 +89,15 @@ class CogVideoXFamily:
         return empty_t5(config, dtype)
 
     def transformer(
-        self, network: nn.Module, attention: str = "sdpa", compiled: bool = False
+        self,
+        network: nn.Module,
+        attention: str = "sdpa",
+        compiled: bool = False,
+        attention_forward: str | None = None,
     ) -> CogVideoXTransformer:
         from ditflow.models.cogvideox.transformer import CogVideoXTransformer
 
-        return CogVideoXTransformer(network, attention, compiled)
+        return CogVideoXTransformer(network, attention, compiled, attention_forward)
 
     def autoencoder(self, network: nn.Module) -> CogVideoXAutoencoder:
         from ditflow.models.cogvideox.vae import CogVideoXAutoencoder

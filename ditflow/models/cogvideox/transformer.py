@@ -29,7 +29,8 @@ CHUNK = 4096  # tokens at a time in a feed-forward's backward
 class CogVideoXTransformer:
     """Implements `Transformer`.
 
-    `attention` names a kernel of `ditflow.models.attention`. With `compiled`, the pieces of a block around
+    `attention` names a kernel of `ditflow.models.attention`, `attention_forward` that of forwards without
+    gradient (None: the same). With `compiled`, the pieces of a block around
     its attention are compiled at first use.
 
     Raises DitflowError for CogVideoX 1.5 and image-to-video weights, whose patch embedding differs, and if
@@ -38,7 +39,13 @@ class CogVideoXTransformer:
 
     timestep_dtype = torch.int64
 
-    def __init__(self, network: CogVideoXTransformer3DModel, attention: str = "sdpa", compiled: bool = False):
+    def __init__(
+        self,
+        network: CogVideoXTransformer3DModel,
+        attention: str = "sdpa",
+        compiled: bool = False,
+        attention_forward: str | None = None,
+    ):
         config = network.config
         if config.patch_size_t is not None or config.use_learned_positional_embeddings:
             raise DitflowError(
@@ -50,6 +57,7 @@ class CogVideoXTransformer:
         self.rotary = config.use_rotary_positional_embeddings
         self.embedding_kind = "rotary" if self.rotary else "additive"
         self.attention = load_attention(attention)
+        self.attention_forward = load_attention(attention_forward or attention)
         self.pieces = Pieces()
         if compiled:
             self.pieces = Pieces(*map(compile_piece, Pieces()))
@@ -98,6 +106,9 @@ class CogVideoXTransformer:
 
     def attend(self, inputs: AttentionInputs) -> Tensor:
         return self.attention(inputs.query, inputs.key, inputs.value)
+
+    def attend_forward(self, inputs: AttentionInputs) -> Tensor:
+        return self.attention_forward(inputs.query, inputs.key, inputs.value)
 
     def add_attention(
         self, index: int, carried: Carried, shared: Shared, inputs: AttentionInputs, attended: Tensor

@@ -121,6 +121,7 @@ def _flow_gradients(
 ) -> tuple[Tensor, Tensor]:  # [frames, cells, channels] twice
     """Gradients of query and key without the factor `operands.scale`."""
     grad_query, grad_key = _empty_gradients(operands)
+    mean_key = operands.mean_key()
     frames, cells, _ = operands.query.shape
     budget -= operands.key_gradient_bytes
     key_frames = slice(0, frames)
@@ -131,7 +132,7 @@ def _flow_gradients(
         of_chunk, mean = (tensor[here].transpose(0, 1) for tensor in (grad_flow, expected))
         grad_logits = _grad_logits(operands, probabilities, of_chunk, mean)
         grad_query[chunk.query_frame, chunk.queries] = _product_gradients(
-            operands, chunk, key_frames, grad_logits, grad_key
+            operands, chunk, key_frames, grad_logits, mean_key, grad_key
         )
     return grad_query, grad_key.to(grad_query.dtype)
 
@@ -145,6 +146,7 @@ def _squares_and_gradients(
     """Sum of squared differences, and its gradients without their factor `2 * operands.scale`."""
     squares = reference.new_zeros(())
     grad_query, grad_key = _empty_gradients(operands)
+    mean_key = operands.mean_key()
     frames, cells, _ = operands.query.shape
     budget -= operands.key_gradient_bytes
     if counted is None:
@@ -163,7 +165,7 @@ def _squares_and_gradients(
             difference = difference.transpose(0, 1)
             squares += difference.square().sum()
             grad_logits = _grad_logits(operands, weights, difference / total[..., None], mean)
-            grad_of_chunk += _product_gradients(operands, chunk, key_frames, grad_logits, grad_key)
+            grad_of_chunk += _product_gradients(operands, chunk, key_frames, grad_logits, mean_key, grad_key)
         grad_query[chunk.query_frame, chunk.queries] = grad_of_chunk
     return squares, grad_query, grad_key.to(grad_query.dtype)
 
@@ -211,13 +213,19 @@ def _product_gradients(
     chunk: Chunk,
     key_frames: slice,
     grad_logits: Tensor,  # [queries, key frames, cells]
+    mean_key: Tensor | None,  # [channels] float32
     grad_key: Tensor,  # [frames, cells, channels] float32, accumulated here
 ) -> Tensor:  # [queries, channels] float32
     """The gradient of the chunk's queries; adds the chunk's share of the key gradient to `grad_key`."""
     query = operands.query[chunk.query_frame, chunk.queries]
     for of_frame, grad_frame in zip(grad_logits.unbind(1), grad_key[key_frames], strict=True):
         grad_frame += product(of_frame.T, query)
-    return product(grad_logits.flatten(1), operands.key[key_frames].flatten(0, 1))
+    grad_logits = grad_logits.flatten(1)
+    grad_query = product(grad_logits, operands.key[key_frames].flatten(0, 1))
+    if mean_key is not None:
+        # rounded rows do not sum to zero
+        grad_query.addr_(grad_logits.sum(dim=1).float(), mean_key, alpha=-1)
+    return grad_query
 
 
 def _empty_gradients(operands: FrameOperands) -> tuple[Tensor, Tensor]:

@@ -44,6 +44,10 @@ class FrameOperands(NamedTuple):
         y, x = torch.meshgrid(self.y, self.x, indexing="ij")
         return torch.stack([x.flatten(), y.flatten()], dim=-1)
 
+    def mean_key(self) -> Tensor | None:  # [channels] float32
+        """The mean over all tokens; None for float32, whose logits' gradient is not rounded."""
+        return None if self.key.dtype == torch.float32 else self.key.flatten(0, 1).mean(dim=0).float()
+
     @property
     def unscaled_dtype(self) -> torch.dtype:
         """Dtype of gradients before their factor: bf16 has enough range for them, fp16 does not."""

@@ -5,9 +5,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ditflow_kernels.motion_flow.triton.tiled_operands import TiledOperands
+from ditflow_kernels.motion_flow.triton.tiles import SIZES
+from ditflow_kernels.tuning import COMPILER_OPTIONS
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def motion_flow_activity_kernel(
     reference_ptr,  # [frames (query), frames (key), cells, 2]
     active_ptr,  # [query tiles, frames] int32
@@ -35,5 +37,5 @@ def activity(
     if operands.launch:
         motion_flow_activity_kernel[tuple(active.shape)](
             reference, active, operands.frames, operands.cells,
-            BLOCK_M=operands.tiles.block_m, num_warps=operands.tiles.num_warps,
+            BLOCK_M=operands.tiles.block_m, num_warps=operands.tiles.num_warps, **COMPILER_OPTIONS,
         )  # fmt: skip

@@ -7,6 +7,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ditflow_kernels.motion_flow.triton.tiled_operands import Panel, TiledOperands
+from ditflow_kernels.motion_flow.triton.tiles import SIZES
+from ditflow_kernels.tuning import COMPILER_OPTIONS
 
 
 class LossTensors(NamedTuple):
@@ -22,7 +24,7 @@ class LossTensors(NamedTuple):
 NO_LOSS = LossTensors(*[None] * 5)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def motion_flow_combine_kernel(
     statistics_ptr,  # [4 (maximum, total, sum x, sum y), segments, panel_size]
     active_ptr,  # [query tiles, frames] int32, or None if every row counts
@@ -118,5 +120,5 @@ def combine(
             panel.first_query, panel.queries, statistics.shape[2],
             operands.frames, operands.cells, operands.width, operands.segments,
             BLOCK_M=operands.tiles.block_m, BLOCK_N=operands.tiles.block_n,
-            num_warps=operands.tiles.num_warps,
+            num_warps=operands.tiles.num_warps, **COMPILER_OPTIONS,
         )  # fmt: skip

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ditflow_kernels.motion_flow.triton.tiled_operands import Panel, TiledOperands
 from ditflow_kernels.motion_flow.triton.tiles import (
+    SIZES,
     any_active,
     cells_in_frame,
     coordinates,
@@ -13,9 +14,10 @@ from ditflow_kernels.motion_flow.triton.tiles import (
     frames_of_tile,
     offsets_along_gradient,
 )
+from ditflow_kernels.tuning import COMPILER_OPTIONS
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def motion_flow_grad_logits_kernel(
     weights_ptr,  # [panel_size, key tiles * BLOCK_N], `exp2(logit - maximum of its segment)`, overwritten
     statistics_ptr,  # [4 (maximum, ...), segments, panel_size]
@@ -83,5 +85,5 @@ def grad_logits(
             panel.first_query, panel.queries, statistics.shape[2],
             operands.frames, operands.cells, operands.width,
             QUERY_TILE=operands.tiles.block_m, BLOCK_M=block_m, BLOCK_N=operands.tiles.block_n,
-            num_warps=tuning.num_warps,
+            num_warps=tuning.num_warps, **COMPILER_OPTIONS,
         )  # fmt: skip

@@ -13,15 +13,21 @@ class Gradients:
         self.operands = operands
         self.query = operands.empty(*operands.query.shape, dtype=operands.unscaled_dtype)
         self.key = operands.empty(*operands.key.shape, dtype=operands.key_gradient_dtype(panel_size))
+        self.rounded = operands.key.dtype != torch.float32
+        self.mean_key = operands.key.mean(dim=0, dtype=torch.float32) if self.rounded else None
 
     def add(self, panel: Panel, grad_logits: Tensor) -> None:  # [panel_size, padded keys]
         """Set the gradient of the panel's queries; add the panel's share to the key gradient."""
         operands = self.operands
-        if not operands.launch:
-            return  # both products write into existing memory
         queries = slice(panel.first_query, panel.first_query + panel.queries)
         grad_logits = grad_logits[: panel.queries, : operands.tokens]
-        _product_into(self.query[queries], grad_logits, operands.key, add=False)
+        row_sums = grad_logits.sum(dim=1, keepdim=True, dtype=torch.float32) if self.rounded else None
+        if not operands.launch:
+            return  # the products write into existing memory
+        if self.rounded:
+            # before the product, so that their sum is rounded once
+            torch.mul(row_sums, -self.mean_key, out=self.query[queries])
+        _product_into(self.query[queries], grad_logits, operands.key, add=self.rounded)
         _product_into(self.key, grad_logits.T, operands.query[queries], add=panel.first_query > 0)
 
     def unscaled(self) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ditflow_kernels.motion_flow.triton.tiled_operands import Panel, TiledOperands
+from ditflow_kernels.motion_flow.triton.tiles import SIZES
+from ditflow_kernels.tuning import COMPILER_OPTIONS
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def motion_flow_hard_combine_kernel(
     maximum_ptr,  # [segments, panel_size]
     likeliest_ptr,  # [segments, panel_size]
@@ -61,5 +63,5 @@ def hard_combine(
             maximum, likeliest, flow, panel.first_query, panel.queries, maximum.shape[1],
             operands.frames, operands.cells, operands.width,
             BLOCK_M=operands.tiles.block_m, BLOCK_N=operands.tiles.block_n,
-            num_warps=operands.tiles.num_warps,
+            num_warps=operands.tiles.num_warps, **COMPILER_OPTIONS,
         )  # fmt: skip

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ditflow_kernels.motion_flow.triton.tiled_operands import Panel, TiledOperands
 from ditflow_kernels.motion_flow.triton.tiles import (
+    SIZES,
     cells_in_frame,
     frames_of_tile,
     grouped_tile,
@@ -13,7 +14,7 @@ from ditflow_kernels.motion_flow.triton.tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def motion_flow_hard_kernel(
     query_ptr,  # [tokens, CHANNELS]
     key_ptr,  # [tokens, CHANNELS]

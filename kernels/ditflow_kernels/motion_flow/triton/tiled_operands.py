@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from ditflow_kernels.backends import check_triton_device
-from ditflow_kernels.tuning import ElementwiseTuning, ProductTuning, tuning_for
+from ditflow_kernels.tuning import COMPILER_OPTIONS, ElementwiseTuning, ProductTuning, tuning_for
 
 # Fewer panels are faster. These fit the flow of 49 frames of CogVideoX-5B in one panel, its loss in two.
 FLOW_WORKSPACE_BYTES = 44 * 10**6
@@ -113,7 +113,7 @@ class TiledOperands:
         return self.query.element_size() * self.padded_keys
 
     @property
-    def product_options(self) -> dict[str, int]:
+    def product_options(self) -> dict[str, int | bool]:
         """Constants and launch options of the kernels that multiply queries by keys."""
         tiles = self.tiles
         return {
@@ -124,6 +124,7 @@ class TiledOperands:
             "GROUP_M": tiles.group_m,
             "num_warps": tiles.num_warps,
             "num_stages": tiles.num_stages,
+            **COMPILER_OPTIONS,
         }
 
     def query_tiles(self, queries: int) -> int:

@@ -3,6 +3,9 @@
 import triton
 import triton.language as tl
 
+# scalar arguments whose values must not change the code: one binary for every video, as checked without a GPU
+SIZES = ("first_query", "queries", "frames", "cells", "width", "segments")
+
 
 @triton.jit
 def grouped_tile(query_tiles, key_tiles, GROUP_M: tl.constexpr):

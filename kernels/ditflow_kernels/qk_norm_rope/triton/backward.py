@@ -12,7 +12,7 @@ from torch import Tensor
 from ditflow_kernels.backends import check_triton_device
 from ditflow_kernels.qk_norm_rope.layout import Norm, Wanted, norm_arguments, tile_shape, with_same_strides
 from ditflow_kernels.qk_norm_rope.triton.tiles import is_given, normalize, rotate_pairs, select
-from ditflow_kernels.tuning import tuning_for
+from ditflow_kernels.tuning import COMPILER_OPTIONS, tuning_for
 
 
 @triton.jit
@@ -147,6 +147,6 @@ def qk_norm_rope_backward(
             eps_query, eps_key, batch, text_length,
             *query.stride()[:3], *grad_prepared_query.stride()[:3],
             HEADS=heads, HEAD_DIM=head_dim, BLOCK_HEADS=block_heads, BLOCK_D=block_d,
-            STAGES=tuning.num_stages, num_warps=tuning.num_warps,
+            STAGES=tuning.num_stages, num_warps=tuning.num_warps, **COMPILER_OPTIONS,
         )  # fmt: skip
     return grad_query, grad_key, grad_rope
