@@ -13,6 +13,7 @@ SHAPES = {  # leading sizes of x, inputs, outputs
     "no_leading_size": ((), 24, 8),
     "ragged": ((3, 11), 75, 131),
     "wide": ((21,), 520, 17),
+    "tiles": ((2, 32), 96, 128),
     "one_input": ((5,), 1, 3),
 }
 

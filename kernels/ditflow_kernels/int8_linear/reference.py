@@ -51,5 +51,5 @@ def rounded_rows(values: Tensor) -> tuple[Tensor, Tensor]:
     Rows whose largest value is below `127 * 2**-126` count as zero: float32 could not divide by their scale.
     """
     largest = values.abs().amax(-1, keepdim=True)
-    scale = torch.where(largest < 127 * 2.0**-126, 1.0, largest / 127)
+    scale = torch.where(largest < 127 * 2.0**-126, 1.0, largest * (1 / 127))
     return (values / scale).round(), scale

@@ -8,9 +8,9 @@ from ditflow_kernels.motion_flow.triton.tiled_operands import Panel, TiledOperan
 from ditflow_kernels.motion_flow.triton.tiles import (
     cells_in_frame,
     frames_of_tile,
-    grouped_tile,
     logits_tile,
 )
+from ditflow_kernels.tile_order import grouped_tile
 
 
 @triton.jit
