@@ -5,7 +5,7 @@ import torch
 from int8_cases import ACTIVATIONS, SHAPES, case, in_precision, result_and_gradient, rounded_case
 from kernel_cases import DEVICES, PRECISIONS, assert_within_budget
 
-from ditflow_kernels import int8_linear, quantise_weight
+from ditflow_kernels import int8_input_gradient, int8_linear, quantise_weight
 from ditflow_kernels.int8_linear import chunked, products
 
 BACKENDS = pytest.mark.parametrize("backend", ["reference", "chunked"])
@@ -139,6 +139,18 @@ def test_a_few_tokens_at_a_time(activation, budget, monkeypatch):
     monkeypatch.setattr(chunked, "workspace_bytes", lambda device: budget)
     for tensor, expected in zip(result_and_gradient(*given, activation, "chunked"), whole, strict=True):
         assert torch.equal(tensor, expected)
+
+
+@BACKENDS
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+def test_the_gradient_by_itself(precision, backend):
+    x, weight, scale, bias = rounded_case(SHAPES["usual"], precision)
+    result = int8_linear(x.requires_grad_(), weight, scale, bias, backend=backend)
+    grad = torch.randn_like(result)
+    (expected,) = torch.autograd.grad(result, x, grad)
+    assert torch.equal(int8_input_gradient(grad, weight, scale, backend=backend), expected)
+    with pytest.raises(ValueError, match=r"grad \[2, 37, 64\] must be \[\.\.\., 96\]"):
+        int8_input_gradient(x, weight, scale, backend=backend)
 
 
 @BACKENDS

@@ -67,6 +67,29 @@ def int8_linear(
     return operators.int8_linear(x, *constants, activation, backend=chosen)
 
 
+def int8_input_gradient(
+    grad: Tensor,  # [..., out]
+    weight_int8: Tensor,  # [out, in] int8
+    scale: Tensor,  # [out] float32
+    *,
+    backend: str = "auto",
+) -> Tensor:  # [..., in]
+    """The gradient of x that `int8_linear` without activation has, where there is no graph to ask for it.
+
+    Raises ValueError if the last size of grad is not `out`, or if the backend is unknown.
+    """
+    if grad.ndim < 1 or grad.shape[-1] != len(weight_int8):
+        raise ValueError(f"grad {list(grad.shape)} must be [..., {len(weight_int8)}], an output's gradient")
+    chosen = choose(backend, grad.device, grad.dtype)
+    if chosen == "reference":
+        from ditflow_kernels.int8_linear import reference
+
+        return reference.input_gradient(grad, weight_int8, scale)
+    from ditflow_kernels.int8_linear import operators
+
+    return operators.int8_input_gradient(grad, weight_int8, scale, backend=chosen)
+
+
 def _check_layer(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
     if weight.ndim != 2 or not weight.numel() or str(weight.dtype) != "torch.int8":
         given = f"{list(weight.shape)} {weight.dtype}"

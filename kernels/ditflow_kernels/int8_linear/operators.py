@@ -28,6 +28,12 @@ def int8_linear(
     return result.view(*x.shape[:-1], len(weight_int8))
 
 
+def int8_input_gradient(grad: Tensor, weight_int8: Tensor, scale: Tensor, *, backend: str) -> Tensor:
+    """See `ditflow_kernels.int8_input_gradient`."""
+    tokens = input_gradient(grad.reshape(-1, grad.shape[-1]), weight_int8, scale, None, backend)
+    return tokens.view(*grad.shape[:-1], weight_int8.shape[1])
+
+
 @operator("int8_linear")
 def linear(
     x: Tensor,  # [tokens, in]

@@ -40,9 +40,15 @@ class _Int8Linear(torch.autograd.Function):
         values, before_activation = grad.to(ctx.precise), before_activation.to(ctx.precise)
         if ctx.activation == "gelu_tanh":
             values = torch.ops.aten.gelu_backward(values, before_activation, approximate="tanh")
-        rounded, scale_grad = rounded_rows(values * scale.to(values.dtype))
-        result = (rounded.double() @ weight_int8.double()).to(values.dtype) * scale_grad
-        return result.to(grad.dtype), None, None, None, None
+        return input_gradient(values, weight_int8, scale).to(grad.dtype), None, None, None, None
+
+
+def input_gradient(grad: Tensor, weight_int8: Tensor, scale: Tensor) -> Tensor:
+    """From [..., out] to [..., in]: the weight's scales onto the gradient, round, multiply exactly."""
+    values = grad.to(torch.promote_types(grad.dtype, torch.float32))
+    rounded, scale_grad = rounded_rows(values * scale.to(values.dtype))
+    result = (rounded.double() @ weight_int8.double()).to(values.dtype) * scale_grad
+    return result.to(grad.dtype)
 
 
 def rounded_rows(values: Tensor) -> tuple[Tensor, Tensor]:
