@@ -232,7 +232,9 @@ class Job:
         """A runner of the transformer, with the weights placed as the preset says."""
         settings, plan = self.settings, self.memory.plan
         compiled = settings.compile == "on"
-        transformer = self.folder.transformer(settings.lora, settings.weights, settings.attention, compiled)
+        transformer = self.folder.transformer(
+            settings.lora, settings.weights, settings.attention, compiled, settings.compute
+        )
         if settings.engine == "tensorrt":
             denoise_with_tensorrt(transformer)
         return arrange(transformer, self.folder.device, plan.preset, plan.resident)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ditflow.errors import DitflowError
+from ditflow.models.compute import compute_in
 from ditflow.models.families import ModelFamily, family_of, known_model, local_folder, models
 from ditflow.models.gguf_file import check_gguf, load_gguf
 from ditflow.models.hub import INDEX, WITHOUT_WEIGHTS, cached_folder, is_hub_id, missing_files, wanted_files
@@ -110,6 +111,7 @@ class ModelFolder:
         weights: str = "full",
         attention: str = "sdpa",
         compiled: bool = False,
+        compute: str = "bf16",
     ) -> Transformer:
         """On the host."""
         family = self.family
@@ -120,6 +122,7 @@ class ModelFolder:
         for lora in loras:
             add_lora(network, lora)
         transformer = family.transformer(network, attention, compiled)
+        compute_in(compute, transformer.blocks, family.packed_parts, self.device)
         store_weights(transformer.blocks, family.packed_parts, weights, self.device)
         return transformer
 

@@ -77,6 +77,11 @@ class Settings:
     decode_tile: str = option("memory", "tile size of VAE decoding: WIDTHxHEIGHT, none or auto", flag=False)
 
     attention: str = option("speed", "attention kernel", choices=ATTENTION)
+    compute: str = option(
+        "speed",
+        "products of the blocks: bf16 (exact, in --dtype); in 8 bits: int8, int8-forward (not gradients)",
+        choices=("bf16", "int8", "int8-forward"),
+    )
     compile: str = option(
         "speed", "compile the transformer's blocks; auto: only on a GPU", choices=("auto", "on", "off")
     )
