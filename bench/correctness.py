@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.passes import TEMPERATURE, Size, prepared_inputs, video_inputs
-from ditflow_kernels import motion_flow, motion_flow_loss, qk_norm_rope
+from bench.passes import TEMPERATURE, Size, linear_inputs, prepared_inputs, video_inputs
+from ditflow_kernels import int8_linear, motion_flow, motion_flow_loss, qk_norm_rope
 
 EPSILON = {torch.float32: 4e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 SIZES = [
@@ -78,6 +78,11 @@ def comparisons(size: Size, device: torch.device, backend: str) -> Iterator[tupl
         inputs = [query, key] if turn is None else [query, key, turn.requires_grad_()]
         yield name, *_three(prepare, qk_norm_rope, inputs, backend)
 
+    x, weight, scale, bias = linear_inputs(size, device, 0)
+    for name, activation in ("linear in 8 bits", None), ("linear in 8 bits with GELU", "gelu_tanh"):
+        run = partial(_linear, layer=(weight, scale, bias), activation=activation)
+        yield name, *_three(run, int8_linear, [x], backend)
+
 
 def _three(run: Callable, function: Callable, tokens, backend: str) -> tuple:
     by, plain = partial(function, backend=backend), partial(function, backend="reference")
@@ -94,6 +99,13 @@ def _prepare(function: Callable, inputs, norms, text: int, gradients) -> list[Te
     outputs = function(query, key, *norms, rope[0] if rope else None, text)
     gradients = [gradient.to(query.dtype) for gradient in gradients]
     return [*outputs, *torch.autograd.grad(outputs, inputs, gradients)]
+
+
+def _linear(function: Callable, inputs, layer, activation: str | None) -> list[Tensor]:
+    (x,) = inputs
+    result = function(x, *layer, activation=activation)
+    grad = torch.arange(result.numel(), device=x.device).view(result.shape).cos().to(x.dtype)
+    return [result, *torch.autograd.grad(result, inputs, grad)]
 
 
 def check_ties(size: Size, device: torch.device, backend: str) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._functorch import config as functorch_config
 
-from ditflow_kernels import motion_flow, motion_flow_loss, qk_norm_rope
+from ditflow_kernels import motion_flow, motion_flow_loss, qk_norm_rope, quantise_weight
 from ditflow_kernels.motion_flow import chunked as chunked_flow
 from ditflow_kernels.qk_norm_rope import chunked as chunked_preparation
 from ditflow_kernels.qk_norm_rope import reference as reference_preparation
@@ -118,6 +118,14 @@ def prepared_inputs(size: Size, device: torch.device, seed: int) -> tuple:
     query, key, *rest = token_inputs(size, device, seed)
     gradients = random(seed + 2, size, device, 2, *query.shape)
     return query.requires_grad_(), key.requires_grad_(), tuple(rest), tuple(gradients)
+
+
+def linear_inputs(size: Size, device: torch.device, seed: int) -> tuple:
+    """x, weight_int8, scale and bias of a feed-forward's wide layer."""
+    channels, wide = size.channels, 4 * size.channels
+    x = random(seed, size, device, 1, size.text + size.video, channels)
+    weight, scale = quantise_weight(random(seed + 1, size, device, wide, channels))
+    return x.requires_grad_(), weight, scale, random(seed + 2, size, device, wide)
 
 
 def head_maps(size: Size, copies: int) -> int:

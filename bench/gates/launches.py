@@ -6,6 +6,7 @@ from math import prod
 import torch
 
 from bench.gates.resources import Case
+from ditflow_kernels.int8_linear.triton import int8_linear_backward, int8_linear_forward
 from ditflow_kernels.motion_flow.triton import flow_gradients, hard_flow, loss_and_gradients, soft_flow
 from ditflow_kernels.qk_norm_rope.layout import Wanted
 from ditflow_kernels.qk_norm_rope.triton import qk_norm_rope_backward, qk_norm_rope_forward
@@ -17,7 +18,7 @@ GRIDS = GRID, (13, 30, 45), (6, 16, 24)
 
 
 def cases() -> list[Case]:
-    return [*qk_norm_rope_cases(), *motion_flow_cases()]
+    return [*qk_norm_rope_cases(), *motion_flow_cases(), *int8_linear_cases()]
 
 
 def qk_norm_rope_cases() -> list[Case]:
@@ -84,3 +85,27 @@ def queries_and_keys(grid, heads, dtype):
     """Video tokens as a block passes them on: a slice after the text in one tensor of both."""
     prepared = torch.empty(2, TEXT + prod(grid), heads, 64, dtype=dtype)
     return prepared[0, TEXT:], prepared[1, TEXT:]
+
+
+def int8_linear_cases() -> list[Case]:
+    """5B's wide layer with GELU and its narrow one, forward and backward; 2B's wide layer in float16."""
+    wide, narrow = (3072, 12288, torch.bfloat16, "gelu_tanh"), (12288, 3072, torch.bfloat16, None)
+    small = 1920, 7680, torch.float16, "gelu_tanh"
+    layers = {"wide-5b": wide, "narrow-5b": narrow, "wide-2b": small}
+    return [
+        Case(f"int8-{what.__name__}-{name}".replace("_", "-"), partial(what, *layer))
+        for name, layer in layers.items()
+        for what in (linear_forward, linear_backward)
+    ]
+
+
+def linear_forward(inputs, outputs, dtype, activation):
+    x, bias = torch.empty(TEXT + prod(GRID), inputs, dtype=dtype), torch.empty(outputs, dtype=dtype)
+    weight, scale = torch.empty(outputs, inputs, dtype=torch.int8), torch.empty(outputs)
+    int8_linear_forward(x, weight, scale, bias, activation, keeps=activation is not None)
+
+
+def linear_backward(inputs, outputs, dtype, activation):
+    grad, before = torch.empty(2, TEXT + prod(GRID), outputs, dtype=dtype)
+    weight, scale = torch.empty(outputs, inputs, dtype=torch.int8), torch.empty(outputs)
+    int8_linear_backward(grad, weight, scale, before if activation else None)

@@ -10,10 +10,10 @@ from torch import Tensor
 from bench.gates.gate import Gate, Metrics
 from bench.gates.saved import SavedBytes
 from bench.harness import CPU
-from bench.passes import SIZES, TEMPERATURE, Size, prepared_inputs, video_inputs
+from bench.passes import SIZES, TEMPERATURE, Size, linear_inputs, prepared_inputs, video_inputs
 from ditflow.memory.tracker import Tracker
 from ditflow.planning.fake import fake_tensors
-from ditflow_kernels import motion_flow, motion_flow_loss, qk_norm_rope
+from ditflow_kernels import int8_linear, motion_flow, motion_flow_loss, qk_norm_rope
 from ditflow_kernels.backends import as_on
 
 NAMES = {"5b-24": "5B, 24 frames", "5b-49": "5B, 49 frames", "2b-24": "2B, 24 frames"}
@@ -31,11 +31,14 @@ def measure(short: str, size: Size) -> dict[str, Metrics]:
         loss = partial(motion_flow_loss, query, key, reference, grid, TEMPERATURE)
         tokens, others, (norm, _, rope, text), _ = prepared_inputs(size, CPU, 0)
         prepare = partial(qk_norm_rope, tokens, others, norm, norm, rope, text)
+        layer = linear_inputs(size, CPU, 0)
+        linear = partial(int8_linear, *layer, activation="gelu_tanh")
         found = {
             "motion_flow": metrics(flow, [query, key]),
             "motion_flow-hard": metrics(partial(flow, hard=True), [query, key]),
             "motion_flow_loss": metrics(loss, [query, key, reference]),
             "qk_norm_rope": metrics(prepare, [tokens, others, *norm[:2], *([rope] if size.rotary else [])]),
+            "int8_linear": metrics(linear, layer),
         }
     return {f"passes/{short}/{name}": row for name, row in found.items()}
 

@@ -18,9 +18,9 @@ USAGE = 2  # exit code
 GROUPS = ("video", "model", "memory", "speed", "text", "motion", "sampling", "output")
 FLOW_OPTIONS = ("source_prompt", "guidance_blocks", "temperature", "reference", "seed")
 PLAN_OPTIONS = (
-    *("frames", "size", "model", "dtype", "memory", "weights", "steps", "guidance_scale", "guidance", "loss"),
-    *("optimise", "guided", "optimisation_steps", "guidance_blocks", "injection", "injection_blocks"),
-    *("attention", "attention_forward"),
+    *("frames", "size", "model", "dtype", "memory", "weights", "compute", "steps", "guidance_scale"),
+    *("guidance", "loss", "optimise", "guided", "optimisation_steps", "guidance_blocks", "injection"),
+    *("injection_blocks", "attention", "attention_forward"),
 )
 
 

@@ -12,6 +12,7 @@ from ditflow.errors import SettingsError
 from ditflow.guidance.targets import check_blocks
 from ditflow.models.attention import check_attention, fastest_forward
 from ditflow.models.compiling import compiles
+from ditflow.models.compute import check_compute
 from ditflow.models.engine import check_engine
 from ditflow.models.families import models
 from ditflow.models.loading import ModelFolder
@@ -42,6 +43,7 @@ def check_run(
         check_attention(forward, False, device, dtype, deterministic, flag="--attention-forward")
     check_engine(settings.engine, optimises, device)
     check_weights(settings.weights)
+    check_compute(settings.compute, settings.weights, settings.engine)
     if settings.lora and settings.weights.endswith(".gguf"):
         raise SettingsError("--lora cannot be merged into a GGUF file; leave out --lora or --weights")
     if settings.engine == "tensorrt" and settings.weights != "full":

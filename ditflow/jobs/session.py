@@ -234,7 +234,7 @@ class Job:
         compiled = settings.compile == "on"
         forward = None if settings.attention_forward == "same" else settings.attention_forward
         transformer = self.folder.transformer(
-            settings.lora, settings.weights, settings.attention, compiled, forward
+            settings.lora, settings.weights, settings.attention, compiled, forward, settings.compute
         )
         if settings.engine == "tensorrt":
             denoise_with_tensorrt(transformer)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ditflow.errors import DitflowError, first_line
+from ditflow.models.compute import compute_in
 from ditflow.models.families import ModelFamily, family_of, known_model, local_folder, models
 from ditflow.models.gguf_file import check_gguf, load_gguf
 from ditflow.models.hub import INDEX, WITHOUT_WEIGHTS, cached_folder, is_hub_id, missing_files, wanted_files
@@ -111,6 +112,7 @@ class ModelFolder:
         attention: str = "sdpa",
         compiled: bool = False,
         attention_forward: str | None = None,
+        compute: str = "bf16",
     ) -> Transformer:
         """On the host."""
         family = self.family
@@ -122,6 +124,7 @@ class ModelFolder:
         for lora in loras:
             add_lora(network, lora)
         transformer = family.transformer(network, attention, compiled, attention_forward)
+        compute_in(compute, transformer.blocks, family.packed_parts, self.device)
         store_weights(transformer.blocks, family.packed_parts, weights, self.device)
         return transformer
 

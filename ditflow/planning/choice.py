@@ -13,6 +13,7 @@ from ditflow.guidance.targets import check_blocks
 from ditflow.memory.capacity import usable_bytes
 from ditflow.memory.presets import GIB, PRESETS, Preset, presets
 from ditflow.memory.torch_state import torch_state
+from ditflow.models.compute import check_compute
 from ditflow.models.families import family_of
 from ditflow.models.storage import check_weights
 from ditflow.planning.phases import Phases
@@ -87,6 +88,7 @@ def plan_all(settings: Settings) -> tuple[list[Plan], Plan | None, str]:
     chosen.
     """
     check_weights(settings.weights)
+    check_compute(settings.compute, settings.weights, settings.engine)
     check_blocks(settings, len(phases_of(settings, "cuda").block_bytes))
     device = torch.device(*("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else ("cpu",))
     has_budget = settings.memory != "auto" or settings.preset != "auto" or device.type == "cuda"

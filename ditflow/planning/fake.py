@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ditflow.models.compute import compute_in
 from ditflow.models.families import ModelFamily, family_of, known_model
 from ditflow.models.gguf_file import load_gguf
 from ditflow.models.loading import ModelFolder, find_folder
@@ -50,6 +51,7 @@ class FakeModel:
             )
         with _default_dtype(self.dtype):
             transformer = family.transformer(kind.from_config(config), "sdpa", False)
+        compute_in(settings.compute, transformer.blocks, family.packed_parts, torch.device("cpu"))
         store_weights(transformer.blocks, family.packed_parts, settings.weights, torch.device("cpu"))
         return transformer
 

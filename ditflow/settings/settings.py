@@ -86,6 +86,11 @@ class Settings:
         "capability 9.0 or later, else sdpa",
         choices=FORWARD_ATTENTION,
     )
+    compute: str = option(
+        "speed",
+        "products of the blocks: bf16 (exact, in --dtype); in 8 bits: int8, int8-forward (not gradients)",
+        choices=("bf16", "int8", "int8-forward"),
+    )
     compile: str = option(
         "speed", "compile the transformer's blocks; auto: only on a GPU", choices=("auto", "on", "off")
     )

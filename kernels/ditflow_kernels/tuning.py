@@ -13,21 +13,21 @@ COMPILER_OPTIONS: Mapping[str, bool] = MappingProxyType({"enable_fp_fusion": Tru
 
 @dataclass(frozen=True)
 class TokenTuning:
-    """For kernels whose program owns one token and loops over tiles [heads, head_dim] of it."""
+    """For kernels whose program owns one token and loops over tiles of it."""
 
-    tile_elements: int  # heads * head_dim of a tile, each padded to a power of two
+    tile_elements: int  # of a tile [heads, head_dim], each padded to a power of two; or channels
     num_warps: int
     num_stages: int  # tiles in flight
 
 
 @dataclass(frozen=True)
 class ProductTuning:
-    """For kernels that multiply a tile of queries by a tile of keys, one block of channels at a time."""
+    """For kernels that multiply a tile of rows by a tile of columns, one block of channels at a time."""
 
-    block_m: int  # queries
-    block_n: int  # keys
+    block_m: int  # rows: queries, or tokens
+    block_n: int  # columns: keys, or outputs
     block_k: int  # channels
-    group_m: int  # query tiles that share a key tile while L2 holds it
+    group_m: int  # row tiles that share a column tile while L2 holds it
     num_warps: int
     num_stages: int  # blocks of channels in flight
 
@@ -53,6 +53,8 @@ class Tuning:
     motion_flow: ProductTuning
     motion_flow_float32: ProductTuning
     motion_flow_grad_logits: ElementwiseTuning
+    int8_linear_round: TokenTuning
+    int8_linear_product: ProductTuning
 
 
 # each thread copies 16 bytes of bf16 a tile; all three tiles of 48 heads of 64 are in flight at once.
@@ -72,23 +74,28 @@ if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8):
 TCGEN05 = ProductTuning(block_m=128, block_n=128, block_k=64, group_m=8, num_warps=8, num_stages=4)
 # float32 without tf32 has no matrix unit: small tiles
 FLOAT32 = ProductTuning(block_m=64, block_n=64, block_k=16, group_m=8, num_warps=4, num_stages=3)
+# a token is read twice, the second time from cache: 16 bytes of int8 a thread and tile
+ROUND = TokenTuning(tile_elements=2048, num_warps=4, num_stages=3)
+# in bytes the same tiles as those of 16 bits. Triton has no tcgen05 for int8, so sm_100 takes mma.sync
+INT8_MMA_SYNC = ProductTuning(block_m=128, block_n=128, block_k=64, group_m=8, num_warps=4, num_stages=4)
+INT8_WGMMA = ProductTuning(block_m=128, block_n=128, block_k=128, group_m=8, num_warps=4, num_stages=3)
 # 32 elements a thread
 GRAD_LOGITS = ElementwiseTuning(block_m=32, num_warps=4)
 
 
-def _tuning(product: ProductTuning) -> Tuning:
+def _tuning(product: ProductTuning, int8_product: ProductTuning) -> Tuning:
     """Architectures differ in their matrix unit only."""
-    return Tuning(NORM_ROPE_FORWARD, NORM_ROPE_BACKWARD, product, FLOAT32, GRAD_LOGITS)
+    return Tuning(NORM_ROPE_FORWARD, NORM_ROPE_BACKWARD, product, FLOAT32, GRAD_LOGITS, ROUND, int8_product)
 
 
 TUNING: Mapping[int, Tuning] = MappingProxyType(
     {
-        80: _tuning(MMA_SYNC),
-        86: _tuning(MMA_SYNC),
-        89: _tuning(MMA_SYNC),
-        90: _tuning(WGMMA),
-        100: _tuning(TCGEN05),
-        120: _tuning(MMA_SYNC),
+        80: _tuning(MMA_SYNC, INT8_MMA_SYNC),
+        86: _tuning(MMA_SYNC, INT8_MMA_SYNC),
+        89: _tuning(MMA_SYNC, INT8_MMA_SYNC),
+        90: _tuning(WGMMA, INT8_WGMMA),
+        100: _tuning(TCGEN05, INT8_MMA_SYNC),
+        120: _tuning(MMA_SYNC, INT8_MMA_SYNC),
     }
 )
 OLDEST = min(TUNING)

@@ -78,6 +78,7 @@ WORDS = {  # a setting that is not a number: values that are accepted, and value
     "attention_forward": (("same", "auto", "sage"), CHOSEN),
     "compile": (("auto", "on", "off"), CHOSEN),
     "engine": (("torch", "tensorrt"), CHOSEN),
+    "compute": (("bf16", "int8", "int8-forward"), CHOSEN),
     "prompt": PROSE,
     "negative_prompt": PROSE,
     "source_prompt": PROSE,

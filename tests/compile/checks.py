@@ -3,16 +3,24 @@
 from bench.gates.resources import SHARED_LIMIT, Resources
 
 # kernels with tl.dot; the others stream through memory or sum a little
-PRODUCTS = {"motion_flow_forward_kernel", "motion_flow_hard_kernel", "motion_flow_backward_kernel"}
+PRODUCTS = {
+    "motion_flow_forward_kernel",
+    "motion_flow_hard_kernel",
+    "motion_flow_backward_kernel",
+    "int8_linear_product_kernel",
+}
 # read or write tensors as long as the inputs: 16 bytes per thread at a time
 STREAMS = {
     "qk_norm_rope_forward_kernel",
     "qk_norm_rope_backward_kernel",
     "motion_flow_grad_logits_kernel",
+    "int8_linear_round_kernel",
 }
 SMALL = {"motion_flow_combine_kernel", "motion_flow_hard_combine_kernel", "motion_flow_activity_kernel"}
 
 MATRIX_UNIT = {80: "mma_sync", 86: "mma_sync", 89: "mma_sync", 90: "wgmma", 100: "tcgen05", 120: "mma_sync"}
+# Triton has no product of bytes for tcgen05
+INT8_MATRIX_UNIT = MATRIX_UNIT | {100: "mma_sync"}
 
 
 def check_shared_memory(kernel: Resources) -> None:
@@ -39,7 +47,8 @@ def check_async_copies(kernel: Resources) -> None:
 def check_matrix_unit(kernel: Resources) -> None:
     used = {name for name in ("mma_sync", "wgmma", "tcgen05") if getattr(kernel, name)}
     # products in full float32 have no matrix unit
-    expected = set() if "float32" in kernel.case else {MATRIX_UNIT[kernel.architecture]}
+    units = INT8_MATRIX_UNIT if kernel.kernel.startswith("int8_") else MATRIX_UNIT
+    expected = set() if "float32" in kernel.case else {units[kernel.architecture]}
     assert used == expected, f"uses {used or 'no matrix unit'}, not {expected or 'none'}: {kernel}"
 
 

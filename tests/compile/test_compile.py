@@ -1,5 +1,6 @@
 """Every kernel, compiled for every architecture of the tuning table; no GPU is needed."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from bench.gates import table
 from bench.gates.compiled import compile_all, metrics
 from bench.gates.launches import cases
 from bench.gates.resources import SHARED_LIMIT, recorded, resources
+from bench.gates.resources import compiled as compiled_kernel
 from ditflow_kernels.tuning import TUNING
 
 NAMES = [case.name for case in cases()]
@@ -106,3 +108,20 @@ def test_another_matrix_unit_is_seen():
     (kernel,) = resources(pointer_product(64, 128, 32, 3), 90)
     with pytest.raises(AssertionError, match="uses"):
         check_matrix_unit(kernel.__class__(**{**vars(kernel), "architecture": 100}))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("int8-linear")])
+@pytest.mark.parametrize(
+    "architecture, instruction",
+    {
+        80: "mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32",
+        89: "mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32",
+        90: "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8",
+        120: "mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32",
+    }.items(),
+)
+def test_products_of_bytes_use_the_instruction_for_bytes(name, architecture, instruction):
+    (case,) = (case for case in cases() if case.name == name)
+    launch = recorded(case, architecture)[-1]
+    ptx = compiled_kernel(launch, architecture).asm["ptx"]
+    assert set(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async)\S+", ptx)) == {instruction}

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from ditflow_kernels import motion_flow, motion_flow_loss, qk_norm_rope
+from ditflow_kernels import int8_linear, motion_flow, motion_flow_loss, qk_norm_rope, quantise_weight
 
 TOKENS = torch.zeros(12, 2, 8)
 GRID = (2, 2, 3)
@@ -14,6 +14,8 @@ REFERENCE = torch.zeros(2, 2, 6, 2)
 BATCH = torch.zeros(1, 15, 2, 8)
 ROPE = torch.zeros(2, 2, 12, 8)
 NORM = (torch.ones(8), torch.zeros(8), 1e-6)
+X = torch.zeros(2, 3, 8)
+WEIGHT = torch.zeros(4, 8, dtype=torch.int8)
 
 
 def flow(query=TOKENS, key=TOKENS, grid=GRID, **options):
@@ -26,6 +28,10 @@ def loss(reference=REFERENCE, **options):
 
 def prepare(query=BATCH, key=BATCH, norm_query=NORM, rope=ROPE, text_length=3):
     return qk_norm_rope(query, key, norm_query, None, rope, text_length)
+
+
+def linear(x=X, weight=WEIGHT, scale=torch.ones(4), bias=None, **options):  # noqa: B008
+    return int8_linear(x, weight, scale, bias, **options)
 
 
 REFUSED = {
@@ -51,6 +57,25 @@ REFUSED = {
         lambda: prepare(norm_query=(NORM[0][1:], NORM[1], 1e-6)),
         r"norm_query must be .* \[8\]",
     ),
+    "linear_weight": (
+        lambda: linear(weight=torch.zeros(4, 8)),
+        r"weight_int8 must be \[out, in\] torch.int8, not \[4, 8\] torch.float32: see quantise_weight",
+    ),
+    "linear_x": (lambda: linear(X[..., 1:]), r"x \[2, 3, 7\] must be \[\.\.\., 8\]"),
+    "linear_scale": (lambda: linear(scale=torch.ones(4, 1)), r"scale \[4, 1\] must be \[4\]"),
+    "linear_bias": (lambda: linear(bias=torch.ones(3)), r"bias \[3\] must be \[4\]"),
+    "linear_device": (lambda: linear(bias=torch.ones(4, device="meta")), r"bias is on meta, x on cpu"),
+    "linear_activation": (
+        lambda: linear(activation="gelu"),
+        r"unknown activation 'gelu': use one of None, 'gelu_tanh'",
+    ),
+    "linear_too_long": (
+        lambda: linear(X[..., :1], WEIGHT[:1, :1].expand(131_072, 1), torch.ones(131_072)),
+        r"weight_int8 \[131072, 1\] must have sides of at most 131071: sums are in int32",
+    ),
+    "linear_integers": (lambda: linear(X.int()), r"does not take torch.int32"),
+    "quantise_shape": (lambda: quantise_weight(X), r"weight \[2, 3, 8\] torch.float32 must be a matrix"),
+    "quantise_integers": (lambda: quantise_weight(WEIGHT), r"weight \[4, 8\] torch.int8 must be a matrix"),
 }
 
 
@@ -63,14 +88,15 @@ def test_refused_in_one_line(call, words):
 
 def test_accepted():
     """Without their one change, the arguments of the cases above are accepted."""
-    for call in (flow, loss, prepare):
+    for call in (flow, loss, prepare, linear):
         call()
 
 
 def test_import_loads_neither_torch_nor_a_backend():
     code = """if True:
         import sys, ditflow_kernels
-        assert callable(ditflow_kernels.motion_flow) and callable(ditflow_kernels.qk_norm_rope)
+        for name in ("int8_linear", "motion_flow", "qk_norm_rope", "quantise_weight"):
+            assert callable(getattr(ditflow_kernels, name))
         assert not {"torch", "triton"} & set(sys.modules)
         assert not any(name.endswith(("chunked", "reference")) for name in sys.modules)
         import ditflow_kernels.motion_flow.chunked

@@ -7,6 +7,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ditflow_kernels.int8_linear import chunked as chunked_linear
 from ditflow_kernels.motion_flow import chunked
 from ditflow_kernels.motion_flow.scaling import scale_into
 from ditflow_kernels.qk_norm_rope import chunked as chunked_preparation
@@ -109,3 +110,18 @@ def test_preparation(budget, precision, monkeypatch):
     with PeakBytes(query, key, rope, *prepared, *norm[:2]) as counted:
         chunked_preparation.qk_norm_rope_backward(*prepared, *given, Wanted(True, True, True))
     assert counted.peak <= budget + 2 * query.nbytes + rope.nbytes
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+@pytest.mark.parametrize("budget", [100_000, 200_000])
+def test_int8_linear(budget, precision, monkeypatch):
+    monkeypatch.setattr(chunked_linear, "workspace_bytes", lambda device: budget)
+    x, grad = torch.randn(2 * TOKENS, 64).to(precision), torch.randn(2 * TOKENS, 96).to(precision)
+    weight, scale, bias = torch.ones(96, 64, dtype=torch.int8), torch.ones(96), torch.ones(96)
+    chunked_linear.int8_linear_backward(grad[:1], weight, scale, None)  # tries torch's int8 product once
+    with PeakBytes(x, weight, scale, bias) as counted:
+        _, before = chunked_linear.int8_linear_forward(x, weight, scale, bias, "gelu_tanh", True)
+    assert budget / 3 < counted.peak - 2 * grad.nbytes <= budget
+    with PeakBytes(grad, weight, scale, before) as counted:
+        chunked_linear.int8_linear_backward(grad, weight, scale, before)
+    assert budget / 3 < counted.peak - x.nbytes <= budget

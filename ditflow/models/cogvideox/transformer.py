@@ -20,6 +20,7 @@ from ditflow.errors import DitflowError
 from ditflow.models.attention import load_attention
 from ditflow.models.cogvideox.embedding import positional_embedding
 from ditflow.models.compiling import compile_piece
+from ditflow.models.compute import input_gradient
 from ditflow.models.protocols import AttentionInputs, Carried, Grid, Inputs, KeyValue, Shared
 from ditflow_kernels import qk_norm_rope
 
@@ -141,7 +142,7 @@ class CogVideoXTransformer:
             with torch.enable_grad():
                 entering = tokens[:, chunk].detach().requires_grad_()
                 hidden, gate = self.pieces.hidden_layer(block, entering, time, which)
-            upstream = (gate * gradient[:, chunk]) @ block.ff.net[2].weight
+            upstream = input_gradient(block.ff.net[2], gate * gradient[:, chunk])
             (found,) = torch.autograd.grad(hidden, entering, upstream)
             torch.add(gradient[:, chunk], found, out=result[:, chunk])
         return result

@@ -11,10 +11,10 @@ from ditflow_kernels.motion_flow.triton.tiles import (
     coordinates,
     flow_index,
     frames_of_tile,
-    grouped_tile,
     logits_tile,
     offsets_along_gradient,
 )
+from ditflow_kernels.tile_order import grouped_tile
 
 
 @triton.jit(do_not_specialize=SIZES)

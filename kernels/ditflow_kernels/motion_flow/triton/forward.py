@@ -11,9 +11,9 @@ from ditflow_kernels.motion_flow.triton.tiles import (
     cells_in_frame,
     coordinates,
     frames_of_tile,
-    grouped_tile,
     logits_tile,
 )
+from ditflow_kernels.tile_order import grouped_tile
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -9,9 +9,9 @@ from ditflow_kernels.motion_flow.triton.tiles import (
     SIZES,
     cells_in_frame,
     frames_of_tile,
-    grouped_tile,
     logits_tile,
 )
+from ditflow_kernels.tile_order import grouped_tile
 
 
 @triton.jit(do_not_specialize=SIZES)

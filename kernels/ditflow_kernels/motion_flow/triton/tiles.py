@@ -1,21 +1,10 @@
-"""What the kernels share: which tile a program takes, the product of two tiles, and where its keys lie."""
+"""What the kernels share: the product of two tiles, and where its keys lie."""
 
 import triton
 import triton.language as tl
 
 # scalar arguments whose values must not change the code: one binary for every video, as checked without a GPU
 SIZES = ("first_query", "queries", "frames", "cells", "width", "segments")
-
-
-@triton.jit
-def grouped_tile(query_tiles, key_tiles, GROUP_M: tl.constexpr):
-    """This program's (query tile, key tile): GROUP_M query tiles share a key tile while L2 holds it."""
-    program = tl.program_id(0)
-    group = program // (GROUP_M * key_tiles)
-    first_tile = group * GROUP_M
-    height = tl.minimum(query_tiles - first_tile, GROUP_M)
-    in_group = program - group * GROUP_M * key_tiles
-    return first_tile + in_group % height, in_group // height
 
 
 @triton.jit

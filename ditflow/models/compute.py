@@ -1,0 +1,83 @@
+"""Multiplies the linear layers of the transformer's blocks in 8 bits, by `ditflow_kernels.int8_linear`.
+
+`int8`: forwards and the gradients of their inputs. `int8-forward`: forwards only; gradients are products of
+the model's precision with the same rounded weights. Both round activations; only `bf16` is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ditflow.errors import SettingsError
+from ditflow_kernels import int8_input_gradient, int8_linear, quantise_weight
+
+
+class Int8Linear(nn.Module):
+    """A frozen linear layer that multiplies in 8 bits. Its parameters are streamed with their block."""
+
+    def __init__(self, layer: nn.Linear, device: torch.device, gradients: bool):
+        super().__init__()
+        self.gradients = gradients  # in 8 bits too
+        stored = [tensor.to(layer.weight.device) for tensor in quantise_weight(layer.weight.to(device))]
+        self.weight_int8, self.scale = (nn.Parameter(tensor, requires_grad=False) for tensor in stored)
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.gradients:
+            return int8_linear(inputs, self.weight_int8, self.scale, self.bias)
+        return _ForwardOnly.apply(inputs, self.weight_int8, self.scale, self.bias)
+
+    def input_gradient(self, gradient: Tensor) -> Tensor:
+        """What backward gives the inputs."""
+        if self.gradients:
+            return int8_input_gradient(gradient, self.weight_int8, self.scale)
+        return _precise_gradient(gradient, self.weight_int8, self.scale)
+
+
+class _ForwardOnly(torch.autograd.Function):
+    """`int8_linear`, with the gradient of a layer that has the rounded weight but does not round inputs."""
+
+    @staticmethod
+    def forward(ctx, inputs: Tensor, weight_int8: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight_int8, scale)
+        return int8_linear(inputs, weight_int8, scale, bias)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return _precise_gradient(gradient, *ctx.saved_tensors), None, None, None
+
+
+def _precise_gradient(gradient: Tensor, weight_int8: Tensor, scale: Tensor) -> Tensor:
+    return (gradient * scale).to(gradient.dtype) @ weight_int8.to(gradient.dtype)
+
+
+def input_gradient(layer: nn.Module, gradient: Tensor) -> Tensor:
+    """The gradient of a linear layer's inputs, from that of its outputs, without a graph."""
+    return layer.input_gradient(gradient) if isinstance(layer, Int8Linear) else gradient @ layer.weight
+
+
+def check_compute(kind: str, weights: str, engine: str) -> None:
+    """Raises SettingsError if other settings rule out products in 8 bits."""
+    if kind == "bf16":
+        return
+    if weights not in ("full", "int8"):
+        raise SettingsError(f"--compute {kind} stores weights as int8; leave out --weights {weights}")
+    if engine != "torch":
+        raise SettingsError(f"--compute {kind} works only with --engine torch, not {engine}")
+
+
+def compute_in(kind: str, blocks: nn.ModuleList, parts: Sequence[str], device: torch.device) -> None:
+    """Replace the linear layers in `parts` of each block; `bf16` changes nothing.
+
+    Each weight is rounded on `device` and moved back to where it was.
+    """
+    if kind == "bf16":
+        return
+    for block in blocks:
+        for part in map(block.get_submodule, parts):
+            for name, layer in list(part.named_modules()):
+                if isinstance(layer, nn.Linear):
+                    part.set_submodule(name, Int8Linear(layer, device, gradients=kind == "int8"))

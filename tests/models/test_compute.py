@@ -1,0 +1,84 @@
+"""Blocks that multiply in 8 bits: what is replaced, gradients through every runner, what is refused."""
+
+import pytest
+import torch
+from quantised_models import exact_transformer, relative
+from tiny_models import backbone_of, random_inputs
+from torch import nn
+from torch.nn.functional import cosine_similarity, linear
+
+from ditflow.errors import SettingsError
+from ditflow.memory.blockwise import BlockwiseRunner
+from ditflow.memory.plain import PlainRunner
+from ditflow.memory.streamed import Streamed
+from ditflow.models.cogvideox.family import CogVideoXFamily
+from ditflow.models.compute import Int8Linear, check_compute, compute_in, input_gradient
+from ditflow.models.protocols import Capture
+
+CPU = torch.device("cpu")
+PARTS = CogVideoXFamily.packed_parts
+KINDS = pytest.mark.parametrize("kind", ["int8", "int8-forward"])
+
+
+def computing_in(kind):
+    transformer = exact_transformer()
+    compute_in(kind, transformer.transformer_blocks, PARTS, CPU)
+    return transformer
+
+
+def energy(block, read):
+    return read.query.square().mean() + read.key.square().mean()
+
+
+def results(runner, inputs):
+    """The gradient of the latents, and a prediction."""
+    capture = Capture("query_key", (1,))
+    return runner.gradient(energy, "latents", inputs, {}, capture, 1.0)[1], runner.forward([inputs], {})[0]
+
+
+def test_only_linear_layers_of_the_parts_are_replaced():
+    transformer = computing_in("int8")
+    for block in transformer.transformer_blocks:
+        replaced = [name for name, layer in block.named_modules() if isinstance(layer, Int8Linear)]
+        assert len(replaced) == 6 and all(name.startswith(("attn1.", "ff.")) for name in replaced)
+        assert isinstance(block.norm1.linear, nn.Linear)
+    assert not any(isinstance(layer, Int8Linear) for layer in computing_in("bf16").modules())
+
+
+@KINDS
+def test_a_layer_and_the_gradient_of_its_inputs(kind):
+    exact = nn.Linear(48, 40)
+    layer = Int8Linear(exact, CPU, gradients=kind == "int8")
+    assert all(not parameter.requires_grad for parameter in layer.parameters())
+    inputs, grad = torch.randn(2, 9, 48, requires_grad=True), torch.randn(2, 9, 40)
+    (found,) = torch.autograd.grad(layer(inputs), inputs, grad)
+    assert torch.equal(found, input_gradient(layer, grad))
+    assert torch.equal(grad @ exact.weight, input_gradient(exact, grad))
+    rounded = layer.weight_int8 * layer.scale[:, None]
+    assert 1e-4 < relative(layer(inputs), linear(inputs, exact.weight, exact.bias).double()) < 0.02
+    error = relative(found, (grad @ rounded).double())
+    assert 1e-4 < error < 0.02 if kind == "int8" else error < 1e-6
+
+
+@KINDS
+def test_every_runner_finds_the_same_gradient(kind):
+    backbone, exact = backbone_of(computing_in(kind)), backbone_of(exact_transformer())
+    inputs = random_inputs(backbone, 3, 8, 12)
+    whole, truth = results(PlainRunner(backbone), inputs), results(PlainRunner(exact), inputs)
+    for found, wanted in zip(whole, truth, strict=True):
+        assert cosine_similarity(found.flatten(), wanted.flatten(), dim=0) > 0.98
+        assert relative(found, wanted.double()) > 1e-4  # rounding is seen
+    blockwise = results(BlockwiseRunner(backbone), inputs)
+    for found, wanted in zip(blockwise, whole, strict=True):
+        assert cosine_similarity(found.flatten(), wanted.flatten(), dim=0) > 0.999
+    streamed = BlockwiseRunner(backbone, Streamed(backbone.blocks, CPU, 0, host="pageable"))
+    assert all(map(torch.equal, results(streamed, inputs), blockwise))
+
+
+def test_other_settings_that_rule_it_out_are_refused():
+    check_compute("bf16", "nf4", "tensorrt")
+    check_compute("int8", "int8", "torch")
+    with pytest.raises(SettingsError, match="--compute int8 stores weights as int8; leave out --weights fp8"):
+        check_compute("int8", "fp8", "torch")
+    with pytest.raises(SettingsError, match="--compute int8-forward works only with --engine torch"):
+        check_compute("int8-forward", "full", "tensorrt")
