@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from ditflow.models.lora import check_lora, split_scale
 from ditflow.models.storage import check_weights
 from ditflow.run_folder.embeddings import embedding_facts, read_embeddings
 from ditflow.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 def check_run(
@@ -50,7 +54,17 @@ def check_run(
     check_blocks(settings, folder.depth)
     saved = saved_embeddings(settings, folder)
     folder.tokenise([settings.prompt, settings.negative_prompt, settings.source_prompt])
+    for line in without_effect(settings):
+        logger.warning("%s", line)
     return settings, folder, saved
+
+
+def without_effect(settings: Settings) -> Iterator[str]:
+    """Says which settings that save work cannot do so in this run."""
+    if settings.reuses and settings.guided_steps == settings.steps:
+        yield "negative, negative_below: every step is guided, so there is none in which they could save work"
+    elif settings.reuses and settings.guidance_scale == 1 and not settings.dynamic_scale:
+        yield "negative, negative_below: with a guidance scale of 1 the negative prompt is not used anyway"
 
 
 def saved_embeddings(settings: Settings, folder: ModelFolder) -> list[torch.Tensor] | None:

@@ -123,7 +123,7 @@ SchedulerState = Mapping[str, Tensor]
 """What a schedule's next step depends on, besides its index: generator state, history, counters.
 
 Only the schedule reads it. Checkpoints store its tensors by name; the names `latents` and `embedding` are
-reserved.
+reserved, and those that begin with `reuse.`.
 """
 
 

@@ -42,6 +42,7 @@ NEUTRAL = {
     "learning_rate": (0.0, 0.0),
     "steps": 1,
     "dynamic_scale": False,
+    "negative_below": 1.0,
     "seed": 0,
     "output": "",
     "format": "mp4",

@@ -169,11 +169,11 @@ class Phases:
         )
 
     @with_fakes
-    def denoise(self) -> Work:
+    def denoise(self, prompt_only: bool = False) -> Work:
         """One denoising step, with injection if the run injects."""
-        weight = self.settings.guidance_scale
+        weight = 1 if prompt_only else self.settings.guidance_scale
         return self._model_phase(
-            "denoise",
+            ("denoise", weight == 1),
             lambda runner: predict(runner, self.inputs, self.inputs.prompt, self.injected, weight),
         )
 
@@ -210,6 +210,8 @@ class Phases:
         held = [clip, noise, *texts, inputs.latents, inputs.embedding]
         if name not in ("reference", "injection"):
             held += tree_leaves([list(block) for block in self.injected.values()])
+        if self.settings.negative == "alternate":
+            held.append(torch.empty_like(inputs.latents))  # the last difference
         held += outside(transformer.network, transformer.blocks)
         return self._measure(name, lambda _: work(runner), trace, held, runner)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ditflow.errors import DitflowError
 from ditflow.models.protocols import Schedule, SchedulerState
-from ditflow.schema import Keys, ListOf, Number, Whole, problem
+from ditflow.schema import Keys, ListOf, Number, OneOf, OrNull, Whole, problem
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,30 @@ class Shapes:
         if extra := sorted(state.keys() ^ schedule.state().keys()):
             raise _wrong(path, extra[0], "present", "the tensors of this run's scheduler")
 
+    def check_reuse(self, path: Path, reuse: Mapping[str, Tensor]) -> None:
+        """Raises DitflowError if what later steps may reuse cannot be this run's."""
+        if not reuse:
+            return
+        if reuse.keys() != {"difference", "uses"}:
+            raise _wrong(path, "reuse", ", ".join(sorted(reuse)), "difference, uses")
+        if reuse["difference"].shape != self.latents or not reuse["difference"].is_floating_point():
+            raise _wrong(path, "difference", f"{list(reuse['difference'].shape)}", f"{list(self.latents)}")
+        if reuse["uses"].shape or int(reuse["uses"]) not in (0, 1):
+            raise _wrong(path, "uses", "something else", "0 or 1")
 
+
+STEPS = ListOf(
+    Keys(
+        {
+            "guidance_scale": OrNull(Number(-1e300, 1e300)),
+            "prompt": OneOf(("run", "reused")),
+            "negative": OneOf(("run", "reused", "none")),
+        },
+        required=("guidance_scale", "prompt", "negative"),
+    ),
+    0,
+    1000,
+)
 CLIP = Keys({"frame_rate": ListOf(Whole(1, 1 << 62), 2, 2), "threads": Whole(1, 4096)}, ("frame_rate",))
 STEP = Keys(
     {
@@ -69,6 +92,7 @@ STEP = Keys(
         "losses": ListOf(ListOf(Number(-1e300, 1e300), 0, 1000), 0, 1000),
         "skipped": Whole(0, 1 << 30),
         "embeddings": Whole(0, 1000),
+        "steps": STEPS,
     },
     required=("index", "losses", "skipped", "embeddings"),
 )

@@ -82,6 +82,18 @@ class Settings:
     )
     engine: str = option("speed", "engine for forwards that need no gradient", choices=("torch", "tensorrt"))
 
+    negative: str = option(
+        "speed",
+        "negative prompt after the guided steps: in every step, or alternate (between: the last difference)",
+        choices=("every", "alternate"),
+    )
+    negative_below: float = option(
+        "speed",
+        "after the guided steps, no negative prompt where the guidance scale is below this; 1: nowhere",
+        least=1,
+        most=101,
+    )
+
     prompt: str = option("text", "what the new video should show", most=PROMPT_CHARACTERS)
     negative_prompt: str = option("text", "what it should not show", most=PROMPT_CHARACTERS)
     source_prompt: str = option(
@@ -195,6 +207,11 @@ class Settings:
     def optimises(self) -> bool:
         """Whether any step needs a gradient."""
         return bool(self.guidance and self.guided_steps and not self.saved_embedding)
+
+    @property
+    def reuses(self) -> bool:
+        """Whether steps after the guided ones may do less than one pass for each prompt."""
+        return self.negative != "every" or self.negative_below > 1
 
     def to_yaml(self) -> str:
         """The settings as YAML, from which `read_settings` makes an equal object."""

@@ -270,3 +270,19 @@ def test_a_plan_builds_each_model_once(settings, monkeypatch):
     first = phases.encode(), phases.decode("none"), phases.decode("144x96")
     assert (phases.encode(), phases.decode("none"), phases.decode("144x96")) == first
     assert len(made) == 1
+
+
+def test_steps_without_a_negative_prompt_are_planned(settings):
+    """As many as a run takes: tests/sampling/test_reuse.py counts the same rule in a run."""
+    guided = replace(settings, steps=10, guided=0.2, guidance_scale=4.0, injection=False)
+    always = replace(guided, negative="alternate", dynamic_scale=False)
+    scales = Phases(guided).model.guidance_scales(replace(guided, dynamic_scale=True))
+    low = sum(scale < 3 for scale in scales[2:])
+    assert 0 < low < 8
+    for run, alone in ((always, 4), (replace(guided, negative_below=3.0, dynamic_scale=True), low)):
+        (plan,) = choice.make_plans(run, [named("8gb")], "cpu", 100 * GIB)
+        (exact,) = choice.make_plans(guided, [named("8gb")], "cpu", 100 * GIB)
+        parts = {phase.name: phase for phase in plan.phases}
+        assert (parts["denoise"].times, parts["prompt only"].times) == (10 - alone, alone)
+        assert 2 * parts["prompt only"].flops == parts["denoise"].flops
+        assert exact.total_flops - plan.total_flops == alone * parts["prompt only"].flops
