@@ -20,7 +20,7 @@ FLOW_OPTIONS = ("source_prompt", "guidance_blocks", "temperature", "reference", 
 PLAN_OPTIONS = (
     *("frames", "size", "model", "dtype", "memory", "weights", "steps", "guidance_scale", "guidance", "loss"),
     *("optimise", "guided", "optimisation_steps", "guidance_blocks", "injection", "injection_blocks"),
-    *("negative", "negative_below"),
+    *("gradients", "gradient_reuse", "negative", "negative_below"),
 )
 
 

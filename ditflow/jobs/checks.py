@@ -61,6 +61,10 @@ def check_run(
 
 def without_effect(settings: Settings) -> Iterator[str]:
     """Says which settings that save work cannot do so in this run."""
+    if (settings.gradients or settings.gradient_reuse > 1) and not (
+        settings.guidance and settings.guided_steps
+    ):
+        yield "gradients, gradient_reuse: nothing is optimised, so they change nothing"
     if settings.reuses and settings.guided_steps == settings.steps:
         yield "negative, negative_below: every step is guided, so there is none in which they could save work"
     elif settings.reuses and settings.guidance_scale == 1 and not settings.dynamic_scale:

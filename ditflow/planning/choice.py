@@ -39,6 +39,7 @@ NEUTRAL = {
     "negative_prompt": "",
     "source_prompt": "",
     "optimisation_steps": 1,
+    "gradients": 0,
     "learning_rate": (0.0, 0.0),
     "steps": 1,
     "dynamic_scale": False,

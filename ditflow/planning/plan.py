@@ -98,7 +98,7 @@ def _model_works(
     if phases.injects:
         yield "injection", (settings.guided_steps, phases.injection())
     if settings.optimises:
-        times = settings.guided_steps * settings.optimisation_steps
+        times = settings.guided_steps * settings.computed_gradients
         yield "optimise", (times, phases.optimise(preset.checkpoint, preset.block_inputs))
     alone = steps_of_the_prompt_alone(phases, settings)
     if alone < settings.steps:

@@ -79,6 +79,7 @@ STEPS = ListOf(
             "guidance_scale": OrNull(Number(-1e300, 1e300)),
             "prompt": OneOf(("run", "reused")),
             "negative": OneOf(("run", "reused", "none")),
+            "gradient_cosine": OrNull(Number(-1.01, 1.01)),
         },
         required=("guidance_scale", "prompt", "negative"),
     ),

@@ -65,16 +65,18 @@ def denoise(
     for index in ranges.steps(range(last.index + 1, len(schedule.timesteps)), guided_steps):
         timestep, guided = schedule.on_device[index : index + 1], index < guided_steps
         inputs = Inputs(latents, texts.prompt, timestep, embedding if guided else native_embedding)
-        injected, losses = {}, []
+        injected, losses, cosine = {}, [], None
         if guided:
             if injection:
                 injected = injection.capture(runner, schedule, inputs)
             if saved_embeddings:
                 inputs = replace(inputs, embedding=saved_embeddings[index].to(native_embedding))
             elif guidance:
-                inputs, *found = guidance.optimise(runner, inputs, injected, index)
-                losses, gradients = (each.tolist() for each in found)
-                check_optimisation(index, losses, gradients, guidance.may_overflow)
+                found = guidance.optimise(runner, inputs, injected, index)
+                inputs, losses, gradients = found.inputs, found.losses.tolist(), found.gradients.tolist()
+                check_optimisation(index, losses, gradients, guidance.may_overflow, guidance.gradient_reuse)
+                if found.cosine is not None and found.cosine.isfinite():
+                    cosine = float(found.cosine)
             latents, embedding = inputs.latents, inputs.embedding
 
         weight = scale.at(schedule, index)
@@ -85,7 +87,7 @@ def denoise(
             prediction, passes = reuse.predict(runner, inputs, texts.negative_prompt, weight)
         latents = schedule.step(prediction, index, latents)
         check_latents(index, {"model's prediction": prediction, "step's result": latents})
-        record = {"guidance_scale": weight, **passes._asdict()}
+        record = {"guidance_scale": weight, **passes._asdict(), "gradient_cosine": cosine}
         on_step(Step(index, latents, inputs.embedding, losses, record))
     return latents
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
@@ -82,6 +83,14 @@ class Settings:
     )
     engine: str = option("speed", "engine for forwards that need no gradient", choices=("torch", "tensorrt"))
 
+    gradients: int = option(
+        "speed",
+        "gradients in each guided step, at a learning rate with which the updates' total stays; 0: one for "
+        "each optimisation step",
+        least=0,
+        most=1000,
+    )
+    gradient_reuse: int = option("speed", "updates that each gradient is used for", least=1, most=1000)
     negative: str = option(
         "speed",
         "negative prompt after the guided steps: in every step, or alternate (between: the last difference)",
@@ -162,6 +171,7 @@ class Settings:
         self._check_memory()
         self._check_fps()
         self._check_blocks()
+        self._check_gradients()
         if family := family_of(self.model):  # None if a finished run's model is no longer on this machine
             check_family(self, family)
 
@@ -193,6 +203,17 @@ class Settings:
                 "instead of the new video's; choose different --guidance-blocks and --injection-blocks"
             )
 
+    def _check_gradients(self) -> None:
+        if self.gradients > self.optimisation_steps:
+            raise SettingsError(
+                f"gradients: {self.gradients} given, at most {self.optimisation_steps} accepted, the number "
+                "of optimisation steps; use --optimisation-steps for more"
+            )
+        if self.gradients and self.gradient_reuse > 1:
+            raise SettingsError(
+                "--gradients has fewer updates, --gradient-reuse keeps their number: give only one of them"
+            )
+
     @property
     def clip_rate(self) -> Fraction | None:
         """Frames a second to resample the clip to; None: the clip's own mean."""
@@ -202,6 +223,23 @@ class Settings:
     def guided_steps(self) -> int:
         """How many of the first denoising steps are guided or injected; at least one if `guided` is not 0."""
         return max(1, round(self.guided * self.steps)) if self.guided else 0
+
+    @property
+    def updates(self) -> int:
+        """Updates in each guided step."""
+        return self.gradients or self.optimisation_steps
+
+    @property
+    def update_rate(self) -> tuple[float, float]:
+        """The learning rate of these updates: with fewer of them higher, so that the total stays."""
+        high, low = self.learning_rate
+        factor = self.optimisation_steps / self.updates
+        return high * factor, low * factor
+
+    @property
+    def computed_gradients(self) -> int:
+        """Forwards with gradient in each guided step."""
+        return math.ceil(self.updates / self.gradient_reuse)
 
     @property
     def optimises(self) -> bool:

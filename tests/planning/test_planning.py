@@ -286,3 +286,11 @@ def test_steps_without_a_negative_prompt_are_planned(settings):
         assert (parts["denoise"].times, parts["prompt only"].times) == (10 - alone, alone)
         assert 2 * parts["prompt only"].flops == parts["denoise"].flops
         assert exact.total_flops - plan.total_flops == alone * parts["prompt only"].flops
+
+
+def test_fewer_gradients_are_planned(settings):
+    for changes, gradients in (({"gradients": 2}, 2), ({"gradient_reuse": 2}, 3), ({"gradient_reuse": 9}, 1)):
+        run = replace(settings, steps=10, guided=0.2, **changes)
+        (plan,) = choice.make_plans(run, [named("8gb")], "cpu", 100 * GIB)
+        times = {phase.name: phase.times for phase in plan.phases}
+        assert times["optimise"] == 2 * gradients

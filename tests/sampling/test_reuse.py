@@ -140,7 +140,37 @@ def test_alternate_runs_every_second_negative(backbone, inputs, texts):
     assert runner.passes == [2] * GUIDED + [2, 1, 2, 1, 2, 1, 2, 1, 2]
 
 
-OPTIONS = dict(NEGATIVES)
+GRADIENTS = {"gradients": {"gradients": 1}, "gradient-reuse": {"gradient_reuse": 2}}
+
+
+@pytest.mark.parametrize("optimise", ["latent", "embedding"])
+@pytest.mark.parametrize("changes", GRADIENTS.values(), ids=GRADIENTS.keys())
+def test_one_gradient_a_guided_step(changes, optimise, backbone, inputs, texts):
+    given = settings(optimise=optimise, **changes)
+    runner = Counted(backbone)
+    found = denoising(given, inputs, texts).run(runner)
+    assert given.computed_gradients == 1 and runner.gradients == GUIDED
+    assert [len(losses) for losses in found.losses] == [1] * GUIDED
+    assert all(step["gradient_cosine"] is None for step in found.steps)
+
+
+def test_fewer_gradients_are_optimisation_steps_at_a_higher_rate(backbone, inputs, texts):
+    """The updates' total stays: each has the size of the learning rate at first."""
+    few = settings(optimisation_steps=4, gradients=2, learning_rate=(0.02, 0.01))
+    same = settings(optimisation_steps=2, learning_rate=(0.04, 0.02))
+    found, expected = (denoising(each, inputs, texts).run(PlainRunner(backbone)) for each in (few, same))
+    assert torch.equal(found.latents, expected.latents) and found.steps == expected.steps
+
+
+def test_the_second_gradients_cosine_with_the_first_is_recorded(backbone, inputs, texts):
+    found = denoising(settings(), inputs, texts).run(PlainRunner(backbone))
+    cosines = [step["gradient_cosine"] for step in found.steps]
+    assert all(-1 < cosine < 1 for cosine in cosines[:GUIDED]) and cosines[GUIDED:] == [None] * (
+        STEPS - GUIDED
+    )
+
+
+OPTIONS = NEGATIVES | GRADIENTS
 
 
 @pytest.mark.parametrize("changes", OPTIONS.values(), ids=OPTIONS.keys())
