@@ -66,8 +66,8 @@ def without_effect(settings: Settings) -> Iterator[str]:
     ):
         yield "gradients, gradient_reuse: nothing is optimised, so they change nothing"
     if settings.reuses and settings.guided_steps == settings.steps:
-        yield "negative, negative_below: every step is guided, so there is none in which they could save work"
-    elif settings.reuses and settings.guidance_scale == 1 and not settings.dynamic_scale:
+        yield "negative, negative_below, step_cache: every step is guided, so they change nothing"
+    elif settings.reuses_negative and settings.guidance_scale == 1 and not settings.dynamic_scale:
         yield "negative, negative_below: with a guidance scale of 1 the negative prompt is not used anyway"
 
 

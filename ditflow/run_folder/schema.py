@@ -65,11 +65,15 @@ class Shapes:
         """Raises DitflowError if what later steps may reuse cannot be this run's."""
         if not reuse:
             return
-        if reuse.keys() != {"difference", "uses"}:
-            raise _wrong(path, "reuse", ", ".join(sorted(reuse)), "difference, uses")
-        if reuse["difference"].shape != self.latents or not reuse["difference"].is_floating_point():
-            raise _wrong(path, "difference", f"{list(reuse['difference'].shape)}", f"{list(self.latents)}")
-        if reuse["uses"].shape or int(reuse["uses"]) not in (0, 1):
+        pairs = ({"difference", "uses"}, {"mark", "residual"})
+        kept = set().union(*(pair for pair in pairs if pair & reuse.keys()))
+        if reuse.keys() != kept:
+            raise _wrong(path, "reuse", ", ".join(sorted(reuse)), " and ".join(map(str, map(sorted, pairs))))
+        for name in kept - {"uses"}:
+            tensor, shape = reuse[name], self.latents if name == "difference" else reuse["mark"].shape
+            if tuple(tensor.shape) != tuple(shape) or not tensor.is_floating_point():
+                raise _wrong(path, name, f"{tensor.dtype} {list(tensor.shape)}", f"floats {list(shape)}")
+        if "uses" in kept and (reuse["uses"].shape or int(reuse["uses"]) not in (0, 1)):
             raise _wrong(path, "uses", "something else", "0 or 1")
 
 

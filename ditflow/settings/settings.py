@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
@@ -14,9 +13,10 @@ import yaml
 
 from ditflow.errors import SettingsError
 from ditflow.files import shipped
-from ditflow.limits import FASTEST, PROMPT_CHARACTERS, SIDE, SLOWEST, SOURCE_FRAMES
+from ditflow.limits import PROMPT_CHARACTERS, SIDE, SOURCE_FRAMES
 from ditflow.memory.presets import PRESETS
 from ditflow.models.families import ModelFamily, family_of, models, published_settings
+from ditflow.settings.checks import check_together
 from ditflow.settings.values import Size, plain, read_value
 from ditflow.settings.yaml_file import read_mapping
 
@@ -102,6 +102,11 @@ class Settings:
         least=1,
         most=101,
     )
+    step_cache: str = option(
+        "speed",
+        "after the guided steps, reuse what all blocks but the first did if the first changed by less than "
+        "this share, such as 0.1; off",
+    )
 
     prompt: str = option("text", "what the new video should show", most=PROMPT_CHARACTERS)
     negative_prompt: str = option("text", "what it should not show", most=PROMPT_CHARACTERS)
@@ -168,51 +173,9 @@ class Settings:
             given = getattr(self, item.name)
             value = read_value(item, kinds[item.name], base[item.name] if given is None else given)
             object.__setattr__(self, item.name, value)
-        self._check_memory()
-        self._check_fps()
-        self._check_blocks()
-        self._check_gradients()
+        check_together(self)
         if family := family_of(self.model):  # None if a finished run's model is no longer on this machine
             check_family(self, family)
-
-    def _check_memory(self) -> None:
-        if self.memory not in ("auto", *PRESETS) and not re.fullmatch(r"\d{1,4}(\.\d+)?", self.memory):
-            raise SettingsError(
-                f"memory: {self.memory!r} given; accepted: auto, gigabytes such as 8, or {', '.join(PRESETS)}"
-            )
-
-    def _check_fps(self) -> None:
-        if self.fps == "auto":
-            return
-        is_number = re.fullmatch(r"\d{1,9}(\.\d{1,9})?|\d{1,9}/0*[1-9]\d{0,8}", self.fps)
-        if not is_number or not SLOWEST <= Fraction(self.fps) <= FASTEST:
-            raise SettingsError(
-                f"fps: {self.fps!r} given; accepted: auto, or from {float(SLOWEST)} to {FASTEST} frames a "
-                "second such as 24 or 30000/1001"
-            )
-
-    def _check_blocks(self) -> None:
-        for name in ("guidance_blocks", "injection_blocks"):
-            blocks = getattr(self, name)
-            if len(set(blocks)) < len(blocks):
-                raise SettingsError(f"{name}: {list(blocks)} given; name each block only once")
-        overlap = set(self.guidance_blocks) & set(self.injection_blocks)
-        if overlap and self.guidance and self.injection:
-            raise SettingsError(
-                f"block {min(overlap)} is both guided and injected, so guidance would see the clip's keys "
-                "instead of the new video's; choose different --guidance-blocks and --injection-blocks"
-            )
-
-    def _check_gradients(self) -> None:
-        if self.gradients > self.optimisation_steps:
-            raise SettingsError(
-                f"gradients: {self.gradients} given, at most {self.optimisation_steps} accepted, the number "
-                "of optimisation steps; use --optimisation-steps for more"
-            )
-        if self.gradients and self.gradient_reuse > 1:
-            raise SettingsError(
-                "--gradients has fewer updates, --gradient-reuse keeps their number: give only one of them"
-            )
 
     @property
     def clip_rate(self) -> Fraction | None:
@@ -249,7 +212,17 @@ class Settings:
     @property
     def reuses(self) -> bool:
         """Whether steps after the guided ones may do less than one pass for each prompt."""
+        return self.reuses_negative or self.step_threshold is not None
+
+    @property
+    def reuses_negative(self) -> bool:
+        """Whether some of those steps may run no pass for the negative prompt."""
         return self.negative != "every" or self.negative_below > 1
+
+    @property
+    def step_threshold(self) -> float | None:
+        """The change of the first block's mark below which a step reuses the other blocks; None: never."""
+        return None if self.step_cache == "off" else float(self.step_cache)
 
     def to_yaml(self) -> str:
         """The settings as YAML, from which `read_settings` makes an equal object."""

@@ -79,6 +79,7 @@ WORDS = {  # a setting that is not a number: values that are accepted, and value
     "attention": (("sdpa", "flash", "sage"), CHOSEN),
     "compile": (("auto", "on", "off"), CHOSEN),
     "engine": (("torch", "tensorrt"), CHOSEN),
+    "step_cache": (("off", "0.1", "1"), ("", "on", "0", "1.5", "-0.1", "nan", "1e-1", CONTROL)),
     "negative": (("every", "alternate"), CHOSEN),
     "prompt": PROSE,
     "negative_prompt": PROSE,
