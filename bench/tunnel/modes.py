@@ -29,19 +29,6 @@ class Mode:
         return read_settings(**vars(settings) | changes)
 
 
-def fewer_gradients(count: int) -> Callable[[Settings], Changes]:
-    """`count` updates a guided step, at a rate with which the sum of all rates stays."""
-
-    def changes(settings: Settings) -> Changes:
-        factor = settings.optimisation_steps / count
-        return {
-            "optimisation_steps": count,
-            "learning_rate": tuple(rate * factor for rate in settings.learning_rate),
-        }
-
-    return changes
-
-
 def half_temperature(settings: Settings) -> Changes:
     return {"temperature": settings.temperature / 2}
 
@@ -49,8 +36,6 @@ def half_temperature(settings: Settings) -> Changes:
 NAMED: dict[str, Callable[[Settings], Changes]] = {
     "no-op": lambda settings: {},
     "backbone": lambda settings: {"guidance": False, "injection": False},
-    "gradients-1": fewer_gradients(1),
-    "gradients-2": fewer_gradients(2),
     "half-temperature": half_temperature,
 }
 

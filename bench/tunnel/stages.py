@@ -120,7 +120,7 @@ STAGES = {
         LONG,
         2,
         gradients,
-        ("no-op", "gradients-2", "gradients-1", "half-temperature", "reference=soft", *STORED),
+        ("no-op", "gradients=2", "gradients=1", "half-temperature", "reference=soft", *STORED),
     ),
     "unguided": Stage(
         "the 40 steps that follow 10 guided steps of exact, `small`",
@@ -134,21 +134,21 @@ STAGES = {
         SHORT | {"model": "small-sincos"},
         8,
         whole,
-        ("gradients-2", "gradients-1", "half-temperature", "reference=soft", "dtype=bfloat16", "backbone"),
+        ("gradients=2", "gradients=1", "half-temperature", "reference=soft", "dtype=bfloat16", "backbone"),
     ),
     "guided-small": Stage(
         "whole runs of 16 steps, 6 of them guided, `small`",
         SHORT | {"model": "small"},
         18,
         whole,
-        ("gradients-2", "gradients-1"),
+        ("gradients=2", "gradients=1"),
     ),
     "rates": Stage(
         "whole runs of 50 steps, 10 of them guided, at small learning rates, `small`",
         LONG,
         12,
         whole,
-        ("gradients-2", "gradients-1", "backbone"),
+        ("gradients=2", "gradients=1", "backbone"),
         {
             "learning rate 0.006": {"learning_rate": (0.006, 0.003)},
             "learning rate 0.002, as 5B's": {"learning_rate": (0.002, 0.001)},

@@ -21,6 +21,7 @@ PLAN_OPTIONS = (
     *("frames", "size", "model", "dtype", "memory", "weights", "compute", "steps", "guidance_scale"),
     *("guidance", "loss", "optimise", "guided", "optimisation_steps", "guidance_blocks", "injection"),
     *("injection_blocks", "attention", "attention_forward"),
+    *("gradients", "gradient_reuse", "negative", "negative_below", "step_cache"),
 )
 
 

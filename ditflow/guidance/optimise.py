@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
+from torch.nn.functional import cosine_similarity
 
 from ditflow.models.protocols import Capture, Injected, Inputs, Loss, Runner, Variable
 from ditflow.profiling import ranges
@@ -18,6 +20,15 @@ NEVER = 2**31 - 1  # updates before the scale grows
 SMALLEST = 2.0**-149  # positive float32
 
 
+class Optimised(NamedTuple):
+    """What the optimisation of a guided step has found. Its tensors are float32, on the device."""
+
+    inputs: Inputs
+    losses: Tensor  # [gradients] at each gradient
+    gradients: Tensor  # [gradients] the sum of each gradient, finite if and only if the gradient is
+    cosine: Tensor | None  # [] of the second gradient with the first; None if there is only one
+
+
 @dataclass
 class Guidance:
     """The optimisation in every guided step: match the clip's motion in the captured blocks."""
@@ -25,33 +36,35 @@ class Guidance:
     loss: Loss
     capture: Capture
     variable: Variable
-    steps: int
+    steps: int  # updates in a guided step
     learning_rates: list[float]  # one for each guided step
     scaler: GradScaler
+    gradient_reuse: int = 1  # updates made with each gradient
 
-    def optimise(
-        self, runner: Runner, inputs: Inputs, injected: Injected, index: int
-    ) -> tuple[Inputs, Tensor, Tensor]:
-        """Optimise the variable in guided step `index`, with a new Adam in each step as in the released code.
-
-        Returns the new inputs, the loss before each update and the sum of each update's gradient, which is
-        finite if and only if the gradient is. Both are float32 [steps], on the device.
-        """
+    def optimise(self, runner: Runner, inputs: Inputs, injected: Injected, index: int) -> Optimised:
+        """Optimise the variable in guided step `index`, with a new Adam in each as in the released code."""
         variable = getattr(inputs, self.variable).clone()
         adam = torch.optim.Adam([variable], lr=self.learning_rates[index], fused=True)
         one = torch.ones((), device=variable.device)
-        losses, gradients = [], []
-        for _ in ranges.optimisation_steps(index, self.steps):
-            current = replace(inputs, **{self.variable: variable})
-            loss, variable.grad = runner.gradient(
-                self.loss, self.variable, current, injected, self.capture, self.scaler.scale(one)
-            )
-            losses.append(loss)
-            gradients.append(variable.grad.sum())
+        losses, gradients, cosine = [], [], None
+        for update in ranges.optimisation_steps(index, self.steps):
+            scale, is_fresh = self.scaler.scale(one), update % self.gradient_reuse == 0
+            if is_fresh:
+                before, current = variable.grad, replace(inputs, **{self.variable: variable})
+                loss, gradient = runner.gradient(
+                    self.loss, self.variable, current, injected, self.capture, scale
+                )
+                losses.append(loss)
+                gradients.append(gradient.sum())
+                if len(losses) == 2:
+                    cosine = cosine_similarity(before.flatten(), gradient.flatten(), dim=0)
+            # a copy if it is used again, because the update divides it by the scale in place
+            variable.grad = gradient if self.gradient_reuse == 1 else gradient.clone()
             self.scaler.step(adam)
-            self.scaler.update()
+            # an overflow of one gradient halves the scale once
+            self.scaler.update(None if is_fresh else scale)
         optimised = replace(inputs, **{self.variable: variable.detach()})
-        return optimised, torch.stack(losses), torch.stack(gradients)
+        return Optimised(optimised, torch.stack(losses), torch.stack(gradients), cosine)
 
     @property
     def may_overflow(self) -> bool:
@@ -65,7 +78,7 @@ class Guidance:
 
     @property
     def skipped(self) -> int:
-        """How many updates were skipped because their gradient overflowed."""
+        """How many gradients overflowed, whose updates were skipped."""
         if not self.scaler.is_enabled():
             return 0
         return round(math.log2(LOSS_SCALE / max(self.scaler.get_scale(), SMALLEST)))

@@ -65,9 +65,10 @@ def prepare_guidance(
         loss=kind(references, grid, settings),
         capture=capture,
         variable="latents" if settings.optimise == "latent" else "embedding",
-        steps=settings.optimisation_steps,
-        learning_rates=learning_rates(*settings.learning_rate, settings.guided_steps),
+        steps=settings.updates,
+        learning_rates=learning_rates(*settings.update_rate, settings.guided_steps),
         scaler=loss_scaler(getattr(torch, settings.dtype), latents.device),
+        gradient_reuse=settings.gradient_reuse,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from ditflow.models.lora import check_lora, split_scale
 from ditflow.models.storage import check_weights
 from ditflow.run_folder.embeddings import embedding_facts, read_embeddings
 from ditflow.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 def check_run(
@@ -59,7 +63,21 @@ def check_run(
     check_blocks(settings, folder.depth)
     saved = saved_embeddings(settings, folder)
     folder.tokenise([settings.prompt, settings.negative_prompt, settings.source_prompt])
+    for line in without_effect(settings):
+        logger.warning("%s", line)
     return settings, folder, saved
+
+
+def without_effect(settings: Settings) -> Iterator[str]:
+    """Says which settings that save work cannot do so in this run."""
+    if (settings.gradients or settings.gradient_reuse > 1) and not (
+        settings.guidance and settings.guided_steps
+    ):
+        yield "gradients, gradient_reuse: nothing is optimised, so they change nothing"
+    if settings.reuses and settings.guided_steps == settings.steps:
+        yield "negative, negative_below, step_cache: every step is guided, so they change nothing"
+    elif settings.reuses_negative and settings.guidance_scale == 1 and not settings.dynamic_scale:
+        yield "negative, negative_below: with a guidance scale of 1 the negative prompt is not used anyway"
 
 
 def saved_embeddings(settings: Settings, folder: ModelFolder) -> list[torch.Tensor] | None:

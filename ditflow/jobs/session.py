@@ -141,6 +141,7 @@ class Job:
                     if state := checkpoint.check(shapes):  # every file, before any work
                         schedule = folder.schedule(settings.scheduler, settings.steps, torch.Generator())
                         shapes.check_state(checkpoint.path("step"), state.index, state.schedule, schedule)
+                        shapes.check_reuse(checkpoint.path("step"), state.reuse)
                 fallback = _plan_memory(settings, folder)
                 meter = Meter(device, progress)
                 job = cls(fallback, folder, clip, run, meter, checkpoint, saved, resumed=True)

@@ -81,7 +81,7 @@ def _transfer(job: Job, progress: Progress) -> Run:
         facts = embedding_facts(job.settings, schedule.timesteps, job.folder.embedding_kind)
         save_embeddings(job.run, denoised.embeddings, facts)
     _write_results(job, job.decode(denoised.latents))
-    job.end(losses=denoised.losses, skipped_optimisation_steps=denoised.skipped)
+    job.end(losses=denoised.losses, skipped_optimisation_steps=denoised.skipped, steps=denoised.steps)
     return job.run
 
 

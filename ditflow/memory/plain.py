@@ -15,6 +15,7 @@ from ditflow.models.protocols import (
     AttentionInputs,
     Capture,
     Carried,
+    FirstBlock,
     Injected,
     Inputs,
     Loss,
@@ -25,6 +26,8 @@ from ditflow.models.protocols import (
     Weights,
 )
 from ditflow.profiling import ranges
+
+Stream = tuple[Carried, Shared]  # of one input, between blocks
 
 
 class PlainRunner:
@@ -46,11 +49,41 @@ class PlainRunner:
     @torch.no_grad()
     def forward(self, batch: Sequence[Inputs], injected: Injected) -> list[Tensor]:
         streams = [self.transformer.embed(inputs) for inputs in batch]
-        for index in self.walk(range(len(self.transformer.blocks))):
-            for _ in batch:  # take from the front, compute, append to the end
+        self.advance(streams, range(len(self.transformer.blocks)), injected)
+        return self.heads(streams, batch[0].latents)
+
+    @torch.no_grad()
+    def forward_or_reuse(self, batch: Sequence[Inputs], first_block: FirstBlock) -> list[Tensor]:
+        embed = self.transformer.embed
+        for _ in self.walk([0]):  # a walk of its own, because a longer one would bring the next block too
+            entering, shared = embed(batch[0])
+            first = self.block(0, entering, shared, {})
+            residual = first_block.reused(entering[0], first[0])
+            streams = [(first, shared)]
+            if residual is None:
+                del entering
+                for inputs in batch[1:]:
+                    carried, shared = embed(inputs)
+                    streams.append((self.block(0, carried, shared, {}), shared))
+        if residual is not None:
+            streams = [((first[0] + residual, *first[1:]), shared)]
+            return self.heads(streams, batch[0].latents)
+        leaving = first[0]
+        del first
+        self.advance(streams, range(1, len(self.transformer.blocks)), {})
+        first_block.keep(streams[0][0][0] - leaving)
+        return self.heads(streams, batch[0].latents)
+
+    def advance(self, streams: list[Stream], order: Iterable[int], injected: Injected) -> None:
+        """Take streams through these blocks, in place; all go through a block while its weights are there."""
+        for index in self.walk(order):
+            for _ in range(len(streams)):  # take from the front, compute, append to the end
                 carried, shared = streams.pop(0)
                 streams.append((self.block(index, carried, shared, injected), shared))
-        grid = self.transformer.grid(batch[0].latents)
+
+    def heads(self, streams: list[Stream], latents: Tensor) -> list[Tensor]:
+        """The predictions of streams that have left the last block."""
+        grid = self.transformer.grid(latents)
         return [self.transformer.head(carried, shared, grid) for carried, shared in streams]
 
     @torch.no_grad()

@@ -123,7 +123,7 @@ SchedulerState = Mapping[str, Tensor]
 """What a schedule's next step depends on, besides its index: generator state, history, counters.
 
 Only the schedule reads it. Checkpoints store its tensors by name; the names `latents` and `embedding` are
-reserved.
+reserved, and those that begin with `reuse.`.
 """
 
 
@@ -274,6 +274,16 @@ class Schedule(Protocol):
         """Continue from a state. Raises KeyError for the state of another kind of schedule."""
 
 
+class FirstBlock(Protocol):
+    """Decides, from what the first block does to the video tokens, whether the other blocks run."""
+
+    def reused(self, entering: Tensor, leaving: Tensor) -> Tensor | None:
+        """What the other blocks add to the tokens [1, S, channels] that leave the first; None: run them."""
+
+    def keep(self, residual: Tensor) -> None:
+        """Take what the other blocks have added, [1, S, channels]."""
+
+
 class Runner(Protocol):
     """Computes a transformer's forwards and gradients. Implementations differ in their use of memory."""
 
@@ -283,6 +293,13 @@ class Runner(Protocol):
         """The prediction for each input, float32 [1, frames, channels, height, width], without gradient.
 
         All inputs go through a block while its weights are on the device. `injected` applies to each of them.
+        """
+
+    def forward_or_reuse(self, batch: Sequence[Inputs], first_block: FirstBlock) -> list[Tensor]:
+        """As `forward`, if `first_block` so decides for the first input; else only that input's prediction.
+
+        The other inputs follow this decision. The weights of blocks that do not run are not brought to the
+        device.
         """
 
     def features(

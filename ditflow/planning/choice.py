@@ -23,6 +23,7 @@ from ditflow.settings import Settings
 MIB = 1 << 20
 RETRY_SHARE = 0.9  # of the failed plan's peak: the next plan needs at most this much
 
+STEP_CACHE = " The work is the most that a run takes: only a run shows how often --step-cache reuses blocks."
 ADVICE = "use fewer --frames or a smaller --size"
 
 # settings that do not change what a phase costs
@@ -41,9 +42,11 @@ NEUTRAL = {
     "negative_prompt": "",
     "source_prompt": "",
     "optimisation_steps": 1,
+    "gradients": 0,
     "learning_rate": (0.0, 0.0),
     "steps": 1,
     "dynamic_scale": False,
+    "negative_below": 1.0,
     "seed": 0,
     "output": "",
     "format": "mp4",
@@ -75,6 +78,7 @@ def phases_of(settings: Settings, device: str) -> Phases:
         **NEUTRAL,
         scheduler=family_of(settings.model).schedulers[0],
         guided=float(settings.guided_steps > 0),
+        step_cache="off" if settings.step_threshold is None else "1",
         saved_embedding="a file" if settings.saved_embedding else "",
     )
     return _phases(alike, device)
@@ -94,8 +98,10 @@ def plan_all(settings: Settings) -> tuple[list[Plan], Plan | None, str]:
     has_budget = settings.memory != "auto" or settings.preset != "auto" or device.type == "cuda"
     budget = usable_bytes(settings.memory, device) if has_budget else None
     plans = make_plans(settings, presets(), "cuda", budget)
+    note = "" if settings.step_threshold is None else STEP_CACHE
     if not has_budget:
-        return plans, None, "No preset is chosen, as this machine has no GPU. Give --memory GB to choose one."
+        why = "No preset is chosen, as this machine has no GPU. Give --memory GB to choose one."
+        return plans, None, why + note
     name = asked_preset(settings)
     try:
         chosen = _pick(plans, name)
@@ -103,7 +109,7 @@ def plan_all(settings: Settings) -> tuple[list[Plan], Plan | None, str]:
         return plans, None, str(error)
     reason = "as requested" if name else "the fastest that fits"
     why = f"{chosen.preset.name} is chosen, {reason}, with a budget of {chosen.budget / GIB:.1f} GiB."
-    return plans, chosen, why
+    return plans, chosen, why + note
 
 
 @torch_state()

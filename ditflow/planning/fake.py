@@ -16,6 +16,7 @@ from ditflow.models.gguf_file import load_gguf
 from ditflow.models.loading import ModelFolder, find_folder
 from ditflow.models.protocols import Autoencoder, Inputs, TextEncoder, Transformer
 from ditflow.models.storage import store_weights
+from ditflow.sampling.loop import Scale
 from ditflow.settings import Settings
 
 
@@ -39,7 +40,9 @@ class FakeModel:
             folder = ModelFolder(
                 str(find_folder(settings.model, download=False)), settings.dtype, torch.device("cpu")
             )
-            self._configs = {part: folder.config(part) for part in ("transformer", "vae", "text_encoder")}
+            self._configs = {
+                part: folder.config(part) for part in ("transformer", "vae", "text_encoder", "scheduler")
+            }
         self.family: ModelFamily = family_of(settings.model)
 
     def transformer(self) -> Transformer:
@@ -64,6 +67,13 @@ class FakeModel:
         with _default_dtype(self.dtype):
             network = self.family.network("vae").from_config(self._configs["vae"])
         return self.family.autoencoder(network)
+
+    def guidance_scales(self, settings: Settings) -> list[float]:
+        """The guidance scale of each step of a run with these settings."""
+        config, device = self._configs["scheduler"], torch.device("cpu")
+        schedule = self.family.schedule(settings.scheduler, config, settings.steps, device, torch.Generator())
+        scale = Scale(settings.guidance_scale, settings.dynamic_scale)
+        return [scale.at(schedule, index) for index in range(settings.steps)]
 
     def pixels(self) -> torch.Tensor:
         """A clip with unset pixels, uint8 [frames, height, width, 3]."""

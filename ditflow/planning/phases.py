@@ -32,6 +32,7 @@ from ditflow.models.protocols import (
 )
 from ditflow.planning.fake import FakeModel, fake_tensors
 from ditflow.sampling.loop import predict
+from ditflow.sampling.reuse import Reuse
 from ditflow.settings import Settings
 from ditflow_kernels.backends import as_on
 
@@ -169,13 +170,17 @@ class Phases:
         )
 
     @with_fakes
-    def denoise(self) -> Work:
+    def denoise(self, prompt_only: bool = False) -> Work:
         """One denoising step, with injection if the run injects."""
-        weight = self.settings.guidance_scale
-        return self._model_phase(
-            "denoise",
-            lambda runner: predict(runner, self.inputs, self.inputs.prompt, self.injected, weight),
-        )
+        weight, inputs = 1 if prompt_only else self.settings.guidance_scale, self.inputs
+
+        def step(runner: Runner) -> Any:
+            if self.settings.step_threshold is None:
+                return predict(runner, inputs, inputs.prompt, self.injected, weight)
+            reuse = Reuse(self.settings)
+            return reuse.predict(runner, inputs, inputs.prompt, weight), reuse  # which a run keeps
+
+        return self._model_phase(("denoise", weight == 1), step)
 
     @cached_property
     def guidance(self) -> Guidance:
@@ -210,6 +215,11 @@ class Phases:
         held = [clip, noise, *texts, inputs.latents, inputs.embedding]
         if name not in ("reference", "injection"):
             held += tree_leaves([list(block) for block in self.injected.values()])
+        if name[0] == "denoise" and self.settings.reuses:
+            held.append(torch.empty_like(inputs.latents))  # the last difference
+        if name[0] == "denoise" and self.settings.step_threshold is not None:
+            (tokens, *_), _ = transformer.embed(inputs)
+            held += [torch.empty_like(tokens), torch.empty_like(tokens)]  # mark and residual
         held += outside(transformer.network, transformer.blocks)
         return self._measure(name, lambda _: work(runner), trace, held, runner)
 

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from ditflow.memory.presets import Preset
 from ditflow.memory.ring import Ring
 from ditflow.planning.phases import Phases, Work
+from ditflow.sampling.reuse import negative_passes
 from ditflow.settings import Settings
+
+PROMPT_ONLY = "prompt only"  # a denoising step without a pass for the negative prompt
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,21 @@ def _model_works(
     if phases.injects:
         yield "injection", (settings.guided_steps, phases.injection())
     if settings.optimises:
-        times = settings.guided_steps * settings.optimisation_steps
+        times = settings.guided_steps * settings.computed_gradients
         yield "optimise", (times, phases.optimise(preset.checkpoint, preset.block_inputs))
-    yield "denoise", (settings.steps, phases.denoise())
+    alone = steps_of_the_prompt_alone(phases, settings)
+    if alone < settings.steps:
+        yield "denoise", (settings.steps - alone, phases.denoise())
+    if alone:
+        yield PROMPT_ONLY, (alone, phases.denoise(True))
+
+
+def steps_of_the_prompt_alone(phases: Phases, settings: Settings) -> int:
+    """How many denoising steps run no pass for the negative prompt, of those that `settings` reduce."""
+    if not settings.reuses:
+        return 0
+    scales = phases.model.guidance_scales(settings)[settings.guided_steps :]
+    return sum(negative != "run" for negative in negative_passes(settings, scales))
 
 
 def _resident_blocks(phases: Phases, preset: Preset, free: int, sizes: list[int]) -> int:

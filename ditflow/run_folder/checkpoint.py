@@ -17,7 +17,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from ditflow.run_folder.run import STATE, Run, read_tensors
 from ditflow.run_folder.schema import CLIP, STEP, Shapes, check_facts
 from ditflow.video import Clip
 
+REUSE = "reuse."  # before the names of `State.reuse` in the file `step`
+
 
 @dataclass(frozen=True)
 class State:
@@ -46,6 +48,8 @@ class State:
     losses: list[list[float]]  # [guided steps][optimisation steps]
     skipped: int  # optimisation steps skipped because float16 overflowed
     embeddings: list[Tensor]  # one for each guided step, if they are optimised
+    steps: list[dict[str, Any]] = field(default_factory=list)  # what each step did, for run.json
+    reuse: Mapping[str, Tensor] = field(default_factory=dict)  # what later steps may reuse, by name
 
 
 class StateFolder:
@@ -128,6 +132,9 @@ def read_state(files: StateFolder) -> State | None:
         return None
     tensors, facts = files.read("step")
     check_facts(files.path("step"), facts, STEP)
+    reuse = {
+        name.removeprefix(REUSE): tensors.pop(name) for name in sorted(tensors) if name.startswith(REUSE)
+    }
     embeddings = [files.read(_embedding(index))[0] for index in range(facts["embeddings"])]
     return State(
         index=facts["index"],
@@ -137,6 +144,8 @@ def read_state(files: StateFolder) -> State | None:
         embedding=tensors.pop("embedding", None),
         schedule=tensors,
         embeddings=[tensors["embedding"] for tensors in embeddings],
+        steps=facts.get("steps", []),
+        reuse=reuse,
     )
 
 
@@ -184,6 +193,7 @@ class StateWriter:
             self.files.write(_embedding(index), {"embedding": state.embeddings[index]})
         self.written = len(state.embeddings)
         tensors = {"latents": state.latents, **state.schedule}
+        tensors |= {f"{REUSE}{name}": tensor for name, tensor in state.reuse.items()}
         if state.embedding is not None:
             tensors["embedding"] = state.embedding
         self.files.write(
@@ -193,6 +203,7 @@ class StateWriter:
             losses=state.losses,
             skipped=state.skipped,
             embeddings=len(state.embeddings),
+            steps=state.steps,
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ditflow.errors import DitflowError
 from ditflow.files import regular_file
 from ditflow.limits import RECORD_BYTES
+from ditflow.run_folder.schema import STEPS
 from ditflow.schema import Flag, Keys, ListOf, MapOf, Number, OrNull, Text, problem
 
 MOST = 1000  # denoising steps, and optimisation steps in each
@@ -24,6 +25,7 @@ RECORD = Keys(
         "losses": ListOf(LOSSES, 0, MOST),
         "resumed": Flag(),
         "skipped_optimisation_steps": AMOUNT,
+        "steps": STEPS,
         "threads": AMOUNT,
     },
     required=("versions", "device", "phases"),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ditflow.errors import DitflowError
 from ditflow.models.protocols import Schedule, SchedulerState
-from ditflow.schema import Keys, ListOf, Number, Whole, problem
+from ditflow.schema import Keys, ListOf, Number, OneOf, OrNull, Whole, problem
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,35 @@ class Shapes:
         if extra := sorted(state.keys() ^ schedule.state().keys()):
             raise _wrong(path, extra[0], "present", "the tensors of this run's scheduler")
 
+    def check_reuse(self, path: Path, reuse: Mapping[str, Tensor]) -> None:
+        """Raises DitflowError if what later steps may reuse cannot be this run's."""
+        if not reuse:
+            return
+        pairs = ({"difference", "uses"}, {"mark", "residual"})
+        kept = set().union(*(pair for pair in pairs if pair & reuse.keys()))
+        if reuse.keys() != kept:
+            raise _wrong(path, "reuse", ", ".join(sorted(reuse)), " and ".join(map(str, map(sorted, pairs))))
+        for name in kept - {"uses"}:
+            tensor, shape = reuse[name], self.latents if name == "difference" else reuse["mark"].shape
+            if tuple(tensor.shape) != tuple(shape) or not tensor.is_floating_point():
+                raise _wrong(path, name, f"{tensor.dtype} {list(tensor.shape)}", f"floats {list(shape)}")
+        if "uses" in kept and (reuse["uses"].shape or int(reuse["uses"]) not in (0, 1)):
+            raise _wrong(path, "uses", "something else", "0 or 1")
 
+
+STEPS = ListOf(
+    Keys(
+        {
+            "guidance_scale": OrNull(Number(-1e300, 1e300)),
+            "prompt": OneOf(("run", "reused")),
+            "negative": OneOf(("run", "reused", "none")),
+            "gradient_cosine": OrNull(Number(-1.01, 1.01)),
+        },
+        required=("guidance_scale", "prompt", "negative"),
+    ),
+    0,
+    1000,
+)
 CLIP = Keys({"frame_rate": ListOf(Whole(1, 1 << 62), 2, 2), "threads": Whole(1, 4096)}, ("frame_rate",))
 STEP = Keys(
     {
@@ -69,6 +97,7 @@ STEP = Keys(
         "losses": ListOf(ListOf(Number(-1e300, 1e300), 0, 1000), 0, 1000),
         "skipped": Whole(0, 1 << 30),
         "embeddings": Whole(0, 1000),
+        "steps": STEPS,
     },
     required=("index", "losses", "skipped", "embeddings"),
 )

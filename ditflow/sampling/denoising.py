@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from ditflow.models.protocols import Runner, Schedule, Texts
 from ditflow.run_folder.checkpoint import State
 from ditflow.run_folder.embeddings import FILE, saved_dtype
 from ditflow.sampling.loop import Scale, Step, denoise
+from ditflow.sampling.reuse import Reuse
 from ditflow.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ class Denoised:
     losses: list[list[float]]  # [guided steps][optimisation steps]
     skipped: int  # optimisation steps skipped because float16 overflowed
     embeddings: list[Tensor]  # one for each guided step, if embeddings were optimised
+    steps: list[dict[str, Any]]  # what each step did (`Step.record`)
 
 
 class Denoising:
@@ -53,6 +56,7 @@ class Denoising:
         self.noise = schedule.initial_noise(reference.shape)
         self.state = resume_from or State(-1, self.noise, None, schedule.state(), [], 0, [])
         self.guidance: Guidance | None = None
+        self.reuse = Reuse(settings) if settings.reuses else None
 
     @property
     def steps_done(self) -> int:
@@ -62,7 +66,7 @@ class Denoising:
     def result(self) -> Denoised:
         """The results of the steps finished so far."""
         state = self.state
-        return Denoised(state.latents, state.losses, state.skipped, state.embeddings)
+        return Denoised(state.latents, state.losses, state.skipped, state.embeddings, state.steps)
 
     def run(self, runner: Runner) -> Denoised:
         """Run the steps that remain."""
@@ -78,6 +82,8 @@ class Denoising:
         check_shapes(resumed, native_embedding, "start a new run")
         self.schedule.restore(state.schedule)
         embedding = native_embedding if state.embedding is None else state.embedding.to(native_embedding)
+        if self.reuse:
+            self.reuse.restore(state.reuse, self.reference.device)
         injection = None
         if settings.injection:
             injection = Injection(settings.injection_blocks, self.reference, self.noise, native_embedding)
@@ -93,6 +99,7 @@ class Denoising:
             injection,
             self.saved_embeddings,
             self._on_step,
+            self.reuse,
         )
         if skipped := self.state.skipped:
             logger.warning("%d optimisation steps overflowed in float16 and were skipped", skipped)
@@ -124,6 +131,8 @@ class Denoising:
             [*before.losses, step.losses] if step.losses else before.losses,
             self.guidance.skipped if guided and self.guidance else before.skipped,
             [*before.embeddings, *kept],
+            [*before.steps, step.record],
+            self.reuse.state() if self.reuse else {},
         )
         self.on_step(step)
 

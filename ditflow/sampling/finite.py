@@ -21,12 +21,14 @@ def check_finite(tensor: Tensor, what: str) -> None:
 
 def check_optimisation(
     step: int,
-    losses: Sequence[float],  # before each update
-    gradients: Sequence[float],  # the sum of each update's gradient
+    losses: Sequence[float],  # at each gradient
+    gradients: Sequence[float],  # the sum of each gradient
     may_overflow: bool,  # whether updates whose gradient is not finite were skipped
+    gradient_reuse: int = 1,  # updates made with each gradient
 ) -> None:
     """Raises NotFinite for the first loss or gradient in a denoising step (from 0) that is not finite."""
-    for update, (loss, gradient) in enumerate(zip(losses, gradients, strict=True), 1):
+    for number, (loss, gradient) in enumerate(zip(losses, gradients, strict=True)):
+        update = 1 + number * gradient_reuse
         for what, value in (("loss", loss), ("gradient", gradient)):
             if not math.isfinite(value) and not (what == "gradient" and may_overflow):
                 updated = step > 0 or update > 1  # otherwise the learning rate cannot be the cause

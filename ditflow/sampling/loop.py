@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from ditflow.guidance.optimise import Guidance
 from ditflow.models.protocols import Injected, Inputs, Runner, Schedule, Texts
 from ditflow.profiling import ranges
 from ditflow.sampling.finite import check_latents, check_optimisation
+from ditflow.sampling.reuse import Passes, Reuse
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Step:
     latents: Tensor  # [1, frames, channels, height, width]
     embedding: Tensor  # that this step was computed with
     losses: list[float]  # before each optimisation step; empty if nothing was optimised
+    record: dict[str, Any] = field(default_factory=dict)  # for run.json
 
 
 def denoise(
@@ -47,12 +50,14 @@ def denoise(
     injection: Injection | None,
     saved_embeddings: list[Tensor] | None,
     on_step: Callable[[Step], None],
+    reuse: Reuse | None = None,
 ) -> Tensor:
     """Denoise from noise to clean latents. The first `guided_steps` steps follow the clip's motion.
 
     A guided step injects the clip's keys and values, then optimises the latents or the embedding. With
     `saved_embeddings` (one for each guided step) it uses those instead of optimising. An optimised embedding
-    carries over to the next guided step; the other steps use the native embedding.
+    carries over to the next guided step; the other steps use the native embedding, and may `reuse` results of
+    earlier steps.
 
     Raises NotFinite in the step in which NaN or infinity first appears; `on_step` is not called for it.
     """
@@ -60,23 +65,30 @@ def denoise(
     for index in ranges.steps(range(last.index + 1, len(schedule.timesteps)), guided_steps):
         timestep, guided = schedule.on_device[index : index + 1], index < guided_steps
         inputs = Inputs(latents, texts.prompt, timestep, embedding if guided else native_embedding)
-        injected, losses = {}, []
+        injected, losses, cosine = {}, [], None
         if guided:
             if injection:
                 injected = injection.capture(runner, schedule, inputs)
             if saved_embeddings:
                 inputs = replace(inputs, embedding=saved_embeddings[index].to(native_embedding))
             elif guidance:
-                inputs, *found = guidance.optimise(runner, inputs, injected, index)
-                losses, gradients = (each.tolist() for each in found)
-                check_optimisation(index, losses, gradients, guidance.may_overflow)
+                found = guidance.optimise(runner, inputs, injected, index)
+                inputs, losses, gradients = found.inputs, found.losses.tolist(), found.gradients.tolist()
+                check_optimisation(index, losses, gradients, guidance.may_overflow, guidance.gradient_reuse)
+                if found.cosine is not None and found.cosine.isfinite():
+                    cosine = float(found.cosine)
             latents, embedding = inputs.latents, inputs.embedding
 
         weight = scale.at(schedule, index)
-        prediction = predict(runner, inputs, texts.negative_prompt, injected, weight)
+        if guided or not reuse:
+            prediction = predict(runner, inputs, texts.negative_prompt, injected, weight)
+            passes = Passes("run", "none" if weight == 1 else "run")
+        else:
+            prediction, passes = reuse.predict(runner, inputs, texts.negative_prompt, weight)
         latents = schedule.step(prediction, index, latents)
         check_latents(index, {"model's prediction": prediction, "step's result": latents})
-        on_step(Step(index, latents, inputs.embedding, losses))
+        record = {"guidance_scale": weight, **passes._asdict(), "gradient_cosine": cosine}
+        on_step(Step(index, latents, inputs.embedding, losses, record))
     return latents
 
 

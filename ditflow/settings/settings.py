@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import re
+import math
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
@@ -13,9 +13,10 @@ import yaml
 
 from ditflow.errors import SettingsError
 from ditflow.files import shipped
-from ditflow.limits import FASTEST, PROMPT_CHARACTERS, SIDE, SLOWEST, SOURCE_FRAMES
+from ditflow.limits import PROMPT_CHARACTERS, SIDE, SOURCE_FRAMES
 from ditflow.memory.presets import PRESETS
 from ditflow.models.families import ModelFamily, family_of, models, published_settings
+from ditflow.settings.checks import check_together
 from ditflow.settings.values import Size, plain, read_value
 from ditflow.settings.yaml_file import read_mapping
 
@@ -96,6 +97,31 @@ class Settings:
     )
     engine: str = option("speed", "engine for forwards that need no gradient", choices=("torch", "tensorrt"))
 
+    gradients: int = option(
+        "speed",
+        "gradients in each guided step, at a learning rate with which the updates' total stays; 0: one for "
+        "each optimisation step",
+        least=0,
+        most=1000,
+    )
+    gradient_reuse: int = option("speed", "updates that each gradient is used for", least=1, most=1000)
+    negative: str = option(
+        "speed",
+        "negative prompt after the guided steps: in every step, or alternate (between: the last difference)",
+        choices=("every", "alternate"),
+    )
+    negative_below: float = option(
+        "speed",
+        "after the guided steps, no negative prompt where the guidance scale is below this; 1: nowhere",
+        least=1,
+        most=101,
+    )
+    step_cache: str = option(
+        "speed",
+        "after the guided steps, reuse what all blocks but the first did if the first changed by less than "
+        "this share, such as 0.1; off",
+    )
+
     prompt: str = option("text", "what the new video should show", most=PROMPT_CHARACTERS)
     negative_prompt: str = option("text", "what it should not show", most=PROMPT_CHARACTERS)
     source_prompt: str = option(
@@ -161,39 +187,9 @@ class Settings:
             given = getattr(self, item.name)
             value = read_value(item, kinds[item.name], base[item.name] if given is None else given)
             object.__setattr__(self, item.name, value)
-        self._check_memory()
-        self._check_fps()
-        self._check_blocks()
+        check_together(self)
         if family := family_of(self.model):  # None if a finished run's model is no longer on this machine
             check_family(self, family)
-
-    def _check_memory(self) -> None:
-        if self.memory not in ("auto", *PRESETS) and not re.fullmatch(r"\d{1,4}(\.\d+)?", self.memory):
-            raise SettingsError(
-                f"memory: {self.memory!r} given; accepted: auto, gigabytes such as 8, or {', '.join(PRESETS)}"
-            )
-
-    def _check_fps(self) -> None:
-        if self.fps == "auto":
-            return
-        is_number = re.fullmatch(r"\d{1,9}(\.\d{1,9})?|\d{1,9}/0*[1-9]\d{0,8}", self.fps)
-        if not is_number or not SLOWEST <= Fraction(self.fps) <= FASTEST:
-            raise SettingsError(
-                f"fps: {self.fps!r} given; accepted: auto, or from {float(SLOWEST)} to {FASTEST} frames a "
-                "second such as 24 or 30000/1001"
-            )
-
-    def _check_blocks(self) -> None:
-        for name in ("guidance_blocks", "injection_blocks"):
-            blocks = getattr(self, name)
-            if len(set(blocks)) < len(blocks):
-                raise SettingsError(f"{name}: {list(blocks)} given; name each block only once")
-        overlap = set(self.guidance_blocks) & set(self.injection_blocks)
-        if overlap and self.guidance and self.injection:
-            raise SettingsError(
-                f"block {min(overlap)} is both guided and injected, so guidance would see the clip's keys "
-                "instead of the new video's; choose different --guidance-blocks and --injection-blocks"
-            )
 
     @property
     def clip_rate(self) -> Fraction | None:
@@ -206,9 +202,41 @@ class Settings:
         return max(1, round(self.guided * self.steps)) if self.guided else 0
 
     @property
+    def updates(self) -> int:
+        """Updates in each guided step."""
+        return self.gradients or self.optimisation_steps
+
+    @property
+    def update_rate(self) -> tuple[float, float]:
+        """The learning rate of these updates: with fewer of them higher, so that the total stays."""
+        high, low = self.learning_rate
+        factor = self.optimisation_steps / self.updates
+        return high * factor, low * factor
+
+    @property
+    def computed_gradients(self) -> int:
+        """Forwards with gradient in each guided step."""
+        return math.ceil(self.updates / self.gradient_reuse)
+
+    @property
     def optimises(self) -> bool:
         """Whether any step needs a gradient."""
         return bool(self.guidance and self.guided_steps and not self.saved_embedding)
+
+    @property
+    def reuses(self) -> bool:
+        """Whether steps after the guided ones may do less than one pass for each prompt."""
+        return self.reuses_negative or self.step_threshold is not None
+
+    @property
+    def reuses_negative(self) -> bool:
+        """Whether some of those steps may run no pass for the negative prompt."""
+        return self.negative != "every" or self.negative_below > 1
+
+    @property
+    def step_threshold(self) -> float | None:
+        """The change of the first block's mark below which a step reuses the other blocks; None: never."""
+        return None if self.step_cache == "off" else float(self.step_cache)
 
     def to_yaml(self) -> str:
         """The settings as YAML, from which `read_settings` makes an equal object."""

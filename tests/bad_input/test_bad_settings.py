@@ -27,6 +27,8 @@ def settings_with(name: str, value: object) -> list[str]:
     """A command that gives a setting this value and prints the resulting settings."""
     # so that no block is both guided and injected
     apart = ["--set", "injection=off" if name == "guidance_blocks" else "guidance=off"]
+    if name == "gradients":
+        apart += ["--set", "optimisation_steps=1000"]
     values = [str(value), *LISTS.get(name, [])]
     words = ["transfer", "--print-config"] if name == "model" else CONFIG
     return [*words, *apart, "--set", f"{name}={','.join(values)}"]
@@ -34,7 +36,7 @@ def settings_with(name: str, value: object) -> list[str]:
 
 def test_every_number_has_two_limits():
     assert all(metadata["most"] is not None for metadata in NUMBERS.values())
-    assert len(NUMBERS) == 13
+    assert len(NUMBERS) == 16
 
 
 @pytest.mark.parametrize(
@@ -79,6 +81,8 @@ WORDS = {  # a setting that is not a number: values that are accepted, and value
     "compile": (("auto", "on", "off"), CHOSEN),
     "engine": (("torch", "tensorrt"), CHOSEN),
     "compute": (("bf16", "int8", "int8-forward"), CHOSEN),
+    "step_cache": (("off", "0.1", "1"), ("", "on", "0", "1.5", "-0.1", "nan", "1e-1", CONTROL)),
+    "negative": (("every", "alternate"), CHOSEN),
     "prompt": PROSE,
     "negative_prompt": PROSE,
     "source_prompt": PROSE,

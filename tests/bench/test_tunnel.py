@@ -38,12 +38,12 @@ def rows(table):
 @pytest.mark.parametrize(
     ("name", "word"),
     [
-        ("gradients", "gradients-1"),
+        ("gradients", "gradients=1"),
         ("unguided", "dtype=bfloat16"),
         ("unguided", "no-op"),
-        ("guided", "gradients-1"),
+        ("guided", "gradients=1"),
         ("guided-small", "no-op"),
-        ("rates", "gradients-1"),
+        ("rates", "gradients=1"),
     ],
 )
 def test_two_pairs_in_every_stage(name, word, tiny, capsys, tmp_path, monkeypatch):

@@ -29,12 +29,8 @@ def settings():
             {"optimisation_steps": 2, "learning_rate": (0.015, 0.01)},
         ),
         ("guidance_blocks=3,4,rows=all", {"guidance_blocks": (3, 4), "rows": "all"}),
-        ("gradients-2", {"optimisation_steps": 2, "learning_rate": (0.015, 0.0075)}),
-        ("gradients-1", {"optimisation_steps": 1, "learning_rate": (0.03, 0.015)}),
-        (
-            "gradients-1+weights=int8",
-            {"optimisation_steps": 1, "learning_rate": (0.03, 0.015), "weights": "int8"},
-        ),
+        ("gradients=2", {"gradients": 2}),
+        ("gradients=1+weights=int8", {"gradients": 1, "weights": "int8"}),
         ("temperature=8+half-temperature", {"temperature": 4.0}),
         ("half-temperature", {"temperature": 8.0}),
     ],
@@ -43,18 +39,10 @@ def test_a_word_is_changes_to_settings(word, said, settings):
     assert changed(settings, read_mode(word)) == said
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_fewer_gradients_keep_the_sum_of_rates(count, settings):
-    after = read_mode(f"gradients-{count}").apply(settings)
-    assert after.optimisation_steps == count
-    for before, rate in zip(settings.learning_rate, after.learning_rate, strict=True):
-        assert count * rate == pytest.approx(settings.optimisation_steps * before)
-
-
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("gradients-3", "accepted are no-op"),
+        ("gradient-3", "accepted are no-op"),
         ("stepps=3", "'steps'"),
         ("dtype=float8", "bfloat16"),
         ("steps=3", "the same for all modes"),
@@ -85,4 +73,4 @@ def test_modes_of_the_tables_are_modes(name):
         for word in stage.modes:
             after = read_mode(word).apply(stage.base(variant))
             assert after != stage.base(variant) or word == "no-op"
-    assert NAMED.keys() >= {"gradients-1", "gradients-2", "backbone", "no-op"}
+    assert NAMED.keys() >= {"backbone", "no-op"}

@@ -11,7 +11,7 @@ from bench.tunnel.runs import NUDGE, NudgedNoise, nudged, session
 from ditflow import Settings
 from ditflow.run_folder.checkpoint import State
 
-MODES = ("no-op", "gradients-1", "backbone", "dtype=bfloat16", "weights=int8", "scheduler=ddim")
+MODES = ("no-op", "gradients=1", "backbone", "dtype=bfloat16", "weights=int8", "scheduler=ddim")
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Losses from their definitions, the Adam loop, float16's loss scale and injection."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -96,7 +97,7 @@ def test_optimisation_is_plain_adam(backbone, variable):
     """The same updates as torch's Adam over plain autograd, and the loss before each update."""
     runner, inputs = PlainRunner(backbone), random_inputs(backbone, 3, 8, 12)
     loop = guidance(lambda _, read: read.square().mean(), variable)
-    found, losses, gradients = loop.optimise(runner, inputs, {}, 0)
+    found, losses, gradients, _ = loop.optimise(runner, inputs, {}, 0)
 
     expected = getattr(inputs, variable).clone().requires_grad_()
     adam = torch.optim.Adam([expected], lr=0.1)
@@ -164,7 +165,7 @@ def test_overflowing_step_is_skipped_and_counted():
     backbone = backbone_of(tiny_transformer().half())
     runner, inputs = PlainRunner(backbone), random_inputs(backbone, 3, 8, 12)
     loss = guidance(lambda _, read: read.float().square().sum() / 4, steps=8, dtype=torch.float16)
-    found, losses, _ = loss.optimise(runner, inputs, {}, 0)
+    found, losses, *_ = loss.optimise(runner, inputs, {}, 0)
     assert 0 < loss.skipped < 8
     assert loss.scaler.get_scale() == LOSS_SCALE / 2**loss.skipped
     assert len(losses) == 8
@@ -201,3 +202,49 @@ def test_blocks_outside_the_model_are_refused():
     with pytest.raises(DitflowError, match="injection_blocks"):
         check_blocks(settings(injection=True, injection_blocks=[6]), 6)
     check_blocks(settings(guidance=False, guidance_blocks=[7]), 6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("reuse", [2, 3, 7])
+def test_a_reused_gradient_makes_the_updates_of_plain_adam(reuse, dtype):
+    """In float16 too, where an update divides its gradient by the loss scale in place."""
+    backbone = backbone_of(tiny_transformer().to(dtype))
+    runner, inputs = Counted(backbone), random_inputs(backbone, 3, 8, 12)
+    loop = guidance(lambda _, read: read.float().square().mean(), steps=5, dtype=dtype)
+    loop.gradient_reuse = reuse
+    found = loop.optimise(runner, inputs, {}, 0)
+    assert runner.gradients == len(found.losses) == len(found.gradients) == -(-5 // reuse)
+
+    expected, gradients = inputs.latents.clone().requires_grad_(), []
+    adam = torch.optim.Adam([expected], lr=0.1)
+    for update in range(5):
+        if update % reuse == 0:
+            now = replace(inputs, latents=expected.detach())
+            gradients.append(runner.gradient(loop.loss, "latents", now, {}, loop.capture, LOSS_SCALE)[1])
+        expected.grad = gradients[-1] / LOSS_SCALE
+        adam.step()
+    torch.testing.assert_close(found.inputs.latents, expected.detach(), rtol=1e-5, atol=1e-5)
+    if len(gradients) == 1:
+        assert found.cosine is None
+    else:
+        first, second = (each.flatten().double() for each in gradients[:2])
+        assert float(found.cosine) == pytest.approx(
+            float(first @ second / first.norm() / second.norm()), abs=1e-4
+        )
+
+
+def test_an_overflowed_gradient_that_is_reused_counts_once():
+    backbone = backbone_of(tiny_transformer().half())
+    runner, inputs = PlainRunner(backbone), random_inputs(backbone, 3, 8, 12)
+    loop = guidance(lambda _, read: read.float().square().sum() / 4, steps=8, dtype=torch.float16)
+    loop.gradient_reuse = 4
+    found = loop.optimise(runner, inputs, {}, 0)
+    assert 0 < loop.skipped == int((~found.gradients.isfinite()).sum())
+
+
+class Counted(PlainRunner):
+    gradients = 0
+
+    def gradient(self, *given):
+        self.gradients += 1
+        return super().gradient(*given)

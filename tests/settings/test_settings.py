@@ -175,3 +175,15 @@ def test_sizes_that_are_not_two_whole_numbers(size):
 @pytest.mark.parametrize("size", [(96.0, 64), ("96", "64"), [96, 64], "96x64"], ids=str)
 def test_sizes(size):
     assert Settings(model="small", size=size).size == (96, 64)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"gradients": 6}, "at most 5 accepted, the number of optimisation steps"),
+        ({"gradients": 2, "gradient_reuse": 2}, "give only one of them"),
+    ],
+)
+def test_gradients_that_contradict_other_settings(given, said):
+    with pytest.raises(SettingsError, match=said):
+        Settings(**given)

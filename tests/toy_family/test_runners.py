@@ -101,3 +101,49 @@ def test_key_value_is_what_prepare_makes():
     found = transformer.key_value(1, carried, shared)
     for made, expected in zip(found, transformer.prepare(1, carried, shared).key_value, strict=True):
         torch.testing.assert_close(made, expected)
+
+
+class Told:
+    """A `FirstBlock` that decides as it is told."""
+
+    def __init__(self):
+        self.residual, self.reuses, self.seen = None, False, []
+
+    def reused(self, entering, leaving):
+        self.seen.append((entering, leaving))
+        return self.residual if self.reuses else None
+
+    def keep(self, residual):
+        self.residual = residual
+
+
+@pytest.mark.parametrize("preset", presets(), ids=lambda preset: preset.name)
+def test_each_preset_reuses_what_the_other_blocks_added(preset):
+    plain = PlainRunner(toy_transformer())
+    inputs, other = random_inputs(plain.transformer), random_inputs(plain.transformer)
+    whole, after = plain.forward([inputs, other], {}), plain.forward([other], {})[0]
+    carried, shared = plain.transformer.embed(inputs)
+    video = [carried[0]]
+    for index in range(len(plain.transformer.blocks)):
+        carried = plain.block(index, carried, shared, {})
+        video.append(carried[0])
+
+    for resident in (0, 3, len(plain.transformer.blocks)):
+        transformer, told = toy_transformer(), Told()
+        weights = Streamed(transformer.blocks, CPU, resident)
+        runner = make_runner(transformer, weights, preset.checkpoint, preset.block_inputs)
+        found = runner.forward_or_reuse([inputs, other], told)
+        assert all(map(torch.equal, found, whole))
+        assert all(map(torch.equal, told.seen[0], video[:2])) and len(told.seen) == 1
+        torch.testing.assert_close(told.residual, video[-1] - video[1])
+
+        told.reuses = True
+        (again,) = runner.forward_or_reuse([inputs, other], told)
+        torch.testing.assert_close(again, whole[0], rtol=1e-5, atol=1e-5)
+        (reused,) = runner.forward_or_reuse([other], told)
+        assert (reused - after).norm() > 1e-3 * after.norm()
+        entering, shared = transformer.embed(other)
+        first = runner.block(0, entering, shared, {})
+        grid = transformer.grid(other.latents)
+        expected = transformer.head((first[0] + told.residual, *first[1:]), shared, grid)
+        assert torch.equal(reused, expected)

@@ -1,0 +1,77 @@
+"""Checks of settings that are texts with a form of their own, or that depend on each other."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from ditflow.errors import SettingsError
+from ditflow.limits import FASTEST, SLOWEST
+from ditflow.memory.presets import PRESETS
+
+if TYPE_CHECKING:
+    from ditflow.settings.settings import Settings
+
+
+def check_together(settings: Settings) -> None:
+    """Raises SettingsError for a text that has no such form, and for settings that contradict each other."""
+    _check_memory(settings)
+    _check_fps(settings)
+    _check_blocks(settings)
+    _check_gradients(settings)
+    _check_step_cache(settings)
+
+
+def _check_memory(settings: Settings) -> None:
+    if settings.memory not in ("auto", *PRESETS) and not re.fullmatch(r"\d{1,4}(\.\d+)?", settings.memory):
+        raise SettingsError(
+            f"memory: {settings.memory!r} given; accepted: auto, gigabytes such as 8, or {', '.join(PRESETS)}"
+        )
+
+
+def _check_fps(settings: Settings) -> None:
+    if settings.fps == "auto":
+        return
+    is_number = re.fullmatch(r"\d{1,9}(\.\d{1,9})?|\d{1,9}/0*[1-9]\d{0,8}", settings.fps)
+    if not is_number or not SLOWEST <= Fraction(settings.fps) <= FASTEST:
+        raise SettingsError(
+            f"fps: {settings.fps!r} given; accepted: auto, or from {float(SLOWEST)} to {FASTEST} frames a "
+            "second such as 24 or 30000/1001"
+        )
+
+
+def _check_blocks(settings: Settings) -> None:
+    for name in ("guidance_blocks", "injection_blocks"):
+        blocks = getattr(settings, name)
+        if len(set(blocks)) < len(blocks):
+            raise SettingsError(f"{name}: {list(blocks)} given; name each block only once")
+    overlap = set(settings.guidance_blocks) & set(settings.injection_blocks)
+    if overlap and settings.guidance and settings.injection:
+        raise SettingsError(
+            f"block {min(overlap)} is both guided and injected, so guidance would see the clip's keys "
+            "instead of the new video's; choose different --guidance-blocks and --injection-blocks"
+        )
+
+
+def _check_gradients(settings: Settings) -> None:
+    if settings.gradients > settings.optimisation_steps:
+        raise SettingsError(
+            f"gradients: {settings.gradients} given, at most {settings.optimisation_steps} accepted, the "
+            "number of optimisation steps; use --optimisation-steps for more"
+        )
+    if settings.gradients and settings.gradient_reuse > 1:
+        raise SettingsError(
+            "--gradients has fewer updates, --gradient-reuse keeps their number: give only one of them"
+        )
+
+
+def _check_step_cache(settings: Settings) -> None:
+    if settings.step_cache == "off":
+        return
+    is_number = re.fullmatch(r"\d{1,9}(\.\d{1,9})?", settings.step_cache)
+    if not is_number or not 0 < float(settings.step_cache) <= 1:
+        raise SettingsError(
+            f"step_cache: {settings.step_cache!r} given; accepted: off, or a share above 0 and at most 1, "
+            "such as 0.1"
+        )
