@@ -22,7 +22,7 @@ from ditflow.settings import Settings
 
 
 def check_run(
-    settings: Settings, device: torch.device, optimises: bool
+    settings: Settings, device: torch.device, needs_gradient: bool
 ) -> tuple[Settings, ModelFolder, list | None]:
     """Refuse settings that this machine, the model or other settings rule out. Loads no weights.
 
@@ -32,8 +32,8 @@ def check_run(
     Raises DitflowError; SettingsError if the settings contradict each other.
     """
     dtype = getattr(torch, settings.dtype)
-    check_attention(settings.attention, optimises, device, dtype, settings.deterministic)
-    check_engine(settings.engine, optimises, device)
+    check_attention(settings.attention, needs_gradient, device, dtype, settings.deterministic)
+    check_engine(settings.engine, needs_gradient, device)
     check_weights(settings.weights)
     if settings.lora and settings.weights.endswith(".gguf"):
         raise SettingsError("--lora cannot be merged into a GGUF file; leave out --lora or --weights")

@@ -46,6 +46,7 @@ class State:
     losses: list[list[float]]  # [guided steps][optimisation steps]
     skipped: int  # optimisation steps skipped because float16 overflowed
     embeddings: list[Tensor]  # one for each guided step, if they are optimised
+    velocities: Tensor | None = None  # their sum over guided steps, if the next one needs it (loss x0)
 
 
 class StateFolder:
@@ -135,6 +136,7 @@ def read_state(files: StateFolder) -> State | None:
         skipped=facts["skipped"],
         latents=tensors.pop("latents"),
         embedding=tensors.pop("embedding", None),
+        velocities=tensors.pop("velocities", None),
         schedule=tensors,
         embeddings=[tensors["embedding"] for tensors in embeddings],
     )
@@ -186,6 +188,8 @@ class StateWriter:
         tensors = {"latents": state.latents, **state.schedule}
         if state.embedding is not None:
             tensors["embedding"] = state.embedding
+        if state.velocities is not None:
+            tensors["velocities"] = state.velocities
         self.files.write(
             "step",
             tensors,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from ditflow.guidance.estimates import EstimateGuidance
 from ditflow.guidance.injection import Injection
 from ditflow.guidance.optimise import Guidance
 from ditflow.models.protocols import Injected, Inputs, Runner, Schedule, Texts
@@ -43,7 +44,7 @@ def denoise(
     texts: Texts,
     scale: Scale,
     guided_steps: int,
-    guidance: Guidance | None,
+    guidance: Guidance | EstimateGuidance | None,
     injection: Injection | None,
     saved_embeddings: list[Tensor] | None,
     on_step: Callable[[Step], None],

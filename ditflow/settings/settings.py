@@ -89,7 +89,11 @@ class Settings:
     )
 
     guidance: bool = option("motion", "optimise towards the clip's motion")
-    loss: str = option("motion", "motion feature to match", choices=("flow", "moft", "smm", "smm-release"))
+    loss: str = option(
+        "motion",
+        "what to match: a motion feature, or x0, the estimate of the clean latents, without a backward pass",
+        choices=("flow", "moft", "smm", "smm-release", "x0"),
+    )
     optimise: str = option(
         "motion", "what to optimise: the latents or the positional embedding", choices=("latent", "embedding")
     )
@@ -150,6 +154,7 @@ class Settings:
         self._check_memory()
         self._check_fps()
         self._check_blocks()
+        self._check_variable()
         if family := family_of(self.model):  # None if a finished run's model is no longer on this machine
             check_family(self, family)
 
@@ -175,10 +180,17 @@ class Settings:
             if len(set(blocks)) < len(blocks):
                 raise SettingsError(f"{name}: {list(blocks)} given; name each block only once")
         overlap = set(self.guidance_blocks) & set(self.injection_blocks)
-        if overlap and self.guidance and self.injection:
+        if overlap and self.guidance and self.injection and self.loss != "x0":
             raise SettingsError(
                 f"block {min(overlap)} is both guided and injected, so guidance would see the clip's keys "
                 "instead of the new video's; choose different --guidance-blocks and --injection-blocks"
+            )
+
+    def _check_variable(self) -> None:
+        if self.optimises and self.loss == "x0" and self.optimise == "embedding":
+            raise SettingsError(
+                "loss x0 takes the model's prediction as a constant, so it has no gradient to the embedding: "
+                "use --optimise latent, or another --loss"
             )
 
     @property
@@ -193,8 +205,13 @@ class Settings:
 
     @property
     def optimises(self) -> bool:
-        """Whether any step needs a gradient."""
+        """Whether any step optimises the latents or the embedding."""
         return bool(self.guidance and self.guided_steps and not self.saved_embedding)
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether any step needs a gradient through the transformer."""
+        return self.optimises and self.loss != "x0"
 
     def to_yaml(self) -> str:
         """The settings as YAML, from which `read_settings` makes an equal object."""
