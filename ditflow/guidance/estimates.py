@@ -1,8 +1,8 @@
 """Guidance without a backward pass: match estimates of the clean latents (loss `x0`), after FlowMotion.
 
-The model's prediction is a constant of each update, so the network needs no gradient. The prediction is held as
-a velocity, noise - clean latents, whatever the model predicts: with latents = a * clean + b * noise, the clean
-latents are (latents - b * velocity) / (a + b). So they depend on the latents even where a is 0.
+The model's prediction is a constant of each update, so the network needs no gradient. What is held constant
+is the velocity, noise - clean latents, whatever the model predicts: with latents = a * clean + b * noise,
+the clean latents are (latents - b * velocity) / (a + b). So they depend on the latents even where a is 0.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ PERPENDICULAR = 0.1  # factor on the velocity's part that is new in a step, as p
 
 
 def estimate_loss(estimate: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
-    """How far an estimate is from the clip's, both [1, frames, channels, height, width], and the gradient to it.
+    """How far an estimate is from the clip's, and the gradient to the estimate.
 
-    VALUES * the mean square of their difference, and DIFFERENCES * that of the absolute differences between
-    frames, once over neighbouring frames and once over all pairs.
+    Both are [1, frames, channels, height, width]. The loss is VALUES times the mean square of their
+    difference, and DIFFERENCES times that of the absolute differences between frames, once over neighbouring
+    frames and once over all pairs.
     """
     distance = estimate - clip
     loss = VALUES * distance.square().mean()
@@ -56,7 +57,7 @@ def damped(velocity: Tensor, direction: Tensor | None) -> Tensor:
 
 @dataclass
 class EstimateGuidance:
-    """The optimisation of the latents in every guided step: match the clip's estimate at the same noise level."""
+    """The optimisation of latents in every guided step: match the clip's estimate at the same noise level."""
 
     schedule: Schedule
     reference: Tensor  # [1, frames, channels, height, width], the encoded clip
@@ -88,7 +89,7 @@ class EstimateGuidance:
         """The step's updates, each with one forward, towards the clip's estimate."""
         latents, direction = inputs.latents.clone(), self.velocities
         adam = torch.optim.Adam([latents], lr=self.learning_rates[index], fused=True)
-        one, zero = torch.ones_like(latents[:, :1, :1, :1, :1]), torch.zeros_like(latents[:, :1, :1, :1, :1])
+        one, zero = (torch.full_like(latents[:, :1, :1, :1, :1], value) for value in (1, 0))
         signal = self.schedule.add_noise(one, zero, inputs.timestep)
         noise = self.schedule.add_noise(zero, one, inputs.timestep)
         losses, gradients = [], []

@@ -64,7 +64,7 @@ class Guidance:
         return self.loss.still
 
     def restore(self, skipped: int, velocities: Tensor | None = None) -> None:
-        """Set the loss scale that follows from this many skipped updates; `velocities` are for other losses."""
+        """Set the loss scale that follows from this many skipped updates. `velocities` are for loss x0."""
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": LOSS_SCALE / 2**skipped})
 

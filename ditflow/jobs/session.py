@@ -156,7 +156,9 @@ class Job:
         """A job that reads the motion of a finished run's latents with its model, and writes nothing."""
         with computing(settings):
             device = choose_device(settings)
-            settings, folder, _ = check_run(replace(settings, saved_embedding=""), device, needs_gradient=False)
+            settings, folder, _ = check_run(
+                replace(settings, saved_embedding=""), device, needs_gradient=False
+            )
             shape = folder.family.latent_shape(settings.frames, settings.size, folder.config("vae"))
             check_latents_shape(run.folder, latents, shape)  # before planning for wrong settings
             memory = _plan_memory(settings, folder, reads_only=True)

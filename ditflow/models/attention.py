@@ -104,7 +104,8 @@ def check_attention(
     kernel = KERNELS[name]
     if needs_gradient and not kernel.gradient:
         raise SettingsError(
-            f"{name} has no gradient, and this run optimises: use --attention sdpa, or --no-guidance"
+            f"{name} has no gradient, and this run optimises: use --attention sdpa, --loss x0 or "
+            "--no-guidance"
         )
     if deterministic and not kernel.repeatable:
         raise SettingsError(

@@ -170,7 +170,9 @@ class Phases:
         if self.estimates:
             estimates, clip = self.estimate_guidance, torch.empty_like(self.inputs.latents)
             return self._model_phase(
-                "optimise", lambda runner: estimates.update(runner, self.inputs, injected, 0, clip), held=[clip]
+                "optimise",
+                lambda runner: estimates.update(runner, self.inputs, injected, 0, clip),
+                held=[clip],
             )
         guidance = self.guidance
         return self._model_phase(

@@ -5,6 +5,7 @@ from itertools import combinations
 import pytest
 import torch
 from tiny_models import random_inputs, tiny_backbone, tiny_schedule
+from toy_family.schedule import ToySchedule
 
 from ditflow.guidance.estimates import (
     DIFFERENCES,
@@ -19,7 +20,6 @@ from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
 from ditflow.models.protocols import Inputs
 from ditflow.settings import Settings
-from toy_family.schedule import ToySchedule
 
 SHAPE = (1, 5, 3, 4, 6)
 CPU = torch.device("cpu")

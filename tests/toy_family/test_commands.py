@@ -265,7 +265,7 @@ def test_every_preset_gives_the_same_latents(transfer, resident, name, monkeypat
 
 @pytest.mark.parametrize("words", [("--optimise", "embedding"), ("--loss", "x0")], ids=" ".join)
 def test_resume_after_a_kill(ditflow, transfer, clip, toy_folder, tmp_path, monkeypatch, words):
-    """In a guided step, whose embedding or velocity goes on to the next; then after an interrupt in a plain one."""
+    """In a guided step, which the next one goes on from; then after an interrupt in a plain one."""
     words = (*words, "--output", "run")
     (tmp_path / "whole").mkdir()
     monkeypatch.chdir(tmp_path / "whole")
@@ -297,7 +297,7 @@ def killed_in_step(index, folder, *words):
     environment = os.environ | {
         "KILL_IN_STEP": str(index),
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
     }
     command = [sys.executable, "-m", "toy_family", *map(str, words), "--quiet"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
