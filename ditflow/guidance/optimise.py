@@ -71,8 +71,13 @@ class Guidance:
         """Whether the loss scale can explain a non-finite gradient, whose update is then skipped."""
         return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
 
-    def restore(self, skipped: int) -> None:
-        """Set the loss scale that follows from this many skipped updates."""
+    @property
+    def still(self) -> bool:
+        """Whether the clip shows no motion, so that there is nothing to match."""
+        return self.loss.still
+
+    def restore(self, skipped: int, velocities: Tensor | None = None) -> None:
+        """Set the loss scale that follows from this many skipped updates. `velocities` are for loss x0."""
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": LOSS_SCALE / 2**skipped})
 

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_run(
-    settings: Settings, device: torch.device, optimises: bool
+    settings: Settings, device: torch.device, needs_gradient: bool
 ) -> tuple[Settings, ModelFolder, list | None]:
     """Refuse settings that this machine, the model or other settings rule out. Loads no weights.
 
@@ -39,13 +39,13 @@ def check_run(
     """
     dtype = getattr(torch, settings.dtype)
     deterministic = settings.deterministic
-    check_attention(settings.attention, optimises, device, dtype, deterministic)
+    check_attention(settings.attention, needs_gradient, device, dtype, deterministic)
     if settings.attention_forward == "auto":
         settings = replace(settings, attention_forward=fastest_forward(device, dtype, deterministic))
     if settings.attention_forward != "same":
         forward = settings.attention_forward
         check_attention(forward, False, device, dtype, deterministic, flag="--attention-forward")
-    check_engine(settings.engine, optimises, device)
+    check_engine(settings.engine, needs_gradient, device)
     check_weights(settings.weights)
     check_compute(settings.compute, settings.weights, settings.engine)
     if settings.lora and settings.weights.endswith(".gguf"):

@@ -100,8 +100,8 @@ class Job:
         )
         if clip.few_levels:
             logger.warning("%s: %s, so its motion is hardly seen", settings.video, clip.few_levels)
-        optimises = settings.optimises and kind != "flow"
-        settings, folder, saved = check_run(settings, device, optimises)
+        needs_gradient = settings.needs_gradient and kind != "flow"
+        settings, folder, saved = check_run(settings, device, needs_gradient)
         check(settings, folder)
         memory = _plan_memory(settings, folder, reads_only=kind == "flow")
         run = create_run(settings, kind)
@@ -130,7 +130,7 @@ class Job:
                 settings = replace(settings, memory=memory, preset="auto", decode_tile="auto")
             with computing(settings):
                 device = choose_device(settings)
-                settings, folder, saved = check_run(settings, device, settings.optimises)
+                settings, folder, saved = check_run(settings, device, settings.needs_gradient)
                 checkpoint = threads = None
                 if finished:
                     clip = run.clip("reference", settings)
@@ -157,7 +157,9 @@ class Job:
         """A job that reads the motion of a finished run's latents with its model, and writes nothing."""
         with computing(settings):
             device = choose_device(settings)
-            settings, folder, _ = check_run(replace(settings, saved_embedding=""), device, optimises=False)
+            settings, folder, _ = check_run(
+                replace(settings, saved_embedding=""), device, needs_gradient=False
+            )
             shape = folder.family.latent_shape(settings.frames, settings.size, folder.config("vae"))
             check_latents_shape(run.folder, latents, shape)  # before planning for wrong settings
             memory = _plan_memory(settings, folder, reads_only=True)

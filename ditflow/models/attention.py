@@ -118,8 +118,8 @@ def check_attention(
     kernel = KERNELS[name]
     if needs_gradient and not kernel.gradient:
         raise SettingsError(
-            f"{name} has no gradient, and this run optimises: use --attention sdpa, or --no-guidance "
-            f"(--attention-forward {name} is for the forwards without gradient)"
+            f"{name} has no gradient, and this run optimises: use --attention sdpa, --loss x0 or "
+            f"--no-guidance (--attention-forward {name} is for the forwards without gradient)"
         )
     if deterministic and not kernel.repeatable:
         raise SettingsError(

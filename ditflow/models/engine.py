@@ -24,8 +24,8 @@ def check_engine(engine: str, needs_gradient: bool, device: torch.device) -> Non
         return
     if needs_gradient:
         raise SettingsError(
-            "--engine tensorrt has no gradient, and this run optimises: use it with `ditflow inject` or "
-            "--no-guidance"
+            "--engine tensorrt has no gradient, and this run optimises: use it with `ditflow inject`, "
+            "--loss x0 or --no-guidance"
         )
     if device.type != "cuda":
         raise DitflowError(

@@ -122,8 +122,8 @@ Variable = Literal["latents", "embedding"]
 SchedulerState = Mapping[str, Tensor]
 """What a schedule's next step depends on, besides its index: generator state, history, counters.
 
-Only the schedule reads it. Checkpoints store its tensors by name; the names `latents` and `embedding` are
-reserved, and those that begin with `reuse.`.
+Only the schedule reads it. Checkpoints store its tensors by name; the names `latents`, `embedding` and
+`velocities` are reserved, and those that begin with `reuse.`.
 """
 
 
@@ -259,7 +259,10 @@ class Schedule(Protocol):
         """The latents that a run starts from, float32."""
 
     def add_noise(self, latents: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        """Bring clean latents to the noise level of a timestep [1]."""
+        """Bring clean latents to the noise level of a timestep [1]; linear in latents and noise."""
+
+    def estimate_clean(self, prediction: Tensor, latents: Tensor, timestep: Tensor) -> Tensor:
+        """The clean latents that the model's prediction for latents at a timestep [1] means, float32."""
 
     def step(self, prediction: Tensor, index: int, latents: Tensor) -> Tensor:
         """The latents after denoising step `index`, float32."""

@@ -91,6 +91,18 @@ class FakeModel:
         return Inputs(latents, prompt, timestep, embedding)
 
 
+class FakeSchedule:
+    """Stands in for a schedule, whose configuration is not in `configs/models/`: only sizes matter here."""
+
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return latents + noise
+
+    def estimate_clean(
+        self, prediction: torch.Tensor, latents: torch.Tensor, timestep: torch.Tensor
+    ) -> torch.Tensor:
+        return latents - prediction
+
+
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Make networks in this precision, because fake ones cannot be converted."""

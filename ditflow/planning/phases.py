@@ -5,7 +5,7 @@ The weights of blocks are not counted; the plan adds them, because they depend o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ditflow.guidance.estimates import EstimateGuidance, prepare_estimates
 from ditflow.guidance.optimise import Guidance
 from ditflow.guidance.targets import prepare_guidance
 from ditflow.memory.host import HostBuffers, keep_on_host
@@ -30,7 +31,7 @@ from ditflow.models.protocols import (
     TextEncoder,
     Transformer,
 )
-from ditflow.planning.fake import FakeModel, fake_tensors
+from ditflow.planning.fake import FakeModel, FakeSchedule, fake_tensors
 from ditflow.sampling.loop import predict
 from ditflow.sampling.reuse import Reuse
 from ditflow.settings import Settings
@@ -85,6 +86,7 @@ class Phases:
         self.settings, self.device, self.fakes = settings, device, fake_tensors()
         self.model = FakeModel(settings)
         self.injects = bool(settings.injection and settings.guided_steps)
+        self.estimates = settings.optimises and settings.loss == "x0"
         self._measured: dict[Any, Work] = {}
 
     @cached_property
@@ -152,6 +154,10 @@ class Phases:
 
     @with_fakes
     def reference(self) -> Work:
+        """Reading the clip's motion: once in a run, or with the loss x0 once in each guided step."""
+        if self.estimates:
+            estimates = self.estimate_guidance
+            return self._model_phase("reference", lambda runner: estimates.clip_estimate(runner, self.inputs))
         return self._model_phase("reference", self._guidance)
 
     @with_fakes
@@ -161,7 +167,15 @@ class Phases:
     @with_fakes
     def optimise(self, checkpoint: str, block_inputs: str) -> Work:
         """One optimisation step."""
-        guidance, injected = self.guidance, self.injected
+        injected = self.injected
+        if self.estimates:
+            estimates, clip = self.estimate_guidance, torch.empty_like(self.inputs.latents)
+            return self._model_phase(
+                "optimise",
+                lambda runner: estimates.update(runner, self.inputs, injected, 0, clip),
+                held=[clip],
+            )
+        guidance = self.guidance
         return self._model_phase(
             ("optimise", checkpoint, block_inputs),
             lambda runner: guidance.optimise(runner, self.inputs, injected, 0),
@@ -187,6 +201,12 @@ class Phases:
         return self._guidance(make_runner(self.transformer, BlockTrace(), "block", "device"))
 
     @cached_property
+    def estimate_guidance(self) -> EstimateGuidance:
+        latents, prompt = self.inputs.latents, self.inputs.prompt
+        found = prepare_estimates(self.settings, FakeSchedule(), latents, latents, prompt)
+        return replace(found, steps=1, velocities=torch.empty_like(latents))
+
+    @cached_property
     def injected(self) -> Injected:
         if not self.injects:
             return {}
@@ -206,13 +226,16 @@ class Phases:
         work: Callable[[Runner], Any],
         checkpoint: str = "block",
         block_inputs: str = "device",
+        held: Sequence[Tensor] = (),
     ) -> Work:
         """Measure a phase of the transformer, with the tensors that a run holds meanwhile."""
         trace, inputs, transformer = BlockTrace(), self.inputs, self.transformer
         runner = make_runner(transformer, trace, checkpoint, block_inputs)
         clip, noise = torch.empty_like(inputs.latents), torch.empty_like(inputs.latents)
         texts = [torch.empty_like(inputs.prompt) for _ in range(PROMPTS)]
-        held = [clip, noise, *texts, inputs.latents, inputs.embedding]
+        held = [*held, clip, noise, *texts, inputs.latents, inputs.embedding]
+        if self.estimates:
+            held.append(self.estimate_guidance.velocities)
         if name not in ("reference", "injection"):
             held += tree_leaves([list(block) for block in self.injected.values()])
         if name[0] == "denoise" and self.settings.reuses:

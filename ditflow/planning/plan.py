@@ -94,7 +94,7 @@ def _model_works(
 ) -> Iterator[tuple[str, tuple[int, Work]]]:
     """The transformer's phases: (name, (executions in a run, work))."""
     if settings.optimises:
-        yield "reference", (1, phases.reference())
+        yield "reference", (settings.guided_steps if phases.estimates else 1, phases.reference())
     if phases.injects:
         yield "injection", (settings.guided_steps, phases.injection())
     if settings.optimises:
@@ -118,7 +118,7 @@ def steps_of_the_prompt_alone(phases: Phases, settings: Settings) -> int:
 def _resident_blocks(phases: Phases, preset: Preset, free: int, sizes: list[int]) -> int:
     """How many blocks fit into `free` bytes; at least those whose weights a guided step's graph holds."""
     least = 0
-    if phases.settings.optimises and preset.checkpoint == "none":
+    if phases.settings.needs_gradient and preset.checkpoint == "none":
         least = max(phases.settings.guidance_blocks) + 1
     fitting = (n for n in range(len(sizes), least, -1) if Ring(sizes, n).device_bytes <= free)
     return next(fitting, least)

@@ -50,6 +50,7 @@ class State:
     embeddings: list[Tensor]  # one for each guided step, if they are optimised
     steps: list[dict[str, Any]] = field(default_factory=list)  # what each step did, for run.json
     reuse: Mapping[str, Tensor] = field(default_factory=dict)  # what later steps may reuse, by name
+    velocities: Tensor | None = None  # their sum over guided steps, if the next one needs it (loss x0)
 
 
 class StateFolder:
@@ -142,6 +143,7 @@ def read_state(files: StateFolder) -> State | None:
         skipped=facts["skipped"],
         latents=tensors.pop("latents"),
         embedding=tensors.pop("embedding", None),
+        velocities=tensors.pop("velocities", None),
         schedule=tensors,
         embeddings=[tensors["embedding"] for tensors in embeddings],
         steps=facts.get("steps", []),
@@ -196,6 +198,8 @@ class StateWriter:
         tensors |= {f"{REUSE}{name}": tensor for name, tensor in state.reuse.items()}
         if state.embedding is not None:
             tensors["embedding"] = state.embedding
+        if state.velocities is not None:
+            tensors["velocities"] = state.velocities
         self.files.write(
             "step",
             tensors,

@@ -32,6 +32,8 @@ class Shapes:
             "reference": {"reference": self.latents},
             "step": {"latents": self.latents},
         }.get(path.stem, {"embedding": None})
+        if path.stem == "step" and "velocities" in tensors:
+            wanted["velocities"] = self.latents
         for name, shape in wanted.items():
             tensor = tensors.get(name)
             if tensor is None:

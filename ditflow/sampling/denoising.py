@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ditflow.errors import DitflowError
+from ditflow.guidance.estimates import EstimateGuidance, prepare_estimates
 from ditflow.guidance.injection import Injection
 from ditflow.guidance.optimise import Guidance
 from ditflow.guidance.targets import prepare_guidance
@@ -55,7 +56,7 @@ class Denoising:
         self.on_step, self.saved_embeddings = on_step, saved_embeddings
         self.noise = schedule.initial_noise(reference.shape)
         self.state = resume_from or State(-1, self.noise, None, schedule.state(), [], 0, [])
-        self.guidance: Guidance | None = None
+        self.guidance: Guidance | EstimateGuidance | None = None
         self.reuse = Reuse(settings) if settings.reuses else None
 
     @property
@@ -77,7 +78,7 @@ class Denoising:
         elif settings.guidance and self.steps_done < settings.guided_steps:
             if self.guidance is None:
                 self._prepare(runner, native_embedding)
-            self.guidance.restore(state.skipped)
+            self.guidance.restore(state.skipped, state.velocities)
         resumed = [tensor for tensor in (state.embedding, *state.embeddings) if tensor is not None]
         check_shapes(resumed, native_embedding, "start a new run")
         self.schedule.restore(state.schedule)
@@ -108,9 +109,12 @@ class Denoising:
     def _prepare(self, runner: Runner, native_embedding: Tensor) -> None:
         settings, grid = self.settings, runner.transformer.grid(self.reference)
         prompt = self.texts.source_prompt
-        self.guidance = prepare_guidance(runner, settings, grid, self.reference, prompt, native_embedding)
-        if self.guidance.loss.still:
-            logger.warning("the clip shows no motion in the guided blocks: there is nothing to transfer")
+        if settings.loss == "x0":
+            self.guidance = prepare_estimates(settings, self.schedule, self.reference, self.noise, prompt)
+        else:
+            self.guidance = prepare_guidance(runner, settings, grid, self.reference, prompt, native_embedding)
+        if self.guidance.still:
+            logger.warning("the model sees no motion in the clip: there is nothing to transfer")
         if self._keeps_embeddings:
             size = native_embedding.numel() * saved_dtype(settings).itemsize * settings.guided_steps
             logger.info("%s will take %.1f MB", FILE, size / 1e6)
@@ -120,19 +124,22 @@ class Denoising:
         return self.guidance is not None and self.guidance.variable == "embedding"
 
     def _on_step(self, step: Step) -> None:
-        before, guided = self.state, step.index < self.settings.guided_steps
+        before, guidance, guided = self.state, self.guidance, step.index < self.settings.guided_steps
         keeps = guided and self._keeps_embeddings
         kept = [step.embedding.to("cpu", saved_dtype(self.settings))] if keeps else []
+        goes_on = step.index + 1 < self.settings.guided_steps
+        velocities = guidance.velocities if goes_on and isinstance(guidance, EstimateGuidance) else None
         self.state = State(
             step.index,
             step.latents,
-            step.embedding if keeps and step.index + 1 < self.settings.guided_steps else None,
+            step.embedding if keeps and goes_on else None,
             self.schedule.state(),
             [*before.losses, step.losses] if step.losses else before.losses,
-            self.guidance.skipped if guided and self.guidance else before.skipped,
+            guidance.skipped if guided and guidance else before.skipped,
             [*before.embeddings, *kept],
             [*before.steps, step.record],
             self.reuse.state() if self.reuse else {},
+            velocities,
         )
         self.on_step(step)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ditflow.guidance.estimates import EstimateGuidance
 from ditflow.guidance.injection import Injection
 from ditflow.guidance.optimise import Guidance
 from ditflow.models.protocols import Injected, Inputs, Runner, Schedule, Texts
@@ -46,7 +47,7 @@ def denoise(
     texts: Texts,
     scale: Scale,
     guided_steps: int,
-    guidance: Guidance | None,
+    guidance: Guidance | EstimateGuidance | None,
     injection: Injection | None,
     saved_embeddings: list[Tensor] | None,
     on_step: Callable[[Step], None],

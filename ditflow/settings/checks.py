@@ -20,6 +20,7 @@ def check_together(settings: Settings) -> None:
     _check_fps(settings)
     _check_blocks(settings)
     _check_gradients(settings)
+    _check_estimates(settings)
     _check_step_cache(settings)
 
 
@@ -47,7 +48,7 @@ def _check_blocks(settings: Settings) -> None:
         if len(set(blocks)) < len(blocks):
             raise SettingsError(f"{name}: {list(blocks)} given; name each block only once")
     overlap = set(settings.guidance_blocks) & set(settings.injection_blocks)
-    if overlap and settings.guidance and settings.injection:
+    if overlap and settings.guidance and settings.injection and settings.loss != "x0":
         raise SettingsError(
             f"block {min(overlap)} is both guided and injected, so guidance would see the clip's keys "
             "instead of the new video's; choose different --guidance-blocks and --injection-blocks"
@@ -63,6 +64,20 @@ def _check_gradients(settings: Settings) -> None:
     if settings.gradients and settings.gradient_reuse > 1:
         raise SettingsError(
             "--gradients has fewer updates, --gradient-reuse keeps their number: give only one of them"
+        )
+
+
+def _check_estimates(settings: Settings) -> None:
+    if not settings.optimises or settings.loss != "x0":
+        return
+    if settings.optimise == "embedding":
+        raise SettingsError(
+            "loss x0 takes the model's prediction as a constant, so it has no gradient to the embedding: "
+            "use --optimise latent, or another --loss"
+        )
+    if settings.gradient_reuse > 1:
+        raise SettingsError(
+            "loss x0 has no backward pass to save: leave out --gradient-reuse, or give --gradients"
         )
 
 

@@ -129,7 +129,11 @@ class Settings:
     )
 
     guidance: bool = option("motion", "optimise towards the clip's motion")
-    loss: str = option("motion", "motion feature to match", choices=("flow", "moft", "smm", "smm-release"))
+    loss: str = option(
+        "motion",
+        "what to match: a motion feature, or x0, the estimate of the clean latents, without a backward pass",
+        choices=("flow", "moft", "smm", "smm-release", "x0"),
+    )
     optimise: str = option(
         "motion", "what to optimise: the latents or the positional embedding", choices=("latent", "embedding")
     )
@@ -220,8 +224,13 @@ class Settings:
 
     @property
     def optimises(self) -> bool:
-        """Whether any step needs a gradient."""
+        """Whether any step optimises the latents or the embedding."""
         return bool(self.guidance and self.guided_steps and not self.saved_embedding)
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether any step needs a gradient through the transformer."""
+        return self.optimises and self.loss != "x0"
 
     @property
     def reuses(self) -> bool:

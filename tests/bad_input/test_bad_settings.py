@@ -87,7 +87,7 @@ WORDS = {  # a setting that is not a number: values that are accepted, and value
     "negative_prompt": PROSE,
     "source_prompt": PROSE,
     "guidance": YES_OR_NO,
-    "loss": (("flow", "moft", "smm", "smm-release"), CHOSEN),
+    "loss": (("flow", "moft", "smm", "smm-release", "x0"), CHOSEN),
     "optimise": (("latent", "embedding"), CHOSEN),
     "rows": (("moving", "all"), CHOSEN),
     "reference": (("hard", "soft"), CHOSEN),

@@ -74,6 +74,7 @@ def test_every_mode_gives_other_latents(settings):
         "moft": {"loss": "moft"},
         "smm": {"loss": "smm"},
         "smm-release": {"loss": "smm-release"},
+        "x0": {"loss": "x0"},
         "embedding": {"optimise": "embedding"},
         "no-guidance": {"guidance": False},
         "no-injection": {"injection": False},

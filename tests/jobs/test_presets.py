@@ -11,11 +11,15 @@ from tiny_pipelines import latents
 from ditflow import transfer
 from ditflow.cli.main import main
 from ditflow.errors import DitflowError
+from ditflow.jobs import checks, session
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.presets import PRESETS
 from ditflow.memory.streamed import Streamed
+from ditflow.models import engine
+from ditflow.models.attention import KERNELS
 from ditflow.models.cogvideox import text
 from ditflow.models.cogvideox.vae import CogVideoXAutoencoder
+from ditflow.models.engine import check_engine
 from ditflow.planning import choice, plan
 from ditflow.settings import read_settings
 
@@ -108,6 +112,19 @@ def test_falls_back_to_the_next_smaller_preset(
     monkeypatch.undo()
     again = transfer(replace(settings, memory="16gb"))
     torch.testing.assert_close(latents(run), latents(again), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"attention": "sage"}, {"engine": "tensorrt"}], ids=str)
+def test_what_has_no_gradient_can_guide_by_x0(settings, change, monkeypatch):
+    """Stand-ins for the packages: the kernel is torch's own, and the engine compiles nothing."""
+    kernel = replace(KERNELS["sage"], attend=KERNELS["sdpa"].attend, package=None, architecture=None)
+    monkeypatch.setitem(KERNELS, "sage", kernel)
+    monkeypatch.setattr(session, "denoise_with_tensorrt", lambda transformer: None)
+    monkeypatch.setattr(session, "decode_with_tensorrt", lambda autoencoder: None)
+    monkeypatch.setattr(engine, "find_spec", lambda name: True)
+    monkeypatch.setattr(checks, "check_engine", lambda *given: check_engine(*given[:2], torch.device("cuda")))
+    plain = replace(settings, loss="x0")
+    assert torch.equal(latents(transfer(replace(plain, **change))), latents(transfer(plain)))
 
 
 def test_no_preset_is_small_enough(settings, monkeypatch):

@@ -71,7 +71,7 @@ def test_only_the_decoder_of_the_vae_goes_through_tensorrt(tensorrt):
 
 
 def test_a_run_that_optimises_is_refused_first():
-    with pytest.raises(SettingsError, match="has no gradient.*`ditflow inject` or --no-guidance"):
+    with pytest.raises(SettingsError, match="has no gradient.*`ditflow inject`, --loss x0 or --no-guidance"):
         check_engine("tensorrt", needs_gradient=True, device=CPU)
 
 

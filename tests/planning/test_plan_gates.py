@@ -1,6 +1,7 @@
 """Plans for the real 5B model at 480x720: exact figures, without a clock or weights."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from repository import ROOT
@@ -39,6 +40,22 @@ def test_memory_of_5b(plans):
     phases = phases_of(Settings(frames=49), "cuda")
     streaming_ring = Ring(phases.block_bytes, 0).device_bytes
     assert phases.optimise("block", "host").peak_bytes + streaming_ring <= 2.8 * GIB
+
+
+def test_guidance_without_backward_takes_what_a_plain_step_takes():
+    """With the loss x0 on the smallest card: memory, copies and work of forwards alone."""
+    settings = Settings(frames=49, loss="x0", injection=False)
+    (plan,) = make_plans(settings, presets()[:1], "cuda")
+    (plain,) = make_plans(replace(settings, guidance=False), presets()[:1], "cuda")
+    phases = {phase.name: phase for phase in plan.phases}
+    step = next(phase for phase in plain.phases if phase.name == "denoise")
+    for name in ("reference", "optimise", "denoise"):
+        assert phases[name].peak_bytes <= step.peak_bytes + 0.2 * GIB, name
+    assert plan.resident == plain.resident
+    assert (phases["reference"].times, phases["optimise"].times) == (10, 50)
+    for name in ("reference", "optimise"):  # one forward; a denoising step takes two
+        assert 2 * phases[name].flops == step.flops
+        assert phases[name].copied_bytes == step.copied_bytes
 
 
 def test_the_plans_on_file_are_current(plans, on_file):

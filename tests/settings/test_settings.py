@@ -85,7 +85,8 @@ def test_a_guided_share_above_zero_guides_at_least_one_step():
         ({"frames": 8}, "at least 9 accepted"),
         ({"guided": 1.5}, "at most 1 accepted"),
         ({"guided": "nan"}, "a number accepted"),
-        ({"loss": "mse"}, "accepted: flow, moft, smm, smm-release"),
+        ({"loss": "mse"}, "accepted: flow, moft, smm, smm-release, x0"),
+        ({"loss": "x0", "optimise": "embedding"}, "no gradient to the embedding: use --optimise latent"),
         ({"size": "100x100"}, "multiples of 16 accepted; nearest: 96x96"),
         ({"size": "x"}, "WIDTHxHEIGHT accepted"),
         ({"guidance_blocks": [4, 4]}, "[4, 4] given; name each block only once"),
@@ -108,7 +109,14 @@ def test_bad_values(given, message):
     assert "\n" not in str(error.value)
 
 
+def test_the_embedding_is_refused_only_where_x0_would_optimise_it():
+    assert not Settings(loss="x0", optimise="embedding", guidance=False).optimises
+    assert Settings(loss="x0").optimises and not Settings(loss="x0").needs_gradient
+    assert Settings().needs_gradient
+
+
 def test_a_block_may_be_both_guided_and_injected_when_one_is_off():
+    assert Settings(guidance_blocks=[0], loss="x0").guidance  # this loss reads no block
     assert not Settings(guidance_blocks=[0], guidance=False).guidance
     assert not replace(Settings(), injection=False, guidance_blocks=(0,)).injection
 

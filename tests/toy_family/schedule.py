@@ -44,6 +44,9 @@ class ToySchedule:
         level = timestep / 1000
         return (1 - level) * latents + level * noise
 
+    def estimate_clean(self, prediction: Tensor, latents: Tensor, timestep: Tensor) -> Tensor:
+        return latents - timestep / 1000 * prediction
+
     def step(self, prediction: Tensor, index: int, latents: Tensor) -> Tensor:
         level, following = self.levels[index : index + 2]
         velocity = prediction

@@ -117,6 +117,20 @@ def test_transfer(transfer, free, loss, optimise, injection):
     assert result.frames.shape == (FRAMES, 32, 48, 3) and result.frame_rate == 10
 
 
+@pytest.mark.parametrize("injection", ["--injection", "--no-injection"])
+def test_transfer_without_a_backward_pass(transfer, free, injection):
+    """In a run that guides block 0 and injects into it: the loss x0 reads no block."""
+    words = (injection, "--guidance-blocks", "0", "--optimisation-steps", "3")
+    run = transfer("--loss", "x0", *words)
+    found = latents(run)
+    assert (found - free["latents"]).norm() > 1e-3 * free["latents"].norm()
+    for losses in record(run)["losses"]:
+        assert len(losses) == 3 and losses[-1] < losses[0]
+    settings = read_settings(run / "settings.yaml")
+    assert settings.loss == "x0"
+    assert torch.equal(latents(transfer("--config", run / "settings.yaml")), found)
+
+
 def test_injection_alone(transfer, free):
     run = transfer("--no-guidance")
     assert record(run)["losses"] == []
@@ -199,6 +213,16 @@ def test_blocks_that_the_toy_has_not_are_refused(ditflow, clip, toy_folder, tmp_
     assert code == 2 and error == f"ditflow: {says}\n" and not (tmp_path / "run").exists()
 
 
+def test_plan_of_a_run_without_a_backward_pass(ditflow, toy_folder):
+    found = json.loads(ditflow("plan", "--model", toy_folder, "--loss", "x0", "--json"))
+    for preset in found["presets"]:
+        phases = {phase["name"]: phase for phase in preset["phases"]}
+        assert (phases["reference"]["times"], phases["optimise"]["times"]) == (3, 3 * 2)
+        # one forward: a denoising step takes two, with the prompt and without it
+        for name in ("reference", "optimise"):
+            assert 2 * phases[name]["flops"] == phases["denoise"]["flops"]
+
+
 def test_plan_counts_the_toys_own_work(ditflow, toy_folder):
     words = ("--model", toy_folder, "--json")
     found = json.loads(ditflow("plan", *words))
@@ -239,9 +263,10 @@ def test_every_preset_gives_the_same_latents(transfer, resident, name, monkeypat
     assert settings.decode_tile == ("none" if place is None else ToyFamily.tiles[min(place, 2)])
 
 
-def test_resume_after_a_kill(ditflow, transfer, clip, toy_folder, tmp_path, monkeypatch):
-    """In a guided step, whose embedding goes on to the next; then after an interrupt in a plain one."""
-    words = ("--optimise", "embedding", "--output", "run")
+@pytest.mark.parametrize("words", [("--optimise", "embedding"), ("--loss", "x0")], ids=" ".join)
+def test_resume_after_a_kill(ditflow, transfer, clip, toy_folder, tmp_path, monkeypatch, words):
+    """In a guided step, which the next one goes on from; then after an interrupt in a plain one."""
+    words = (*words, "--output", "run")
     (tmp_path / "whole").mkdir()
     monkeypatch.chdir(tmp_path / "whole")
     transfer(*words)
@@ -272,7 +297,7 @@ def killed_in_step(index, folder, *words):
     environment = os.environ | {
         "KILL_IN_STEP": str(index),
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
     }
     command = [sys.executable, "-m", "toy_family", *map(str, words), "--quiet"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ditflow.guidance.estimates import EstimateGuidance
 from ditflow.guidance.losses import FlowLoss
 from ditflow.memory.placement import make_runner
 from ditflow.memory.plain import PlainRunner
@@ -10,6 +11,7 @@ from ditflow.memory.presets import presets
 from ditflow.memory.streamed import Streamed
 from ditflow.models.protocols import Capture
 from ditflow.settings import Settings
+from toy_family.schedule import ToySchedule
 from toy_family.toy_models import random_inputs, toy_transformer
 
 CPU = torch.device("cpu")
@@ -147,3 +149,25 @@ def test_each_preset_reuses_what_the_other_blocks_added(preset):
         grid = transformer.grid(other.latents)
         expected = transformer.head((first[0] + told.residual, *first[1:]), shared, grid)
         assert torch.equal(reused, expected)
+
+
+@pytest.mark.parametrize("preset", presets(), ids=lambda preset: preset.name)
+def test_each_preset_updates_latents_without_a_backward_pass(preset, toy_folder):
+    """With no block resident in any of them: no graph holds the weights."""
+    plain = toy_transformer()
+    inputs, clip = random_inputs(plain), random_inputs(plain)
+    schedule = ToySchedule("euler", {"shift": 3.0, "renewed": 0.5}, 6, CPU, torch.Generator())
+
+    def updated(transformer, runner):
+        injected = runner.features(clip, {}, Capture("key_value", (0, 2)))
+        guidance = EstimateGuidance(schedule, clip.latents, inputs.latents, inputs.prompt, 2, [0.05])
+        return guidance.optimise(runner, inputs, injected, 0)
+
+    expected, losses, *_ = updated(plain, PlainRunner(plain))
+    assert losses[1] < losses[0] and not torch.equal(expected.latents, inputs.latents)
+    transformer = toy_transformer()
+    weights = Streamed(transformer.blocks, CPU, 0)
+    runner = make_runner(transformer, weights, preset.checkpoint, preset.block_inputs)
+    found, same, *_ = updated(transformer, runner)
+    assert torch.equal(found.latents, expected.latents) and torch.equal(same, losses)
+    assert weights.copied_bytes > 0

@@ -40,6 +40,17 @@ class CogVideoXSchedule:
     def add_noise(self, latents: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         return self.scheduler.add_noise(latents, noise, timestep)
 
+    def estimate_clean(self, prediction: Tensor, latents: Tensor, timestep: Tensor) -> Tensor:
+        share = self.scheduler.alphas_cumprod.to(self.device)[timestep]  # of the signal in the variance
+        signal, noise = share.sqrt().to(latents), (1 - share).sqrt().to(latents)
+        match self.scheduler.config.prediction_type:
+            case "v_prediction":
+                return signal * latents - noise * prediction
+            case "epsilon":
+                return (latents - noise * prediction) / signal
+            case _:  # "sample"
+                return prediction
+
     def step(self, prediction: Tensor, index: int, latents: Tensor) -> Tensor:
         timestep = self.timesteps[index]
         if isinstance(self.scheduler, CogVideoXDDIMScheduler):
