@@ -190,6 +190,7 @@ def test_sizes(size):
     [
         ({"gradients": 6}, "at most 5 accepted, the number of optimisation steps"),
         ({"gradients": 2, "gradient_reuse": 2}, "give only one of them"),
+        ({"loss": "x0", "gradient_reuse": 2}, "no backward pass to save"),
     ],
 )
 def test_gradients_that_contradict_other_settings(given, said):
