@@ -1,4 +1,6 @@
-"""Blocks that multiply in 8 bits: what is replaced, gradients through every runner, what is refused."""
+"""Blocks that multiply in 8 bits: what is replaced, gradients in every runner, refusals, resume."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ from tiny_models import backbone_of, random_inputs
 from torch import nn
 from torch.nn.functional import cosine_similarity, linear
 
+from ditflow import resume, transfer
 from ditflow.errors import SettingsError
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
@@ -14,6 +17,8 @@ from ditflow.memory.streamed import Streamed
 from ditflow.models.cogvideox.family import CogVideoXFamily
 from ditflow.models.compute import Int8Linear, check_compute, compute_in, input_gradient
 from ditflow.models.protocols import Capture
+from ditflow.progress import Progress
+from ditflow.run_folder.run import read_latents
 
 CPU = torch.device("cpu")
 PARTS = CogVideoXFamily.packed_parts
@@ -82,3 +87,33 @@ def test_other_settings_that_rule_it_out_are_refused():
         check_compute("int8", "fp8", "torch")
     with pytest.raises(SettingsError, match="--compute int8-forward works only with --engine torch"):
         check_compute("int8-forward", "full", "tensorrt")
+
+
+@KINDS
+def test_one_graph_holds_a_layer_and_its_gradient(kind):
+    """As torch.compile needs for a piece of a block."""
+    layer = Int8Linear(nn.Linear(48, 40), CPU, gradients=kind == "int8")
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    inputs, grad = torch.randn(9, 48, requires_grad=True), torch.randn(9, 40)
+    (found,) = torch.autograd.grad(compiled(inputs), inputs, grad)
+    (expected,) = torch.autograd.grad(layer(inputs), inputs, grad)
+    assert torch.equal(compiled(inputs), layer(inputs)) and torch.equal(found, expected)
+
+
+@KINDS
+def test_a_stopped_run_resumes_bit_for_bit(kind, settings, tmp_path):
+    class Stop(Progress):
+        steps = 0
+
+        def step(self, detail):
+            self.steps += "loss" in detail
+            if self.steps == 1:
+                raise KeyboardInterrupt
+
+    exact = read_latents(transfer(settings).folder)[1]
+    settings = replace(settings, compute=kind, output=str(tmp_path / "whole"))
+    whole = read_latents(transfer(settings).folder)[1]
+    assert 0 < relative(whole, exact.double()) < 0.5
+    with pytest.raises(KeyboardInterrupt):
+        transfer(replace(settings, output=str(tmp_path / "stopped")), Stop())
+    assert torch.equal(read_latents(resume(tmp_path / "stopped").folder)[1], whole)
