@@ -216,7 +216,9 @@ def test_a_refused_kernel_for_forwards_names_its_flag(no_packages, gpu):
 
 def test_a_kernel_without_gradient_is_refused_where_one_is_needed(no_packages):
     """This is checked first, so neither a package nor a GPU is needed to find out."""
-    with pytest.raises(SettingsError, match="sage has no gradient.*--attention sdpa, or --no-guidance"):
+    with pytest.raises(
+        SettingsError, match="sage has no gradient.*--attention sdpa, --loss x0 or --no-guidance"
+    ):
         check_attention("sage", True, CPU, torch.bfloat16)
 
 

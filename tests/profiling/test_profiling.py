@@ -26,7 +26,7 @@ from ditflow.profiling import ranges
 from ditflow.profiling.capture import NsightCapture, Request, StepCapture, TorchCapture
 from ditflow.run_folder.run import Run
 from ditflow.sampling.loop import Scale, Step, denoise
-from ditflow_kernels import motion_flow, motion_flow_loss, qk_norm_rope
+from ditflow_kernels import int8_linear, motion_flow, motion_flow_loss, qk_norm_rope, quantise_weight
 from ditflow_kernels.fakes import FAKES
 from profiles.explain import explain
 from profiles.trace import read_trace
@@ -119,6 +119,9 @@ def test_every_operator_has_a_name():
         motion_flow(query[0], key[0], grid, 2.0, hard=True)
         flow = motion_flow(query[0], key[0], grid, 2.0)
         (flow.sum() + motion_flow_loss(query[0], key[0], flow.detach(), grid, 2.0)).backward()
+        int8_linear(
+            torch.randn(2, 4, requires_grad=True), *quantise_weight(torch.randn(4, 4)), None
+        ).sum().backward()
     names = {f"kernel/{operator.name().removeprefix('ditflow::')}" for operator in FAKES}
     assert {name for (name,) in recorder.seen} == names
     seen = len(recorder.seen)
