@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ditflow_kernels.int8_linear.triton.gelu import gelu
 from ditflow_kernels.tile_order import grouped_tile
-from ditflow_kernels.tuning import tuning_for
+from ditflow_kernels.tuning import COMPILER_OPTIONS, tuning_for
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -92,5 +92,5 @@ def scaled_product(
         rounded, token_scale, weight, column_scale, bias, before, result,
         tokens, columns, *weight.stride(), CHANNELS=channels, GELU=activation == "gelu_tanh",
         BLOCK_M=tuning.block_m, BLOCK_N=tuning.block_n, BLOCK_K=tuning.block_k, GROUP_M=tuning.group_m,
-        num_warps=tuning.num_warps, num_stages=tuning.num_stages,
+        num_warps=tuning.num_warps, num_stages=tuning.num_stages, **COMPILER_OPTIONS,
     )  # fmt: skip

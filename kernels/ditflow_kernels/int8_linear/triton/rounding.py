@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ditflow_kernels.int8_linear.rounding import SMALLEST
 from ditflow_kernels.int8_linear.triton.gelu import gelu_derivative
-from ditflow_kernels.tuning import tuning_for
+from ditflow_kernels.tuning import COMPILER_OPTIONS, tuning_for
 
 SMALLEST_LARGEST = tl.constexpr(SMALLEST)
 STEP = tl.constexpr(1 / 127)
@@ -89,6 +89,6 @@ def round_tokens(
         int8_linear_round_kernel[(length,)](
             tokens, before, channel_scale, rounded, scale, tokens.stride(0),
             CHANNELS=channels, BLOCK=min(tuning.tile_elements, triton.next_power_of_2(channels)),
-            STAGES=tuning.num_stages, num_warps=tuning.num_warps,
+            STAGES=tuning.num_stages, num_warps=tuning.num_warps, **COMPILER_OPTIONS,
         )  # fmt: skip
     return rounded, scale
