@@ -1,10 +1,13 @@
-"""The toy family, registered while this folder's tests run, and a pipeline of it."""
+"""The toy family, registered while this folder's tests run, a pipeline of it, and the command line."""
 
 import pytest
 
+from ditflow.cli.main import main
 from ditflow.models.families import FAMILIES
 from toy_family.family import ToyFamily
 from toy_family.pipeline import write_toy
+
+PROMPT = "a red circle"
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -19,3 +22,31 @@ def toy_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "toy"
     write_toy(folder)
     return folder
+
+
+@pytest.fixture
+def ditflow(capsys, tmp_path, monkeypatch):
+    """Runs a command in an empty folder; returns what it prints, or with `fails` its exit code and error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words, fails=False):
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        told = capsys.readouterr()
+        if fails:
+            return code, told.err
+        assert code == 0, told.err
+        return told.out
+
+    return run
+
+
+@pytest.fixture
+def transfer(ditflow, clip, toy_folder, tmp_path):
+    """Runs a transfer; returns its folder."""
+
+    def run(*words):
+        given = ("--model", toy_folder, "--video", clip, "--prompt", PROMPT, "--device", "cpu", "--quiet")
+        return tmp_path / ditflow("transfer", *given, *words).strip()
+
+    return run

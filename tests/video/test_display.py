@@ -1,4 +1,4 @@
-"""Videos are read as a player shows them: in shape, in colour and without combs."""
+"""Videos are read as a player shows them: in shape and in colour."""
 
 import struct
 from fractions import Fraction
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from made_videos import H264, made_frame, made_video
 from PIL import Image
+from tagged_videos import frames_of, said, written
 
 from ditflow.errors import DitflowError
 from ditflow.video import read_clip
@@ -16,34 +17,6 @@ from ditflow.video.display import display_of
 from ditflow.video.tone import compressed, hlg_light, hlg_scene, pq_light, to_bt709
 
 BLUE, GREY = (40, 60, 200), (128, 128, 128)
-
-
-def written(path, pictures, *, codec="ffv1", pixels="yuv420p", options=None, sar=None, prepare=None, **tags):
-    """A video of these planar frames; `tags` are colour properties of the stream and its frames."""
-    height, width = pictures[0].height, pictures[0].width
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=10, options=options or {})
-        stream.width, stream.height, stream.pix_fmt = width, height, pixels
-        if sar:
-            stream.codec_context.sample_aspect_ratio = sar
-        for name, value in tags.items():
-            setattr(stream.codec_context, name, value)
-        for index, picture in enumerate(pictures):
-            picture.pts = index
-            for name in {"colorspace", "color_range"} & set(tags):
-                setattr(picture, name, tags[name])
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
-    return path
-
-
-def frames_of(arrays, layout="rgb24", pixels="yuv420p"):
-    return [av.VideoFrame.from_ndarray(array, format=layout).reformat(format=pixels) for array in arrays]
-
-
-def said(caplog):
-    (message,) = caplog.messages
-    return message.partition(" is read as players show it: ")[2]
 
 
 # shape
@@ -311,58 +284,6 @@ def test_alpha_of_more_than_8_bits_shows_on_black(tmp_path, codec):
     source = written(tmp_path / name, pictures, codec=codec, pixels="yuva444p10le")
     frame = read_clip(source, frames=1, size=None).frames[0].astype(int)
     assert (frame[:, :30] <= 2).all() and np.abs(frame[:, 34:] - (250, 200, 0)).max() < 8
-
-
-# interlaced
-
-
-def bar(place):
-    """A tall bright bar on a dark ground."""
-    picture = np.full((96, 128, 3), 40, np.uint8)
-    picture[20:76, place : place + 20] = 210
-    return picture
-
-
-FIELDS = {  # codec, pixel format, options of an interlaced video by which field is shown first
-    "h264.mp4": ("libx264", "yuv420p", lambda first: {"crf": "6", "x264-params": f"{'tb'[first]}ff=1"}),
-    "mpeg2.mkv": ("mpeg2video", "yuv420p", lambda first: {"flags": "+ildct+ilme", "b": "5M"}),
-    "prores.mov": ("prores_ks", "yuv422p10le", lambda first: {"flags": "+ildct"}),
-    "unflagged.mkv": ("ffv1", "yuv420p", lambda first: {}),  # only the container says it
-}
-
-
-@pytest.mark.parametrize("first", [0, 1])
-@pytest.mark.parametrize("name", FIELDS)
-def test_interlaced_is_deinterlaced(tmp_path, caplog, name, first):
-    """The bar moves three pixels from one field to the next; `first` is the first row of the first field."""
-    codec, pixels, options = FIELDS[name]
-    arrays = [bar(10 + 6 * index) for index in range(10)]
-    for index, picture in enumerate(arrays):
-        picture[1 - first :: 2] = bar(13 + 6 * index)[1 - first :: 2]
-    options = options(first) | ({"field_order": ("tt", "bb")[first]} if codec != "libx264" else {})
-    pictures = frames_of(arrays, pixels=pixels)
-    source = written(tmp_path / name, pictures, codec=codec, pixels=pixels, options=options)
-    clip = read_clip(source, frames=10, size=None)
-    for index, frame in enumerate(clip.frames[1:9, 24:72].astype(int), 1):
-        combs = np.abs(frame - (np.roll(frame, 1, 0) + np.roll(frame, -1, 0)) / 2)[1:-1]
-        assert combs.mean() < 1.5
-        assert np.abs(frame - bar(10 + 6 * index)[24:72]).mean() < 3  # as the first field shows it
-    assert said(caplog) == "deinterlaced"
-    part = read_clip(source, frames=3, start=4, stride=2, size=None)
-    assert np.abs(part.frames.astype(int) - clip.frames[4:9:2]).mean() < 1
-
-
-def test_progressive_video_with_the_interlaced_flag_stays_as_it_is(tmp_path, caplog):
-    options = {"crf": "6", "x264-params": "tff=1"}
-    arrays = [bar(10 + 6 * index) for index in range(10)]
-    source = written(tmp_path / "a.mp4", frames_of(arrays), codec="libx264", options=options)
-    with av.open(str(source)) as container:
-        expected = []
-        for frame in container.decode(video=0):
-            assert frame.interlaced_frame
-            expected.append(frame.to_ndarray(format="rgb24"))
-    clip = read_clip(source, frames=10, size=None)
-    assert np.array_equal(clip.frames, expected) and not caplog.messages
 
 
 def test_ordinary_video_is_not_said_to_be_changed(videos, caplog):
