@@ -12,6 +12,8 @@ from statistics import fmean
 
 import numpy as np
 
+from ditflow.optical_flow.agreement import agree
+
 MOVES = 0.5  # latent patches: flow this long points to another token
 LEAST_MOVING = 0.005  # share of the tokens: below it, nothing moves
 SEES = 0.5  # correlation of a block that sees motion; docs/choosing-a-block.md says what chance reaches
@@ -24,7 +26,7 @@ class BlockScore:
     """How well one block's flow agrees with the reference. A number is None if nothing can be compared."""
 
     correlation: float | None  # of both components, over the tokens that move
-    agreement: float | None  # 1 - sum |a - b| / (sum |a| + sum |b|) over them: 1 if the flows are the same
+    agreement: float | None  # over them, as in `optical_flow.agreement.agree`
     stray: float | None  # share of the background's vectors that point to another token
 
     @property
@@ -58,11 +60,11 @@ def score_block(
     moving = np.broadcast_to(moving[..., None, :], known.shape)
     seen, true, background = flow[known & moving], reference[known & moving], flow[known & ~moving]
     has_background = len(background) and len(background) >= LEAST_BACKGROUND * known.sum()
-    total = float(_length(seen).sum() + _length(true).sum())
+    agreement, lengths = agree(seen, true, np.ones(len(seen))) if len(seen) else (None, 0.0)
     varies = len(seen) and np.ptp(seen) > 0 and np.ptp(true) > 0
     return BlockScore(
         float(np.corrcoef(seen.ravel(), true.ravel())[0, 1]) if varies else None,
-        1 - float(_length(seen - true).sum()) / total if total else None,
+        agreement if lengths else None,
         float((_length(background) >= MOVES).mean()) if has_background else None,
     )
 

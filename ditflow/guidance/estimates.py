@@ -7,7 +7,9 @@ the clean latents are (latents - b * velocity) / (a + b). So they depend on the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -67,10 +69,11 @@ class EstimateGuidance:
     steps: int
     learning_rates: list[float]  # one for each guided step
     velocities: Tensor | None = None  # the sum of those that the guided steps so far began with
-    variable: Variable = "latents"
-    may_overflow: bool = False  # no update is skipped: losses and gradients are in float32
-    skipped: int = 0
-    gradient_reuse: int = 1
+
+    variable: ClassVar[Variable] = "latents"
+    may_overflow: ClassVar[bool] = False  # no update is skipped: losses and gradients are in float32
+    skipped: ClassVar[int] = 0
+    gradient_reuse: ClassVar[int] = 1
 
     def optimise(self, runner: Runner, inputs: Inputs, injected: Injected, index: int) -> Optimised:
         """Optimise the latents in guided step `index`."""
@@ -115,8 +118,13 @@ class EstimateGuidance:
         """Whether all frames of the encoded clip are equal."""
         return bool((self.reference == self.reference[:, :1]).all())
 
-    def restore(self, skipped: int, velocities: Tensor | None) -> None:
+    def state(self) -> dict[str, Tensor]:
+        """What the next guided step depends on, by name."""
+        return {} if self.velocities is None else {"velocities": self.velocities}
+
+    def restore(self, skipped: int, state: Mapping[str, Tensor]) -> None:
         """Go on from the state that a guided step left."""
+        velocities = state.get("velocities")
         self.velocities = None if velocities is None else velocities.to(self.reference)
 
 

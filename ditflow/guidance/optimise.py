@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -76,8 +77,12 @@ class Guidance:
         """Whether the clip shows no motion, so that there is nothing to match."""
         return self.loss.still
 
-    def restore(self, skipped: int, velocities: Tensor | None = None) -> None:
-        """Set the loss scale that follows from this many skipped updates. `velocities` are for loss x0."""
+    def state(self) -> dict[str, Tensor]:
+        """What the next guided step depends on, besides the number of skipped updates: nothing."""
+        return {}
+
+    def restore(self, skipped: int, state: Mapping[str, Tensor]) -> None:
+        """Set the loss scale that follows from this many skipped updates."""
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": LOSS_SCALE / 2**skipped})
 

@@ -122,8 +122,8 @@ Variable = Literal["latents", "embedding"]
 SchedulerState = Mapping[str, Tensor]
 """What a schedule's next step depends on, besides its index: generator state, history, counters.
 
-Only the schedule reads it. Checkpoints store its tensors by name; the names `latents`, `embedding` and
-`velocities` are reserved, and those that begin with `reuse.`.
+Only the schedule reads it. Checkpoints store its tensors by name; the names `latents` and `embedding` are
+reserved, and those that begin with `reuse.` or `guidance.`.
 """
 
 

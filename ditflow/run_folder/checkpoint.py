@@ -31,10 +31,8 @@ from ditflow.models.protocols import SchedulerState
 from ditflow.run_folder.fingerprint import KEYS, check_fingerprint, check_format
 from ditflow.run_folder.lock import locked
 from ditflow.run_folder.run import STATE, Run, read_tensors
-from ditflow.run_folder.schema import CLIP, STEP, Shapes, check_facts
+from ditflow.run_folder.schema import CLIP, GUIDANCE, REUSE, STEP, Shapes, check_facts
 from ditflow.video import Clip
-
-REUSE = "reuse."  # before the names of `State.reuse` in the file `step`
 
 
 @dataclass(frozen=True)
@@ -45,12 +43,12 @@ class State:
     latents: Tensor  # [1, frames, channels, height, width]
     embedding: Tensor | None  # the optimised one, if the next guided step starts from it
     schedule: SchedulerState
-    losses: list[list[float]]  # [guided steps][optimisation steps]
+    losses: list[list[float]]  # [guided steps][gradients]
     skipped: int  # optimisation steps skipped because float16 overflowed
     embeddings: list[Tensor]  # one for each guided step, if they are optimised
     steps: list[dict[str, Any]] = field(default_factory=list)  # what each step did, for run.json
     reuse: Mapping[str, Tensor] = field(default_factory=dict)  # what later steps may reuse, by name
-    velocities: Tensor | None = None  # their sum over guided steps, if the next one needs it (loss x0)
+    guidance: Mapping[str, Tensor] = field(default_factory=dict)  # what the next guided step needs, by name
 
 
 class StateFolder:
@@ -133,9 +131,7 @@ def read_state(files: StateFolder) -> State | None:
         return None
     tensors, facts = files.read("step")
     check_facts(files.path("step"), facts, STEP)
-    reuse = {
-        name.removeprefix(REUSE): tensors.pop(name) for name in sorted(tensors) if name.startswith(REUSE)
-    }
+    reuse, guidance = _taken(tensors, REUSE), _taken(tensors, GUIDANCE)
     embeddings = [files.read(_embedding(index))[0] for index in range(facts["embeddings"])]
     return State(
         index=facts["index"],
@@ -143,12 +139,18 @@ def read_state(files: StateFolder) -> State | None:
         skipped=facts["skipped"],
         latents=tensors.pop("latents"),
         embedding=tensors.pop("embedding", None),
-        velocities=tensors.pop("velocities", None),
         schedule=tensors,
         embeddings=[tensors["embedding"] for tensors in embeddings],
         steps=facts.get("steps", []),
         reuse=reuse,
+        guidance=guidance,
     )
+
+
+def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Take the tensors whose names begin so out of a file's tensors."""
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): tensors.pop(name) for name in names}
 
 
 def clear_leftovers(run: Run) -> None:
@@ -195,11 +197,10 @@ class StateWriter:
             self.files.write(_embedding(index), {"embedding": state.embeddings[index]})
         self.written = len(state.embeddings)
         tensors = {"latents": state.latents, **state.schedule}
-        tensors |= {f"{REUSE}{name}": tensor for name, tensor in state.reuse.items()}
+        for prefix, named in ((REUSE, state.reuse), (GUIDANCE, state.guidance)):
+            tensors |= {f"{prefix}{name}": tensor for name, tensor in named.items()}
         if state.embedding is not None:
             tensors["embedding"] = state.embedding
-        if state.velocities is not None:
-            tensors["velocities"] = state.velocities
         self.files.write(
             "step",
             tensors,

@@ -14,6 +14,8 @@ from ditflow.errors import DitflowError
 from ditflow.models.protocols import Schedule, SchedulerState
 from ditflow.schema import Keys, ListOf, Number, OneOf, OrNull, Whole, problem
 
+REUSE, GUIDANCE = "reuse.", "guidance."  # before the names of these parts of a state in its file
+
 
 @dataclass(frozen=True)
 class Shapes:
@@ -32,8 +34,7 @@ class Shapes:
             "reference": {"reference": self.latents},
             "step": {"latents": self.latents},
         }.get(path.stem, {"embedding": None})
-        if path.stem == "step" and "velocities" in tensors:
-            wanted["velocities"] = self.latents
+        wanted |= {name: self.latents for name in tensors if name.startswith(GUIDANCE)}
         for name, shape in wanted.items():
             tensor = tensors.get(name)
             if tensor is None:

@@ -29,7 +29,7 @@ class Denoised:
     """The result of denoising."""
 
     latents: Tensor  # [1, frames, channels, height, width]
-    losses: list[list[float]]  # [guided steps][optimisation steps]
+    losses: list[list[float]]  # [guided steps][gradients]
     skipped: int  # optimisation steps skipped because float16 overflowed
     embeddings: list[Tensor]  # one for each guided step, if embeddings were optimised
     steps: list[dict[str, Any]]  # what each step did (`Step.record`)
@@ -78,7 +78,7 @@ class Denoising:
         elif settings.guidance and self.steps_done < settings.guided_steps:
             if self.guidance is None:
                 self._prepare(runner, native_embedding)
-            self.guidance.restore(state.skipped, state.velocities)
+            self.guidance.restore(state.skipped, state.guidance)
         resumed = [tensor for tensor in (state.embedding, *state.embeddings) if tensor is not None]
         check_shapes(resumed, native_embedding, "start a new run")
         self.schedule.restore(state.schedule)
@@ -128,7 +128,6 @@ class Denoising:
         keeps = guided and self._keeps_embeddings
         kept = [step.embedding.to("cpu", saved_dtype(self.settings))] if keeps else []
         goes_on = step.index + 1 < self.settings.guided_steps
-        velocities = guidance.velocities if goes_on and isinstance(guidance, EstimateGuidance) else None
         self.state = State(
             step.index,
             step.latents,
@@ -139,7 +138,7 @@ class Denoising:
             [*before.embeddings, *kept],
             [*before.steps, step.record],
             self.reuse.state() if self.reuse else {},
-            velocities,
+            guidance.state() if goes_on and guidance else {},
         )
         self.on_step(step)
 

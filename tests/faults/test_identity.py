@@ -176,7 +176,7 @@ RESEALED = [
     ("step", without("generator"), "scheduler's state is damaged"),
     ("step", tensor("generator", torch.ones(3, dtype=torch.uint8)), "scheduler's state is damaged"),
     ("step", tensor("clean_estimate", torch.ones(3)), r"`clean_estimate` is \[3\], expected the latents'"),
-    ("step", tensor("velocities", torch.ones(3)), r"`velocities` is float32 \[3\]"),
+    ("step", tensor("guidance.velocities", torch.ones(3)), r"`guidance\.velocities` is float32 \[3\]"),
     ("step", tensor("more", torch.ones(1)), "`more` is present, expected"),
     *(("step", without(name), f"it lacks {name}, expected") for name in ("index", "losses", "embeddings")),
     ("step", fact("index", "1"), "index is '1', expected a whole number"),

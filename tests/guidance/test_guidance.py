@@ -175,10 +175,10 @@ def test_overflowing_step_is_skipped_and_counted():
 
 def test_the_loss_scale_is_restored_with_the_state():
     loop = guidance(None, dtype=torch.float16)
-    loop.restore(3)
+    loop.restore(3, {})
     assert loop.skipped == 3 and loop.scaler.get_scale() == LOSS_SCALE / 8
     assert loop.may_overflow
-    loop.restore(17)
+    loop.restore(17, {})
     assert not loop.may_overflow  # a gradient that overflows at half its size is faulty
     assert not loss_scaler(torch.float32, torch.device("cpu")).is_enabled()
 

@@ -46,7 +46,7 @@ def test_continues_bit_for_bit_from_every_state(tmp_path, loss, optimise, schedu
     expected = whole.run(PlainRunner(backbone))
     assert [state.index for state in states] == list(range(STEPS))
     # the next guided step needs the velocities of those before it, and nothing else does
-    assert [state.velocities is not None for state in states] == [loss == "x0"] * 2 + [False] * 2
+    assert [bool(state.guidance) for state in states] == [loss == "x0"] * 2 + [False] * 2
     for state in states:
         (tmp_path / str(state.index)).mkdir()
         files = StateFolder(Run(tmp_path / str(state.index)), IDENTITY)
