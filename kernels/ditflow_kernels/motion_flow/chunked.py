@@ -224,7 +224,7 @@ def _product_gradients(
     grad_query = product(grad_logits, operands.key[key_frames].flatten(0, 1))
     if mean_key is not None:
         # rounded rows do not sum to zero
-        grad_query.addr_(grad_logits.sum(dim=1).float(), mean_key, alpha=-1)
+        grad_query.addr_(grad_logits.sum(dim=1, dtype=torch.float32), mean_key, alpha=-1)
     return grad_query
 
 

@@ -46,7 +46,9 @@ class FrameOperands(NamedTuple):
 
     def mean_key(self) -> Tensor | None:  # [channels] float32
         """The mean over all tokens; None for float32, whose logits' gradient is not rounded."""
-        return None if self.key.dtype == torch.float32 else self.key.flatten(0, 1).mean(dim=0).float()
+        if self.key.dtype == torch.float32:
+            return None
+        return self.key.flatten(0, 1).mean(dim=0, dtype=torch.float32)
 
     @property
     def unscaled_dtype(self) -> torch.dtype:
