@@ -7,7 +7,11 @@ from typing import Self
 
 
 def quieten_libraries() -> None:
-    """Silence the libraries' warnings and progress bars; only their errors are shown."""
+    """Silence the libraries' warnings and progress bars; only their errors are shown.
+
+    What diffusers and transformers warn of is checked by `ditflow.models.tensors` and `ditflow.schema`. The
+    hub's client warns of retries; a download that fails in the end is an error.
+    """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs when diffusers imports it
     import diffusers
     import huggingface_hub

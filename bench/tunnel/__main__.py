@@ -59,7 +59,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def check(stage: Stage, modes: Sequence[Mode]) -> None:
-    """Raises SettingsError for modes that the stage's settings do not allow or that are given twice."""
+    """Raises DitflowError for modes that the stage's settings do not allow or that are given twice."""
     names = [EXACT, CONTROL, *(mode.name for mode in modes)]
     for mode in modes:
         if names.count(mode.name) > 1:

@@ -37,31 +37,33 @@ class Stage:
 
 
 def gradients(pair: Pair, settings: Settings, modes: Sequence[Mode], scratch: Path) -> Found:
-    """The way that the latents go in the first, the middle and the last guided step, from exact's states."""
+    """The latents' displacement in the first, the middle and the last guided step, from exact's states."""
     last = settings.guided_steps - 1
     steps = sorted({0, last // 2, last})
     with session(pair.settings(settings, scratch)) as exact:
         part = exact.run(end=last + 1)
         before = {index: part.states[index - 1] for index in steps}
-        way = {index: part.optimised[index] - before[index].latents for index in steps}
+        expected = {index: part.optimised[index] - before[index].latents for index in steps}
 
-        def ways(tried: Session, before: Mapping) -> Numbers:
+        def compared(tried: Session, before: Mapping) -> Numbers:
             means = {"cosine": 0.0, "displacement": 0.0, "distance": 0.0}
             for index, state in before.items():
                 found = tried.run(state, end=index + 1).optimised[index] - state.latents
-                for name, value in compare_ways(found, way[index]).items():
+                for name, value in compare_displacements(found, expected[index]).items():
                     means[name] += value / len(before)
             return means
 
-        found = {EXACT: ways(exact, before)}
-        found[CONTROL] = ways(exact, {index: nudged(state, pair.noise) for index, state in before.items()})
+        found = {EXACT: compared(exact, before)}
+        found[CONTROL] = compared(
+            exact, {index: nudged(state, pair.noise) for index, state in before.items()}
+        )
     for mode in modes:
         with session(mode.apply(pair.settings(settings, scratch))) as tried:
-            found[mode.name] = ways(tried, before)
+            found[mode.name] = compared(tried, before)
     return found
 
 
-def compare_ways(found: Tensor, exact: Tensor) -> Numbers:
+def compare_displacements(found: Tensor, exact: Tensor) -> Numbers:
     length = exact.norm()
     return {
         "cosine": float(cosine_similarity(found.flatten(), exact.flatten(), dim=0)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def check_run(
     if settings.attention_forward == "auto":
         settings = replace(settings, attention_forward=fastest_forward(device, dtype, deterministic))
     if settings.attention_forward != "same":
-        forward = settings.attention_forward
+        forward = settings.attention_without_gradient
         check_attention(forward, False, device, dtype, deterministic, flag="--attention-forward")
     check_engine(settings.engine, needs_gradient, device)
     check_weights(settings.weights)
@@ -63,21 +62,18 @@ def check_run(
     check_blocks(settings, folder.depth)
     saved = saved_embeddings(settings, folder)
     folder.tokenise([settings.prompt, settings.negative_prompt, settings.source_prompt])
-    for line in without_effect(settings):
-        logger.warning("%s", line)
     return settings, folder, saved
 
 
-def without_effect(settings: Settings) -> Iterator[str]:
-    """Says which settings that save work cannot do so in this run."""
-    if (settings.gradients or settings.gradient_reuse > 1) and not (
-        settings.guidance and settings.guided_steps
-    ):
-        yield "gradients, gradient_reuse: nothing is optimised, so they change nothing"
+def warn_without_effect(settings: Settings) -> None:
+    """Say which settings that save work cannot do so in this run."""
+    guides = settings.guidance and settings.guided_steps
+    if (settings.gradients or settings.gradient_reuse > 1) and not guides:
+        logger.warning("gradients, gradient_reuse: nothing is optimised, so they change nothing")
     if settings.reuses and settings.guided_steps == settings.steps:
-        yield "negative, negative_below, step_cache: every step is guided, so they change nothing"
+        logger.warning("negative, negative_below, step_cache: every step is guided, so they change nothing")
     elif settings.reuses_negative and settings.guidance_scale == 1 and not settings.dynamic_scale:
-        yield "negative, negative_below: with a guidance scale of 1 the negative prompt is not used anyway"
+        logger.warning("negative, negative_below: with a guidance scale of 1 there is no negative prompt")
 
 
 def saved_embeddings(settings: Settings, folder: ModelFolder) -> list[torch.Tensor] | None:

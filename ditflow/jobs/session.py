@@ -16,7 +16,7 @@ from torch import Tensor
 from ditflow import video
 from ditflow.errors import DitflowError, TemporaryError
 from ditflow.files import clear_unfinished
-from ditflow.jobs.checks import check_given, check_run, with_absolute_paths
+from ditflow.jobs.checks import check_given, check_run, warn_without_effect, with_absolute_paths
 from ditflow.jobs.device import choose_device, computing
 from ditflow.jobs.prompt_cache import encode_texts
 from ditflow.memory.meter import Meter
@@ -103,6 +103,8 @@ class Job:
         needs_gradient = settings.needs_gradient and kind != "flow"
         settings, folder, saved = check_run(settings, device, needs_gradient)
         check(settings, folder)
+        if not kind:
+            warn_without_effect(settings)
         memory = _plan_memory(settings, folder, reads_only=kind == "flow")
         run = create_run(settings, kind)
         with locked(run.folder):
@@ -235,10 +237,8 @@ class Job:
         """A runner of the transformer, with the weights placed as the preset says."""
         settings, plan = self.settings, self.memory.plan
         compiled = settings.compile == "on"
-        forward = None if settings.attention_forward == "same" else settings.attention_forward
-        transformer = self.folder.transformer(
-            settings.lora, settings.weights, settings.attention, compiled, forward, settings.compute
-        )
+        attention = settings.attention, compiled, settings.attention_without_gradient
+        transformer = self.folder.transformer(settings.lora, settings.weights, *attention, settings.compute)
         if settings.engine == "tensorrt":
             denoise_with_tensorrt(transformer)
         return arrange(transformer, self.folder.device, plan.preset, plan.resident)

@@ -128,7 +128,7 @@ class PlainRunner:
     def finish(self, index: int, carried: Carried, shared: Shared, inputs: AttentionInputs) -> Carried:
         """The rest of a block, starting with its attention."""
         transformer = self.transformer
-        # a Runner that recomputes in backward has a forward of its own, which calls `attend`
+        # runners that recompute a block in backward call `attend` themselves, also without gradient
         attend = transformer.attend if torch.is_grad_enabled() else transformer.attend_forward
         attended = attend(inputs)
         carried = transformer.add_attention(index, carried, shared, inputs, attended)

@@ -92,7 +92,7 @@ class FakeModel:
 
 
 class FakeSchedule:
-    """Stands in for a schedule, whose configuration is not in `configs/models/`: only sizes matter here."""
+    """Stands in for a schedule, whose timesteps cannot be read from fake tensors: only sizes matter here."""
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         return latents + noise

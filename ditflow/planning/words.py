@@ -56,10 +56,9 @@ def _phase_mapping(phase: Phase, ceilings: Ceilings | None) -> dict[str, Any]:
 
 def attention_kernels(settings: Settings) -> str:
     """A sentence on what the plan does not show; nothing if all attention is `sdpa`, which plans assume."""
-    kernels = {settings.attention, settings.attention_forward} - {"same"}
-    if kernels == {"sdpa"}:
+    forward = settings.attention_without_gradient
+    if settings.attention == forward == "sdpa":
         return ""
-    forward = settings.attention if settings.attention_forward == "same" else settings.attention_forward
     return (
         f" Attention is {forward} in forwards without gradient and {settings.attention} in the others; "
         "memory and times are planned with sdpa."

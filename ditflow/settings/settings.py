@@ -223,6 +223,11 @@ class Settings:
         return math.ceil(self.updates / self.gradient_reuse)
 
     @property
+    def attention_without_gradient(self) -> str:
+        """The attention kernel of forwards without gradient; still `auto` before a run has decided."""
+        return self.attention if self.attention_forward == "same" else self.attention_forward
+
+    @property
     def optimises(self) -> bool:
         """Whether any step optimises the latents or the embedding."""
         return bool(self.guidance and self.guided_steps and not self.saved_embedding)

@@ -40,9 +40,8 @@ class Levels:
             return pixels
         black, white = self._ends(pixels.dtype.kind)
         scaled = (pixels - np.float64(black)) * (255 / (white - black))
-        if (
-            pixels.shape[2:] == (4,) and pixels[..., 3].max() > white
-        ):  # alpha is stored in the same bits, or in all
+        # alpha is stored in the same bits, or in all 16
+        if pixels.shape[2:] == (4,) and pixels[..., 3].max() > white:
             scaled[..., 3] = pixels[..., 3] / 257
         return np.rint(scaled.clip(0, 255)).astype(np.uint8)
 
@@ -98,10 +97,11 @@ def float_image(path: Path) -> Image.Image | None:
     return None
 
 
-def deep_pixels(
-    path: Path, image: Image.Image
-) -> np.ndarray:  # [height, width] grey, or [height, width, 3 or 4]
-    """The levels of a deep image. Of a colour image Pillow keeps 8 bits, FFmpeg all."""
+def deep_pixels(path: Path, image: Image.Image) -> np.ndarray:
+    """The levels of a deep image, [height, width] grey or [height, width, 3 or 4].
+
+    Of a colour image Pillow keeps 8 bits, FFmpeg all.
+    """
     if PIXELS in image.info:
         return image.info[PIXELS]
     if image.mode[0] not in "IF" and image.format in DECODERS:
