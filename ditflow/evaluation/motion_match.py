@@ -49,14 +49,15 @@ class Matrix:
     @property
     def own_first(self) -> int:
         """How many results agree with their own clip more than with any other."""
-        return sum(
-            own is not None and all(other is None or own > other for other in row[:at] + row[at + 1 :])
-            for row, at in zip(self.scores, self.own, strict=True)
-            for own in (row[at],)
-        )
+        return sum(_is_first(*row) for row in zip(self.scores, self.own, strict=True))
 
     def as_mapping(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("clips", "results", "scores", "own", "own_first")}
+
+
+def _is_first(scores: list[float | None], own: int) -> bool:
+    others = [score for clip, score in enumerate(scores) if clip != own and score is not None]
+    return scores[own] is not None and all(scores[own] > other for other in others)
 
 
 def match(
