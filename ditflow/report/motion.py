@@ -54,17 +54,15 @@ def motion_section(run: FinishedRun) -> tuple[str, dict[str, Any] | None]:
     sheets = {
         "clip": png(colour_wheel(_row(fields[0]), largest)),
         "result": png(colour_wheel(_row(fields[1]), largest)),
-        "difference": png(
-            heat(_row(differences[..., None])[..., 0], largest, _row(known[..., None])[..., 0])
-        ),
+        "difference": png(heat(_row(differences), largest, _row(known))),
     }
     _, height, width, _ = fields[0].shape
     return section, {"height": height, "width": width, "sheets": sheets}
 
 
 def _row(steps: np.ndarray) -> np.ndarray:
-    """The steps [steps, height, width, c] side by side."""
-    return rearrange(steps, "t h w c -> h (t w) c")
+    """The steps [steps, height, width, ...] side by side."""
+    return rearrange(steps, "t h w ... -> h (t w) ...")
 
 
 def _table(found: dict[str, Any]) -> str:
