@@ -26,6 +26,16 @@ def shown(given: object, most: int = SHOWN) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
+def interruption(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The request to end behind an error: the error itself, or what was under way when it was raised.
+
+    A request arrives anywhere, so cleaning up after it can fail with an error of its own.
+    """
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -16,6 +19,7 @@ class HungUp(KeyboardInterrupt):
     """SIGHUP, as sent when the terminal closes or the connection to it breaks."""
 
 
+SOON = 0.01  # seconds
 REQUESTS = {"SIGINT": KeyboardInterrupt, "SIGTERM": Terminated, "SIGHUP": HungUp}  # Windows has no SIGHUP
 
 
@@ -25,20 +29,35 @@ def terminable() -> Iterator[None]:
 
     One that the caller has set to be ignored, as `nohup` does, stays ignored. While the command ends,
     another Ctrl-C ends it at once, and the others are ignored: a closing terminal sends several.
+
+    Python drops what is raised in a finaliser. Then the signal is sent once more.
     """
-    before = {}
+    before, hook, received = {}, sys.unraisablehook, []
 
     def end(number: int, _: object) -> NoReturn:
+        received.append(number)
         for each in before:
             signal.signal(each, signal.SIG_DFL if each == signal.SIGINT else signal.SIG_IGN)
         raise REQUESTS[signal.Signals(number).name]
+
+    def dropped(lost: sys.UnraisableHookArgs) -> None:
+        if not (received and isinstance(lost.exc_value, KeyboardInterrupt)):
+            hook(lost)
+            return
+        for each in before:
+            signal.signal(each, end)
+        again = threading.Timer(SOON, os.kill, (os.getpid(), received[-1]))
+        again.daemon = True
+        again.start()
 
     for name in REQUESTS:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
             before[number] = signal.signal(number, end)
+    sys.unraisablehook = dropped
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)

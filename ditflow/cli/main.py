@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ditflow.cli.arguments import USAGE, build_parser, read_blocks, read_options
 from ditflow.cli.interrupts import HungUp, Terminated, terminable
 from ditflow.cli.terminal import Output, one_line, steady_output
-from ditflow.errors import DitflowError, SettingsError
+from ditflow.errors import DitflowError, SettingsError, interruption
 from ditflow.files import json_text
 from ditflow.progress import quieten_libraries
 from ditflow.settings import Settings
@@ -48,16 +48,14 @@ def _finish(words: Sequence[str] | None, output: Output) -> int:
         debug = options.debug
         run(options)
         return output_code(options, output)
-    except DitflowError as error:
-        print_error(error, str(error), debug)
+    except (Exception, KeyboardInterrupt) as error:
+        if request := interruption(error):
+            code, message = ENDINGS[type(request)]
+            print_error(error, message)
+            return code
+        known = isinstance(error, DitflowError)
+        print_error(error, str(error) if known else unforeseen(error, debug), debug)
         return USAGE if isinstance(error, SettingsError) else FAILED
-    except KeyboardInterrupt as request:
-        code, message = ENDINGS[type(request)]
-        print_error(request, message)
-        return code
-    except Exception as error:
-        print_error(error, unforeseen(error, debug), debug)
-        return FAILED
 
 
 def run(options: argparse.Namespace) -> None:

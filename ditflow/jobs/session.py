@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ditflow import video
-from ditflow.errors import DitflowError, TemporaryError
+from ditflow.errors import DitflowError, TemporaryError, interruption
 from ditflow.files import clear_unfinished
 from ditflow.jobs.checks import check_given, check_run, warn_without_effect, with_absolute_paths
 from ditflow.jobs.device import choose_device, computing
@@ -305,7 +305,8 @@ def _resume_hint(run: Run) -> Iterator[None]:
     """Add to interrupts, and to errors that need not recur, how to resume."""
     try:
         yield
-    except (TemporaryError, KeyboardInterrupt) as error:
-        if (run.folder / SETTINGS).is_file():  # else there is nothing to resume
+    except BaseException as error:
+        may_help = isinstance(error, TemporaryError) or interruption(error)
+        if may_help and (run.folder / SETTINGS).is_file():  # else there is nothing to resume
             error.add_note(f"`ditflow resume {run.quoted}` continues from there")
         raise
