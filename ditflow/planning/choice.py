@@ -46,7 +46,6 @@ NEUTRAL = {
     "learning_rate": (0.0, 0.0),
     "steps": 1,
     "dynamic_scale": False,
-    "negative_below": 1.0,
     "seed": 0,
     "output": "",
     "format": "mp4",
@@ -78,6 +77,7 @@ def phases_of(settings: Settings, device: str) -> Phases:
         **NEUTRAL,
         scheduler=family_of(settings.model).schedulers[0],
         guided=float(settings.guided_steps > 0),
+        negative_below=2.0 if settings.negative_below > 1 else 1.0,  # whether a difference is kept
         step_cache="off" if settings.step_threshold is None else "1",
         saved_embedding="a file" if settings.saved_embedding else "",
     )

@@ -30,6 +30,21 @@ def test_steps_without_a_negative_prompt_are_planned(settings):
         assert exact.total_flops - plan.total_flops == alone * parts["prompt only"].flops
 
 
+@pytest.mark.parametrize(
+    "changes", [{"negative": "alternate"}, {"negative_below": 3.0}], ids=lambda each: next(iter(each))
+)
+def test_the_difference_that_a_run_keeps_is_planned(settings, changes):
+    """By either option; a phase is found in the cache only for a run that keeps as much."""
+    guided = replace(settings, steps=10, guided=0.2, guidance_scale=4.0, injection=False)
+    peaks = [
+        next(phase.peak_bytes for phase in plan.phases if phase.name == "denoise")
+        for run in (guided, replace(guided, **changes))
+        for plan in choice.make_plans(run, [PRESET], "cpu", 100 * GIB)
+    ]
+    latents = choice.phases_of(guided, "cpu").inputs.latents
+    assert peaks[1] - peaks[0] == latents.numel() * latents.element_size()
+
+
 def test_fewer_gradients_are_planned(settings):
     for changes, gradients in (({"gradients": 2}, 2), ({"gradient_reuse": 2}, 3), ({"gradient_reuse": 9}, 1)):
         run = replace(settings, steps=10, guided=0.2, **changes)
