@@ -64,7 +64,7 @@ class CogVideoXFamily:
         return SCHEMAS[part]
 
     def check_tokenizer(self, folder: Path, encoder: Mapping[str, Any]) -> None:
-        from ditflow.models.cogvideox.tokenizer import check_tokenizer
+        from ditflow.models.t5.tokenizer import check_tokenizer
 
         check_tokenizer(folder, encoder)
 
@@ -84,9 +84,9 @@ class CogVideoXFamily:
         return {"attn_implementation": "sdpa"} if part == "text_encoder" else {}
 
     def empty_text_encoder(self, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-        from ditflow.models.cogvideox.text import empty_t5
+        from ditflow.models.t5.encoder import empty_encoder
 
-        return empty_t5(config, dtype)
+        return empty_encoder(self.network("text_encoder"), config, dtype)
 
     def transformer(
         self,
@@ -110,7 +110,7 @@ class CogVideoXFamily:
         return T5TextEncoder(network)
 
     def tokenise(self, tokenizer: Any, prompts: Sequence[str], config: Mapping[str, Any]) -> Tensor:
-        from ditflow.models.cogvideox.text import tokenise
+        from ditflow.models.t5.prompts import tokenise
 
         return tokenise(tokenizer, prompts, self.prompt_shape(config)[0])
 
