@@ -106,6 +106,7 @@ SCHEDULER = Schema(
     }
 )
 SCHEMAS = {
+    "index": Schema(),
     "transformer": TRANSFORMER,
     "vae": VAE,
     "text_encoder": text_encoder_schema("t5"),

@@ -53,7 +53,7 @@ VAE = Schema(
         "scale_factor_temporal": OneOf((4,)),
         "scale_factor_spatial": Whole(1, 128),
     },
-    required=("z_dim", "latents_mean", "latents_std"),
+    required=("z_dim",),
     products={("base_dim", "z_dim"): 1 << 20},
 )
 SCHEDULER = Schema(
@@ -89,7 +89,9 @@ SCHEDULER = Schema(
         "shift_terminal": OneOf((None,)),
     }
 )
+INDEX = Schema({"boundary_ratio": OrNull(SHARE), "expand_timesteps": OrNull(Flag())})
 SCHEMAS = {
+    "index": INDEX,
     "transformer": TRANSFORMER,
     "vae": VAE,
     "text_encoder": text_encoder_schema("umt5"),

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ditflow.errors import SettingsError
 from ditflow.files import shipped
 from ditflow.models.wan.config import SCHEMAS
-from ditflow.models.wan.frames import latent_spans
-from ditflow.schema import Schema
+from ditflow.models.wan.frames import GROUP, latent_spans
+from ditflow.schema import Schema, check_equal
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,12 @@ class WanFamily:
     """Implements `ModelFamily`."""
 
     pipeline = "WanPipeline"
+    relatives = {
+        "WanImageToVideoPipeline": "image to video",
+        "WanVideoToVideoPipeline": "video to video",
+        "WanVACEPipeline": "control videos and masks",
+        "WanAnimatePipeline": "animating a character",
+    }
     parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
     classes = {"transformer": "WanTransformer3DModel", "vae": "AutoencoderKLWan"}
     packed_parts = ("attn1", "attn2", "ffn")
@@ -38,6 +45,14 @@ class WanFamily:
     frame_rate = 16
     has_dynamic_scale = False
     takes_lora = False
+
+    def variant(self, index: Mapping[str, Any]) -> WanFamily:
+        if index.get("boundary_ratio") is not None:
+            raise SettingsError(
+                "a Wan model with two transformers given (`boundary_ratio` in model_index.json), as Wan 2.2 "
+                "A14B is; Wan models with one are accepted, such as wan-1.3b"
+            )
+        return self
 
     def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the published model with as many channels, and a guided block that exists."""
@@ -55,6 +70,8 @@ class WanFamily:
     ) -> tuple[int, int, int, int, int]:
         width, height = size
         side = vae.get("scale_factor_spatial", 8)  # pixels
+        if width % (multiple := side * PATCH) or height % multiple:
+            raise SettingsError(f"size: {width}x{height} given, this model accepts multiples of {multiple}")
         return 1, len(latent_spans(frames)), vae["z_dim"], height // side, width // side
 
     def prompt_shape(self, config: Mapping[str, Any]) -> tuple[int, int]:
@@ -68,6 +85,30 @@ class WanFamily:
 
     def config_schema(self, part: str) -> Schema:
         return SCHEMAS[part]
+
+    def check_configs(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
+        transformer, vae, encoder = (configs[part] for part in ("transformer", "vae", "text_encoder"))
+        channels = {
+            "in transformer/ (in_channels)": transformer["in_channels"],
+            "in transformer/ (out_channels)": transformer.get("out_channels") or transformer["in_channels"],
+            "in vae/ (z_dim)": vae["z_dim"],
+            **{f"in vae/ ({key})": len(vae.get(key, range(16))) for key in ("latents_mean", "latents_std")},
+        }
+        check_equal("latent channels", channels)
+        widths = {
+            "in transformer/ (text_dim)": transformer["text_dim"],
+            "in text_encoder/ (d_model)": encoder.get("d_model", 512),
+        }
+        check_equal("text channels", widths)
+        side = 2 ** (len(vae.get("dim_mult", [1, 2, 4, 4])) - 1) * (vae.get("patch_size") or 1)
+        sides = {
+            "in vae/ (scale_factor_spatial)": vae.get("scale_factor_spatial", 8),
+            "by the layers that dim_mult and patch_size say": side,
+        }
+        check_equal("pixels to a latent one", sides)
+        halvings = sum(vae.get("temperal_downsample", [False, True, True]))
+        frames = {"in Wan": GROUP, "by vae/ (temperal_downsample)": 2**halvings}
+        check_equal("frames to a latent one", frames)
 
     def check_tokenizer(self, folder: Path, encoder: Mapping[str, Any]) -> None:
         from ditflow.models.t5.tokenizer import check_tokenizer

@@ -9,10 +9,9 @@ from diffusers import AutoencoderKLWan
 from einops import rearrange
 from torch import Tensor
 
-from ditflow.errors import DitflowError
 from ditflow.models.pixels import to_pixels
 from ditflow.models.protocols import WorkCounter
-from ditflow.models.wan.frames import GROUP, encoded_frames
+from ditflow.models.wan.frames import encoded_frames
 from ditflow.models.wan.repeated_tiles import each_shape_once
 
 # Pixels between the starts of two tiles, for tiles of WIDTHxHEIGHT: three quarters of the tile. All sides are
@@ -25,15 +24,14 @@ STRIDES = {
     "128x128": 96,
 }
 # the same for all memory presets, because tiles change the latents and the motion read from them
-ENCODE_TILE = "256x256"
+ENCODE_TILE = "384x384"
 
 
 class WanAutoencoder:
-    """Implements `Autoencoder`. Raises DitflowError for a compression that its configuration contradicts."""
+    """Implements `Autoencoder`."""
 
     def __init__(self, network: AutoencoderKLWan):
         self.network = network.requires_grad_(False).eval()
-        _check_compression(network.config)
         mean, std = (
             torch.tensor(network.config[key], device=network.device).view(1, 1, -1, 1, 1)
             for key in ("latents_mean", "latents_std")
@@ -78,13 +76,3 @@ class WanAutoencoder:
 
     def each_shape_once(self, counter: WorkCounter) -> AbstractContextManager:
         return each_shape_once(self.network, counter)
-
-
-def _check_compression(config) -> None:
-    side = 2 ** (len(config.dim_mult) - 1) * (config.patch_size or 1)  # pixels
-    frames = 2 ** sum(config.temperal_downsample)
-    if (side, frames) != (config.scale_factor_spatial, GROUP):
-        raise DitflowError(
-            f"the VAE's configuration says {config.scale_factor_spatial} pixels and {GROUP} frames to a "
-            f"latent one, and its layers make {side} and {frames}: give a complete model"
-        )
