@@ -233,12 +233,13 @@ class Job:
         generator = torch.Generator("cpu").manual_seed(self.settings.seed)
         return self.folder.schedule(self.settings.scheduler, self.settings.steps, generator)
 
-    def runner(self) -> Runner:
-        """A runner of the transformer, with the weights placed as the preset says."""
+    def runner(self, expert: int = 0) -> Runner:
+        """A runner of an expert's transformer, with the weights placed as the preset says."""
         settings, plan = self.settings, self.memory.plan
         compiled = settings.compile == "on"
         attention = settings.attention, compiled, settings.attention_without_gradient
-        transformer = self.folder.transformer(settings.lora, settings.weights, *attention, settings.compute)
+        stored = settings.lora, settings.weights
+        transformer = self.folder.transformer(*stored, *attention, settings.compute, expert)
         if settings.engine == "tensorrt":
             denoise_with_tensorrt(transformer)
         return arrange(transformer, self.folder.device, plan.preset, plan.resident)

@@ -297,5 +297,9 @@ def check_family(settings: Settings, family: ModelFamily) -> None:
         raise SettingsError(
             f"dynamic_scale: {family.pipeline} has no dynamic guidance scale; use --no-dynamic-scale"
         )
+    if settings.weights.endswith(".gguf") and len(family.experts) > 1:
+        raise SettingsError(
+            "weights: a GGUF file holds one transformer, and this model has two; give full, fp8, int8 or nf4"
+        )
     if settings.lora and not family.takes_lora:
         raise SettingsError(f"lora: {family.pipeline} does not take LoRAs; leave out --lora")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ditflow.files import shipped
 from ditflow.models.cogvideox.config import SCHEMAS
 from ditflow.models.cogvideox.frames import latent_spans
+from ditflow.models.experts import ONE
 from ditflow.schema import Schema, check_equal
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class CogVideoXFamily:
         "CogVideoXFunControlPipeline": "control videos",
     }
     parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+    experts = ONE
     classes = {"transformer": "CogVideoXTransformer3DModel", "vae": "AutoencoderKLCogVideoX"}
     packed_parts = ("attn1", "ff")
     schedulers = ("ddim", "dpm")
