@@ -141,7 +141,9 @@ class Job:
                     checkpoint = _checkpoint(run, settings, folder, clip)
                     shapes = _shapes(settings, folder)
                     if state := checkpoint.check(shapes):  # every file, before any work
-                        schedule = folder.schedule(settings.scheduler, settings.steps, torch.Generator())
+                        schedule = folder.schedule(
+                            settings.scheduler, settings.steps, settings.size, torch.Generator()
+                        )
                         shapes.check_state(checkpoint.path("step"), state.index, state.schedule, schedule)
                         shapes.check_reuse(checkpoint.path("step"), state.reuse)
                 fallback = _plan_memory(settings, folder)
@@ -231,7 +233,9 @@ class Job:
     def schedule(self) -> Schedule:
         """A new schedule whose noise comes from the settings' seed."""
         generator = torch.Generator("cpu").manual_seed(self.settings.seed)
-        return self.folder.schedule(self.settings.scheduler, self.settings.steps, generator)
+        return self.folder.schedule(
+            self.settings.scheduler, self.settings.steps, self.settings.size, generator
+        )
 
     def runner(self, expert: int = 0) -> Runner:
         """A runner of an expert's transformer, with the weights placed as the preset says."""

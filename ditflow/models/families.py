@@ -92,6 +92,9 @@ class ModelFamily(Protocol):
         Raises DitflowError, and OSError or ValueError for files that are missing or damaged.
         """
 
+    def other_name(self, layer: str) -> str:
+        """What a LoRA may call a layer of the transformer, besides the library's name for it."""
+
     def network(self, part: str) -> type:
         """The library class that loads an expert's part, "vae", "text_encoder" or "tokenizer"."""
 
@@ -118,6 +121,7 @@ class ModelFamily(Protocol):
         kind: str,
         config: Mapping[str, Any],
         steps: int,
+        size: tuple[int, int],
         device: torch.device,
         generator: torch.Generator,
     ) -> Schedule: ...

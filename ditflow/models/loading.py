@@ -62,7 +62,7 @@ class ModelFolder:
     def check_loras(self, loras: Sequence[str]) -> None:
         """Raises DitflowError for a LoRA that does not fit the transformer. Downloads LoRAs of the hub."""
         for lora in loras:
-            check_fit(self._empty("transformer"), lora, self.dtype)
+            check_fit(self._empty("transformer"), lora, self.dtype, self.family.other_name)
 
     def check_weights(self, weights: str) -> None:
         """Raises DitflowError for a GGUF file that does not fit the transformer."""
@@ -127,15 +127,15 @@ class ModelFolder:
             return family.transformer(network, attention, compiled, attention_forward)
         network = self._load(family.experts[expert].part, torch_dtype=self.dtype)
         for lora in loras:
-            add_lora(network, lora)
+            add_lora(network, lora, family.other_name)
         transformer = family.transformer(network, attention, compiled, attention_forward)
         compute_in(compute, transformer.blocks, family.packed_parts, self.device)
         store_weights(transformer.blocks, family.packed_parts, weights, self.device)
         return transformer
 
-    def schedule(self, kind: str, steps: int, generator: torch.Generator) -> Schedule:
-        """A new schedule, on the device."""
-        return self.family.schedule(kind, self.config("scheduler"), steps, self.device, generator)
+    def schedule(self, kind: str, steps: int, size: tuple[int, int], generator: torch.Generator) -> Schedule:
+        """A new schedule, on the device, for videos of a size (width, height) in pixels."""
+        return self.family.schedule(kind, self.config("scheduler"), steps, size, self.device, generator)
 
     def expert_stops(self, schedule: Schedule) -> list[int]:
         """For each expert, the number of steps done when its own are done."""

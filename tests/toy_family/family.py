@@ -104,6 +104,9 @@ class ToyFamily:
     def check_tokenizer(self, folder: Path, encoder: Mapping[str, Any]) -> None:
         """The tokenizer has a single file, which its class checks."""
 
+    def other_name(self, layer: str) -> str:
+        return layer
+
     def network(self, part: str) -> type:
         return {
             "transformer": ToyTransformer3DModel,
@@ -137,6 +140,7 @@ class ToyFamily:
         kind: str,
         config: Mapping[str, Any],
         steps: int,
+        size: tuple[int, int],
         device: torch.device,
         generator: torch.Generator,
     ) -> ToySchedule:

@@ -76,7 +76,7 @@ def test_resume_on_either_side_of_the_boundary(ditflow, transfer, tmp_path, monk
 def boundary():
     """The number of steps of the first expert, in these runs of six steps with a shift of 3."""
     config = {"num_train_timesteps": 1000, "flow_shift": 3.0}
-    schedule = WanSchedule("unipc", config, 6, torch.device("cpu"), torch.Generator())
+    schedule = WanSchedule("unipc", config, 6, (48, 32), torch.device("cpu"), torch.Generator())
     first, last = expert_stops(TWO, schedule.timesteps, 1000)
     assert 1 < first < 4 and last == 6
     return first

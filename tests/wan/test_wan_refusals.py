@@ -101,6 +101,10 @@ def test_a_gguf_file_for_two_transformers(wan_folders, refused, tmp_path):
     refused(wan_folders("wan-a14b"), "a GGUF file holds one transformer, and this model has two", words=words)
 
 
+def test_a_lora_for_two_transformers(wan_folders, refused):
+    refused(wan_folders("wan-a14b"), "WanPipeline does not take LoRAs", words=("--lora", "OWNER/NAME"))
+
+
 @pytest.mark.parametrize("part", ["transformer", "vae"])
 @pytest.mark.parametrize("change", ["lost", "added", "cut"])
 def test_tensors(model, refused, part, change):
@@ -124,7 +128,6 @@ def test_tensors(model, refused, part, change):
         (("--frames", "4"), "frames: 4 given, at least 5 accepted"),
         (("--scheduler", "dpm"), "scheduler: 'dpm' given, accepted: unipc, euler"),
         (("--dynamic-scale",), "WanPipeline has no dynamic guidance scale"),
-        (("--lora", "OWNER/NAME"), "WanPipeline does not take LoRAs"),
         (("--guidance-blocks", "5"), "this model has blocks 0 to 4"),
         (("--set", "decode_tile=360x240"), "accepted: auto, none, 512x512"),
     ],

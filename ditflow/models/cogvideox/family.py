@@ -90,6 +90,9 @@ class CogVideoXFamily:
 
         check_tokenizer(folder, encoder)
 
+    def other_name(self, layer: str) -> str:
+        return layer
+
     def network(self, part: str) -> type:
         if part == "transformer":
             from diffusers import CogVideoXTransformer3DModel as found
@@ -141,6 +144,7 @@ class CogVideoXFamily:
         kind: str,
         config: Mapping[str, Any],
         steps: int,
+        size: tuple[int, int],
         device: torch.device,
         generator: torch.Generator,
     ) -> CogVideoXSchedule:

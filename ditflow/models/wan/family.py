@@ -12,6 +12,7 @@ from ditflow.files import shipped
 from ditflow.models.experts import ONE, Expert
 from ditflow.models.wan.config import SCHEMAS
 from ditflow.models.wan.frames import GROUP, latent_spans
+from ditflow.models.wan.names import original_name
 from ditflow.schema import Schema, check_equal
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ class WanFamily:
     least_frames = 5
     frame_rate = 16
     has_dynamic_scale = False
-    takes_lora = False
 
     def variant(self, index: Mapping[str, Any]) -> WanFamily:
         return replace(self, boundary=index.get("boundary_ratio"))
@@ -59,6 +59,10 @@ class WanFamily:
         if self.boundary is None:
             return ONE
         return tuple(map(Expert, TRANSFORMERS, (self.boundary, 0.0)))
+
+    @property
+    def takes_lora(self) -> bool:
+        return self.boundary is None  # else a file would have to say which transformer it changes
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -132,6 +136,9 @@ class WanFamily:
 
         check_tokenizer(folder, encoder)
 
+    def other_name(self, layer: str) -> str:
+        return original_name(layer)
+
     def network(self, part: str) -> type:
         if part in TRANSFORMERS:
             from diffusers import WanTransformer3DModel as found
@@ -183,9 +190,10 @@ class WanFamily:
         kind: str,
         config: Mapping[str, Any],
         steps: int,
+        size: tuple[int, int],
         device: torch.device,
         generator: torch.Generator,
     ) -> WanSchedule:
         from ditflow.models.wan.schedule import WanSchedule
 
-        return WanSchedule(kind, config, steps, device, generator)
+        return WanSchedule(kind, config, steps, size, device, generator)
