@@ -18,7 +18,7 @@ TRANSFORMER = {
     "out_channels": 4,
     "text_dim": TEXT_CHANNELS,
     "freq_dim": 16,
-    "ffn_dim": 48,
+    "ffn_dim": 64,
     "num_layers": 5,
     "rope_max_seq_len": 64,
 }
