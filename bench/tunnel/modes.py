@@ -7,6 +7,7 @@ from typing import Any
 
 from ditflow.errors import SettingsError
 from ditflow.settings import Settings, read_settings
+from ditflow.settings.speed import speed_settings
 
 Changes = Mapping[str, Any]
 
@@ -37,6 +38,8 @@ NAMED: dict[str, Callable[[Settings], Changes]] = {
     "no-op": lambda settings: {},
     "backbone": lambda settings: {"guidance": False, "injection": False},
     "half-temperature": half_temperature,
+    "fast": lambda settings: speed_settings("fast"),
+    "faster": lambda settings: speed_settings("faster"),
 }
 
 
