@@ -11,8 +11,8 @@ from ditflow.settings.speed import speed_settings
 
 Changes = Mapping[str, Any]
 
-# what a stage or a pair decides, so that a mode is compared with exact on the same task
-FIXED = {"model", "video", "frames", "size", "prompt", "seed", "steps", "guided", "output"}
+# what a stage or a pair decides, so that a mode is compared with exact on the same task; a speed is a named mode
+FIXED = {"model", "video", "frames", "size", "prompt", "seed", "steps", "guided", "output", "speed"}
 
 
 @dataclass(frozen=True)
