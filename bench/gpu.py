@@ -93,7 +93,7 @@ def measurements(machine: Machine) -> Iterator[Row | StepRow]:
     """All measurements, the most valuable first: time may not suffice for the last."""
     models = Models(machine.meter, shipped_config)
     first, second, *others = (variants(model, frames) for model in ("5b", "2b") for frames in (24, 49))
-    yield from measure_steps(machine, first[0], models)
+    yield from measure_steps(machine, first[0], models)  # at each speed
     yield from measure_passes(machine, SIZES[:2], compiled=False)
     yield from measure_steps(machine, [*second[0], *first[1], *(plain[0] for plain, _ in others)], models)
     yield from measure_passes(machine, SIZES[2:], compiled=False)

@@ -91,8 +91,8 @@ def test_what_is_worth_most_comes_first(monkeypatch):
     monkeypatch.setattr(gpu, "measure_passes", lambda machine, sizes, compiled: iter([(*sizes, compiled)]))
     order = list(gpu.measurements(Machine(SmokeMeter(), Deadline(1.0), CEILINGS)))
     measured = [row for row in order if isinstance(row, Variant)]
-    assert order[0] == Variant("5b", 24) and set(measured[:4]) == set(steps.variants("5b", 24)[0])
-    assert order[4] == (*SIZES[:2], False) and order[5] == Variant("5b", 49)
+    assert order[0] == Variant("5b", 24) and set(measured[:6]) == set(steps.variants("5b", 24)[0])
+    assert order[6] == (*SIZES[:2], False) and order[7] == Variant("5b", 49)
     wanted = {
         each
         for model in ("5b", "2b")
