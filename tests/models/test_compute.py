@@ -7,7 +7,8 @@ import torch
 from quantised_models import exact_transformer, relative
 from tiny_models import backbone_of, random_inputs
 from torch import nn
-from torch.nn.functional import cosine_similarity, linear
+from torch.nn.functional import cosine_similarity, gelu, linear
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ditflow import resume, transfer
 from ditflow.errors import SettingsError
@@ -19,9 +20,11 @@ from ditflow.models.compute import Int8Linear, check_compute, compute_in, input_
 from ditflow.models.protocols import Capture
 from ditflow.progress import Progress
 from ditflow.run_folder.run import read_latents
+from ditflow_kernels import int8_linear
 
 CPU = torch.device("cpu")
 PARTS = CogVideoXFamily.packed_parts
+EPSILON = {torch.float32: 1e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}  # of a result, relative
 KINDS = pytest.mark.parametrize("kind", ["int8", "int8-forward"])
 
 
@@ -47,6 +50,7 @@ def test_only_linear_layers_of_the_parts_are_replaced():
         replaced = [name for name, layer in block.named_modules() if isinstance(layer, Int8Linear)]
         assert len(replaced) == 6 and all(name.startswith(("attn1.", "ff.")) for name in replaced)
         assert isinstance(block.norm1.linear, nn.Linear)
+        assert block.ff.net[0].activation == "gelu_tanh" and block.ff.net[2].activation is None
     assert not any(isinstance(layer, Int8Linear) for layer in computing_in("bf16").modules())
 
 
@@ -63,6 +67,53 @@ def test_a_layer_and_the_gradient_of_its_inputs(kind):
     assert 1e-4 < relative(layer(inputs), linear(inputs, exact.weight, exact.bias).double()) < 0.02
     error = relative(found, (grad @ rounded).double())
     assert 1e-4 < error < 0.02 if kind == "int8" else error < 1e-6
+
+
+@KINDS
+@pytest.mark.parametrize("dtype", EPSILON, ids=str)
+def test_a_layer_with_gelu_is_the_layer_and_then_gelu(kind, dtype):
+    exact = nn.Linear(64, 96).to(dtype)
+    plain, fused = (Int8Linear(exact, CPU, kind == "int8", activation) for activation in (None, "gelu_tanh"))
+    inputs, grad = torch.randn(2, 9, 64).to(dtype).requires_grad_(), torch.randn(2, 9, 96).to(dtype)
+    apart = gelu(plain(inputs), approximate="tanh")
+    (expected,) = torch.autograd.grad(apart, inputs, grad)
+    (found,) = torch.autograd.grad(together := fused(inputs), inputs, grad)
+    assert relative(together, apart.double()) < EPSILON[dtype] and together.dtype == found.dtype == dtype
+    with torch.no_grad():
+        assert relative(fused(inputs), apart.double()) < EPSILON[dtype]
+
+    truth = inputs.detach().double().requires_grad_()
+    layer = plain.weight_int8, plain.scale, plain.bias
+    reference = int8_linear(truth, *layer, activation="gelu_tanh", backend="reference")
+    (wanted,) = torch.autograd.grad(reference, truth, grad.double())
+    assert relative(found, wanted) < 2 * relative(expected, wanted) + EPSILON[dtype]
+    assert relative(together, reference) < 2 * relative(apart, reference) + EPSILON[dtype]
+
+
+@KINDS
+def test_gelu_is_part_of_the_product(kind):
+    """int8-forward differentiates another product, so with gradients its GELU is apart."""
+    feed, tokens = computing_in(kind).transformer_blocks[0].ff, torch.randn(1, 30, 64)
+    with torch.no_grad():
+        assert not has_gelu(lambda: feed(tokens))
+    assert has_gelu(lambda: feed(tokens.requires_grad_())) == (kind == "int8-forward")
+    assert has_gelu(lambda: exact_transformer().transformer_blocks[0].ff(tokens))
+
+
+def has_gelu(call):
+    with Operators() as operators:
+        call()
+    return torch.ops.aten.gelu.default in operators.called
+
+
+class Operators(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.called = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.called.append(function)
+        return function(*args, **(kwargs or {}))
 
 
 @KINDS
@@ -90,9 +141,10 @@ def test_other_settings_that_rule_it_out_are_refused():
 
 
 @KINDS
-def test_one_graph_holds_a_layer_and_its_gradient(kind):
+@pytest.mark.parametrize("activation", [None, "gelu_tanh"])
+def test_one_graph_holds_a_layer_and_its_gradient(kind, activation):
     """As torch.compile needs for a piece of a block."""
-    layer = Int8Linear(nn.Linear(48, 40), CPU, gradients=kind == "int8")
+    layer = Int8Linear(nn.Linear(48, 40), CPU, kind == "int8", activation)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     inputs, grad = torch.randn(9, 48, requires_grad=True), torch.randn(9, 40)
     (found,) = torch.autograd.grad(compiled(inputs), inputs, grad)
