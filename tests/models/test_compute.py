@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity, gelu, linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ditflow import resume, transfer
-from ditflow.errors import SettingsError
+from ditflow.errors import DitflowError, SettingsError
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.streamed import Streamed
@@ -22,7 +22,7 @@ from ditflow.progress import Progress
 from ditflow.run_folder.run import read_latents
 from ditflow_kernels import int8_linear
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PARTS = CogVideoXFamily.packed_parts
 EPSILON = {torch.float32: 1e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}  # of a result, relative
 KINDS = pytest.mark.parametrize("kind", ["int8", "int8-forward"])
@@ -51,7 +51,8 @@ def test_only_linear_layers_of_the_parts_are_replaced():
         assert len(replaced) == 6 and all(name.startswith(("attn1.", "ff.")) for name in replaced)
         assert isinstance(block.norm1.linear, nn.Linear)
         assert block.ff.net[0].activation == "gelu_tanh" and block.ff.net[2].activation is None
-    assert not any(isinstance(layer, Int8Linear) for layer in computing_in("bf16").modules())
+    for kind in ("bf16", "fp16-sums"):
+        assert not any(isinstance(layer, Int8Linear) for layer in computing_in(kind).modules())
 
 
 @KINDS
@@ -132,12 +133,22 @@ def test_every_runner_finds_the_same_gradient(kind):
 
 
 def test_other_settings_that_rule_it_out_are_refused():
-    check_compute("bf16", "nf4", "tensorrt")
-    check_compute("int8", "int8", "torch")
+    half, wide = torch.float16, torch.bfloat16
+    check_compute("bf16", "nf4", "tensorrt", wide, CPU)
+    check_compute("int8", "int8", "torch", wide, CPU)
+    check_compute("fp16-sums", "nf4", "torch", half, CUDA)
+    check_compute("fp16-sums", "full", "torch", half)
     with pytest.raises(SettingsError, match="--compute int8 stores weights as int8; leave out --weights fp8"):
-        check_compute("int8", "fp8", "torch")
-    with pytest.raises(SettingsError, match="--compute int8-forward works only with --engine torch"):
-        check_compute("int8-forward", "full", "tensorrt")
+        check_compute("int8", "fp8", "torch", wide)
+    for kind in ("int8-forward", "fp16-sums"):
+        with pytest.raises(SettingsError, match=f"--compute {kind} works only with --engine torch"):
+            check_compute(kind, "full", "tensorrt", half)
+    with pytest.raises(SettingsError, match="adds products of float16; use --dtype float16, not bfloat16"):
+        check_compute("fp16-sums", "full", "torch", wide, CUDA)
+    with pytest.raises(
+        DitflowError, match="needs a CUDA GPU, and this run computes on cpu; use --compute bf"
+    ):
+        check_compute("fp16-sums", "full", "torch", half, CPU)
 
 
 @KINDS
