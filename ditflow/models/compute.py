@@ -1,9 +1,9 @@
 """How the transformer multiplies: in its own precision, or more cheaply and not exactly.
 
 `int8` multiplies the linear layers of the blocks in 8 bits, by `ditflow_kernels.int8_linear`: forwards and
-the gradients of their inputs. `int8-forward`: forwards only; gradients are products of the model's precision with
-the same rounded weights. Both round activations. A GELU that follows a layer is part of the product, which
-then writes no tensor between the two.
+the gradients of their inputs. `int8-forward`: forwards only; gradients are products of the model's precision
+with the same rounded weights. Both round activations. A GELU that follows a layer is part of the product,
+which then writes no tensor between the two.
 
 `fp16-sums` changes no layer: it is a setting of torch (see `ditflow.memory.torch_state`).
 """
