@@ -47,7 +47,7 @@ def check_run(
         check_attention(forward, False, device, dtype, deterministic, flag="--attention-forward")
     check_engine(settings.engine, needs_gradient, device)
     check_weights(settings.weights)
-    check_compute(settings.compute, settings.weights, settings.engine)
+    check_compute(settings.compute, settings.weights, settings.engine, dtype, device)
     if settings.lora and settings.weights.endswith(".gguf"):
         raise SettingsError("--lora cannot be merged into a GGUF file; leave out --lora or --weights")
     if settings.engine == "tensorrt" and settings.weights != "full":

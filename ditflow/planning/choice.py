@@ -93,7 +93,7 @@ def plan_all(settings: Settings) -> tuple[list[Plan], Plan | None, str]:
     chosen.
     """
     check_weights(settings.weights)
-    check_compute(settings.compute, settings.weights, settings.engine)
+    check_compute(settings.compute, settings.weights, settings.engine, getattr(torch, settings.dtype))
     check_blocks(settings, len(phases_of(settings, "cuda").block_bytes))
     device = torch.device(*("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else ("cpu",))
     has_budget = settings.memory != "auto" or settings.preset != "auto" or device.type == "cuda"

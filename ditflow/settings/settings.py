@@ -88,8 +88,9 @@ class Settings:
     )
     compute: str = option(
         "speed",
-        "products of the blocks: bf16 (exact, in --dtype); in 8 bits: int8, int8-forward (not gradients)",
-        choices=("bf16", "int8", "int8-forward"),
+        "products of the blocks: bf16 (exact, in --dtype); in 8 bits: int8, int8-forward (not gradients); "
+        "fp16-sums: those of float16 are added in float16, on a GPU",
+        choices=("bf16", "int8", "int8-forward", "fp16-sums"),
     )
     compile: str = option(
         "speed", "compile the transformer's blocks; auto: only on a GPU", choices=("auto", "on", "off")
