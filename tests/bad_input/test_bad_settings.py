@@ -36,7 +36,7 @@ def settings_with(name: str, value: object) -> list[str]:
 
 def test_every_number_has_two_limits():
     assert all(metadata["most"] is not None for metadata in NUMBERS.values())
-    assert len(NUMBERS) == 16
+    assert len(NUMBERS) == 17
 
 
 @pytest.mark.parametrize(
