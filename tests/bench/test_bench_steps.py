@@ -33,7 +33,7 @@ def small(small_folder, monkeypatch):
 
 
 def steps_of(wanted, models, seconds=1e9, flops=1e12, meter=None):
-    ceilings = Ceilings(copied_bytes=1e9, product_flops=flops)
+    ceilings = Ceilings(copied_bytes=1e9, product_flops=flops, int8_product_flops=flops)
     machine = Machine(meter or SmokeMeter(), Deadline(seconds), ceilings)
     return list(measure_steps(machine, wanted, models))
 
