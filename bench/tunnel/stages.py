@@ -146,7 +146,7 @@ STAGES = {
         BOTH,
     ),
     "negative": Stage(
-        "the same steps with fewer passes for the negative prompt",
+        "what `fast` changes in the 40 steps that follow 10 guided steps of exact",
         LONG,
         24,
         unguided,
