@@ -15,7 +15,7 @@ from ditflow.planning.plan import Phase, Plan
 from ditflow.settings import Settings
 
 TERA = 10**12
-FILE_WIDTH = 120  # characters in a line, if the output is not a terminal
+FILE_WIDTH = 140  # characters in a line, if the output is not a terminal
 
 
 def as_mapping(

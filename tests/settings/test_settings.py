@@ -13,6 +13,7 @@ import yaml
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.files import shipped
 from ditflow.settings import Settings, read_settings
+from ditflow.settings.speed import SPEEDS, exact, speed_settings
 
 
 def test_published_defaults():
@@ -29,7 +30,11 @@ def test_published_defaults():
 
 
 def test_configs_hold_a_default_for_exactly_the_fields_of_settings():
-    assert set(shipped("defaults.yaml")) == {item.name for item in fields(Settings)}
+    names = [*shipped("defaults.yaml"), *speed_settings("exact")]
+    assert sorted(names) == sorted(item.name for item in fields(Settings))
+    assert shipped("speed.yaml").keys() == set(SPEEDS)
+    for speed in SPEEDS:
+        assert speed_settings(speed).keys() == speed_settings("exact").keys()
     for model in ("5b", "2b", "small"):
         assert set(shipped(f"models/{model}.yaml")["settings"]) <= set(shipped("defaults.yaml"))
 
@@ -48,6 +53,24 @@ def test_given_values_override_the_file(tmp_path):
     settings = read_settings(path, seed=4, steps=None)
     assert (settings.model, settings.steps, settings.seed) == ("small", 7, 4)
     assert settings.size == (96, 64)  # the model's default
+
+
+def test_a_speed_sets_what_is_not_given():
+    fast = Settings(model="small", speed="fast", negative="every")
+    assert (fast.speed, fast.negative, fast.negative_below) == ("fast", "every", 1.5)
+    assert exact(fast) == Settings(model="small")
+    assert exact(Settings(model="small", gradient_reuse=2)) == Settings(model="small")
+
+
+def test_a_speed_that_is_given_overrides_the_file_that_holds_every_setting(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text(Settings(model="small", steps=7, step_cache="0.1").to_yaml())
+    assert read_settings(path).step_cache == "0.1"
+    faster = read_settings(path, speed="faster", gradients=2)
+    assert faster == Settings(model="small", steps=7, speed="faster", gradients=2)
+    path.write_text("model: small\nspeed: fast\nnegative: every\n")
+    assert read_settings(path) == Settings(model="small", speed="fast", negative="every")
+    assert read_settings(path, speed="fast") == Settings(model="small", speed="fast")
 
 
 def test_model_family_of_a_local_folder(tmp_path):
@@ -86,7 +109,9 @@ def test_a_guided_share_above_zero_guides_at_least_one_step():
         ({"guided": 1.5}, "at most 1 accepted"),
         ({"guided": "nan"}, "a number accepted"),
         ({"loss": "mse"}, "accepted: flow, moft, smm, smm-release, x0"),
-        ({"loss": "x0", "optimise": "embedding"}, "no gradient to the embedding: use --optimise latent"),
+        ({"loss": "x0", "optimise": "embedding"}, "embedding: use --optimise latent, or another --loss"),
+        ({"x0_after": 0.5, "optimise": "embedding"}, "use --optimise latent, or leave out --x0-after"),
+        ({"x0_after": 0.5, "loss": "x0"}, "x0_after: 0.5 given, but the loss is x0 from the first step"),
         ({"size": "100x100"}, "multiples of 16 accepted; nearest: 96x96"),
         ({"size": "x"}, "WIDTHxHEIGHT accepted"),
         ({"guidance_blocks": [4, 4]}, "[4, 4] given; name each block only once"),
@@ -113,6 +138,26 @@ def test_the_embedding_is_refused_only_where_x0_would_optimise_it():
     assert not Settings(loss="x0", optimise="embedding", guidance=False).optimises
     assert Settings(loss="x0").optimises and not Settings(loss="x0").needs_gradient
     assert Settings().needs_gradient
+
+
+@pytest.mark.parametrize(
+    "share, first", [(0.001, 1), (0.1, 1), (0.34, 3), (0.5, 5), (0.9, 9), (0.96, 10), (1, 10)]
+)
+def test_the_loss_of_each_step(share, first):
+    settings = Settings(x0_after=share, loss="smm")
+    assert (settings.gradient_steps, settings.estimate_steps) == (first, 10 - first)
+    losses = [settings.loss_in(step) for step in range(settings.steps)]
+    assert losses == ["smm"] * first + ["x0"] * (10 - first) + [None] * 40
+    assert settings.needs_gradient
+
+
+@pytest.mark.parametrize(
+    "change", [{"guidance": False}, {"guided": 0}, {"saved_embedding": "a file"}], ids=str
+)
+def test_without_optimisation_no_step_has_a_loss(change):
+    settings = Settings(x0_after=0.5, **change)
+    assert (settings.gradient_steps, settings.estimate_steps, settings.loss_in(0)) == (0, 0, None)
+    assert Settings(loss="x0").loss_in(0) == "x0" and Settings(loss="x0").estimate_steps == 10
 
 
 def test_a_block_may_be_both_guided_and_injected_when_one_is_off():
