@@ -69,9 +69,10 @@ class WanFamily:
         return (*(expert.part for expert in self.experts), "vae", "text_encoder", "tokenizer", "scheduler")
 
     def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the published model with as many channels, and a guided block that exists."""
+        """Those of the published model that is most alike, and a guided block that exists."""
         like = {(16, 12): "wan-1.3b", (48, 24): "wan-5b"}
-        name = like.get((config["in_channels"], config["num_attention_heads"]), "wan-14b")
+        single = like.get((config["in_channels"], config["num_attention_heads"]), "wan-14b")
+        name = single if self.boundary is None else "wan-a14b"
         settings = shipped(f"models/{name}.yaml")["settings"]
         blocks = [min(block, config["num_layers"] // 2) for block in settings["guidance_blocks"]]
         return settings | {"guidance_blocks": blocks}
