@@ -74,16 +74,24 @@ def work_table(plan: Row, frames: int) -> str:
     return markdown(columns, rows)
 
 
-def ceilings_table(devices: Iterable[Ceilings], runs: Iterable[Sequence[Phase]], column: str) -> str:
-    """The best rates measured on each device, and the least time that any of the runs takes there."""
-    rows, runs = [], list(runs)
+def ceilings_table(devices: Iterable[Ceilings], runs: Mapping[str, Sequence[Phase]], column: str) -> str:
+    """The best rates of each device, and the least time that any of the presets' runs takes there."""
+    rows, cards = [], {preset.name: preset.gigabytes for preset in presets()}
     for each in devices:
-        rates = each.product_flops / TERA, each.attention_flops / TERA, each.copied_bytes / 1e9
-        least = min((sum(p.times * each.seconds(p) for p in run) for run in runs), default=None)
-        cells = [f"{each.device} ({each.dtype})", each.measured, *(f"{rate:.3g}" for rate in rates)]
+        flops = each.product_flops, each.int8_flops, each.attention_flops
+        rates = [*(_rate(flop, TERA) for flop in flops), _rate(each.moved_bytes), _rate(each.copied_bytes)]
+        fitting = [run for name, run in runs.items() if cards[name] <= (each.gigabytes or cards[name])]
+        least = min((sum(p.times * each.seconds(p) for p in run) for run in fitting), default=None)
+        cells = [f"{each.device} ({each.dtype})", each.measured or "**estimated**", *rates]
         rows.append([*cells, "-" if least is None else duration(least)])
-    columns = ["device", "measured", "products TFLOP/s", "attention TFLOP/s", "from the host GB/s", column]
-    return markdown(columns, rows)
+    columns = ["device", "measured", "products TFLOP/s", "in 8 bits", "attention", "memory GB/s"]
+    return markdown([*columns, "from the host GB/s", column], rows)
+
+
+def _rate(value: float | None, unit: float = 1e9) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value / unit:,.0f}" if value >= 100 * unit else f"{value / unit:.3g}"
 
 
 def duration(seconds: float) -> str:

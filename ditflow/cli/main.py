@@ -217,6 +217,8 @@ def print_plan(options: argparse.Namespace, settings: Settings) -> None:
     from ditflow.planning.choice import plan_all
 
     ceilings = read_ceilings(options.device_name) if options.device_name else None
+    if ceilings:
+        ceilings.check_compute(settings.compute)
     plans, chosen, why = plan_all(settings)
     why += words.attention_kernels(settings)
     if options.json:

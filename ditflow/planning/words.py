@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.box import SIMPLE
@@ -22,7 +23,8 @@ def as_mapping(
     plans: Sequence[Plan], chosen: Plan | None, why: str, ceilings: Ceilings | None
 ) -> dict[str, Any]:
     """Plans as a mapping for JSON, in bytes, FLOPs and seconds."""
-    return {
+    device = {"device": asdict(ceilings) | {"kind": ceilings.kind}} if ceilings else {}
+    return device | {
         "presets": [
             {
                 "name": plan.preset.name,
@@ -49,6 +51,8 @@ def _phase_mapping(phase: Phase, ceilings: Ceilings | None) -> dict[str, Any]:
         "peak_bytes": phase.peak_bytes,
         "flops": phase.flops,
         "attention_flops": phase.attention_flops,
+        "int8_flops": phase.int8_flops,
+        "moved_bytes": phase.moved_bytes,
         "copied_bytes": phase.copied_bytes,
         **({"estimated_seconds": ceilings.seconds(phase)} if ceilings else {}),
     }
@@ -77,9 +81,18 @@ def print_plans(
         _table("Copied to the GPU in one execution of each phase, GiB", plans, lambda p: p.copied_bytes / GIB)
     )
     if ceilings:
-        title = f"Least seconds, at the best rates measured on {ceilings.device} in {ceilings.dtype}"
-        console.print(_table(title, plans, ceilings.seconds, ceilings.run_seconds))
+        console.print(_table(_rates(ceilings), plans, ceilings.seconds, ceilings.run_seconds))
     console.print(why)
+
+
+def _rates(ceilings: Ceilings) -> str:
+    """Where the rates of times come from, as a title."""
+    if ceilings.measured:
+        return f"Least seconds, at the best rates measured on {ceilings.device} in {ceilings.dtype}"
+    return (
+        f"Least seconds, estimated, not measured: the published rates of {ceilings.device} in "
+        f"{ceilings.dtype}, times the share that good libraries reach"
+    )
 
 
 def _fit_table(plans: Sequence[Plan], chosen: Plan | None) -> Table:
