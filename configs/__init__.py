@@ -1,1 +1,1 @@
-"""The shipped settings: `defaults.yaml`, and what each model changes in `models/`."""
+"""The shipped settings: `defaults.yaml`, what each speed sets, and what each model changes in `models/`."""

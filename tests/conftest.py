@@ -18,6 +18,7 @@ from tiny_pipelines import build_pipeline, quick_settings
 from ditflow import video
 from ditflow.video import decoding
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests send it, and `nohup make test` would have it ignored
 torch.set_num_threads(1)  # models are tiny: a second thread costs more than it saves, and reorders sums
 
 

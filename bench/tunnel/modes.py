@@ -7,11 +7,12 @@ from typing import Any
 
 from ditflow.errors import SettingsError
 from ditflow.settings import Settings, read_settings
+from ditflow.settings.speed import speed_settings
 
 Changes = Mapping[str, Any]
 
-# what a stage or a pair decides, so that a mode is compared with exact on the same task
-FIXED = {"model", "video", "frames", "size", "prompt", "seed", "steps", "guided", "output"}
+# what a stage or a pair decides, so that a mode is compared with exact on the same task; a speed is a named mode
+FIXED = {"model", "video", "frames", "size", "prompt", "seed", "steps", "guided", "output", "speed"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ NAMED: dict[str, Callable[[Settings], Changes]] = {
     "no-op": lambda settings: {},
     "backbone": lambda settings: {"guidance": False, "injection": False},
     "half-temperature": half_temperature,
+    "fast": lambda settings: speed_settings("fast"),
+    "faster": lambda settings: speed_settings("faster"),
 }
 
 

@@ -112,30 +112,46 @@ def outcome(pair: Pair, tried: Session, latents: Tensor) -> Numbers:
     }
 
 
-LONG = {"model": "small", "steps": 50, "guided": 0.2}
+LONG = {"steps": 50, "guided": 0.2}
+BOTH = {name: {"model": name} for name in ("small", "small-sincos")}
 SHORT = {"steps": 16, "guided": 6 / 16}
-LESS_WORK = (
-    "negative=alternate",
-    "negative_below=1.5",
-    "step_cache=0.18",
-    "step_cache=0.18,negative=alternate",
-)
-STORED = ("dtype=bfloat16", "dtype=float16", "weights=int8", "weights=nf4")
 
 STAGES = {
     "gradients": Stage(
         "three guided steps of 10, 50 steps in all, `small`",
-        LONG,
+        LONG | {"model": "small"},
         2,
         gradients,
-        ("no-op", "gradients=2", "gradients=1", "half-temperature", "reference=soft", *STORED),
+        (
+            *("no-op", "gradients=2", "gradients=1", "half-temperature", "reference=soft"),
+            *("dtype=bfloat16", "dtype=float16", "weights=int8", "weights=nf4"),
+            *("compute=int8", "compute=int8-forward"),
+        ),
     ),
     "unguided": Stage(
-        "the 40 steps that follow 10 guided steps of exact, `small`",
+        "the 40 steps that follow 10 guided steps of exact",
         LONG,
         6,
         unguided,
-        (*STORED, *LESS_WORK, "dynamic_scale=false", "guidance_scale=1"),
+        (
+            *("dtype=bfloat16", "weights=int8", "weights=nf4", "compute=int8"),
+            *(
+                "negative=alternate",
+                "negative_below=1.5",
+                "step_cache=0.18",
+                "step_cache=0.18,negative=alternate",
+            ),
+            *("fast", "faster", "guidance_scale=1"),
+        ),
+        BOTH,
+    ),
+    "speeds": Stage(
+        "whole runs of 50 steps, 10 of them guided",
+        LONG,
+        6,
+        whole,
+        ("fast", "faster", "compute=int8", "loss=x0", "backbone"),
+        BOTH,
     ),
     "guided": Stage(
         "whole runs of 16 steps, 6 of them guided, `small-sincos`",
@@ -153,7 +169,7 @@ STAGES = {
     ),
     "rates": Stage(
         "whole runs of 50 steps, 10 of them guided, at small learning rates, `small`",
-        LONG,
+        LONG | {"model": "small"},
         12,
         whole,
         ("gradients=2", "gradients=1", "backbone"),

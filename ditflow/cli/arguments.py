@@ -20,7 +20,7 @@ FLOW_OPTIONS = ("source_prompt", "guidance_blocks", "temperature", "reference", 
 PLAN_OPTIONS = (
     *("frames", "size", "model", "dtype", "memory", "weights", "compute", "steps", "guidance_scale"),
     *("guidance", "loss", "optimise", "guided", "optimisation_steps", "guidance_blocks", "injection"),
-    *("injection_blocks", "attention", "attention_forward"),
+    *("injection_blocks", "speed", "attention", "attention_forward"),
     *("gradients", "gradient_reuse", "negative", "negative_below", "step_cache"),
 )
 

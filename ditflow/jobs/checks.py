@@ -21,6 +21,7 @@ from ditflow.models.lora import check_lora, split_scale
 from ditflow.models.storage import check_weights
 from ditflow.run_folder.embeddings import embedding_facts, read_embeddings
 from ditflow.settings import Settings
+from ditflow.settings.speed import speed_settings
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +67,18 @@ def check_run(
 
 
 def warn_without_effect(settings: Settings) -> None:
-    """Say which settings that save work cannot do so in this run."""
+    """Say which settings that save work cannot do so in this run, unless `--speed` chose them."""
+
+    def given(*names: str) -> bool:
+        return any(getattr(settings, name) != speed_settings(settings.speed)[name] for name in names)
+
+    negative = given("negative", "negative_below")
     guides = settings.guidance and settings.guided_steps
-    if (settings.gradients or settings.gradient_reuse > 1) and not guides:
+    if given("gradients", "gradient_reuse") and not guides:
         logger.warning("gradients, gradient_reuse: nothing is optimised, so they change nothing")
-    if settings.reuses and settings.guided_steps == settings.steps:
+    if (negative or given("step_cache")) and settings.guided_steps == settings.steps:
         logger.warning("negative, negative_below, step_cache: every step is guided, so they change nothing")
-    elif settings.reuses_negative and settings.guidance_scale == 1 and not settings.dynamic_scale:
+    elif negative and settings.guidance_scale == 1 and not settings.dynamic_scale:
         logger.warning("negative, negative_below: with a guidance scale of 1 there is no negative prompt")
 
 

@@ -34,6 +34,7 @@ NEUTRAL = {
     "fps": "auto",
     "fit": "crop",
     "device": "auto",
+    "speed": "exact",
     "attention_forward": "same",
     "memory": "auto",
     "preset": "auto",

@@ -17,18 +17,11 @@ from ditflow.limits import PROMPT_CHARACTERS, SIDE, SOURCE_FRAMES
 from ditflow.memory.presets import PRESETS
 from ditflow.models.families import ModelFamily, family_of, models, published_settings
 from ditflow.settings.checks import check_together
+from ditflow.settings.speed import SPEEDS, speed_settings
 from ditflow.settings.values import Size, plain, read_value
 from ditflow.settings.yaml_file import read_mapping
 
-ATTENTION = (
-    "sdpa",
-    "cudnn",
-    "flash",
-    "xformers",
-    "sage",
-)  # as in ditflow.models.attention, which needs torch
-
-
+ATTENTION = ("sdpa", "cudnn", "flash", "xformers", "sage")  # of ditflow.models.attention, which needs torch
 FORWARD_ATTENTION = ("same", "auto", *ATTENTION)
 
 
@@ -41,7 +34,7 @@ def option(
     most: float | None = None,
     flag: bool = True,
 ) -> Any:
-    """A field of `Settings`. None means unset: `Settings` then takes the model's value from `configs/`.
+    """A field of `Settings`. None means unset: the model's or the speed's value from `configs/` is then used.
 
     `least` and `most` bound a number, each number in a list, or the length of a text in characters.
     `flag`: whether the command line has a flag for it.
@@ -80,6 +73,12 @@ class Settings:
     )
     decode_tile: str = option("memory", "tile size of VAE decoding: WIDTHxHEIGHT, none or auto", flag=False)
 
+    speed: str = option(
+        "speed",
+        "exact, or less work for nearly the same motion (fast) or similar motion (faster): sets the options "
+        "below that are not exact, each of which can still be given",
+        choices=SPEEDS,
+    )
     attention: str = option("speed", "attention kernel", choices=ATTENTION)
     attention_forward: str = option(
         "speed",
@@ -185,8 +184,9 @@ class Settings:
         kinds, base = get_type_hints(type(self)), {}
         items = {item.name: item for item in fields(self)}
         if any(getattr(self, name) is None for name in items):
-            model = shipped("defaults.yaml")["model"] if self.model is None else self.model
-            base = model_settings(read_value(items["model"], str, model))
+            chosen = {name: shipped("defaults.yaml")[name] for name in ("model", "speed")}
+            chosen |= {name: getattr(self, name) for name in chosen if getattr(self, name) is not None}
+            base = model_settings(*(read_value(items[name], str, value) for name, value in chosen.items()))
         for item in items.values():
             given = getattr(self, item.name)
             value = read_value(item, kinds[item.name], base[item.name] if given is None else given)
@@ -259,11 +259,13 @@ class Settings:
 
 
 def read_settings(path: Path | None = None, **given: Any) -> Settings:
-    """Settings from an optional YAML file, overridden by `given`.
+    """Settings from an optional YAML file, overridden by `given`; a speed overrides all that a speed sets.
 
     Raises SettingsError if the file cannot be read, is not a mapping or has a key that is not a setting.
     """
     values = read_mapping(Path(path)) if path else {}
+    if given.get("speed") is not None:
+        values = {name: value for name, value in values.items() if name not in speed_settings("exact")}
     values |= {name: value for name, value in given.items() if value is not None}
     known = [item.name for item in fields(Settings)]
     for name in values:
@@ -276,9 +278,10 @@ def read_settings(path: Path | None = None, **given: Any) -> Settings:
     return Settings(**values)
 
 
-def model_settings(model: str) -> dict[str, Any]:
+def model_settings(model: str, speed: str) -> dict[str, Any]:
     """All settings with a model's published values. Raises SettingsError for an unknown model."""
-    return shipped("defaults.yaml") | {"model": model} | published_settings(model)
+    chosen = {"model": model, "speed": speed}
+    return shipped("defaults.yaml") | chosen | speed_settings(speed) | published_settings(model)
 
 
 def check_family(settings: Settings, family: ModelFamily) -> None:

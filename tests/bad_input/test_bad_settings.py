@@ -76,6 +76,7 @@ WORDS = {  # a setting that is not a number: values that are accepted, and value
     "preset": (("auto", "8gb"), CHOSEN),
     "weights": (("full", "fp8", "int8", "nf4", "a.gguf"), (CONTROL, LONG, DEEP)),
     "decode_tile": (("auto", "none", "144x96"), CHOSEN),
+    "speed": (("exact", "fast", "faster"), CHOSEN),
     "attention": (("sdpa", "flash", "sage"), CHOSEN),
     "attention_forward": (("same", "auto", "sage"), CHOSEN),
     "compile": (("auto", "on", "off"), CHOSEN),

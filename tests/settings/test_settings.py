@@ -13,6 +13,7 @@ import yaml
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.files import shipped
 from ditflow.settings import Settings, read_settings
+from ditflow.settings.speed import SPEEDS, exact, speed_settings
 
 
 def test_published_defaults():
@@ -29,7 +30,11 @@ def test_published_defaults():
 
 
 def test_configs_hold_a_default_for_exactly_the_fields_of_settings():
-    assert set(shipped("defaults.yaml")) == {item.name for item in fields(Settings)}
+    names = [*shipped("defaults.yaml"), *speed_settings("exact")]
+    assert sorted(names) == sorted(item.name for item in fields(Settings))
+    assert shipped("speed.yaml").keys() == set(SPEEDS)
+    for speed in SPEEDS:
+        assert speed_settings(speed).keys() == speed_settings("exact").keys()
     for model in ("5b", "2b", "small"):
         assert set(shipped(f"models/{model}.yaml")["settings"]) <= set(shipped("defaults.yaml"))
 
@@ -48,6 +53,24 @@ def test_given_values_override_the_file(tmp_path):
     settings = read_settings(path, seed=4, steps=None)
     assert (settings.model, settings.steps, settings.seed) == ("small", 7, 4)
     assert settings.size == (96, 64)  # the model's default
+
+
+def test_a_speed_sets_what_is_not_given():
+    fast = Settings(model="small", speed="fast", negative="every")
+    assert (fast.speed, fast.negative, fast.negative_below) == ("fast", "every", 1.5)
+    assert exact(fast) == Settings(model="small")
+    assert exact(Settings(model="small", gradient_reuse=2)) == Settings(model="small")
+
+
+def test_a_speed_that_is_given_overrides_the_file_that_holds_every_setting(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text(Settings(model="small", steps=7, step_cache="0.1").to_yaml())
+    assert read_settings(path).step_cache == "0.1"
+    faster = read_settings(path, speed="faster", gradients=2)
+    assert faster == Settings(model="small", steps=7, speed="faster", gradients=2)
+    path.write_text("model: small\nspeed: fast\nnegative: every\n")
+    assert read_settings(path) == Settings(model="small", speed="fast", negative="every")
+    assert read_settings(path, speed="fast") == Settings(model="small", speed="fast")
 
 
 def test_model_family_of_a_local_folder(tmp_path):
