@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from ditflow.memory.presets import GIB, presets
@@ -54,6 +55,36 @@ def preset_table(plan: Row) -> str:
                 cells += [peak_cell(run), "-"]
         rows.append(cells)
     return markdown(columns, rows)
+
+
+def speed_table(found: Row) -> str:
+    """README's table: a row for each speed, from what `bench.speeds` has planned.
+
+    A column is its heading and the cell of each speed.
+    """
+    runs = {(run["speed"], run["frames"], run["device"]): run for run in found["runs"]}
+    speeds, lengths, devices = (list(dict.fromkeys(each)) for each in zip(*runs, strict=True))
+    columns = {"`--speed`": [f"`{speed}`" for speed in speeds]}
+    for frames in lengths:
+        of_least = [
+            min((runs[speed, frames, device] for device in devices), key=itemgetter("flops"))
+            for speed in speeds
+        ]
+        columns[f"PFLOP, {frames} frames"] = [_work_cell(run) for run in of_least]
+    for device in devices:
+        rows = [[runs[speed, frames, device] for frames in lengths] for speed in speeds]
+        (kind,) = {run["rates"] for row in rows for run in row}
+        columns[f"{device}, {kind} minutes"] = [", ".join(map(_minutes, row)) for row in rows]
+    return markdown(list(columns), zip(*columns.values(), strict=True))
+
+
+def _minutes(run: Row) -> str:
+    minutes = run["seconds"] / 60
+    return f"{minutes:.{0 if minutes >= 10 else 1 if minutes >= 1 else 2}f}"
+
+
+def _work_cell(run: Row) -> str:
+    return ("at most " if run["at_most"] else "") + f"{run['flops'] / PETA:.1f}"
 
 
 def work_table(plan: Row, frames: int) -> str:
