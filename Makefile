@@ -58,7 +58,7 @@ motion: setup
 	done
 
 # the tables of docs/wind-tunnel.md, a stage after the other; STAGES="unguided" measures only some
-STAGES ?= gradients unguided speeds guided guided-small rates
+STAGES ?= gradients unguided negative speeds guided guided-small rates
 tunnel: setup
 	mkdir -p bench/results
 	for stage in $(STAGES); do \

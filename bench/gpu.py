@@ -24,6 +24,7 @@ import torch
 
 from bench.correctness import WrongResult, check_all
 from bench.harness import Ceilings, CudaMeter, Deadline, commit, measure_ceilings
+from bench.linear_passes import linear_passes
 from bench.passes import SIZES, Pass, Rival, Size, passes
 from bench.steps import BROKEN, Machine, Models, StepRow, first_line, measure_steps, variants
 from bench.subjects import shipped_config
@@ -66,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = Results(ceilings := measure_ceilings(meter))
     for row in measurements(Machine(meter, deadline, ceilings)):
         results.add(row)
-    copied, product = ceilings.copied_bytes / TERA, ceilings.product_flops / TERA
-    print(f"copies {copied:.2f} TB/s, products {product:.0f} TFLOP/s")
+    copied, product, in_int8 = (rate / TERA for rate in ceilings)
+    print(f"copies {copied:.2f} TB/s, products {product:.0f} TFLOP/s, in int8 {in_int8:.0f}")
     print("", pass_tables(found := [asdict(row) for row in results.passes]), sep="\n")
     print("", step_tables([asdict(step) for step in results.steps], found), "", sep="\n")
     print(f"written to {results.path}")
@@ -93,13 +94,17 @@ def measurements(machine: Machine) -> Iterator[Row | StepRow]:
     """All measurements, the most valuable first: time may not suffice for the last."""
     models = Models(machine.meter, shipped_config)
     first, second, *others = (variants(model, frames) for model in ("5b", "2b") for frames in (24, 49))
-    yield from measure_steps(machine, first[0], models)
+    yield from measure_steps(machine, first[0], models)  # at each speed
     yield from measure_passes(machine, SIZES[:2], compiled=False)
     yield from measure_steps(machine, [*second[0], *first[1], *(plain[0] for plain, _ in others)], models)
     yield from measure_passes(machine, SIZES[2:], compiled=False)
     yield from measure_passes(machine, SIZES, compiled=True)
     rest = [*second[1], *(each for plain, changed in others for each in (*plain[1:], *changed))]
     yield from measure_steps(machine, rest, models)
+
+
+def all_passes() -> list[Pass]:
+    return [*passes(), *linear_passes()]
 
 
 def measure_passes(
@@ -109,7 +114,7 @@ def measure_passes(
     skip: Collection[str] = (),
 ) -> Iterator[Row]:
     for size in sizes:
-        for each in passes():
+        for each in all_passes():
             sets = [each.inputs(size, machine.meter.device, seed) for seed in range(INPUT_SETS)]
             for rival in each.rivals():
                 if rival.compiles == compiled and rival.name not in skip:
@@ -141,6 +146,8 @@ def measure_pass(machine: Machine, each: Pass, size: Size, rival: Rival, sets: l
 def least_milliseconds(each: Pass, size: Size, ceilings: Ceilings) -> float:
     if each.flops is not None:
         return 1e3 * each.flops(size) / ceilings.product_flops
+    if each.int8_flops is not None:
+        return 1e3 * each.int8_flops(size) / ceilings.int8_product_flops
     return 1e3 * each.bytes(size) / ceilings.copied_bytes
 
 

@@ -180,10 +180,11 @@ class Ceilings(NamedTuple):
 
     copied_bytes: float  # read and written, a second
     product_flops: float  # in bf16, a second
+    int8_product_flops: float  # a second
 
 
 def measure_ceilings(meter: CudaMeter, elements: int = GIB // 2, side: int = 8192) -> Ceilings:
-    """Rates of a copy of random bf16 numbers and of a product of random bf16 matrices."""
+    """Rates of a copy of random bf16 numbers and of products of random matrices, in bf16 and in int8."""
     kind = {"dtype": torch.bfloat16, "device": meter.device}
     source = torch.randn(elements, **kind)
     target = torch.empty_like(source)
@@ -191,7 +192,11 @@ def measure_ceilings(meter: CudaMeter, elements: int = GIB // 2, side: int = 819
     del source, target
     out, pairs = torch.empty(side, side, **kind), [torch.randn(2, side, side, **kind) for _ in range(2)]
     products = [lambda pair=pair: torch.mm(*pair, out=out) for pair in pairs]
-    return Ceilings(copied, 2e3 * side**3 / meter.milliseconds(products))
+    rate = 2e3 * side**3 / meter.milliseconds(products)
+    # the library multiplies bytes fastest by a matrix whose columns are contiguous
+    pairs = [(16 * pair).to(torch.int8) for pair in pairs]
+    products = [lambda left=left, right=right.T: torch._int_mm(left, right) for left, right in pairs]
+    return Ceilings(copied, rate, 2e3 * side**3 / meter.milliseconds(products))
 
 
 class Deadline:

@@ -67,7 +67,8 @@ class Pass:
     name: str
     inputs: Callable[[Size, torch.device, int], tuple]  # an input set, from a seed
     rivals: Callable[[], list[Rival]]  # the first is ours, "triton"
-    flops: Callable[[Size], int] | None = None  # the least work, of one of the two kinds
+    flops: Callable[[Size], int] | None = None  # the least work, of one of the three kinds
+    int8_flops: Callable[[Size], int] | None = None
     bytes: Callable[[Size], int] | None = None
     slow_rivals: Callable[[], list[Rival]] = list  # only timed on request
 

@@ -126,7 +126,8 @@ def measured_on_gpu(found: Found) -> str:
     words = (
         f"### {found['device']}\n\n"
         f"{found['date']}, {found['commit']}, torch {found['torch']}, triton {found['triton']}. "
-        f"Best rates seen: products {best['product_flops'] / TERA:.0f} TFLOP/s, "
+        f"Best rates seen: products {best['product_flops'] / TERA:.0f} TFLOP/s, in int8 "
+        f"{best['int8_product_flops'] / TERA:.0f} TFLOP/s, "
         f"copies {best['copied_bytes'] / TERA:.2f} TB/s."
     )
     steps = "Whole steps, random weights. `kernels`: the share of an update that the kernels' passes take."

@@ -1,7 +1,8 @@
 """Whole steps of a run with random weights, as `bench.gpu` measures them.
 
-An update: one optimisation step. A denoising step: the predictions with and without the prompt. A guided
-step: the clip's keys and values are read, then all updates of a default run and the denoising follow.
+An update: one optimisation step. A denoising step: the predictions with and without the prompt, or with the
+prompt only, where a speed leaves the other out. A guided step: the clip's keys and values are read, then all
+updates of a run at this speed and the denoising follow.
 """
 
 from __future__ import annotations
@@ -25,19 +26,22 @@ from ditflow.guidance.targets import prepare_guidance
 from ditflow.memory.capacity import capped, give_back, ran_out, usable_bytes
 from ditflow.memory.placement import arrange
 from ditflow.memory.presets import PRESETS, presets
-from ditflow.models.attention import KERNELS
+from ditflow.models.attention import KERNELS, fastest_forward
+from ditflow.models.compute import compute_in
 from ditflow.models.families import family_of
 from ditflow.models.protocols import Capture, Runner
 from ditflow.planning.choice import make_plans, phases_of
 from ditflow.planning.fake import FakeModel
-from ditflow.planning.plan import Plan
+from ditflow.planning.plan import PROMPT_ONLY, Plan
 from ditflow.sampling.loop import predict
 from ditflow.settings import Settings
+from ditflow.settings.speed import SPEEDS, exact
 from ditflow_kernels import backends
 
 STEPS = {  # and the phases of a plan that they consist of
     "update": ("optimise",),
     "denoising step": ("denoise",),
+    PROMPT_ONLY: (PROMPT_ONLY,),
     "guided step": ("injection", "optimise", "denoise"),
 }
 CARDS = ("24gb", "16gb", "12gb")  # presets of the most common cards
@@ -63,6 +67,11 @@ class Variant(NamedTuple):
     attention: str = "sdpa"
     compiled: bool = False
     kernels: str = "triton"
+    speed: str = "exact"
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(model=self.model, frames=self.frames, speed=self.speed)
 
 
 @dataclass(frozen=True)
@@ -82,13 +91,14 @@ class StepRow:
 
 
 def variants(model: str, frames: int) -> tuple[list[Variant], list[Variant]]:
-    """The plain variant followed by those for `CARDS`; and all others that change one thing."""
+    """The plain variant, the other speeds, those for `CARDS`; and all others that change one thing."""
     plain = Variant(model, frames)
+    speeds = [plain._replace(speed=speed) for speed in SPEEDS if speed != plain.speed]
     changes = [{"kernels": "chunked"}, {"compiled": True}]
     changes += [{"attention": name} for name in KERNELS if name != "sdpa"]
     changes += [{"preset": name} for name in PRESETS if name not in CARDS]
     cards = [plain._replace(preset=name) for name in CARDS]
-    return [plain, *cards], [plain._replace(**change) for change in changes]
+    return [plain, *speeds, *cards], [plain._replace(**change) for change in changes]
 
 
 def measure_steps(machine: Machine, wanted: Iterable[Variant], models: Models) -> Iterator[StepRow]:
@@ -114,16 +124,18 @@ def first_line(error: Exception) -> str:
 
 
 def _measured(machine: Machine, variant: Variant, models: Models) -> Iterator[StepRow]:
-    settings, meter = Settings(model=variant.model, frames=variant.frames), machine.meter
+    settings, meter = variant.settings, machine.meter
     plan = plan_of(settings, variant, meter)
     if reason := why_not(settings, variant, plan, machine, models):
         yield StepRow(variant._asdict(), "all", reason=reason)
         return
-    steps = [step for step in STEPS if step == "denoising step" or KERNELS[variant.attention].gradient]
     peaks = {phase.name: phase.peak_bytes for phase in plan.phases}
+    guides = KERNELS[variant.attention].gradient
+    possible = {phase for phase in peaks if guides or phase != "optimise"}
+    steps = [step for step, phases in STEPS.items() if possible >= {*phases}]
     place = {"preset": plan.preset.name, "resident": f"{plan.resident} of {plan.resident + plan.streamed}"}
     with in_place(meter, variant, plan, models) as runner:
-        calls = calls_of(runner, settings, meter.device, "guided step" in steps)
+        calls = calls_of(runner, settings, meter.device, guides)
         for step in steps:
             cost = meter.cost(calls[step])
             planned = max(peaks[phase] for phase in STEPS[step])
@@ -154,7 +166,7 @@ def why_not(settings: Settings, variant: Variant, plan: Plan, machine: Machine, 
 def seconds_needed(settings: Settings, variant: Variant, plan: Plan, ceilings: Ceilings) -> float:
     """Time of all steps together, from the planned work."""
     flops = {phase.name: phase.flops for phase in plan.phases}
-    guided = flops["injection"] + settings.optimisation_steps * flops["optimise"] + flops["denoise"]
+    guided = flops["injection"] + settings.computed_gradients * flops["optimise"] + flops["denoise"]
     work = guided + flops["optimise"] + flops["denoise"] + flops["reference"]
     return CALLS * SLACK * work / ceilings.product_flops + (60 if variant.compiled else 10)
 
@@ -165,7 +177,10 @@ def calls_of(runner: Runner, settings: Settings, device: torch.device, guided: b
     like = FakeModel(settings).inputs(transformer)
     inputs, other = random_inputs(transformer, like.latents.shape, like.prompt.shape[1:], device)
     clip, negative, grid = other.latents, other.prompt, transformer.grid(inputs.latents)
-    calls = {"denoising step": lambda: predict(runner, inputs, negative, {}, weight)}
+    calls = {
+        "denoising step": lambda: predict(runner, inputs, negative, {}, weight),
+        PROMPT_ONLY: lambda: predict(runner, inputs, negative, {}, 1),
+    }
     if not guided:
         return calls
     guidance = prepare_guidance(runner, settings, grid, clip, inputs.prompt, inputs.embedding)
@@ -187,15 +202,20 @@ def calls_of(runner: Runner, settings: Settings, device: torch.device, guided: b
 @contextmanager
 def in_place(meter: CudaMeter, variant: Variant, plan: Plan, models: Models) -> Iterator[Runner]:
     """A variant's model on the device, limited to the memory of its preset's card."""
-    network = models.network(variant.model)
+    settings = variant.settings
+    network = models.network(settings)
+    forward = settings.attention_forward
+    if forward == "auto":
+        forward = fastest_forward(meter.device, getattr(torch, settings.dtype), settings.deterministic)
     chosen = patch.dict(backends.FASTEST, {meter.device.type: variant.kernels})
     try:
         with capped(variant.preset, meter.device), chosen:
             family = family_of(variant.model)
-            transformer = family.transformer(network, variant.attention, variant.compiled)
+            kernels = variant.attention, None if forward == "same" else forward
+            transformer = family.transformer(network, kernels[0], variant.compiled, kernels[1])
             yield arrange(transformer, meter.device, plan.preset, plan.resident)
     finally:
-        models.take_back(variant.model)
+        models.take_back(settings)
         torch._dynamo.reset()
         gc.collect()
         give_back(meter.device)
@@ -206,26 +226,38 @@ class Models:
 
     def __init__(self, meter: CudaMeter, config_of: Callable[[str], dict]):
         self.meter, self.config_of = meter, config_of
-        self.made: dict[str, nn.Module] = {}
-        self.home: dict[str, list[torch.Tensor]] = {}  # values of the weights, by model
+        self.made: dict[tuple[str, str], nn.Module] = {}  # by model and --compute
+        self.home: dict[tuple[str, str], list[torch.Tensor]] = {}  # values of the weights
 
     def host_bytes(self, settings: Settings) -> int:
         """Host memory still needed: for the model if it is not made yet, and for blocks in pinned memory."""
-        weights = sum(phases_of(settings, "cuda").block_bytes)
-        return weights if settings.model in self.made else 2 * weights
+        pinned = sum(phases_of(settings, "cuda").block_bytes)
+        return pinned + (0 if key(settings) in self.made else _made_bytes(settings))
 
-    def network(self, model: str) -> nn.Module:
-        if model not in self.made:
-            settings = Settings(model=model)
-            fits = self.meter.free_bytes() > 1.5 * sum(phases_of(settings, "cuda").block_bytes)
+    def network(self, settings: Settings) -> nn.Module:
+        if key(settings) not in self.made:
+            family, fits = family_of(settings.model), self.meter.free_bytes() > 1.5 * _made_bytes(settings)
             device = self.meter.device if fits else CPU  # a GPU draws random numbers much faster
-            made = random_network(model, self.config_of(model), device, getattr(torch, settings.dtype))
-            self.made[model] = made.to("cpu")
-            self.home[model] = [parameter.data for parameter in made.parameters()]
-        return self.made[model]
+            config, dtype = self.config_of(settings.model), getattr(torch, settings.dtype)
+            made = random_network(settings.model, config, device, dtype)
+            blocks = family.transformer(made, "sdpa", False).blocks
+            compute_in(settings.compute, blocks, family.packed_parts, device)
+            self.made[key(settings)] = made.to("cpu")
+            self.home[key(settings)] = [parameter.data for parameter in made.parameters()]
+        return self.made[key(settings)]
 
-    def take_back(self, model: str) -> None:
+    def take_back(self, settings: Settings) -> None:
         """Point the weights at their values in host memory again; nothing has changed those."""
-        for parameter, values in zip(self.made[model].parameters(), self.home[model], strict=True):
+        made, home = self.made[key(settings)], self.home[key(settings)]
+        for parameter, values in zip(made.parameters(), home, strict=True):
             parameter.data = values
-        self.made[model].to("cpu")  # buffers
+        made.to("cpu")  # buffers
+
+
+def key(settings: Settings) -> tuple[str, str]:
+    return settings.model, settings.compute
+
+
+def _made_bytes(settings: Settings) -> int:
+    """The blocks' weights before they are rounded."""
+    return sum(phases_of(exact(settings), "cuda").block_bytes)

@@ -16,6 +16,7 @@ from ditflow.guidance.losses import FlowLoss
 from ditflow.memory.plain import PlainRunner
 from ditflow.models.cogvideox.transformer import Pieces
 from ditflow.models.cogvideox.vae import ENCODE_TILE, CogVideoXAutoencoder
+from ditflow.models.compute import compute_in
 from ditflow.models.families import family_of, known_model
 from ditflow.models.protocols import Capture, Grid, Inputs, Runner, Texts, Transformer
 from ditflow.sampling.denoising import Denoised, Denoising
@@ -50,10 +51,11 @@ class Case:
     grid: Grid
     steps: int
     optimisation_steps: int
+    speed: str = "exact"
 
     @property
     def settings(self) -> Settings:
-        steps = {"steps": self.steps, "optimisation_steps": self.optimisation_steps}
+        steps = {"steps": self.steps, "optimisation_steps": self.optimisation_steps, "speed": self.speed}
         blocks = {"guidance_blocks": (self.guidance_block,), "injection_blocks": (0,)}
         return Settings(model="5b", dtype="float32", device="cpu", **steps, **blocks)
 
@@ -66,7 +68,9 @@ class Case:
         """The same random weights each time."""
         torch.manual_seed(0)
         config = shipped_config("5b") | SHAPE | {"num_layers": self.layers}
-        return FAMILY.transformer(random_network("5b", config), "sdpa", False)
+        transformer = FAMILY.transformer(random_network("5b", config), "sdpa", False)
+        compute_in(self.settings.compute, transformer.blocks, FAMILY.packed_parts, CPU)
+        return transformer
 
     def inputs(self) -> tuple[Inputs, Inputs]:
         """Two sets, of different latents and prompts."""

@@ -183,6 +183,7 @@ def _step_cells(row: Row, passes: Sequence[Row]) -> list[str]:
 def variant_name(variant: Row) -> str:
     """What a variant changes."""
     changes = [
+        f"--speed {variant['speed']}" if variant["speed"] != "exact" else "",
         variant["preset"] if variant["preset"] != "auto" else "",
         variant["attention"] if variant["attention"] != "sdpa" else "",
         "compiled" if variant["compiled"] else "",

@@ -1,8 +1,9 @@
 """Time, CPU time and peak memory of whole runs and of motion flow at full size: `python -m bench.timed.full`.
 
 The whole run goes from the clip's latents to the new video's, with a random rotary model of middling size in
-float32. The optimisation is everything in it but the denoising forwards. Motion flow has CogVideoX-5B's heads
-and three latent frames of 480x720. The numbers go to LOG.md by hand.
+float32. The optimisation is everything in it but the denoising forwards. "each --speed" is our whole run at
+each speed. Motion flow has CogVideoX-5B's heads and three latent frames of 480x720. The numbers go to LOG.md
+by hand.
 
 Each side has a process of its own, one after the other: on a busy machine read CPU seconds, with
 OMP_NUM_THREADS=1, as threads wait for each other. Memory is what is added to the resident set at the peak
@@ -16,16 +17,19 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 
-from bench.harness import in_fresh_processes, resident_peak
+from bench.harness import Call, in_fresh_processes, resident_peak
 from bench.passes import SIZES, passes
 from bench.rivals import SIDES, WITH_OUR_LOSS
 from bench.subjects import FULL, QUICK, WARMUP, Case
 from bench.tables import full_table
 from bench.timed.contests import Sides, optimisation, passed, whole_run
+from ditflow.memory.plain import PlainRunner
+from ditflow.settings.speed import SPEEDS
 
 SIZE = next(size for size in SIZES if size.name == "5B, 9 frames")
 RUNS = tuple(side for side in SIDES if side != WITH_OUR_LOSS)
@@ -40,7 +44,17 @@ def works(case: Case) -> dict[str, Callable[[], Sides]]:
         each.name: partial(passed, each, SIZE, False, slow=True) for each in passes() if each.name in FLOW
     }
     runs = {"optimisation": optimisation, "whole run": whole_run}
-    return of_flow | {name: partial(sides, case, RUNS) for name, sides in runs.items()}
+    own = {"each --speed": partial(at_each_speed, case)}
+    return of_flow | {name: partial(sides, case, RUNS) for name, sides in runs.items()} | own
+
+
+def at_each_speed(case: Case) -> Sides:
+    """Our whole run."""
+
+    def made(case: Case) -> Call:
+        return partial(case.run(), PlainRunner(case.transformer()))
+
+    return {speed: partial(made, replace(case, speed=speed)) for speed in SPEEDS}
 
 
 def measured(given: tuple[str, str, Case]) -> Row:
@@ -65,7 +79,7 @@ def measure(case: Case, words: str) -> dict[str, dict[str, Row]]:
     found = {}
     for name, sides in works(WARMUP).items():
         if words in name:
-            names = sorted(sides(), key=lambda side: side != "reference")  # it comes first
+            names = sorted(sides(), key=lambda side: side not in ("reference", "exact"))  # it comes first
             rows = in_fresh_processes(measured, [(name, side, case) for side in names])
             found[name] = dict(zip(names, rows, strict=True))
     return found

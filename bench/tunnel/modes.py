@@ -11,7 +11,7 @@ from ditflow.settings.speed import speed_settings
 
 Changes = Mapping[str, Any]
 
-# what a stage or a pair decides, so that a mode is compared with exact on the same task; a speed is a named mode
+# what a stage or a pair decides, so that a mode is compared with exact on the same task; speeds are in NAMED
 FIXED = {"model", "video", "frames", "size", "prompt", "seed", "steps", "guided", "output", "speed"}
 
 

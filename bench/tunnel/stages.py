@@ -145,12 +145,20 @@ STAGES = {
         ),
         BOTH,
     ),
+    "negative": Stage(
+        "what `fast` changes in the 40 steps that follow 10 guided steps of exact",
+        LONG,
+        24,
+        unguided,
+        ("negative=alternate", "negative_below=1.5", "fast"),
+        BOTH,
+    ),
     "speeds": Stage(
         "whole runs of 50 steps, 10 of them guided",
         LONG,
         6,
         whole,
-        ("fast", "faster", "compute=int8", "loss=x0", "backbone"),
+        ("fast", "faster", "compute=int8", "loss=x0", "x0_after=0.5", "backbone"),
         BOTH,
     ),
     "guided": Stage(

@@ -19,8 +19,8 @@ GROUPS = ("video", "model", "memory", "speed", "text", "motion", "sampling", "ou
 FLOW_OPTIONS = ("source_prompt", "guidance_blocks", "temperature", "reference", "seed")
 PLAN_OPTIONS = (
     *("frames", "size", "model", "dtype", "memory", "weights", "compute", "steps", "guidance_scale"),
-    *("guidance", "loss", "optimise", "guided", "optimisation_steps", "guidance_blocks", "injection"),
-    *("injection_blocks", "speed", "attention", "attention_forward"),
+    *("guidance", "loss", "x0_after", "optimise", "guided", "optimisation_steps", "guidance_blocks"),
+    *("injection", "injection_blocks", "speed", "attention", "attention_forward"),
     *("gradients", "gradient_reuse", "negative", "negative_below", "step_cache"),
 )
 

@@ -47,7 +47,7 @@ def check_run(
         check_attention(forward, False, device, dtype, deterministic, flag="--attention-forward")
     check_engine(settings.engine, needs_gradient, device)
     check_weights(settings.weights)
-    check_compute(settings.compute, settings.weights, settings.engine)
+    check_compute(settings.compute, settings.weights, settings.engine, dtype, device)
     if settings.lora and settings.weights.endswith(".gguf"):
         raise SettingsError("--lora cannot be merged into a GGUF file; leave out --lora or --weights")
     if settings.engine == "tensorrt" and settings.weights != "full":
@@ -76,6 +76,10 @@ def warn_without_effect(settings: Settings) -> None:
     guides = settings.guidance and settings.guided_steps
     if given("gradients", "gradient_reuse") and not guides:
         logger.warning("gradients, gradient_reuse: nothing is optimised, so they change nothing")
+    if settings.x0_after < 1 and not guides:
+        logger.warning("x0_after: nothing is optimised, so it changes nothing")
+    elif settings.x0_after < 1 and settings.gradient_steps == settings.guided_steps:
+        logger.warning("x0_after: it rounds to all guided steps, so it changes nothing")
     if (negative or given("step_cache")) and settings.guided_steps == settings.steps:
         logger.warning("negative, negative_below, step_cache: every step is guided, so they change nothing")
     elif negative and settings.guidance_scale == 1 and not settings.dynamic_scale:

@@ -9,6 +9,7 @@ import torch
 
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.memory.torch_state import torch_state
+from ditflow.models.compute import FP16_SUMS
 from ditflow.models.families import local_folder
 from ditflow.settings import Settings
 
@@ -37,7 +38,7 @@ def computing(settings: Settings, threads: int | None = None) -> AbstractContext
 
     `threads`: of the CPU; None means as many as the caller uses.
     """
-    return torch_state(settings.deterministic, threads)
+    return torch_state(settings.deterministic, threads, settings.compute == FP16_SUMS)
 
 
 def _named(name: str) -> torch.device:

@@ -21,6 +21,7 @@ from ditflow.jobs.device import choose_device, computing
 from ditflow.jobs.prompt_cache import encode_texts
 from ditflow.memory.meter import Meter
 from ditflow.memory.placement import arrange, place
+from ditflow.memory.torch_state import torch_state
 from ditflow.models.engine import decode_with_tensorrt, denoise_with_tensorrt
 from ditflow.models.families import family_of
 from ditflow.models.loading import ModelFolder
@@ -193,7 +194,8 @@ class Job:
             resident = len(encoder.layers) if self.memory.plan.preset.text == "whole" else 0
             # each layer is used once, so gathering the layers in pinned memory would only add a copy
             weights = place(encoder.network, encoder.layers, folder.device, resident, host="pageable")
-            return encoder.encode(tokens, weights)
+            with torch_state(fp16_sums=False):  # runs that add in float32 read the cached embeddings too
+                return encoder.encode(tokens, weights)
 
         def work() -> dict[str, Tensor]:
             return vars(encode_texts(folder, tokens, encode))

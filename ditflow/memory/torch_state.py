@@ -33,11 +33,14 @@ _process = _Process(threading.RLock())
 
 
 @contextmanager
-def torch_state(deterministic: bool | None = None, threads: int | None = None) -> Iterator[None]:
+def torch_state(
+    deterministic: bool | None = None, threads: int | None = None, fp16_sums: bool | None = None
+) -> Iterator[None]:
     """Give torch's global settings the values that jobs need; restore the caller's at the end.
 
-    Only one thread of a process can be in it: others wait. None keeps what an outer `torch_state` has set; if
-    there is none, it means not deterministic, and the caller's number of threads.
+    Only one thread of a process can be in it: others wait. `fp16_sums`: add float16 products on a GPU in
+    float16. None keeps what an outer `torch_state` has set; if there is none, it means not deterministic, the
+    caller's number of threads, and sums in float32.
 
     Raises DitflowError in a forked process in which torch would hang.
     """
@@ -46,10 +49,13 @@ def torch_state(deterministic: bool | None = None, threads: int | None = None) -
         logger.info("waiting for another job of this process")
         _process.turn.acquire()
     try:
+        nested = bool(_process.depth)
         if deterministic is None:
-            deterministic = bool(_process.depth) and torch.are_deterministic_algorithms_enabled()
+            deterministic = nested and torch.are_deterministic_algorithms_enabled()
+        if fp16_sums is None:
+            fp16_sums = nested and torch.backends.cuda.matmul.allow_fp16_accumulation
         _process.depth, _process.computed_in = _process.depth + 1, os.getpid()
-        with _globals(deterministic, threads), _modes():
+        with _globals(deterministic, threads, fp16_sums), _modes():
             yield
     finally:
         _process.depth -= 1
@@ -57,8 +63,8 @@ def torch_state(deterministic: bool | None = None, threads: int | None = None) -
 
 
 @contextmanager
-def _globals(deterministic: bool, threads: int | None) -> Iterator[None]:
-    rows = [*_own_settings(deterministic, threads), *_DEFAULTS]
+def _globals(deterministic: bool, threads: int | None, fp16_sums: bool) -> Iterator[None]:
+    rows = [*_own_settings(deterministic, threads, fp16_sums), *_DEFAULTS]
     before = []
     for read, write, _ in rows:
         with suppress(RuntimeError):  # some cannot be read if the caller mixed torch's old and new settings
@@ -89,7 +95,7 @@ def _modes() -> Iterator[None]:
 Row = tuple[Callable[[], Any], Callable[[Any], Any], Any]  # how to read and write a setting; a job's value
 
 
-def _own_settings(deterministic: bool, threads: int | None) -> Iterator[Row]:
+def _own_settings(deterministic: bool, threads: int | None, fp16_sums: bool) -> Iterator[Row]:
     """The settings that a job chooses."""
 
     def read() -> tuple[bool, bool]:
@@ -111,6 +117,7 @@ def _own_settings(deterministic: bool, threads: int | None) -> Iterator[Row]:
         yield lambda: os.environ.get(WORKSPACE), write_workspace, WORKSPACES[0]
     if threads:
         yield torch.get_num_threads, torch.set_num_threads, threads
+    yield _attribute(_backends.cuda.matmul, "allow_fp16_accumulation", fp16_sums)
 
 
 def _attribute(owner: Any, name: str, wanted: Any) -> Row:
@@ -138,7 +145,6 @@ _DEFAULTS: tuple[Row, ...] = (
     ),
     _attribute(_backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", True),
     _attribute(_backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", True),
-    _attribute(_backends.cuda.matmul, "allow_fp16_accumulation", False),
     _attribute(_backends.cudnn, "enabled", True),
     _attribute(_backends.cudnn, "benchmark", False),
     _attribute(_backends.cudnn, "deterministic", False),

@@ -6,7 +6,8 @@ weights in the model's precision.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class StoredLinear(nn.Module):
     """A frozen linear layer that unpacks its weight from `stored` in the forward and again in backward.
 
     A graph through it holds only the stored tensors. They are parameters, so that they are streamed with
-    their block.
+    their block. Several products can share one unpacked weight (see `unpacked`).
     """
 
     def __init__(self, unpack: Unpack, stored: Sequence[Tensor], bias: Tensor | None, dtype: torch.dtype):
@@ -35,13 +36,16 @@ class StoredLinear(nn.Module):
         self.unpack, self.dtype = unpack, dtype
         self.stored = nn.ParameterList(nn.Parameter(tensor, requires_grad=False) for tensor in stored)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.unpacked: Tensor | None = None  # the weight, inside `unpacked`
 
     @property
     def weight(self) -> Tensor:
-        """The weight [outputs, inputs], unpacked anew on each access."""
-        return self.unpack(self.dtype, *self.stored)
+        """The weight [outputs, inputs], unpacked anew on each access outside `unpacked`."""
+        return self.unpack(self.dtype, *self.stored) if self.unpacked is None else self.unpacked
 
     def forward(self, inputs: Tensor) -> Tensor:
+        if self.unpacked is not None:
+            return F.linear(inputs, self.unpacked, self.bias)
         if torch.compiler.is_compiling():
             # the compiler would save the unpacked weight for backward; a checkpoint unpacks it again
             stored = [self.stored[index] for index in range(len(self.stored))]  # torch 2.10 cannot trace `*`
@@ -63,6 +67,22 @@ class _Product(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         stored = ctx.saved_tensors
         return gradient @ ctx.unpack(gradient.dtype, *stored), None, None, *(None for _ in stored)
+
+
+@contextmanager
+def unpacked(part: nn.Module) -> Iterator[None]:
+    """Unpack the stored weights of a part once, for all products in this context.
+
+    Takes the memory of the unpacked weights, so a part should be small. Changes no result.
+    """
+    layers = [layer for layer in part.modules() if isinstance(layer, StoredLinear)]
+    try:
+        for layer in layers:
+            layer.unpacked = layer.weight
+        yield
+    finally:
+        for layer in layers:
+            layer.unpacked = None
 
 
 def check_weights(kind: str) -> None:

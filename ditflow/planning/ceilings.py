@@ -8,6 +8,7 @@ from typing import Any
 
 from ditflow.errors import SettingsError
 from ditflow.files import shipped, shipped_names
+from ditflow.models.compute import INT8
 from ditflow.planning.plan import Phase, Plan
 
 
@@ -50,7 +51,7 @@ class Ceilings:
 
     def check_compute(self, compute: str) -> None:
         """Raises SettingsError if a run has products whose rate is unknown."""
-        if compute != "bf16" and self.int8_flops is None:
+        if compute in INT8 and self.int8_flops is None:
             raise SettingsError(
                 f"device {self.device!r}: no rate of products in 8 bits, which --compute {compute} needs; "
                 f"run `python -m bench.ceilings {self.device}` on it, or leave out --device"

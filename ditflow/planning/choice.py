@@ -45,7 +45,7 @@ NEUTRAL = {
     "optimisation_steps": 1,
     "gradients": 0,
     "learning_rate": (0.0, 0.0),
-    "steps": 1,
+    "steps": 2,  # so that each of two losses can have one
     "dynamic_scale": False,
     "seed": 0,
     "output": "",
@@ -78,6 +78,7 @@ def phases_of(settings: Settings, device: str) -> Phases:
         **NEUTRAL,
         scheduler=family_of(settings.model).schedulers[0],
         guided=float(settings.guided_steps > 0),
+        x0_after=0.5 if settings.gradient_steps and settings.estimate_steps else 1.0,
         negative_below=2.0 if settings.negative_below > 1 else 1.0,  # whether a difference is kept
         step_cache="off" if settings.step_threshold is None else "1",
         saved_embedding="a file" if settings.saved_embedding else "",
@@ -93,7 +94,7 @@ def plan_all(settings: Settings) -> tuple[list[Plan], Plan | None, str]:
     chosen.
     """
     check_weights(settings.weights)
-    check_compute(settings.compute, settings.weights, settings.engine)
+    check_compute(settings.compute, settings.weights, settings.engine, getattr(torch, settings.dtype))
     check_blocks(settings, len(phases_of(settings, "cuda").block_bytes))
     device = torch.device(*("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else ("cpu",))
     has_budget = settings.memory != "auto" or settings.preset != "auto" or device.type == "cuda"

@@ -88,7 +88,6 @@ class Phases:
         self.settings, self.device, self.fakes = settings, device, fake_tensors()
         self.model = FakeModel(settings)
         self.injects = bool(settings.injection and settings.guided_steps)
-        self.estimates = settings.optimises and settings.loss == "x0"
         self._measured: dict[Any, Work] = {}
 
     @cached_property
@@ -156,11 +155,14 @@ class Phases:
 
     @with_fakes
     def reference(self) -> Work:
-        """Reading the clip's motion: once in a run, or with the loss x0 once in each guided step."""
-        if self.estimates:
-            estimates = self.estimate_guidance
-            return self._model_phase("reference", lambda runner: estimates.clip_estimate(runner, self.inputs))
+        """Reading the clip's motion, once in a run."""
         return self._model_phase("reference", self._guidance)
+
+    @with_fakes
+    def x0_reference(self) -> Work:
+        """Reading the clip in a guided step with the loss x0."""
+        estimates = self.estimate_guidance
+        return self._model_phase("x0 reference", lambda runner: estimates.clip_estimate(runner, self.inputs))
 
     @with_fakes
     def injection(self) -> Work:
@@ -168,21 +170,24 @@ class Phases:
 
     @with_fakes
     def optimise(self, checkpoint: str, block_inputs: str) -> Work:
-        """One optimisation step."""
-        injected = self.injected
-        if self.estimates:
-            estimates, clip = self.estimate_guidance, torch.empty_like(self.inputs.latents)
-            return self._model_phase(
-                "optimise",
-                lambda runner: estimates.update(runner, self.inputs, injected, 0, clip),
-                held=[clip],
-            )
-        guidance = self.guidance
+        """One optimisation step with a gradient through the transformer."""
+        injected, guidance = self.injected, self.guidance
         return self._model_phase(
             ("optimise", checkpoint, block_inputs),
             lambda runner: guidance.optimise(runner, self.inputs, injected, 0),
             checkpoint,
             block_inputs,
+        )
+
+    @with_fakes
+    def x0_optimise(self) -> Work:
+        """One optimisation step with the loss x0."""
+        injected, estimates = self.injected, self.estimate_guidance
+        clip = torch.empty_like(self.inputs.latents)
+        return self._model_phase(
+            "x0 optimise",
+            lambda runner: estimates.update(runner, self.inputs, injected, 0, clip),
+            held=[clip],
         )
 
     @with_fakes
@@ -236,7 +241,7 @@ class Phases:
         clip, noise = torch.empty_like(inputs.latents), torch.empty_like(inputs.latents)
         texts = [torch.empty_like(inputs.prompt) for _ in range(PROMPTS)]
         held = [*held, clip, noise, *texts, inputs.latents, inputs.embedding]
-        if self.estimates:
+        if self.settings.estimate_steps and name != "reference" and name[0] != "optimise":
             held.append(self.estimate_guidance.velocities)
         if name not in ("reference", "injection"):
             held += tree_leaves([list(block) for block in self.injected.values()])

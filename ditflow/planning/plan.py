@@ -11,6 +11,7 @@ from ditflow.planning.phases import Phases, Work
 from ditflow.sampling.reuse import negative_passes
 from ditflow.settings import Settings
 
+X0_REFERENCE, X0_OPTIMISE = "x0 reference", "x0 optimise"  # with the loss x0
 PROMPT_ONLY = "prompt only"  # a denoising step without a pass for the negative prompt
 
 
@@ -95,13 +96,17 @@ def _model_works(
     phases: Phases, settings: Settings, preset: Preset
 ) -> Iterator[tuple[str, tuple[int, Work]]]:
     """The transformer's phases: (name, (executions in a run, work))."""
-    if settings.optimises:
-        yield "reference", (settings.guided_steps if phases.estimates else 1, phases.reference())
+    if settings.gradient_steps:
+        yield "reference", (1, phases.reference())
+    if settings.estimate_steps:
+        yield X0_REFERENCE, (settings.estimate_steps, phases.x0_reference())
     if phases.injects:
         yield "injection", (settings.guided_steps, phases.injection())
-    if settings.optimises:
-        times = settings.guided_steps * settings.computed_gradients
+    if settings.gradient_steps:
+        times = settings.gradient_steps * settings.computed_gradients
         yield "optimise", (times, phases.optimise(preset.checkpoint, preset.block_inputs))
+    if settings.estimate_steps:
+        yield X0_OPTIMISE, (settings.estimate_steps * settings.updates, phases.x0_optimise())
     alone = steps_of_the_prompt_alone(phases, settings)
     if alone < settings.steps:
         yield "denoise", (settings.steps - alone, phases.denoise())

@@ -17,7 +17,7 @@ from ditflow.planning.plan import Phase, Plan
 from ditflow.settings import Settings
 
 TERA, PETA = 10**12, 10**15
-FILE_WIDTH = 120  # characters in a line, if the output is not a terminal
+FILE_WIDTH = 140  # characters in a line, if the output is not a terminal
 
 
 def as_mapping(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ditflow.errors import DitflowError
 from ditflow.models.protocols import Schedule, SchedulerState
-from ditflow.schema import Keys, ListOf, Number, OneOf, OrNull, Whole, problem
+from ditflow.schema import Keys, ListOf, Number, OneOf, OrNull, Text, Whole, problem
 
 REUSE, GUIDANCE = "reuse.", "guidance."  # before the names of these parts of a state in its file
 
@@ -87,6 +87,7 @@ STEPS = ListOf(
             "prompt": OneOf(("run", "reused")),
             "negative": OneOf(("run", "reused", "none")),
             "gradient_cosine": OrNull(Number(-1.01, 1.01)),
+            "loss": OrNull(Text(20)),
         },
         required=("guidance_scale", "prompt", "negative"),
     ),

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from ditflow.errors import DitflowError
-from ditflow.guidance.estimates import EstimateGuidance, prepare_estimates
+from ditflow.guidance.estimates import prepare_estimates
 from ditflow.guidance.injection import Injection
-from ditflow.guidance.optimise import Guidance
+from ditflow.guidance.switched import AnyGuidance, SwitchedGuidance
 from ditflow.guidance.targets import prepare_guidance
 from ditflow.models.protocols import Runner, Schedule, Texts
 from ditflow.run_folder.checkpoint import State
@@ -32,7 +32,7 @@ class Denoised:
     losses: list[list[float]]  # [guided steps][gradients]
     skipped: int  # optimisation steps skipped because float16 overflowed
     embeddings: list[Tensor]  # one for each guided step, if embeddings were optimised
-    steps: list[dict[str, Any]]  # what each step did (`Step.record`)
+    steps: list[dict[str, Any]]  # what each step did, for run.json
 
 
 class Denoising:
@@ -56,7 +56,7 @@ class Denoising:
         self.on_step, self.saved_embeddings = on_step, saved_embeddings
         self.noise = schedule.initial_noise(reference.shape)
         self.state = resume_from or State(-1, self.noise, None, schedule.state(), [], 0, [])
-        self.guidance: Guidance | EstimateGuidance | None = None
+        self.guidance: AnyGuidance | None = None
         self.reuse = Reuse(settings) if settings.reuses else None
 
     @property
@@ -108,11 +108,13 @@ class Denoising:
 
     def _prepare(self, runner: Runner, native_embedding: Tensor) -> None:
         settings, grid = self.settings, runner.transformer.grid(self.reference)
-        prompt = self.texts.source_prompt
-        if settings.loss == "x0":
-            self.guidance = prepare_estimates(settings, self.schedule, self.reference, self.noise, prompt)
-        else:
-            self.guidance = prepare_guidance(runner, settings, grid, self.reference, prompt, native_embedding)
+        prompt, first, then = self.texts.source_prompt, None, None
+        if settings.gradient_steps:
+            first = prepare_guidance(runner, settings, grid, self.reference, prompt, native_embedding)
+        if settings.estimate_steps:
+            then = prepare_estimates(settings, self.schedule, self.reference, self.noise, prompt)
+        both = first and then
+        self.guidance = SwitchedGuidance(first, then, settings.gradient_steps) if both else first or then
         if self.guidance.still:
             logger.warning("the model sees no motion in the clip: there is nothing to transfer")
         if self._keeps_embeddings:
@@ -136,7 +138,7 @@ class Denoising:
             [*before.losses, step.losses] if step.losses else before.losses,
             guidance.skipped if guided and guidance else before.skipped,
             [*before.embeddings, *kept],
-            [*before.steps, step.record],
+            [*before.steps, step.record | {"loss": self.settings.loss_in(step.index)}],
             self.reuse.state() if self.reuse else {},
             guidance.state() if goes_on and guidance else {},
         )

@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ditflow.guidance.estimates import EstimateGuidance
 from ditflow.guidance.injection import Injection
-from ditflow.guidance.optimise import Guidance
+from ditflow.guidance.switched import AnyGuidance
 from ditflow.models.protocols import Injected, Inputs, Runner, Schedule, Texts
 from ditflow.profiling import ranges
 from ditflow.sampling.finite import check_latents, check_optimisation
@@ -47,7 +46,7 @@ def denoise(
     texts: Texts,
     scale: Scale,
     guided_steps: int,
-    guidance: Guidance | EstimateGuidance | None,
+    guidance: AnyGuidance | None,
     injection: Injection | None,
     saved_embeddings: list[Tensor] | None,
     on_step: Callable[[Step], None],

@@ -68,14 +68,20 @@ def _check_gradients(settings: Settings) -> None:
 
 
 def _check_estimates(settings: Settings) -> None:
-    if not settings.optimises or settings.loss != "x0":
+    if not settings.optimises:
         return
-    if settings.optimise == "embedding":
+    if settings.optimise == "embedding" and settings.estimate_steps:
+        flag = "another --loss" if settings.loss == "x0" else "leave out --x0-after"
         raise SettingsError(
             "loss x0 takes the model's prediction as a constant, so it has no gradient to the embedding: "
-            "use --optimise latent, or another --loss"
+            f"use --optimise latent, or {flag}"
         )
-    if settings.gradient_reuse > 1:
+    if settings.loss == "x0" and settings.x0_after < 1:
+        raise SettingsError(
+            f"x0_after: {settings.x0_after} given, but the loss is x0 from the first step: "
+            "use another --loss, or leave out --x0-after"
+        )
+    if settings.loss == "x0" and settings.gradient_reuse > 1:
         raise SettingsError(
             "loss x0 has no backward pass to save: leave out --gradient-reuse, or give --gradients"
         )

@@ -88,8 +88,9 @@ class Settings:
     )
     compute: str = option(
         "speed",
-        "products of the blocks: bf16 (exact, in --dtype); in 8 bits: int8, int8-forward (not gradients)",
-        choices=("bf16", "int8", "int8-forward"),
+        "products of the blocks: bf16 (exact, in --dtype); in 8 bits: int8, int8-forward (not gradients); "
+        "fp16-sums: those of float16 are added in float16, on a GPU",
+        choices=("bf16", "int8", "int8-forward", "fp16-sums"),
     )
     compile: str = option(
         "speed", "compile the transformer's blocks; auto: only on a GPU", choices=("auto", "on", "off")
@@ -132,6 +133,12 @@ class Settings:
         "motion",
         "what to match: a motion feature, or x0, the estimate of the clean latents, without a backward pass",
         choices=("flow", "moft", "smm", "smm-release", "x0"),
+    )
+    x0_after: float = option(
+        "motion",
+        "share of the guided steps after which the loss is x0, such as 0.5; 1: never",
+        least=1e-3,
+        most=1,
     )
     optimise: str = option(
         "motion", "what to optimise: the latents or the positional embedding", choices=("latent", "embedding")
@@ -219,7 +226,7 @@ class Settings:
 
     @property
     def computed_gradients(self) -> int:
-        """Forwards with gradient in each guided step."""
+        """Forwards with gradient in each of `gradient_steps`."""
         return math.ceil(self.updates / self.gradient_reuse)
 
     @property
@@ -233,9 +240,27 @@ class Settings:
         return bool(self.guidance and self.guided_steps and not self.saved_embedding)
 
     @property
+    def gradient_steps(self) -> int:
+        """How many of the guided steps, from the first, need gradients through the transformer."""
+        if not self.optimises or self.loss == "x0":
+            return 0
+        return max(1, round(self.x0_after * self.guided_steps))
+
+    @property
+    def estimate_steps(self) -> int:
+        """How many of the guided steps, after those, have the loss `x0`, which needs no such gradient."""
+        return self.guided_steps - self.gradient_steps if self.optimises else 0
+
+    def loss_in(self, step: int) -> str | None:
+        """The loss in a denoising step (from 0); None if nothing is optimised in it."""
+        if not self.optimises or step >= self.guided_steps:
+            return None
+        return self.loss if step < self.gradient_steps else "x0"
+
+    @property
     def needs_gradient(self) -> bool:
         """Whether any step needs a gradient through the transformer."""
-        return self.optimises and self.loss != "x0"
+        return self.gradient_steps > 0
 
     @property
     def reuses(self) -> bool:

@@ -36,7 +36,7 @@ def settings_with(name: str, value: object) -> list[str]:
 
 def test_every_number_has_two_limits():
     assert all(metadata["most"] is not None for metadata in NUMBERS.values())
-    assert len(NUMBERS) == 16
+    assert len(NUMBERS) == 17
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ WORDS = {  # a setting that is not a number: values that are accepted, and value
     "attention_forward": (("same", "auto", "sage"), CHOSEN),
     "compile": (("auto", "on", "off"), CHOSEN),
     "engine": (("torch", "tensorrt"), CHOSEN),
-    "compute": (("bf16", "int8", "int8-forward"), CHOSEN),
+    "compute": (("bf16", "int8", "int8-forward", "fp16-sums"), CHOSEN),
     "step_cache": (("off", "0.1", "1"), ("", "on", "0", "1.5", "-0.1", "nan", "1e-1", CONTROL)),
     "negative": (("every", "alternate"), CHOSEN),
     "prompt": PROSE,

@@ -9,16 +9,18 @@ from stand_in_meters import SmokeMeter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import correctness, gpu, steps
-from bench.correctness import WrongResult, check_all, compare
+from bench.correctness import EPSILON, WrongResult, check_all, compare
 from bench.gpu import Row, measure_passes
 from bench.harness import Ceilings, Deadline, measure_ceilings
+from bench.linear_passes import LIBRARY, ROWS, linear_passes
 from bench.passes import SIZES, Size, passes
 from bench.steps import Machine, Variant
 from bench.tables import kernels_milliseconds, pass_tables, step_tables
+from ditflow_kernels.int8_linear.products import _library_is_exact
 
 TINY = Size("tiny", (2, 3, 4), 3, 16, text=5)
 TINY_2B = Size("tiny 2B", (2, 3, 4), 2, 16, text=5, dtype=torch.float16, rotary=False)
-CEILINGS = Ceilings(copied_bytes=1e9, product_flops=1e12)
+CEILINGS = Ceilings(copied_bytes=1e9, product_flops=1e12, int8_product_flops=2e12)
 
 
 def rows_of(meter, seconds=1e9, compiled=False, skip=("triton",)):
@@ -49,18 +51,20 @@ def test_every_pass_and_rival_runs():
     expected = [
         (each.name, size.name, rival.name)
         for size in (TINY, TINY_2B)
-        for each in passes()
+        for each in gpu.all_passes()
         for rival in each.rivals()
         if not rival.compiles and rival.name != "triton"
     ]
     assert [(row.of, row.size, row.rival) for row in rows] == expected
     assert meter.called == gpu.INPUT_SETS * len(rows)
     assert all(row.milliseconds == 2.0 and row.least_milliseconds > 0 for row in rows)
-    assert {rival.name for each in passes() for rival in each.rivals() if rival.compiles} == {
+    assert {rival.name for each in gpu.all_passes() for rival in each.rivals() if rival.compiles} == {
         "chunked, compiled",
         "reference, compiled",
+        f"{LIBRARY}, compiled",
+        f"{ROWS}, compiled",
     }
-    assert all(each.rivals()[0].name == "triton" for each in passes())
+    assert all(each.rivals()[0].name == "triton" for each in gpu.all_passes())
 
 
 def test_what_cannot_be_measured_says_why():
@@ -81,7 +85,8 @@ def test_what_fails_does_not_end_the_others(capsys):
     first, *others = rows_of(Failing())
     assert first.reason == "broken: planted" and "RuntimeError: planted" in capsys.readouterr().err
     assert others and not any(row.reason for row in others)
-    compiled = rows_of(Failing(), compiled=True, skip=("triton", "reference, compiled"))
+    skipped = ("triton", "reference, compiled", f"{LIBRARY}, compiled", f"{ROWS}, compiled")
+    compiled = rows_of(Failing(), compiled=True, skip=skipped)
     assert compiled[0].reason == "does not compile: planted"
 
 
@@ -91,8 +96,8 @@ def test_what_is_worth_most_comes_first(monkeypatch):
     monkeypatch.setattr(gpu, "measure_passes", lambda machine, sizes, compiled: iter([(*sizes, compiled)]))
     order = list(gpu.measurements(Machine(SmokeMeter(), Deadline(1.0), CEILINGS)))
     measured = [row for row in order if isinstance(row, Variant)]
-    assert order[0] == Variant("5b", 24) and set(measured[:4]) == set(steps.variants("5b", 24)[0])
-    assert order[4] == (*SIZES[:2], False) and order[5] == Variant("5b", 49)
+    assert order[0] == Variant("5b", 24) and set(measured[:6]) == set(steps.variants("5b", 24)[0])
+    assert order[6] == (*SIZES[:2], False) and order[7] == Variant("5b", 49)
     wanted = {
         each
         for model in ("5b", "2b")
@@ -136,6 +141,24 @@ def test_least_times_are_those_of_the_algebra():
     tensor, rope = (226 + 8100) * 3072 * 2, 4 * 8100 * 64 * 4
     assert (forward.bytes(size), backward.bytes(size)) == (4 * tensor + rope, 6 * tensor + rope)
     assert gpu.least_milliseconds(flow, size, CEILINGS) == pytest.approx(403, rel=1e-2)
+    for each in linear_passes():
+        assert each.int8_flops(size) == 2 * (226 + 8100) * 3072 * 12288
+        assert gpu.least_milliseconds(each, size, CEILINGS) == pytest.approx(314, rel=1e-2)
+
+
+@pytest.mark.parametrize("size", [TINY._replace(dtype=torch.float32), TINY, TINY_2B], ids=str)
+def test_the_rivals_of_linear_layers_compute_the_same_layer(size):
+    """To the rounding of 8 bits; those in 8 bits to that of the precision."""
+    names = ["chunked", LIBRARY, *([ROWS, f"{ROWS}, compiled"] if _library_is_exact("cpu") else [])]
+    if size is not TINY:
+        names = names[:3]  # compiling takes a while
+    for each in linear_passes():
+        given = each.inputs(size, torch.device("cpu"), 0)
+        rivals = {rival.name: rival.call for rival in each.rivals()}
+        ours, *others = (rivals[name](*given).double() for name in names)
+        errors = [((other - ours).norm() / ours.norm()).item() for other in others]
+        assert 1e-4 < errors[0] < 0.03
+        assert all(error < 2 * EPSILON[size.dtype] for error in errors[1:])
 
 
 def test_tables():
@@ -206,7 +229,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     gpu.main([])
     out = capsys.readouterr().out
     assert out.startswith(
-        "correct: 7 comparisons with float64\ncopies 0.00 TB/s, products 1 TFLOP/s\n\n| flow"
+        "correct: 7 comparisons with float64\ncopies 0.00 TB/s, products 1 TFLOP/s, in int8 2\n\n| flow"
     )
     assert "| triton | 2.000 | 50 % | 1.0 |\n\n| 5b, 24 frames |" in out and "a-gpu.json\n" in out
     rows.append(Row("flow forward", "5B", "chunked", reason="broken: planted"))
@@ -216,7 +239,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 
 def test_ceilings_are_rates():
     ceilings = measure_ceilings(SmokeMeter(), elements=1000, side=10)
-    assert ceilings == Ceilings(copied_bytes=2e6, product_flops=1e6)
+    assert ceilings == Ceilings(copied_bytes=2e6, product_flops=1e6, int8_product_flops=1e6)
 
 
 def test_right_results_pass_and_wrong_ones_do_not():

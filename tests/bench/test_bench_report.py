@@ -50,7 +50,7 @@ GPU = {
     "commit": "abc",
     "torch": "2.13",
     "triton": "3.7",
-    "ceilings": {"copied_bytes": 3e12, "product_flops": 7e14},
+    "ceilings": {"copied_bytes": 3e12, "product_flops": 7e14, "int8_product_flops": 14e14},
     "passes": [
         {
             "of": "flow forward",
@@ -202,7 +202,7 @@ def test_figures_are_rounded_once(made):
 def test_measured_numbers(made):
     text = made(plan(), GPU, CPU)[PAGE]
     assert "### A GPU" in text and "2026-12-01, abc, torch 2.13, triton 3.7" in text
-    assert "products 700 TFLOP/s, copies 3.00 TB/s" in text
+    assert "products 700 TFLOP/s, in int8 1400 TFLOP/s, copies 3.00 TB/s" in text
     assert "| triton | 2.500 | 80 % | 10.0 |" in text
     assert "| plain | all | no time left | - | - | - | - | - |" in text
     assert "A CPU, 2026-12-02, def, torch 2.13, threads: 2, load 0.2 to 1.5." in text

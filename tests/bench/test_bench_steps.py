@@ -13,7 +13,11 @@ from bench.harness import Ceilings, Cost, Deadline, counter_of, energy_counter
 from bench.steps import STEPS, Machine, Models, Variant, measure_steps
 from ditflow.errors import DitflowError
 from ditflow.models.cogvideox.transformer import CogVideoXTransformer
+from ditflow.models.compute import Int8Linear
+from ditflow.planning.plan import PROMPT_ONLY
 from ditflow.settings import Settings
+
+EXACT = [step for step in STEPS if step != PROMPT_ONLY]  # of a run that runs every pass
 
 
 @pytest.fixture
@@ -29,7 +33,7 @@ def small(small_folder, monkeypatch):
 
 
 def steps_of(wanted, models, seconds=1e9, flops=1e12, meter=None):
-    ceilings = Ceilings(copied_bytes=1e9, product_flops=flops)
+    ceilings = Ceilings(copied_bytes=1e9, product_flops=flops, int8_product_flops=flops)
     machine = Machine(meter or SmokeMeter(), Deadline(seconds), ceilings)
     return list(measure_steps(machine, wanted, models))
 
@@ -50,13 +54,26 @@ def test_steps_of_variants(small, monkeypatch):
 
     monkeypatch.setattr(steps, "make_plans", nothing_stays)
     found = steps_of([variant, streamed, variant._replace(attention="sage")], models)
-    assert [row.step for row in found] == [*STEPS, *STEPS, "denoising step"]
+    assert [row.step for row in found] == [*EXACT, *EXACT, "denoising step"]
     assert all(row.reason is None and (row.milliseconds, row.joules) == (3.0, 70.0) for row in found)
     assert [row.resident for row in found] == ["6 of 6"] * 3 + ["0 of 6"] * 3 + ["6 of 6"]
     assert [row.preset for row in found] == ["80gb"] * 3 + ["8gb"] * 3 + ["80gb"]
     assert all(row.planned_bytes > 0 for row in found)
     (made,), (home,) = models.made.values(), models.home.values()
     assert all(tensor.data_ptr() == at.data_ptr() for tensor, at in zip(made.parameters(), home, strict=True))
+
+
+def test_steps_at_each_speed(small):
+    """`faster`: one update, not five, and 8-bit products. Both have passes without the negative prompt."""
+    variant, models = small
+    found = steps_of([variant, variant._replace(speed="fast"), variant._replace(speed="faster")], models)
+    assert all(row.reason is None for row in found)
+    assert [row.step for row in found] == [*EXACT, *STEPS, *STEPS]
+    assert [row.variant["speed"] for row in found[::4]] == ["exact", "fast", "faster"]
+    (_, exact), (_, faster) = models.made
+    assert (exact, faster) == ("bf16", "int8") and len(models.made) == 2
+    kinds = [{type(part) for part in made.modules()} for made in models.made.values()]
+    assert Int8Linear not in kinds[0] and Int8Linear in kinds[1]
 
 
 def test_a_guided_step_is_all_its_updates_and_a_denoising(small, monkeypatch):
@@ -76,8 +93,8 @@ def test_a_guided_step_is_all_its_updates_and_a_denoising(small, monkeypatch):
             counts[len(counts)] = len(made) - before
             return cost
 
-    steps_of([variant], models, meter=Counter())
-    assert list(counts.values()) == [1, 2, 1 + 5 + 2]
+    steps_of([variant, variant._replace(speed="faster")], models, meter=Counter())
+    assert list(counts.values()) == [1, 2, 1 + 5 + 2, 1, 2, 1, 1 + 1 + 2]
 
 
 def test_steps_that_cannot_be_measured_say_why(small, monkeypatch):
@@ -115,18 +132,19 @@ def test_what_fails_ends_nothing(small, monkeypatch, capsys):
     assert [row.reason for row in broken] == [
         "broken: ours"
     ] and "DitflowError: ours" in capsys.readouterr().err
-    assert [row.reason for row in fine] == [None] * len(STEPS)
+    assert [row.reason for row in fine] == [None] * len(EXACT)
 
 
 def test_variants_cover_what_there_is():
     plain, changed = steps.variants("5b", 24)
-    assert [each.preset for each in plain] == ["auto", "24gb", "16gb", "12gb"]
+    assert [each.preset for each in plain] == [*["auto"] * 3, "24gb", "16gb", "12gb"]
+    assert [each.speed for each in plain[:3]] == ["exact", "fast", "faster"]
     found = [*plain, *changed]
     assert all(each[:2] == ("5b", 24) for each in found) and len(set(found)) == len(found)
     assert {each.preset for each in found} == {"auto", *steps.PRESETS}
     assert {each.attention for each in found} == set(steps.KERNELS)
     assert sum(each.compiled for each in found) == sum(each.kernels == "chunked" for each in found) == 1
-    usual = "auto", "sdpa", False, "triton"
+    usual = "auto", "sdpa", False, "triton", "exact"
     assert all(
         sum(one != other for one, other in zip(each[2:], usual, strict=True)) == 1 for each in found[1:]
     )

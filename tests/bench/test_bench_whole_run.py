@@ -16,9 +16,11 @@ from bench.timed import full
 from bench.timed.contests import OURS
 from bench.timed.full import RUNS
 from ditflow.memory.plain import PlainRunner
+from ditflow.models.compute import Int8Linear
 from ditflow.models.protocols import Capture, Grid, Inputs
 from ditflow.planning.fake import FakeModel, fake_tensors
 from ditflow.settings import Settings
+from ditflow.settings.speed import SPEEDS
 
 TERA = 10**12
 GUIDED, INJECTED = 1, 0
@@ -136,9 +138,26 @@ def test_the_optimisation_is_a_run_without_denoising():
     assert part.count("update") == whole.count("update")
 
 
+def test_each_speed_does_what_it_sets():
+    """With a step to reuse in: fewer updates, and fewer passes for the negative prompt."""
+    case = replace(full.WARMUP, steps=8, optimisation_steps=2)
+    sides = full.at_each_speed(case)
+    runs = {speed: make()() for speed, make in sides.items()}
+    assert list(sides) == list(SPEEDS)
+    updates = {speed: len(run.losses[0]) for speed, run in runs.items()}
+    assert updates == {"exact": 2, "fast": 2, "faster": 1}
+    negatives = {speed: [step["negative"] for step in run.steps].count("run") for speed, run in runs.items()}
+    assert negatives["exact"] == 8 and negatives["faster"] <= negatives["fast"] < 8
+    kinds = {
+        speed: {type(part) for part in replace(case, speed=speed).transformer().blocks.modules()}
+        for speed in sides
+    }
+    assert Int8Linear in kinds["faster"] and Int8Linear not in kinds["exact"] | kinds["fast"]
+
+
 def test_motion_flow_has_its_slow_rivals():
     works = full.works(full.QUICK)
-    assert list(works) == ["flow forward", "loss and gradients", "optimisation", "whole run"]
+    assert list(works) == [*full.FLOW, "optimisation", "whole run", "each --speed"]
     assert {"reference", "per head, float32", "library product alone", OURS} <= set(works["flow forward"]())
     assert {"per head, float32", "chunked, every row counts"} <= set(works["loss and gradients"]())
 

@@ -42,6 +42,8 @@ def rows(table):
         ("unguided", "dtype=bfloat16"),
         ("unguided", "no-op"),
         ("guided", "gradients=1"),
+        ("negative", "fast"),
+        ("speeds", "faster"),
         ("guided-small", "no-op"),
         ("rates", "gradients=1"),
     ],

@@ -14,9 +14,12 @@ from tiny_pipelines import latents, quick_settings
 from ditflow import DitflowError, flow, transfer
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.own_flow import read_own_flow
+from ditflow.jobs import checks
 from ditflow.jobs.session import Job
 from ditflow.memory import torch_state as module
 from ditflow.memory.torch_state import WORKSPACE, torch_state
+from ditflow.models.cogvideox.text import T5TextEncoder
+from ditflow.models.cogvideox.transformer import CogVideoXTransformer
 from ditflow.planning.choice import _phases, choose_plan
 
 CPU = torch.device("cpu")
@@ -39,6 +42,11 @@ GLOBALS = {  # how to set, a value, how to read
     "no-flash": (torch.backends.cuda.enable_flash_sdp, False, torch.backends.cuda.flash_sdp_enabled),
     "no-grad-for-good": (torch.set_grad_enabled, False, torch.is_grad_enabled),
     "deterministic": (torch.use_deterministic_algorithms, True, torch.are_deterministic_algorithms_enabled),
+    "fp16-sums": (
+        lambda value: setattr(torch.backends.cuda.matmul, "allow_fp16_accumulation", value),
+        True,
+        lambda: torch.backends.cuda.matmul.allow_fp16_accumulation,
+    ),
     "no-mkldnn": (
         lambda value: setattr(torch.backends.mkldnn, "enabled", value),
         False,
@@ -191,6 +199,45 @@ def test_a_job_in_a_job_keeps_the_outer_settings(settings):
             assert not torch.are_deterministic_algorithms_enabled()
         assert torch.are_deterministic_algorithms_enabled()
     assert not torch.are_deterministic_algorithms_enabled() and torch.get_num_threads() == 1
+
+
+def sums_in_fp16():
+    return torch.backends.cuda.matmul.allow_fp16_accumulation
+
+
+def test_sums_in_fp16_are_set_and_restored():
+    with torch_state(fp16_sums=True):
+        with torch_state():
+            assert sums_in_fp16()
+        with torch_state(fp16_sums=False):
+            assert not sums_in_fp16()
+        assert sums_in_fp16()
+    assert not sums_in_fp16()
+
+
+def test_a_run_adds_in_fp16_if_it_is_asked_to(settings, monkeypatch, fresh):
+    """All but the prompts, which are cached for other runs."""
+    seen = {}
+
+    def recorded(owner, name):
+        real = getattr(owner, name)
+
+        def call(*given, **options):
+            seen[name] = sums_in_fp16()
+            return real(*given, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    wanted = replace(settings, compute="fp16-sums", dtype="float16")
+    with pytest.raises(DitflowError, match="--compute fp16-sums needs a CUDA GPU"):
+        transfer(wanted)
+    monkeypatch.setattr(checks, "check_compute", lambda *given: None)
+    recorded(T5TextEncoder, "encode")
+    recorded(CogVideoXTransformer, "attend")
+    transfer(wanted)
+    assert seen == {"encode": False, "attend": True} and not sums_in_fp16()
+    transfer(replace(settings, output=f"{settings.output}-exact"))
+    assert seen["attend"] is False
 
 
 def in_fork(work):

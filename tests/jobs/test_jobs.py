@@ -75,6 +75,7 @@ def test_every_mode_gives_other_latents(settings):
         "smm": {"loss": "smm"},
         "smm-release": {"loss": "smm-release"},
         "x0": {"loss": "x0"},
+        "x0-after": {"x0_after": 0.5},
         "embedding": {"optimise": "embedding"},
         "no-guidance": {"guidance": False},
         "no-injection": {"injection": False},

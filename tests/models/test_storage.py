@@ -1,5 +1,8 @@
 """Weights in 8 or 4 bits: their rounding is bounded, and everything else is exact."""
 
+from contextlib import nullcontext
+from functools import partial
+
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
@@ -13,11 +16,12 @@ from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.streamed import Streamed
 from ditflow.models import storage
+from ditflow.models.cogvideox import transformer as cogvideox
 from ditflow.models.cogvideox.family import CogVideoXFamily
 from ditflow.models.compiling import compile_piece
 from ditflow.models.gguf_file import load_gguf
 from ditflow.models.protocols import Capture
-from ditflow.models.storage import StoredLinear, check_weights, pack_rows, store_weights
+from ditflow.models.storage import StoredLinear, check_weights, pack_rows, store_weights, unpacked
 from ditflow.planning.fake import fake_tensors
 
 CPU = torch.device("cpu")
@@ -61,7 +65,7 @@ def linear_layers(transformer):
     return layers
 
 
-def unpacked(transformer):
+def of_whole_weights(transformer):
     """Replace each stored layer by an ordinary one with the same weight."""
     for name, layer in list(transformer.named_modules()):
         if isinstance(layer, StoredLinear):
@@ -209,7 +213,7 @@ def energy(_, read):
 def test_guided_gradient_equals_that_of_the_unpacked_weights(kind, stored):
     small, exact = stored(kind), exact_transformer()
     backbone = backbone_of(small)
-    whole = PlainRunner(backbone_of(unpacked(stored(kind))))
+    whole = PlainRunner(backbone_of(of_whole_weights(stored(kind))))
     inputs, capture = random_inputs(backbone, 3, 8, 12), Capture("query_key", (1,))
 
     def both(runner):
@@ -227,6 +231,62 @@ def test_guided_gradient_equals_that_of_the_unpacked_weights(kind, stored):
     resident = both(BlockwiseRunner(backbone))
     streamed = BlockwiseRunner(backbone, Streamed(backbone.blocks, CPU, 0, host="pageable"))
     assert all(map(torch.equal, both(streamed), resident))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_weight_is_unpacked_once_per_block_and_direction(kind, stored, monkeypatch):
+    """However many chunks of tokens a feed-forward's backward takes."""
+    monkeypatch.setattr(cogvideox, "CHUNK", 7)
+    runner = BlockwiseRunner(backbone_of(stored(kind)))
+    inputs, capture = random_inputs(runner.transformer, 3, 8, 12), Capture("query_key", (1,))
+    layers = linear_layers(runner.transformer.network)
+    count = {}
+    for name, layer in layers.items():
+        layer.unpack = partial(counted, count, name, layer.unpack)
+
+    runner.forward([inputs], {})
+    assert count == dict.fromkeys(layers, 1)
+    count.clear()
+    _, gradient = runner.gradient(energy, "latents", inputs, {}, capture, 1.0)
+    # block 0: forward, recomputed, backward; of its feed-forward the last two share one weight
+    first = {name: 2 if name in ("0.up", "0.down") else 3 for name in layers if name.startswith("0.")}
+    assert count == first | {"1.q": 2, "1.k": 2, "1.v": 1}
+
+    monkeypatch.setattr(cogvideox, "unpacked", lambda part: nullcontext())
+    count.clear()
+    _, in_chunks = runner.gradient(energy, "latents", inputs, {}, capture, 1.0)
+    assert count["0.down"] > 5 and torch.equal(in_chunks, gradient)
+
+
+def counted(count, name, unpack, *given):
+    count[name] = count.get(name, 0) + 1
+    return unpack(*given)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unpacked_weight_is_shared_and_then_dropped(kind, stored):
+    layers = linear_layers(stored(kind))
+    for name, layer in layers.items():
+        tokens, upstream = inputs_of(layer)
+        expected = product(layer, tokens, upstream)
+        with pytest.raises(KeyError), unpacked(layer):
+            assert layer.weight is layer.weight
+            assert all(map(torch.equal, product(layer, tokens, upstream), expected)), name
+            raise KeyError
+        assert layer.unpacked is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_graph_serves_the_unpacked_weights_of_all_blocks(kind, stored):
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = compile_piece(feed, backend=counter)
+    tokens = torch.randn(1, 30, 64, requires_grad=True)
+    for block in stored(kind).transformer_blocks:
+        with unpacked(block.ff):
+            results = [function(block, tokens) for function in (compiled, feed)]
+            gradients = [torch.autograd.grad(result.sum(), tokens)[0] for result in results]
+        assert torch.equal(*results) and torch.equal(*gradients)
+    assert counter.frame_count == 1
 
 
 def feed(block, tokens):

@@ -51,11 +51,11 @@ def test_guidance_without_backward_takes_what_a_plain_step_takes():
     (plain,) = make_plans(replace(settings, guidance=False), presets()[:1], "cuda")
     phases = {phase.name: phase for phase in plan.phases}
     step = next(phase for phase in plain.phases if phase.name == "denoise")
-    for name in ("reference", "optimise", "denoise"):
+    for name in ("x0 reference", "x0 optimise", "denoise"):
         assert phases[name].peak_bytes <= step.peak_bytes + 0.2 * GIB, name
     assert plan.resident == plain.resident
-    assert (phases["reference"].times, phases["optimise"].times) == (10, 50)
-    for name in ("reference", "optimise"):  # one forward; a denoising step takes two
+    assert (phases["x0 reference"].times, phases["x0 optimise"].times) == (10, 50)
+    for name in ("x0 reference", "x0 optimise"):  # one forward; a denoising step takes two
         assert 2 * phases[name].flops == step.flops
         assert phases[name].copied_bytes == step.copied_bytes
 

@@ -19,15 +19,17 @@ STEPS = 4
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
 @pytest.mark.parametrize(
-    "loss, optimise", [("flow", "latent"), ("flow", "embedding"), ("x0", "latent")], ids="-".join
+    "loss, optimise, x0_after",
+    [("flow", "latent", 1), ("flow", "embedding", 1), ("x0", "latent", 1), ("flow", "latent", 0.3)],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_continues_bit_for_bit_from_every_state(tmp_path, loss, optimise, scheduler, dtype):
+def test_continues_bit_for_bit_from_every_state(tmp_path, loss, optimise, x0_after, scheduler, dtype):
     backbone = backbone_of(tiny_transformer().to(dtype))
     inputs = random_inputs(backbone, 3, 8, 12)
     settings = Settings(
         model="small", dtype=str(dtype)[6:], steps=STEPS, guided=0.75, optimisation_steps=2,
-        guidance_blocks=[2], loss=loss, optimise=optimise, scheduler=scheduler, guidance_scale=2,
+        guidance_blocks=[2], loss=loss, optimise=optimise, x0_after=x0_after, scheduler=scheduler,
+        guidance_scale=2,
     )  # fmt: skip
 
     def denoising(resume_from=None):
@@ -45,8 +47,9 @@ def test_continues_bit_for_bit_from_every_state(tmp_path, loss, optimise, schedu
     whole, states = denoising()
     expected = whole.run(PlainRunner(backbone))
     assert [state.index for state in states] == list(range(STEPS))
-    # the next guided step needs the velocities of those before it, and nothing else does
-    assert [bool(state.guidance) for state in states] == [loss == "x0"] * 2 + [False] * 2
+    # a guided step needs the velocities of those before it with the loss x0, and nothing else does
+    needed = [loss == "x0", loss == "x0" or x0_after < 1, False, False]
+    assert [bool(state.guidance) for state in states] == needed
     for state in states:
         (tmp_path / str(state.index)).mkdir()
         files = StateFolder(Run(tmp_path / str(state.index)), IDENTITY)

@@ -33,14 +33,15 @@ class OutOfMemory(PlainRunner):
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
 @pytest.mark.parametrize(
-    "loss, optimise", [("flow", "latent"), ("flow", "embedding"), ("x0", "latent")], ids="-".join
+    "loss, optimise, x0_after",
+    [("flow", "latent", 1), ("flow", "embedding", 1), ("x0", "latent", 1), ("flow", "latent", 0.5)],
 )
-def test_another_runner_continues_from_the_last_finished_step(loss, optimise, scheduler):
+def test_another_runner_continues_from_the_last_finished_step(loss, optimise, x0_after, scheduler):
     backbone = tiny_backbone()
     inputs = random_inputs(backbone, 3, 8, 12)
     settings = Settings(
         model="small", dtype="float32", steps=5, guided=0.4, optimisation_steps=2, guidance_blocks=[2],
-        loss=loss, optimise=optimise, scheduler=scheduler, guidance_scale=2,
+        loss=loss, optimise=optimise, x0_after=x0_after, scheduler=scheduler, guidance_scale=2,
     )  # fmt: skip
     texts = text_embeddings(inputs.prompt)
 

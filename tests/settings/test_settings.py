@@ -109,7 +109,9 @@ def test_a_guided_share_above_zero_guides_at_least_one_step():
         ({"guided": 1.5}, "at most 1 accepted"),
         ({"guided": "nan"}, "a number accepted"),
         ({"loss": "mse"}, "accepted: flow, moft, smm, smm-release, x0"),
-        ({"loss": "x0", "optimise": "embedding"}, "no gradient to the embedding: use --optimise latent"),
+        ({"loss": "x0", "optimise": "embedding"}, "embedding: use --optimise latent, or another --loss"),
+        ({"x0_after": 0.5, "optimise": "embedding"}, "use --optimise latent, or leave out --x0-after"),
+        ({"x0_after": 0.5, "loss": "x0"}, "x0_after: 0.5 given, but the loss is x0 from the first step"),
         ({"size": "100x100"}, "multiples of 16 accepted; nearest: 96x96"),
         ({"size": "x"}, "WIDTHxHEIGHT accepted"),
         ({"guidance_blocks": [4, 4]}, "[4, 4] given; name each block only once"),
@@ -136,6 +138,26 @@ def test_the_embedding_is_refused_only_where_x0_would_optimise_it():
     assert not Settings(loss="x0", optimise="embedding", guidance=False).optimises
     assert Settings(loss="x0").optimises and not Settings(loss="x0").needs_gradient
     assert Settings().needs_gradient
+
+
+@pytest.mark.parametrize(
+    "share, first", [(0.001, 1), (0.1, 1), (0.34, 3), (0.5, 5), (0.9, 9), (0.96, 10), (1, 10)]
+)
+def test_the_loss_of_each_step(share, first):
+    settings = Settings(x0_after=share, loss="smm")
+    assert (settings.gradient_steps, settings.estimate_steps) == (first, 10 - first)
+    losses = [settings.loss_in(step) for step in range(settings.steps)]
+    assert losses == ["smm"] * first + ["x0"] * (10 - first) + [None] * 40
+    assert settings.needs_gradient
+
+
+@pytest.mark.parametrize(
+    "change", [{"guidance": False}, {"guided": 0}, {"saved_embedding": "a file"}], ids=str
+)
+def test_without_optimisation_no_step_has_a_loss(change):
+    settings = Settings(x0_after=0.5, **change)
+    assert (settings.gradient_steps, settings.estimate_steps, settings.loss_in(0)) == (0, 0, None)
+    assert Settings(loss="x0").loss_in(0) == "x0" and Settings(loss="x0").estimate_steps == 10
 
 
 def test_a_block_may_be_both_guided_and_injected_when_one_is_off():

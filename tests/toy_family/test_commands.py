@@ -129,9 +129,9 @@ def test_plan_of_a_run_without_a_backward_pass(ditflow, toy_folder):
     found = json.loads(ditflow("plan", "--model", toy_folder, "--loss", "x0", "--json"))
     for preset in found["presets"]:
         phases = {phase["name"]: phase for phase in preset["phases"]}
-        assert (phases["reference"]["times"], phases["optimise"]["times"]) == (3, 3 * 2)
+        assert (phases["x0 reference"]["times"], phases["x0 optimise"]["times"]) == (3, 3 * 2)
         # one forward: a denoising step takes two, with the prompt and without it
-        for name in ("reference", "optimise"):
+        for name in ("x0 reference", "x0 optimise"):
             assert 2 * phases[name]["flops"] == phases["denoise"]["flops"]
 
 
@@ -175,7 +175,22 @@ def test_every_preset_gives_the_same_latents(transfer, resident, name, monkeypat
     assert settings.decode_tile == ("none" if place is None else ToyFamily.tiles[min(place, 2)])
 
 
-@pytest.mark.parametrize("words", [("--optimise", "embedding"), ("--loss", "x0")], ids=" ".join)
+def test_transfer_and_plan_of_a_run_with_two_losses(ditflow, transfer, toy_folder):
+    words = ("--loss", "smm", "--x0-after", "0.34", "--optimisation-steps", "3")
+    run = transfer(*words)
+    assert [step["loss"] for step in record(run)["steps"]] == ["smm", "x0", "x0", None, None, None]
+    for losses in record(run)["losses"]:
+        assert len(losses) == 3 and losses[-1] < losses[0]
+    assert torch.equal(latents(transfer("--config", run / "settings.yaml")), latents(run))
+    for preset in json.loads(ditflow("plan", "--model", toy_folder, *words, "--json"))["presets"]:
+        times = {phase["name"]: phase["times"] for phase in preset["phases"]}
+        assert (times["reference"], times["optimise"]) == (1, 3)
+        assert (times["x0 reference"], times["x0 optimise"]) == (2, 2 * 3)
+
+
+@pytest.mark.parametrize(
+    "words", [("--optimise", "embedding"), ("--loss", "x0"), ("--x0-after", "0.34")], ids=" ".join
+)
 def test_resume_after_a_kill(ditflow, transfer, clip, toy_folder, tmp_path, monkeypatch, words):
     """In a guided step, which the next one goes on from; then after an interrupt in a plain one."""
     words = (*words, "--output", "run")

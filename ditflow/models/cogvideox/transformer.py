@@ -15,6 +15,7 @@ from diffusers import CogVideoXTransformer3DModel
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from einops import rearrange
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from ditflow.errors import DitflowError
 from ditflow.models.attention import load_attention
@@ -22,6 +23,7 @@ from ditflow.models.cogvideox.embedding import positional_embedding
 from ditflow.models.compiling import compile_piece
 from ditflow.models.compute import input_gradient
 from ditflow.models.protocols import AttentionInputs, Carried, Grid, Inputs, KeyValue, Shared
+from ditflow.models.storage import unpacked
 from ditflow_kernels import qk_norm_rope
 
 CHUNK = 4096  # tokens at a time in a feed-forward's backward
@@ -127,10 +129,11 @@ class CogVideoXTransformer:
 
         Chunks save memory: the hidden layer is four times as wide as everything else.
         """
-        return tuple(
-            self._tokens_backward(index, carried[which], shared.time, which, gradient)
-            for which, gradient in enumerate(gradients)
-        )
+        with unpacked(self.blocks[index].ff):
+            return tuple(
+                self._tokens_backward(index, carried[which], shared.time, which, gradient)
+                for which, gradient in enumerate(gradients)
+            )
 
     def _tokens_backward(
         self, index: int, tokens: Tensor, time: Tensor, which: int, gradient: Tensor
@@ -142,8 +145,11 @@ class CogVideoXTransformer:
             with torch.enable_grad():
                 entering = tokens[:, chunk].detach().requires_grad_()
                 hidden, gate = self.pieces.hidden_layer(block, entering, time, which)
+            # only its place in the graph is needed, not its values
+            leaving = get_gradient_edge(hidden)
+            del hidden
             upstream = input_gradient(block.ff.net[2], gate * gradient[:, chunk])
-            (found,) = torch.autograd.grad(hidden, entering, upstream)
+            (found,) = torch.autograd.grad(leaving, entering, upstream)
             torch.add(gradient[:, chunk], found, out=result[:, chunk])
         return result
 
