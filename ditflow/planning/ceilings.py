@@ -9,7 +9,6 @@ from typing import Any
 from ditflow.errors import SettingsError
 from ditflow.files import shipped, shipped_names
 from ditflow.models.compute import INT8
-from ditflow.models.compute import INT8
 from ditflow.planning.plan import Phase, Plan
 
 
