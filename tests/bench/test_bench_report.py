@@ -68,6 +68,7 @@ GPU = {
                 "model": "5b",
                 "frames": 24,
                 "preset": "auto",
+                "speed": "exact",
                 "attention": "sdpa",
                 "compiled": False,
                 "kernels": "triton",
