@@ -1,8 +1,8 @@
 """Measures the ceilings for `ditflow plan --device NAME`: `python -m bench.ceilings NAME [--cpu]`.
 
 Writes `configs/devices/NAME.yaml`: the best of several rounds of what a block of CogVideoX-5B does at 24
-frames. These are its feed-forward's product, its attention, and the copy of its weights from host memory
-(pinned, on a GPU).
+frames. These are its feed-forward's product, in 16 and in 8 bits, its attention, and copies of its weights,
+from host memory (pinned, on a GPU) and in device memory.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import yaml
 
 from bench.harness import CPU, Call, commit, seconds
+from ditflow_kernels.int8_linear.products import int8_product
 
 ROUNDS = 8
 TOKENS, HEADS, HEAD_DIM = 8326, 48, 64  # 24 frames of 480x720 and the text
@@ -39,13 +40,14 @@ def main() -> None:
 
 
 def measure(device: torch.device, tokens: int = TOKENS, heads: int = HEADS) -> dict[str, Any]:
-    """FLOPs a second of products and of attention, and bytes a second from host memory."""
+    """FLOPs a second of products and of attention; bytes a second from host memory and in device memory."""
     channels = heads * HEAD_DIM
     rows = torch.randn(tokens, channels, dtype=DTYPE, device=device)
     weight = torch.randn(channels, 4 * channels, dtype=DTYPE, device=device)
     query, key, value = torch.randn(3, 1, heads, tokens, HEAD_DIM, dtype=DTYPE, device=device)
     host = torch.zeros(BLOCK_BYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    block = torch.zeros(BLOCK_BYTES, dtype=torch.uint8, device=device)
+    block, other = torch.zeros(2, BLOCK_BYTES, dtype=torch.uint8, device=device)
+    left, right = rows.to(torch.int8), weight.to(torch.int8)
 
     def rate(work: float, call: Call) -> float:
         """In the best round, the one that nothing disturbed."""
@@ -58,6 +60,8 @@ def measure(device: torch.device, tokens: int = TOKENS, heads: int = HEADS) -> d
         "product_flops": rate(2 * tokens * 4 * channels**2, lambda: rows @ weight),
         "attention_flops": rate(4 * tokens**2 * channels, attend),
         "copied_bytes": rate(BLOCK_BYTES, lambda: block.copy_(host, non_blocking=True)),
+        "int8_flops": rate(2 * tokens * 4 * channels**2, lambda: int8_product(left, right)),
+        "moved_bytes": rate(2 * BLOCK_BYTES, lambda: block.copy_(other)),  # read and written
     }
 
 

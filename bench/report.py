@@ -2,7 +2,7 @@
 
 Fills bench/performance.md.in and bench/wind-tunnel.md.in. Sources: bench/results/*.json (`bench.gpu`, `make
 bench-accept-ratios`, `bench.presets`, `make tunnel`), bench/ratios.csv, bench/published.yaml and
-configs/devices/*.yaml (`bench.ceilings`).
+configs/devices/*.yaml (`bench.ceilings`, or estimated).
 """
 
 import json
@@ -18,7 +18,7 @@ from bench.plots import roofline, stacked_bars, stairs
 from bench.tables import PETA, TERA, gib, markdown
 from bench.timed.bounds import SLOWDOWN, Bounds, read_bounds
 from bench.tunnel.page import TUNNEL_PAGE, tunnel_page
-from ditflow.planning.ceilings import Ceilings
+from ditflow.planning.ceilings import Ceilings, as_ceilings
 from ditflow.planning.plan import Phase
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +49,7 @@ def report(root: Path) -> dict[Path, str]:
         [each for each in found if each["kind"] == kind] for kind in ("planned", "gpu", "cpu")
     )
     devices = [yaml.safe_load(path.read_text()) for path in sorted((root / "configs/devices").glob("*.yaml"))]
-    devices = [Ceilings(**device) for device in devices]
+    devices = [as_ceilings(device) for device in devices]
     published = yaml.safe_load((root / "bench/published.yaml").read_text(encoding="utf-8"))
     bounds = read_bounds(root / "bench/ratios.csv")
     runs = drawn_runs(plans)
@@ -59,7 +59,7 @@ def report(root: Path) -> dict[Path, str]:
         work="\n\n".join(map(work, plans)) or NO_PLAN,
         phases=shown(pictures, "phases", "Work by phase"),
         memory=shown(pictures, "memory", "Memory by phase"),
-        ceilings=tables.ceilings_table(devices, runs.values(), f"a default run of {DRAWN} frames, at least"),
+        ceilings=tables.ceilings_table(devices, runs, f"a default run of {DRAWN} frames, at least"),
         rooflines=shown(pictures, "roofline", "Roofline"),
         gpus="\n\n".join(map(measured_on_gpu, gpus)) or NO_GPU,
         slowdown=SLOWDOWN,
@@ -103,7 +103,7 @@ def drawings(runs: Runs, devices: Sequence[Ceilings]) -> dict[Path, str]:
         for phase in run
         if phase.name == "optimise" and phase.copied_bytes
     }
-    for each in devices:
+    for each in (device for device in devices if device.measured):
         title = f"{each.device}: an optimisation step, FLOP for each byte copied to it, {DRAWN} frames"
         picture = roofline(title, each.product_flops, each.copied_bytes, streamed)
         found[PICTURES / f"roofline-{each.device}.svg"] = picture

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from ditflow.memory.presets import GIB, presets
@@ -56,6 +57,36 @@ def preset_table(plan: Row) -> str:
     return markdown(columns, rows)
 
 
+def speed_table(found: Row) -> str:
+    """README's table: a row for each speed, from what `bench.speeds` has planned.
+
+    A column is its heading and the cell of each speed.
+    """
+    runs = {(run["speed"], run["frames"], run["device"]): run for run in found["runs"]}
+    speeds, lengths, devices = (list(dict.fromkeys(each)) for each in zip(*runs, strict=True))
+    columns = {"`--speed`": [f"`{speed}`" for speed in speeds]}
+    for frames in lengths:
+        of_least = [
+            min((runs[speed, frames, device] for device in devices), key=itemgetter("flops"))
+            for speed in speeds
+        ]
+        columns[f"PFLOP, {frames} frames"] = [_work_cell(run) for run in of_least]
+    for device in devices:
+        rows = [[runs[speed, frames, device] for frames in lengths] for speed in speeds]
+        (kind,) = {run["rates"] for row in rows for run in row}
+        columns[f"{device}, {kind} minutes"] = [", ".join(map(_minutes, row)) for row in rows]
+    return markdown(list(columns), zip(*columns.values(), strict=True))
+
+
+def _minutes(run: Row) -> str:
+    minutes = run["seconds"] / 60
+    return f"{minutes:.{0 if minutes >= 10 else 1 if minutes >= 1 else 2}f}"
+
+
+def _work_cell(run: Row) -> str:
+    return ("at most " if run["at_most"] else "") + f"{run['flops'] / PETA:.1f}"
+
+
 def work_table(plan: Row, frames: int) -> str:
     """Planned work and copies of a default run, and its least time at several rates."""
     columns = ["preset", "peak GiB", "largest phase", "PFLOP", "GiB copied a run"]
@@ -74,16 +105,24 @@ def work_table(plan: Row, frames: int) -> str:
     return markdown(columns, rows)
 
 
-def ceilings_table(devices: Iterable[Ceilings], runs: Iterable[Sequence[Phase]], column: str) -> str:
-    """The best rates measured on each device, and the least time that any of the runs takes there."""
-    rows, runs = [], list(runs)
+def ceilings_table(devices: Iterable[Ceilings], runs: Mapping[str, Sequence[Phase]], column: str) -> str:
+    """The best rates of each device, and the least time that any of the presets' runs takes there."""
+    rows, cards = [], {preset.name: preset.gigabytes for preset in presets()}
     for each in devices:
-        rates = each.product_flops / TERA, each.attention_flops / TERA, each.copied_bytes / 1e9
-        least = min((sum(p.times * each.seconds(p) for p in run) for run in runs), default=None)
-        cells = [f"{each.device} ({each.dtype})", each.measured, *(f"{rate:.3g}" for rate in rates)]
+        flops = each.product_flops, each.int8_flops, each.attention_flops
+        rates = [*(_rate(flop, TERA) for flop in flops), _rate(each.moved_bytes), _rate(each.copied_bytes)]
+        fitting = [run for name, run in runs.items() if cards[name] <= (each.gigabytes or cards[name])]
+        least = min((sum(p.times * each.seconds(p) for p in run) for run in fitting), default=None)
+        cells = [f"{each.device} ({each.dtype})", each.measured or "**estimated**", *rates]
         rows.append([*cells, "-" if least is None else duration(least)])
-    columns = ["device", "measured", "products TFLOP/s", "attention TFLOP/s", "from the host GB/s", column]
-    return markdown(columns, rows)
+    columns = ["device", "measured", "products TFLOP/s", "in 8 bits", "attention", "memory GB/s"]
+    return markdown([*columns, "from the host GB/s", column], rows)
+
+
+def _rate(value: float | None, unit: float = 1e9) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value / unit:,.0f}" if value >= 100 * unit else f"{value / unit:.3g}"
 
 
 def duration(seconds: float) -> str:

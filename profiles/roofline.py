@@ -3,7 +3,7 @@
 `profiles/ncu.sh` writes ncu.csv: Nsight Compute's raw page, one row per launch. The launches of a kernel are
 added up. The horizontal axis is floating-point operations per byte of device memory, the vertical one is
 operations per second. The sloped roof is Nsight Compute's peak memory bandwidth. `--device` adds flat roofs,
-the measured rates in `configs/devices/NAME.yaml`.
+the rates in `configs/devices/NAME.yaml`, measured or estimated.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     try:
         rows = read_rows(options.csv)
-        flat = measured_rates(options.device) if options.device else {}
+        flat = device_rates(options.device) if options.device else {}
         drawn = draw(points_of(rows), Roofs(bandwidth(rows), flat))
         if options.output.exists():
             raise DitflowError(f"{options.output} exists: give another name")
@@ -135,15 +135,13 @@ def _number(row: dict[str, str], name: str) -> float:
     return 0.0 if text == "n/a" else float(text.replace(",", ""))
 
 
-def measured_rates(device: str) -> dict[str, float]:
-    """A device's measured operations per second. Raises SettingsError if it was not measured."""
+def device_rates(device: str) -> dict[str, float]:
+    """A device's operations per second. Raises SettingsError if they are unknown."""
     from ditflow.planning.ceilings import read_ceilings
 
     found = read_ceilings(device)
-    return {
-        f"products, {device}": found.product_flops,
-        f"attention, {device}": found.attention_flops,
-    }
+    named = f"{device} ({found.kind})"
+    return {f"products, {named}": found.product_flops, f"attention, {named}": found.attention_flops}
 
 
 def draw(points: list[Point], roofs: Roofs) -> str:

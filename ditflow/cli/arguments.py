@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_origin, get_type_hints
 
 from ditflow.errors import SettingsError, shown
-from ditflow.files import inside
+from ditflow.files import inside, shipped_names
 from ditflow.settings import Settings, read_settings
 from ditflow.settings.values import is_possible
 from ditflow.settings.yaml_file import check_output
@@ -174,7 +174,8 @@ def _add_plan(commands: Any) -> None:
         "--device",
         dest="device_name",
         metavar="NAME",
-        help="estimate run times on a device measured by `python -m bench.ceilings`",
+        help=f"estimate run times on a device: {', '.join(shipped_names('devices'))}, or one measured by "
+        "`python -m bench.ceilings`",
     )
     _add_config(plan)
     _add_settings(plan, [item for item in fields(Settings) if item.name in PLAN_OPTIONS])

@@ -213,18 +213,22 @@ def print_plan(options: argparse.Namespace, settings: Settings) -> None:
     """Plan a run with every preset and print the plans."""
     quieten_libraries()
     from ditflow.planning import words
+    from ditflow.planning.beside_exact import beside_exact
     from ditflow.planning.ceilings import read_ceilings
     from ditflow.planning.choice import plan_all
 
     ceilings = read_ceilings(options.device_name) if options.device_name else None
+    if ceilings:
+        ceilings.check_compute(settings.compute)
     plans, chosen, why = plan_all(settings)
     why += words.attention_kernels(settings)
+    beside = beside_exact(settings, chosen, ceilings.gigabytes if ceilings else None)
     if options.json:
-        print(json_text(words.as_mapping(plans, chosen, why, ceilings)))
+        print(json_text(words.as_mapping(plans, chosen, why, ceilings, beside)))
     else:
         from ditflow.cli.screen import CleanConsole
 
-        words.print_plans(CleanConsole(), plans, chosen, why, ceilings)
+        words.print_plans(CleanConsole(), plans, chosen, why, ceilings, beside)
 
 
 # the commands that take no settings

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ditflow.memory.host import is_on_host
+from ditflow.memory.traffic import Traffic, moved_by_kernel, moved_by_rounding
 from ditflow_kernels.fakes import FAKES
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -28,7 +31,9 @@ BACKWARD_SHARE = 2.5  # of the forward's work: it computes the logits again, and
 class Tracker(TorchDispatchMode):
     """Counts the bytes of live storages, each storage once, and the work of operations.
 
-    `flops` includes `attention_flops`; `copied_bytes` are copied from marked host memory to the device.
+    `flops` includes `attention_flops`, and `int8_flops` of products in 8 bits; `copied_bytes` are copied from
+    marked host memory to the device; `moved_bytes` are read and written on the device by all operations but
+    products (see `Traffic`).
 
     torch's FlopCounterMode also watches modules, which keeps activations alive.
     """
@@ -37,7 +42,9 @@ class Tracker(TorchDispatchMode):
         """`present`: tensors that are already on the device, such as weights."""
         super().__init__()
         self.sizes: dict[int, int] = {}
-        self.live_bytes = self.peak_bytes = self.flops = self.attention_flops = self.copied_bytes = 0
+        self.live_bytes = self.peak_bytes = self.copied_bytes = self.moved_bytes = 0
+        self.flops = self.attention_flops = self.int8_flops = 0
+        self._traffic = Traffic()
         for tensor in present:
             self._count(tensor)
 
@@ -48,22 +55,45 @@ class Tracker(TorchDispatchMode):
                 result = FAKES[operation](*args, **kwargs)
         else:
             result = operation(*args, **kwargs)
-        packet = operation.overloadpacket
-        # torch has formulas for attention on CUDA, but not for the CPU's attention operator
-        if formula := ATTENTION_FORMULAS.get(packet) or flop_registry.get(packet):
-            flops = formula(*args, **kwargs, out_val=result)
-            self.flops += flops
-            if packet in ATTENTION_FORMULAS:
-                self.attention_flops += flops
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._count(leaf)
+        given, results = _tensors((args, kwargs)), _tensors(result)
+        self._count_work(operation, given, results, self._flops(operation, args, kwargs, result))
+        for tensor in results:
+            self._count(tensor)
         if operation is ATTENTION_BACKWARD.default:
             # on a GPU, flash attention sums the gradient of the queries in an extra float32 buffer
             self.peak_bytes = max(self.peak_bytes, self.live_bytes + 4 * args[1].numel())
         if operation is COPY and is_on_host(args[1]) and not is_on_host(args[0]):
             self.copied_bytes += args[0].nbytes
         return result
+
+    def __exit__(self, *error):
+        self.moved_bytes += self._traffic.end_stretch()
+        return super().__exit__(*error)
+
+    @staticmethod
+    def _flops(operation: OpOverload, args: Any, kwargs: Any, result: Any) -> int:
+        packet = operation.overloadpacket
+        # torch has formulas for attention on CUDA, but not for the CPU's attention operator
+        formula = ATTENTION_FORMULAS.get(packet) or flop_registry.get(packet)
+        return formula(*args, **kwargs, out_val=result) if formula else 0
+
+    def _count_work(
+        self, operation: OpOverload, given: list[Tensor], results: list[Tensor], flops: int
+    ) -> None:
+        self.flops += flops
+        in_int8 = flops and any(tensor.dtype == torch.int8 for tensor in given)
+        if operation.overloadpacket in ATTENTION_FORMULAS:
+            self.attention_flops += flops
+        elif in_int8:
+            self.int8_flops += flops
+        if not flops and operation not in FAKES:
+            self.moved_bytes += self._traffic.between_products(operation, given, results)
+            return
+        self.moved_bytes += self._traffic.end_stretch()
+        if in_int8:
+            self.moved_bytes += moved_by_rounding(given)
+        elif not flops:
+            self.moved_bytes += moved_by_kernel(given, results)
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -77,6 +107,11 @@ class Tracker(TorchDispatchMode):
 
     def _free(self, place: int) -> None:
         self.live_bytes -= self.sizes.pop(place)
+        self._traffic.forget(place)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _attention_flops(query: Tensor, key: Tensor, *_, **__) -> int:

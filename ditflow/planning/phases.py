@@ -47,6 +47,8 @@ class Work:
     peak_bytes: int
     flops: int
     attention_flops: int  # part of `flops`
+    int8_flops: int  # another part, products in 8 bits
+    moved_bytes: int  # in device memory, by all but products
     walks: tuple[tuple[int, ...], ...] = ()  # for each walk, the blocks in order
     copied_bytes: int = 0  # to the device
     host_bytes: int = 0
@@ -268,6 +270,8 @@ class Phases:
                 found.peak_bytes,
                 found.flops,
                 found.attention_flops,
+                found.int8_flops,
+                found.moved_bytes,
                 tuple(trace.orders) if trace else (),
                 runner.copied_bytes if runner else 0,
                 runner.host_bytes if runner else 0,

@@ -24,6 +24,8 @@ class Phase:
     peak_bytes: int  # on the device, weights included
     flops: int
     attention_flops: int  # part of `flops`
+    int8_flops: int  # another part, products in 8 bits
+    moved_bytes: int  # in device memory, by all but products
     copied_bytes: int  # to the device
 
 
@@ -140,5 +142,7 @@ def _phase(name: str, times: int, work: Work, sizes: list[int], resident: int) -
         work.peak_bytes + ring.device_bytes,
         work.flops,
         work.attention_flops,
+        work.int8_flops,
+        work.moved_bytes,
         work.copied_bytes + copied,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.box import SIMPLE
@@ -10,19 +11,38 @@ from rich.console import Console
 from rich.table import Table
 
 from ditflow.memory.presets import GIB
+from ditflow.planning.beside_exact import BesideExact
 from ditflow.planning.ceilings import Ceilings
 from ditflow.planning.plan import Phase, Plan
 from ditflow.settings import Settings
 
-TERA = 10**12
+TERA, PETA = 10**12, 10**15
 FILE_WIDTH = 140  # characters in a line, if the output is not a terminal
 
 
 def as_mapping(
-    plans: Sequence[Plan], chosen: Plan | None, why: str, ceilings: Ceilings | None
+    plans: Sequence[Plan],
+    chosen: Plan | None,
+    why: str,
+    ceilings: Ceilings | None,
+    beside: BesideExact | None,
 ) -> dict[str, Any]:
     """Plans as a mapping for JSON, in bytes, FLOPs and seconds."""
-    return {
+    found: dict[str, Any] = {}
+    if ceilings:
+        found["device"] = asdict(ceilings) | {"kind": ceilings.kind}
+    if beside:
+        found["beside_exact"] = {
+            name: {
+                "preset": plan.preset.name,
+                "fits": plan.fits,
+                "total_flops": plan.total_flops,
+                "peak_bytes": plan.largest.peak_bytes,
+                **({"estimated_seconds": ceilings.run_seconds(plan)} if ceilings else {}),
+            }
+            for name, plan in beside._asdict().items()
+        }
+    return found | {
         "presets": [
             {
                 "name": plan.preset.name,
@@ -49,6 +69,8 @@ def _phase_mapping(phase: Phase, ceilings: Ceilings | None) -> dict[str, Any]:
         "peak_bytes": phase.peak_bytes,
         "flops": phase.flops,
         "attention_flops": phase.attention_flops,
+        "int8_flops": phase.int8_flops,
+        "moved_bytes": phase.moved_bytes,
         "copied_bytes": phase.copied_bytes,
         **({"estimated_seconds": ceilings.seconds(phase)} if ceilings else {}),
     }
@@ -66,10 +88,17 @@ def attention_kernels(settings: Settings) -> str:
 
 
 def print_plans(
-    console: Console, plans: Sequence[Plan], chosen: Plan | None, why: str, ceilings: Ceilings | None
+    console: Console,
+    plans: Sequence[Plan],
+    chosen: Plan | None,
+    why: str,
+    ceilings: Ceilings | None,
+    beside: BesideExact | None,
 ) -> None:
     if not console.is_terminal:
         console.width = FILE_WIDTH
+    if beside:
+        console.print(_beside_table(beside, ceilings))
     console.print(_fit_table(plans, chosen))
     console.print(_table("Peak GPU memory of each phase, GiB", plans, lambda p: p.peak_bytes / GIB))
     console.print(_table("Work of one execution of each phase, TFLOP", plans, lambda p: p.flops / TERA))
@@ -77,9 +106,34 @@ def print_plans(
         _table("Copied to the GPU in one execution of each phase, GiB", plans, lambda p: p.copied_bytes / GIB)
     )
     if ceilings:
-        title = f"Least seconds, at the best rates measured on {ceilings.device} in {ceilings.dtype}"
-        console.print(_table(title, plans, ceilings.seconds, ceilings.run_seconds))
+        console.print(_table(_rates(ceilings), plans, ceilings.seconds, ceilings.run_seconds))
     console.print(why)
+
+
+def _rates(ceilings: Ceilings) -> str:
+    """Where the rates of times come from, as a title."""
+    if ceilings.measured:
+        return f"Least seconds, at the best rates measured on {ceilings.device} in {ceilings.dtype}"
+    return (
+        f"Least seconds, estimated, not measured: the published rates of {ceilings.device} in "
+        f"{ceilings.dtype}, times the share that good libraries reach"
+    )
+
+
+def _beside_table(beside: BesideExact, ceilings: Ceilings | None) -> Table:
+    memory = f"{beside.exact.budget / GIB:.1f} GiB"
+    title = f"The exact run and this one, planned with the fastest preset that fits into {memory}"
+    table = Table(title=title, title_justify="left", box=SIMPLE)
+    headings = ["", "preset", "run PFLOP", "peak GiB"]
+    if ceilings:
+        headings.append(f"least seconds on {ceilings.device}, {ceilings.kind}")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("", "preset") else "right", no_wrap=True)
+    for name, plan in (("exact", beside.exact), ("this run", beside.planned)):
+        peak = f"{plan.largest.peak_bytes / GIB:.1f}" + ("" if plan.fits else ", does not fit")
+        seconds = [_number(ceilings.run_seconds(plan))] if ceilings else []
+        table.add_row(name, plan.preset.name, f"{plan.total_flops / PETA:.2f}", peak, *seconds)
+    return table
 
 
 def _fit_table(plans: Sequence[Plan], chosen: Plan | None) -> Table:

@@ -29,6 +29,8 @@ def plan():
                 "peak_bytes": peak * 2**30,
                 "flops": flops * 1e15,
                 "attention_flops": 0,
+                "int8_flops": 0,
+                "moved_bytes": 0,
                 "copied_bytes": copied * 2**30,
             }
             for name, (times, peak, flops, copied) in PHASES.items()
@@ -66,6 +68,7 @@ GPU = {
                 "model": "5b",
                 "frames": 24,
                 "preset": "auto",
+                "speed": "exact",
                 "attention": "sdpa",
                 "compiled": False,
                 "kernels": "triton",
@@ -138,7 +141,7 @@ def test_planned_numbers(made):
     text = made(plan())[PAGE]
     assert "| 4gb | 3.0 | optimise | 15.0 | 400 | 25 min | 5 min | 75 s |" in text
     assert "| 4gb | does not fit (3.0) | optimise | - | - | - | - | - |" in text
-    assert "| card (bfloat16) | 2026-12-03 | 100 | 50 | 25 | 3 min |" in text
+    assert "| card (bfloat16) | 2026-12-03 | 100 | unknown | 50 | unknown | 25 | 3 min |" in text
     assert "Nothing yet: **no GPU has been measured.**" in text
     assert "Nothing yet: **no ratio has been measured.**" in text
 
@@ -211,7 +214,7 @@ def test_measured_numbers(made):
 def test_what_is_not_there_is_missing(made):
     files = made()
     assert list(files) == [PAGE, TUNNEL_PAGE] and "**No plan is on file.**" in files[PAGE]
-    assert "| card (bfloat16) | 2026-12-03 | 100 | 50 | 25 | - |" in files[PAGE]
+    assert "| card (bfloat16) | 2026-12-03 | 100 | unknown | 50 | unknown | 25 | - |" in files[PAGE]
 
 
 def test_other_systems_are_shown_as_they_are_on_file(made):

@@ -82,5 +82,5 @@ def test_the_command_line_runs_what_a_speed_sets(at_speed, tmp_path, capsys):
         chosen = speed_settings(speed) | {"attention_forward": found.attention_forward}
         assert {name: getattr(found, name) for name in chosen} == chosen
     assert passes["exact"] == ["run"] * 10
-    assert passes["fast"].count("reused") >= 3 and passes["fast"].count("none") >= 1
-    assert passes["faster"].count("run") <= passes["fast"].count("run")
+    assert passes["fast"].count("reused") == 4
+    assert passes["faster"].count("none") >= 1 and passes["faster"].count("run") < passes["fast"].count("run")

@@ -10,7 +10,9 @@ from bench.presets import FRAMES, PLANNED, planned
 from bench.tables import preset_table
 from ditflow.memory.presets import GIB, PRESETS, presets
 from ditflow.memory.ring import Ring
+from ditflow.planning.ceilings import read_ceilings
 from ditflow.planning.choice import make_plans, phases_of
+from ditflow.planning.plan import Phase
 from ditflow.settings import Settings
 
 PETA = 10**15
@@ -78,6 +80,19 @@ def test_larger_presets_do_less(on_file):
     assert work == sorted(work, reverse=True), "a larger preset does more work"
     copies = [total(run, "copied_bytes") for run in on_file[49].values()]
     assert copies[0] > copies[2] > copies[4] > copies[6] == 0
+
+
+@pytest.mark.parametrize(
+    "device, preset, least, most",
+    [("rtx-3060", "12gb", 1.4, 1.8), ("rtx-4090", "24gb", 1.4, 1.7), ("h200", "80gb", 1.1, 1.3)],
+)
+def test_gain_of_products_in_8_bits(on_file, device, preset, least, most):
+    """Of a whole run, estimated: less than the products' own gain, as attention and memory stay."""
+    rates, exact = read_ceilings(device), on_file[24][preset]
+    (wanted,) = (each for each in presets() if each.name == preset)
+    (plan,) = make_plans(Settings(frames=24, compute="int8"), [wanted], "cuda")
+    before = sum(phase["times"] * rates.seconds(Phase(**phase)) for phase in exact["phases"])
+    assert least < before / rates.run_seconds(plan) < most < rates.int8_flops / rates.product_flops
 
 
 def test_readme_shows_the_plans_on_file():

@@ -126,7 +126,7 @@ def test_the_largest_preset_that_fits(settings, free_memory, monkeypatch):
     """With plans that need exactly the memory of their preset's card."""
 
     def as_large_as_its_card(phases, settings, preset, budget):
-        return Plan(preset, 0, 0, budget, 0, (Phase("denoise", 1, preset.gigabytes * GIB, 1, 0, 0),))
+        return Plan(preset, 0, 0, budget, 0, (Phase("denoise", 1, preset.gigabytes * GIB, 1, 0, 0, 0, 0),))
 
     monkeypatch.setattr(choice, "make_plan", as_large_as_its_card)
 
@@ -225,7 +225,7 @@ def test_plan_as_tables(settings, capsys):
     [
         (["--model", "nobody/nothing"], "nobody/nothing.*configs/models"),
         (["--model", "nonsense"], "nonsense.*configs/models"),
-        (["--model", "5b", "--device", "abacus"], "abacus.*no measured ceilings"),
+        (["--model", "5b", "--device", "abacus"], "abacus.*its rates are unknown"),
         (["--model", "5b", "--memory", "7gb"], "memory: '7gb' given; accepted: auto, gigabytes"),
     ],
     ids=["hub", "model", "device", "memory"],

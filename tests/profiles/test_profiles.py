@@ -145,7 +145,9 @@ def test_roofline_is_drawn_to_scale(tmp_path, capsys):
     picture = ElementTree.fromstring(output.read_text())
     name = "{http://www.w3.org/2000/svg}"
     texts = [text.text for text in picture.iter(f"{name}text")]
-    assert {"products, epyc-2-cores", "attention, epyc-2-cores", "2560 GB/s"} <= set(texts)
+    assert {"products, epyc-2-cores (measured)", "attention, epyc-2-cores (measured)", "2560 GB/s"} <= set(
+        texts
+    )
     assert "motion_flow_forward_kernel" in texts and "qk_norm_rope_forward_kernel" in texts
     assert sum(path.get("class") == "roof" for path in picture.iter(f"{name}path")) == 3
 
@@ -163,7 +165,7 @@ def test_roofline_is_drawn_to_scale(tmp_path, capsys):
     [
         (("gpu__time_duration.sum", "other"), "lacks launches or some of Kernel Name"),
         (('"ns"', '"us"'), "is in 'us', accepted: 'ns'; export it with --print-units base"),
-        (("motion", "motion"), "device 'unknown': no measured ceilings"),
+        (("motion", "motion"), "device 'unknown': its rates are unknown"),
     ],
     ids=["metric", "unit", "device"],
 )

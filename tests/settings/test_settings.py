@@ -57,7 +57,7 @@ def test_given_values_override_the_file(tmp_path):
 
 def test_a_speed_sets_what_is_not_given():
     fast = Settings(model="small", speed="fast", negative="every")
-    assert (fast.speed, fast.negative, fast.negative_below) == ("fast", "every", 1.5)
+    assert (fast.speed, fast.negative, fast.attention_forward) == ("fast", "every", "auto")
     assert exact(fast) == Settings(model="small")
     assert exact(Settings(model="small", gradient_reuse=2)) == Settings(model="small")
 

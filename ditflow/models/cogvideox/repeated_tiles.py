@@ -22,6 +22,7 @@ class FirstCall(NamedTuple):
 
     inside_bytes: int  # its peak, less what was live before it
     flops: int
+    moved_bytes: int
     result: torch.Size
     cache: Shapes
 
@@ -68,16 +69,19 @@ class _Once:
             return self._repeat(self.calls[key], sample)
         counter = self.counter
         highest, before, flops = counter.peak_bytes, counter.live_bytes, counter.flops
+        moved = counter.moved_bytes
         counter.peak_bytes = before
         result, cache = self.original(sample, temb, conv_cache)
         inside = counter.peak_bytes - before
-        self.calls[key] = FirstCall(inside, counter.flops - flops, result.shape, _shapes(cache))
+        flops, moved = counter.flops - flops, counter.moved_bytes - moved
+        self.calls[key] = FirstCall(inside, flops, moved, result.shape, _shapes(cache))
         counter.peak_bytes = max(counter.peak_bytes, highest)
         return result, cache
 
     def _repeat(self, first: FirstCall, sample: Tensor) -> tuple[Tensor, CacheStandIn]:
         self.counter.peak_bytes = max(self.counter.peak_bytes, self.counter.live_bytes + first.inside_bytes)
         self.counter.flops += first.flops
+        self.counter.moved_bytes += first.moved_bytes
         kept = sum(shape.numel() for shape in first.cache)
         return sample.new_empty(first.result), CacheStandIn(first.cache, sample.new_empty(kept))
 

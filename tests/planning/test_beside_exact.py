@@ -1,0 +1,105 @@
+"""`plan` of a run that saves work shows the exact run beside it; README's table of speeds is on file."""
+
+import json
+from dataclasses import replace
+from itertools import product
+
+import pytest
+from repository import ROOT
+
+from bench.speeds import DEVICES, FRAMES, PLANNED, planned
+from bench.tables import speed_table
+from ditflow.cli.main import main
+from ditflow.memory.presets import GIB, budget
+from ditflow.planning import choice
+from ditflow.planning.beside_exact import beside_exact, plan_for_card
+from ditflow.settings.speed import SPEEDS, speed_settings
+
+PLAN = ("plan", "--size", "96x64", "--frames", "9", "--guidance-blocks", "2", "--guidance-scale", "4")
+RIVALS = {"negative": "alternate", "gradients": 2, "compute": "int8", "step_cache": "0.1"}
+
+
+@pytest.fixture(scope="module")
+def on_file():
+    return json.loads(PLANNED.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def rises(settings):
+    """A run in which fast and faster each save work."""
+    return replace(settings, guidance_scale=4.0, dynamic_scale=True)
+
+
+def test_an_exact_run_has_nothing_beside_it(settings):
+    assert beside_exact(settings, None, None) is None
+    assert beside_exact(replace(settings, speed="fast", **speed_settings("exact")), None, None) is None
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_each_option_that_a_speed_sets_has_the_exact_run_beside_it(settings, name):
+    run = replace(settings, guidance_scale=4.0, **{name: RIVALS[name]})
+    found = beside_exact(run, None, 12)
+    exact = plan_for_card(replace(settings, guidance_scale=4.0), 12)
+    assert found.exact == exact and found.planned == plan_for_card(run, 12)
+    assert found.exact.budget == budget(12)
+    less_work = found.planned.total_flops < exact.total_flops
+    assert less_work == (name in ("negative", "gradients"))
+
+
+def test_the_exact_run_is_planned_in_the_same_memory(rises, monkeypatch):
+    monkeypatch.setattr(choice, "usable_bytes", lambda memory, device: 5 * GIB)
+    run = replace(rises, speed="faster", **speed_settings("faster"), memory="8gb")
+    _, chosen, _ = choice.plan_all(run)
+    found = beside_exact(run, chosen, 141)
+    assert found.planned is chosen and found.exact.budget == chosen.budget == 5 * GIB
+    assert found.exact.preset.name == chosen.preset.name == "8gb"  # as asked, not the fastest that fits
+    fastest = beside_exact(replace(run, memory="5"), choice.plan_all(replace(run, memory="5"))[1], 141)
+    assert fastest.exact.preset.name == "80gb"
+
+
+def test_plan_shows_it_first(settings, capsys):
+    words = [*PLAN, "--model", settings.model]
+    assert main([*words, "--speed", "fast", "--device", "rtx-3060"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("The exact run and this one")
+    assert "least seconds on rtx-3060, estimated" in printed
+    assert main(words) == 0
+    assert "The exact run" not in capsys.readouterr().out
+
+
+def test_json_has_the_times_of_both(settings, capsys):
+    words = [*PLAN, "--model", settings.model, "--negative", "alternate", "--json", "--device", "rtx-4090"]
+    assert main(words) == 0
+    whole = json.loads(capsys.readouterr().out)
+    found = whole["beside_exact"]
+    (listed,) = (preset for preset in whole["presets"] if preset["name"] == "24gb")
+    for what in ("total_flops", "estimated_seconds", "fits"):
+        assert found["planned"][what] == listed[what]
+    assert found["planned"]["peak_bytes"] == max(phase["peak_bytes"] for phase in listed["phases"])
+    assert found["exact"]["preset"] == found["planned"]["preset"] == "24gb"
+    for what in ("total_flops", "estimated_seconds"):
+        assert found["planned"][what] < found["exact"][what]
+    assert main([*PLAN, "--model", settings.model, "--json"]) == 0
+    assert "beside_exact" not in json.loads(capsys.readouterr().out)
+
+
+def test_the_speeds_on_file_are_current(on_file):
+    for run in planned("fast", 24):
+        assert run in on_file["runs"], f"{PLANNED.name} is out of date: python -m bench.speeds"
+
+
+def test_a_higher_speed_takes_less(on_file):
+    runs = {(run["speed"], run["frames"], run["device"]): run for run in on_file["runs"]}
+    assert set(runs) == set(product(SPEEDS, FRAMES, DEVICES))
+    assert all(run["rates"] == "estimated" for run in runs.values())
+    for frames, device, what in product(FRAMES, DEVICES, ("flops", "seconds")):
+        found = [runs[speed, frames, device][what] for speed in SPEEDS]
+        assert found == sorted(found, reverse=True)
+
+
+def test_readme_shows_the_speeds_on_file(on_file):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = speed_table(on_file)
+    assert table.count("estimated") == len(DEVICES)
+    for line in table.splitlines():
+        assert line in readme, f"README is out of date, `python -m bench.speeds` prints its table: {line}"
