@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from ditflow.guidance.optimise import Optimised, learning_rates
+from ditflow.guidance.optimise import Optimised, in_layout_of, learning_rates
 from ditflow.models.protocols import Injected, Inputs, Runner, Schedule, Variable
 from ditflow.profiling import ranges
 from ditflow.settings import Settings
@@ -104,7 +104,8 @@ class EstimateGuidance:
                 self.velocities = velocity if direction is None else direction + velocity
             estimate = (latents - noise * damped(velocity, direction)) / (signal + noise)
             loss, gradient = estimate_loss(estimate, clip)
-            before, latents.grad = latents.grad, gradient / (signal + noise)
+            before = latents.grad
+            latents.grad = in_layout_of(latents, gradient / (signal + noise))
             losses.append(loss)
             if len(losses) == 2:
                 cosine = cosine_similarity(before.flatten(), latents.grad.flatten(), dim=0)

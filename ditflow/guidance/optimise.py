@@ -55,6 +55,7 @@ class Guidance:
                 loss, gradient = runner.gradient(
                     self.loss, self.variable, current, injected, self.capture, scale
                 )
+                gradient = in_layout_of(variable, gradient)
                 losses.append(loss)
                 gradients.append(gradient.sum())
                 if len(losses) == 2:
@@ -107,3 +108,13 @@ def loss_scaler(dtype: torch.dtype, device: torch.device) -> GradScaler:
 def learning_rates(high: float, low: float, guided_steps: int) -> list[float]:
     """The published schedule: `linspace(high, low, guided_steps + 1)` without its last value."""
     return np.linspace(high, low, guided_steps + 1)[:-1].tolist()
+
+
+def in_layout_of(variable: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient in the order in memory of its variable, which fused Adam expects and does not check.
+
+    A model that moves an axis of its latents gives a gradient in another order.
+    """
+    if gradient.stride() == variable.stride():
+        return gradient
+    return torch.empty_like(variable).copy_(gradient)

@@ -248,3 +248,32 @@ class Counted(PlainRunner):
     def gradient(self, *given):
         self.gradients += 1
         return super().gradient(*given)
+
+
+class FixedGradient:
+    """A runner whose gradient is always the same tensor, with its axes in another order in memory."""
+
+    def __init__(self, gradient):
+        self.memory = gradient.transpose(1, 2).contiguous()
+
+    def gradient(self, loss, variable, inputs, injected, capture, scale):
+        return torch.zeros(()), scale * self.memory.transpose(1, 2).clone()
+
+
+@pytest.mark.parametrize("reuse", [1, 2])
+def test_a_gradient_in_another_order_in_memory_moves_the_right_numbers(reuse):
+    """As Wan's is, whose latents have their axes of frames and channels exchanged."""
+    inputs = random_inputs(tiny_backbone(), 3, 8, 12)
+    gradient = torch.randn_like(inputs.latents)
+    runner = FixedGradient(gradient)
+    assert runner.gradient(None, None, None, None, None, 1)[1].stride() != inputs.latents.stride()
+    scaler = loss_scaler(torch.float32, inputs.latents.device)
+    guidance = Guidance(None, None, "latents", 3, [0.1], scaler, gradient_reuse=reuse)
+    found = guidance.optimise(runner, inputs, {}, 0).inputs.latents
+
+    expected = inputs.latents.clone()
+    adam = torch.optim.Adam([expected], lr=0.1, foreach=False, fused=False)
+    for _ in range(3):
+        expected.grad = gradient.clone()
+        adam.step()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
