@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-Norm = tuple[Tensor, Tensor, float] | None  # weight [head_dim], bias [head_dim], eps
+# weight and bias [head_dim], eps: layer norm over each head;
+# weight [heads * head_dim], None, eps: RMS norm over all heads together
+Norm = tuple[Tensor, Tensor | None, float] | None
 
 
 class Wanted(NamedTuple):
@@ -32,7 +34,7 @@ def norm_arguments(norm: Norm) -> tuple[Tensor | None, Tensor | None, float]:
     if norm is None:
         return None, None, 0.0
     weight, bias, eps = norm
-    return weight.contiguous(), bias.contiguous(), eps
+    return weight.contiguous(), None if bias is None else bias.contiguous(), eps
 
 
 def tile_shape(heads: int, head_dim: int, tile_elements: int) -> tuple[int, int]:
