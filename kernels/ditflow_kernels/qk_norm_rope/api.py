@@ -78,8 +78,8 @@ def _checked_norm(name: str, norm: Norm, query: Tensor) -> Norm:
     shapes = [list(part.shape) for part in (weight, bias) if part is not None]
     if bias is None and shapes != [[heads * head_dim]]:
         raise ValueError(
-            f"{name} without a bias must have a weight of shape [{heads * head_dim}], for all heads together, "
-            f"not {shapes[0]}"
+            f"{name} without a bias must have a weight of shape [{heads * head_dim}], "
+            f"for all heads together, not {shapes[0]}"
         )
     if bias is not None and shapes != [[head_dim]] * 2:
         given = " and ".join(map(str, shapes))
