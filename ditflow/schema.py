@@ -197,3 +197,10 @@ class Schema(Keys):
                     f"{path}: the product of {', '.join(keys)} is {size:.4g}, expected at most {most:.4g}; "
                     "the file is damaged"
                 )
+
+
+def check_equal(what: str, found: Mapping[str, int]) -> None:
+    """Raises DitflowError if the numbers, by where they come from, differ."""
+    if len(set(found.values())) > 1:
+        given = ", ".join(f"{number} {where}" for where, number in found.items())
+        raise DitflowError(f"{what}: {given}, expected equal numbers; give a complete model of one kind")

@@ -14,7 +14,7 @@ def write_gguf(path, transformer, kind):
     """Write a transformer: its blocks' matrices in `kind`, other matrices in float16, vectors in float32."""
     writer = gguf.GGUFWriter(path, "cogvideox")
     for name, tensor in transformer.named_parameters():
-        in_block = name.startswith("transformer_blocks") and "norm" not in name
+        in_block = name.startswith(("transformer_blocks", "blocks")) and "norm" not in name
         found = Kind.F32 if tensor.dim() == 1 else kind if in_block else Kind.F16
         writer.add_tensor(name, gguf.quants.quantize(tensor.detach().numpy(), found), raw_dtype=found)
     writer.write_header_to_file()

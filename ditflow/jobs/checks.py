@@ -60,6 +60,7 @@ def check_run(
     folder.check()
     folder.check_loras(settings.lora)
     folder.check_weights(settings.weights)
+    folder.family.latent_shape(settings.frames, settings.size, folder.config("vae"))  # refuses wrong sizes
     check_blocks(settings, folder.depth)
     saved = saved_embeddings(settings, folder)
     folder.tokenise([settings.prompt, settings.negative_prompt, settings.source_prompt])

@@ -17,6 +17,7 @@ from ditflow.files import PACKAGE, shipped, shipped_names
 from ditflow.limits import SETTINGS_BYTES
 from ditflow.models.cogvideox.family import CogVideoXFamily
 from ditflow.models.hub import INDEX, is_hub_id
+from ditflow.models.wan.family import WanFamily
 from ditflow.schema import Schema, Text
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class ModelFamily(Protocol):
     """What the program needs to know about a family. Methods that need torch import it when called."""
 
     pipeline: str  # `_class_name` in model_index.json
+    relatives: Mapping[str, str]  # pipeline classes that are refused: what they are for
     parts: tuple[str, ...]  # folders of a pipeline
     classes: Mapping[str, str]  # part: the `_class_name` that its config must have
     packed_parts: tuple[str, ...]  # modules of a block whose linear layers `--weights` quantises
@@ -44,6 +46,12 @@ class ModelFamily(Protocol):
     has_dynamic_scale: bool  # whether `--dynamic-scale` is accepted
     takes_lora: bool  # whether `--lora` is accepted
 
+    def variant(self, index: Mapping[str, Any]) -> ModelFamily:
+        """The family as a model with this `model_index.json` needs it.
+
+        Raises SettingsError for a kind of model that cannot be run.
+        """
+
     def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The published settings of a model with this transformer configuration."""
 
@@ -53,7 +61,10 @@ class ModelFamily(Protocol):
     def latent_shape(
         self, frames: int, size: tuple[int, int], vae: Mapping[str, Any]
     ) -> tuple[int, int, int, int, int]:
-        """[1, latent frames, channels, height, width] of a clip of `size` (width, height) in pixels."""
+        """[1, latent frames, channels, height, width] of a clip of `size` (width, height) in pixels.
+
+        Raises SettingsError for a size that a model with this autoencoder cannot make.
+        """
 
     def prompt_shape(self, config: Mapping[str, Any]) -> tuple[int, int]:
         """(text tokens, text channels) of an encoded prompt."""
@@ -65,7 +76,13 @@ class ModelFamily(Protocol):
         """The kind of positional embedding (see `Inputs.embedding`)."""
 
     def config_schema(self, part: str) -> Schema:
-        """What a part's configuration file may hold, with limits on all that memory and time depend on."""
+        """What a part's configuration file may hold, with limits on all that memory and time depend on.
+
+        `index`: what `variant` reads of model_index.json.
+        """
+
+    def check_configs(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raises DitflowError if the parts, by name with their configurations, do not fit each other."""
 
     def check_tokenizer(self, folder: Path, encoder: Mapping[str, Any]) -> None:
         """Check the tokenizer's files before a library reads them; `encoder` is the text encoder's config.
@@ -104,7 +121,7 @@ class ModelFamily(Protocol):
     ) -> Schedule: ...
 
 
-FAMILIES: dict[str, ModelFamily] = {family.pipeline: family for family in (CogVideoXFamily(),)}
+FAMILIES: dict[str, ModelFamily] = {family.pipeline: family for family in (CogVideoXFamily(), WanFamily())}
 
 
 def models() -> tuple[str, ...]:
@@ -142,17 +159,22 @@ def family_of(model: str, download: bool = False) -> ModelFamily | None:
     With `download`, fetches the small index file of a hub id. Raises SettingsError for an unknown family.
     """
     if facts := known_model(model):
-        return FAMILIES[facts["family"]]
+        return FAMILIES[facts["family"]].variant(facts.get("index", {}))
     index = _small_file(model, INDEX, download)
     if index is None:
         return None
-    INDEX_SCHEMA.check(f"model {model}: {INDEX}", index)
+    where = f"model {model}: {INDEX}"
+    INDEX_SCHEMA.check(where, index)
     pipeline = index["_class_name"]
     if pipeline not in FAMILIES:
+        reasons = {name: reason for family in FAMILIES.values() for name, reason in family.relatives.items()}
+        reason = f", which is for {reasons[pipeline]}" if pipeline in reasons else ""
         raise SettingsError(
-            f"model {model}: {INDEX} names the pipeline class {pipeline!r}; accepted: {', '.join(FAMILIES)}"
+            f"{where} names the pipeline class {pipeline!r}{reason}; accepted: {', '.join(FAMILIES)}"
         )
-    return FAMILIES[pipeline]
+    family = FAMILIES[pipeline]
+    family.config_schema("index").check(where, index)
+    return family.variant(index)
 
 
 def published_settings(model: str) -> dict[str, Any]:

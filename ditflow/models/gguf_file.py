@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
 from ditflow.errors import DitflowError, first_line
+from ditflow.models.precision import stays_float32
 from ditflow.models.storage import StoredLinear
 
 
@@ -24,6 +25,7 @@ def load_gguf(
     """Build a transformer with the file's weights.
 
     Linear layers that are quantised in the file stay quantised; everything else is converted to `dtype`.
+    What diffusers keeps in float32 is in float32.
 
     Raises DitflowError if the file cannot be read or does not fit this model.
     """
@@ -31,15 +33,17 @@ def load_gguf(
     values = {}
     for name, tensor in tensors.items():
         value, place = torch.tensor(tensor.data), name.removesuffix(".weight")
+        precise = stays_float32(transformer, name)
+        kind = torch.float32 if precise else dtype
         if value.is_floating_point():
-            values[name] = value.to(dtype)
+            values[name] = value.to(kind)
             continue
         unpack = partial(unpack_gguf, tensor.tensor_type)
         layer = transformer.get_submodule(place) if place != name else None
-        if isinstance(layer, nn.Linear) and tensor.tensor_type.name != "BF16":
+        if isinstance(layer, nn.Linear) and not precise and tensor.tensor_type.name != "BF16":
             transformer.set_submodule(place, StoredLinear(unpack, [value], layer.bias, dtype))
         else:
-            values[name] = unpack(dtype, value.flatten(0, -2)).reshape(_shape(tensor))
+            values[name] = unpack(kind, value.flatten(0, -2)).reshape(_shape(tensor))
     transformer.load_state_dict(values, strict=False, assign=True)  # `_check` has compared all names
     return transformer
 

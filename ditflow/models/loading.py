@@ -55,6 +55,8 @@ class ModelFolder:
         """Raises DitflowError for parts that are missing or must not be trusted. Loads no weights."""
         for part in self.family.parts:
             self._check(part)
+        parts = [part for part in self.family.parts if part != "tokenizer"]
+        self.family.check_configs({part: self.config(part) for part in parts})
 
     def check_loras(self, loras: Sequence[str]) -> None:
         """Raises DitflowError for a LoRA that does not fit the transformer. Downloads LoRAs of the hub."""

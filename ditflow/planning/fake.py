@@ -14,6 +14,7 @@ from ditflow.models.compute import compute_in
 from ditflow.models.families import ModelFamily, family_of, known_model
 from ditflow.models.gguf_file import load_gguf
 from ditflow.models.loading import ModelFolder, find_folder
+from ditflow.models.precision import as_loaded
 from ditflow.models.protocols import Autoencoder, Inputs, TextEncoder, Transformer
 from ditflow.models.storage import store_weights
 from ditflow.sampling.loop import Scale
@@ -53,7 +54,7 @@ class FakeModel:
                 load_gguf(Path(settings.weights), kind, config, self.dtype), "sdpa", False
             )
         with _default_dtype(self.dtype):
-            transformer = family.transformer(kind.from_config(config), "sdpa", False)
+            transformer = family.transformer(as_loaded(kind.from_config(config)), "sdpa", False)
         compute_in(settings.compute, transformer.blocks, family.packed_parts, torch.device("cpu"))
         store_weights(transformer.blocks, family.packed_parts, settings.weights, torch.device("cpu"))
         return transformer

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditflow.schema import Number, Schema, Whole
+from ditflow.schema import Number, Schema, Whole, check_equal
 from toy_family.autoencoder import GROUP, SIDE, TILES, ToyAutoencoder, ToyVAE, encoded_frames
 from toy_family.schedule import SCHEDULERS, ToySchedule
 from toy_family.text import ByteTokenizer, ToyTextConfig, ToyTextEncoder, ToyTextModel
@@ -42,6 +42,7 @@ class ToyFamily:
     """Implements `ditflow.models.families.ModelFamily`."""
 
     pipeline = "ToyPipeline"
+    relatives: Mapping[str, str] = {}
     parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
     classes = {"transformer": "ToyTransformer3DModel", "vae": "ToyVAE"}
     packed_parts = ("attn1", "attn2", "ff")
@@ -51,6 +52,9 @@ class ToyFamily:
     least_frames = 5
     frame_rate = 12
     has_dynamic_scale = takes_lora = False
+
+    def variant(self, index: Mapping[str, Any]) -> ToyFamily:
+        return self
 
     def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -89,6 +93,11 @@ class ToyFamily:
 
     def config_schema(self, part: str) -> Schema:
         return SCHEMAS.get(part, Schema())
+
+    def check_configs(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
+        transformer, vae = configs["transformer"], configs["vae"]
+        channels = {"transformer": transformer.get("in_channels", 6), "vae": vae["latent_channels"]}
+        check_equal("latent channels", channels)
 
     def check_tokenizer(self, folder: Path, encoder: Mapping[str, Any]) -> None:
         """The tokenizer has a single file, which its class checks."""

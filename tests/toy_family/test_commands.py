@@ -301,7 +301,7 @@ def test_unknown_family_is_refused(ditflow, clip, tmp_path):
         words = () if command == "plan" else ("--video", clip, "--output", "run")
         code, error = ditflow(command, "--model", "model", *words, fails=True)
         assert code == 2 and "'NoSuchPipeline'" in error and error.count("\n") == 1
-        assert "accepted: CogVideoXPipeline, ToyPipeline" in error
+        assert "accepted: CogVideoXPipeline, WanPipeline, ToyPipeline" in error
     assert not (tmp_path / "run").exists()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ditflow.files import shipped
 from ditflow.models.cogvideox.config import SCHEMAS
 from ditflow.models.cogvideox.frames import latent_spans
-from ditflow.schema import Schema
+from ditflow.schema import Schema, check_equal
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,10 @@ class CogVideoXFamily:
     """Implements `ModelFamily`."""
 
     pipeline = "CogVideoXPipeline"
+    relatives = {
+        "CogVideoXImageToVideoPipeline": "image to video",
+        "CogVideoXFunControlPipeline": "control videos",
+    }
     parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
     classes = {"transformer": "CogVideoXTransformer3DModel", "vae": "AutoencoderKLCogVideoX"}
     packed_parts = ("attn1", "ff")
@@ -35,6 +39,9 @@ class CogVideoXFamily:
     frame_rate = 8
     has_dynamic_scale = True
     takes_lora = True
+
+    def variant(self, index: Mapping[str, Any]) -> CogVideoXFamily:
+        return self
 
     def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
         like = "5b" if self.embedding_kind(config) == "rotary" else "2b"
@@ -63,8 +70,21 @@ class CogVideoXFamily:
     def config_schema(self, part: str) -> Schema:
         return SCHEMAS[part]
 
+    def check_configs(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
+        transformer, vae, encoder = (configs[part] for part in ("transformer", "vae", "text_encoder"))
+        channels = {
+            "in transformer/ (in_channels)": transformer.get("in_channels", 16),
+            "in vae/ (latent_channels)": vae.get("latent_channels", 16),
+        }
+        check_equal("latent channels", channels)
+        widths = {
+            "in transformer/ (text_embed_dim)": transformer["text_embed_dim"],
+            "in text_encoder/ (d_model)": encoder.get("d_model", 512),
+        }
+        check_equal("text channels", widths)
+
     def check_tokenizer(self, folder: Path, encoder: Mapping[str, Any]) -> None:
-        from ditflow.models.cogvideox.tokenizer import check_tokenizer
+        from ditflow.models.t5.tokenizer import check_tokenizer
 
         check_tokenizer(folder, encoder)
 
@@ -84,9 +104,9 @@ class CogVideoXFamily:
         return {"attn_implementation": "sdpa"} if part == "text_encoder" else {}
 
     def empty_text_encoder(self, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-        from ditflow.models.cogvideox.text import empty_t5
+        from ditflow.models.t5.encoder import empty_encoder
 
-        return empty_t5(config, dtype)
+        return empty_encoder(self.network("text_encoder"), config, dtype)
 
     def transformer(
         self,
@@ -110,7 +130,7 @@ class CogVideoXFamily:
         return T5TextEncoder(network)
 
     def tokenise(self, tokenizer: Any, prompts: Sequence[str], config: Mapping[str, Any]) -> Tensor:
-        from ditflow.models.cogvideox.text import tokenise
+        from ditflow.models.t5.prompts import tokenise
 
         return tokenise(tokenizer, prompts, self.prompt_shape(config)[0])
 

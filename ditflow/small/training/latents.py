@@ -16,7 +16,8 @@ from transformers import T5Tokenizer
 
 from ditflow.errors import DitflowError
 from ditflow.files import whole_or_absent
-from ditflow.models.cogvideox.text import T5TextEncoder, tokenise
+from ditflow.models.cogvideox.text import T5TextEncoder
+from ditflow.models.t5.prompts import tokenise
 from ditflow.small.pipeline import TEXT_LENGTH, random_text_encoder, write_tokenizer
 from ditflow.small.training.autoencoder import convolve_fast, to_pixels, trained_autoencoder
 from ditflow.small.training.drawing import drawn

@@ -9,7 +9,7 @@ from typing import Any
 from ditflow.errors import DitflowError
 from ditflow.files import regular_file
 from ditflow.limits import VOCABULARY_BYTES
-from ditflow.models.cogvideox.config import PIECE, T5_VOCABULARY, TOKEN, TOKENS
+from ditflow.models.t5.config import PIECE, T5_VOCABULARY, TOKEN, TOKENS
 from ditflow.models.trust import read_json
 from ditflow.schema import Either, Keys, ListOf, MapOf, Number, OneOf, Whole, check
 
