@@ -86,7 +86,9 @@ class Case:
 
         def run(runner: Runner) -> Denoised:
             noise = torch.Generator().manual_seed(settings.seed)
-            schedule = FAMILY.schedule(settings.scheduler, SCHEDULER, settings.steps, CPU, noise)
+            schedule = FAMILY.schedule(
+                settings.scheduler, SCHEDULER, settings.steps, settings.size, CPU, noise
+            )
             return Denoising(settings, schedule, texts, clip, lambda step: None).run(runner)
 
         return run

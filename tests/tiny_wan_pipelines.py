@@ -18,7 +18,7 @@ TRANSFORMER = {
     "out_channels": 4,
     "text_dim": TEXT_CHANNELS,
     "freq_dim": 16,
-    "ffn_dim": 48,
+    "ffn_dim": 64,
     "num_layers": 5,
     "rope_max_seq_len": 64,
 }
@@ -55,6 +55,7 @@ KINDS = {  # what each changes
         "vae": PATCHED_VAE,
         "pipeline": {"expand_timesteps": True},
     },
+    "wan-a14b": {"pipeline": {"boundary_ratio": 0.875}},
 }
 
 
@@ -69,6 +70,8 @@ def write_wan(folder, kind="wan-1.3b", seed=0):
             "text_encoder": _text_encoder(),
             "scheduler": scheduler(changes.get("flow_shift", 3.0)),
         }
+        if kind == "wan-a14b":
+            parts["transformer_2"] = _randomised(WanTransformer3DModel(**TRANSFORMER))
     folder.mkdir(parents=True)
     write_tokenizer(folder / "tokenizer")
     tokenizer = T5Tokenizer.from_pretrained(folder / "tokenizer")

@@ -87,7 +87,9 @@ class Session:
         settings, folder = self.settings, self.job.folder
         # not the run's own seed, which would give the same noise
         generators = (torch.Generator().manual_seed(settings.seed + other) for other in (2, 3))
-        twins = tuple(folder.schedule(settings.scheduler, settings.steps, each) for each in generators)
+        twins = tuple(
+            folder.schedule(settings.scheduler, settings.steps, settings.size, each) for each in generators
+        )
         return self._run(NudgedNoise(self.job.schedule(), twins), nudged(start, settings.seed))
 
     def _run(self, schedule: Schedule, start: State | None, end: int | None = None) -> Part:

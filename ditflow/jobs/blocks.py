@@ -42,7 +42,7 @@ def compare_blocks(
 
     def check(settings: Settings, folder: ModelFolder) -> None:
         _check_blocks(blocks, folder.depth)
-        schedule = folder.schedule(settings.scheduler, settings.steps, torch.Generator())
+        schedule = folder.schedule(settings.scheduler, settings.steps, settings.size, torch.Generator())
         _check_timesteps(timesteps, max(schedule.timesteps))
 
     begin = Job.begin(settings, progress or Progress(), needs=("video",), kind="flow", check=check)

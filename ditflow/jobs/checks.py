@@ -91,7 +91,9 @@ def saved_embeddings(settings: Settings, folder: ModelFolder) -> list[torch.Tens
     """The embeddings that replace optimisation. Raises DitflowError if they were made for other settings."""
     if not settings.saved_embedding:
         return None
-    timesteps = folder.schedule(settings.scheduler, settings.steps, torch.Generator()).timesteps
+    timesteps = folder.schedule(
+        settings.scheduler, settings.steps, settings.size, torch.Generator()
+    ).timesteps
     facts = embedding_facts(settings, timesteps, folder.embedding_kind)
     return read_embeddings(Path(settings.saved_embedding), facts, settings.guided_steps)
 

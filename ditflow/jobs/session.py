@@ -142,7 +142,9 @@ class Job:
                     checkpoint = _checkpoint(run, settings, folder, clip)
                     shapes = _shapes(settings, folder)
                     if state := checkpoint.check(shapes):  # every file, before any work
-                        schedule = folder.schedule(settings.scheduler, settings.steps, torch.Generator())
+                        schedule = folder.schedule(
+                            settings.scheduler, settings.steps, settings.size, torch.Generator()
+                        )
                         shapes.check_state(checkpoint.path("step"), state.index, state.schedule, schedule)
                         shapes.check_reuse(checkpoint.path("step"), state.reuse)
                 fallback = _plan_memory(settings, folder)
@@ -233,14 +235,17 @@ class Job:
     def schedule(self) -> Schedule:
         """A new schedule whose noise comes from the settings' seed."""
         generator = torch.Generator("cpu").manual_seed(self.settings.seed)
-        return self.folder.schedule(self.settings.scheduler, self.settings.steps, generator)
+        return self.folder.schedule(
+            self.settings.scheduler, self.settings.steps, self.settings.size, generator
+        )
 
-    def runner(self) -> Runner:
-        """A runner of the transformer, with the weights placed as the preset says."""
+    def runner(self, expert: int = 0) -> Runner:
+        """A runner of an expert's transformer, with the weights placed as the preset says."""
         settings, plan = self.settings, self.memory.plan
         compiled = settings.compile == "on"
         attention = settings.attention, compiled, settings.attention_without_gradient
-        transformer = self.folder.transformer(settings.lora, settings.weights, *attention, settings.compute)
+        stored = settings.lora, settings.weights
+        transformer = self.folder.transformer(*stored, *attention, settings.compute, expert)
         if settings.engine == "tensorrt":
             denoise_with_tensorrt(transformer)
         return arrange(transformer, self.folder.device, plan.preset, plan.resident)

@@ -111,6 +111,7 @@ def _denoise(job: Job, texts: Texts, reference: Tensor, progress: Progress, sche
         on_step,
         saved_embeddings=job.saved_embeddings,
         resume_from=read_state(job.checkpoint),
+        stops=(stops := job.folder.expert_stops(schedule)),
     )
     left = settings.steps - denoising.steps_done
     if not left:
@@ -119,4 +120,8 @@ def _denoise(job: Job, texts: Texts, reference: Tensor, progress: Progress, sche
         StateWriter(job.checkpoint, len(denoising.state.embeddings)) as states,
         job.meter.phase("denoise", left),
     ):
-        return job.memory.run("denoise", lambda: denoising.run(job.runner()))
+        for expert, stop in enumerate(stops):
+            if denoising.steps_done < stop:
+                # in the function, so that an expert's weights are freed before the next are loaded
+                job.memory.run("denoise", lambda expert=expert: denoising.run(job.runner(expert), expert))
+        return denoising.result

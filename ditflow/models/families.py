@@ -16,6 +16,7 @@ from ditflow.errors import SettingsError
 from ditflow.files import PACKAGE, shipped, shipped_names
 from ditflow.limits import SETTINGS_BYTES
 from ditflow.models.cogvideox.family import CogVideoXFamily
+from ditflow.models.experts import Expert
 from ditflow.models.hub import INDEX, is_hub_id
 from ditflow.models.wan.family import WanFamily
 from ditflow.schema import Schema, Text
@@ -35,6 +36,7 @@ class ModelFamily(Protocol):
     pipeline: str  # `_class_name` in model_index.json
     relatives: Mapping[str, str]  # pipeline classes that are refused: what they are for
     parts: tuple[str, ...]  # folders of a pipeline
+    experts: tuple[Expert, ...]  # the transformers that share a run's steps, in the order of the steps
     classes: Mapping[str, str]  # part: the `_class_name` that its config must have
     packed_parts: tuple[str, ...]  # modules of a block whose linear layers `--weights` quantises
 
@@ -90,8 +92,11 @@ class ModelFamily(Protocol):
         Raises DitflowError, and OSError or ValueError for files that are missing or damaged.
         """
 
+    def other_name(self, layer: str) -> str:
+        """What a LoRA may call a layer of the transformer, besides the library's name for it."""
+
     def network(self, part: str) -> type:
-        """The library class that loads "transformer", "vae", "text_encoder" or "tokenizer"."""
+        """The library class that loads an expert's part, "vae", "text_encoder" or "tokenizer"."""
 
     def load_options(self, part: str) -> dict[str, Any]:
         """Further arguments for that class's `from_pretrained`."""
@@ -116,6 +121,7 @@ class ModelFamily(Protocol):
         kind: str,
         config: Mapping[str, Any],
         steps: int,
+        size: tuple[int, int],
         device: torch.device,
         generator: torch.Generator,
     ) -> Schedule: ...

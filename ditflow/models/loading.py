@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ditflow.errors import DitflowError, first_line
 from ditflow.models.compute import compute_in
+from ditflow.models.experts import expert_stops
 from ditflow.models.families import ModelFamily, family_of, known_model, local_folder, models
 from ditflow.models.gguf_file import check_gguf, load_gguf
 from ditflow.models.hub import INDEX, WITHOUT_WEIGHTS, cached_folder, is_hub_id, missing_files, wanted_files
@@ -25,7 +26,7 @@ from ditflow.models.trust import CONFIGS, check_part, read_json
 logger = logging.getLogger(__name__)
 
 LONGEST_REASON = 700  # characters of a library's message
-LATENT_PARTS = ("transformer", "vae", "scheduler")  # the parts that latents depend on, once texts are encoded
+TEXT_PARTS = ("text_encoder", "tokenizer")  # latents do not depend on them, once texts are encoded
 
 
 class ModelFolder:
@@ -61,7 +62,7 @@ class ModelFolder:
     def check_loras(self, loras: Sequence[str]) -> None:
         """Raises DitflowError for a LoRA that does not fit the transformer. Downloads LoRAs of the hub."""
         for lora in loras:
-            check_fit(self._empty("transformer"), lora, self.dtype)
+            check_fit(self._empty("transformer"), lora, self.dtype, self.family.other_name)
 
     def check_weights(self, weights: str) -> None:
         """Raises DitflowError for a GGUF file that does not fit the transformer."""
@@ -81,7 +82,8 @@ class ModelFolder:
         """The files that latents depend on. Not the text encoder's, because runs save their encoded texts."""
         return [
             path
-            for part in LATENT_PARTS
+            for part in self.family.parts
+            if part not in TEXT_PARTS
             for path in sorted((self.path / part).glob("*"))
             if path.suffix in (".json", ".safetensors")
         ]
@@ -115,24 +117,30 @@ class ModelFolder:
         compiled: bool = False,
         attention_forward: str | None = None,
         compute: str = "bf16",
+        expert: int = 0,
     ) -> Transformer:
-        """On the host."""
+        """On the host; `expert` counts in `ModelFamily.experts`."""
         family = self.family
         if weights.endswith(".gguf"):
             kind, config = family.network("transformer"), self.config("transformer")
             network = load_gguf(Path(weights), kind, config, self.dtype)
             return family.transformer(network, attention, compiled, attention_forward)
-        network = self._load("transformer", torch_dtype=self.dtype)
+        network = self._load(family.experts[expert].part, torch_dtype=self.dtype)
         for lora in loras:
-            add_lora(network, lora)
+            add_lora(network, lora, family.other_name)
         transformer = family.transformer(network, attention, compiled, attention_forward)
         compute_in(compute, transformer.blocks, family.packed_parts, self.device)
         store_weights(transformer.blocks, family.packed_parts, weights, self.device)
         return transformer
 
-    def schedule(self, kind: str, steps: int, generator: torch.Generator) -> Schedule:
-        """A new schedule, on the device."""
-        return self.family.schedule(kind, self.config("scheduler"), steps, self.device, generator)
+    def schedule(self, kind: str, steps: int, size: tuple[int, int], generator: torch.Generator) -> Schedule:
+        """A new schedule, on the device, for videos of a size (width, height) in pixels."""
+        return self.family.schedule(kind, self.config("scheduler"), steps, size, self.device, generator)
+
+    def expert_stops(self, schedule: Schedule) -> list[int]:
+        """For each expert, the number of steps done when its own are done."""
+        trained = self.config("scheduler").get("num_train_timesteps", 1000)
+        return expert_stops(self.family.experts, schedule.timesteps, trained)
 
     def _check(self, part: str) -> None:
         folder = self.path / part

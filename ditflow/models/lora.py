@@ -11,28 +11,30 @@ from torch import nn
 from ditflow.errors import DitflowError
 from ditflow.files import PICKLE_SUFFIXES, refuse_pickle
 from ditflow.models.hub import hub_lora, is_hub_id, lora_name
-from ditflow.models.lora_file import read_changes
+from ditflow.models.lora_file import OtherName, read_changes
 
 
-def add_lora(network: nn.Module, given: str) -> None:
+def add_lora(network: nn.Module, given: str, other_name: OtherName = str) -> None:
     """Add `FILE_OR_ID[:scale]` to the weights; each is computed in float32 and rounded once.
+
+    `other_name`: what a layer of the network may also be called in the file.
 
     Raises DitflowError if the LoRA cannot be read or does not fit the network.
     """
     source, scale = check_lora(given)
-    for change in read_changes(lora_file(source), network):
+    for change in read_changes(lora_file(source), network, other_name):
         parameter = network.get_submodule(change.layer).weight
         added = (change.up * (scale * change.factor)) @ change.down
         parameter.data = (parameter.float() + added.view_as(parameter)).to(parameter.dtype)
 
 
-def check_fit(network: nn.Module, given: str, dtype: torch.dtype) -> None:
+def check_fit(network: nn.Module, given: str, dtype: torch.dtype, other_name: OtherName = str) -> None:
     """Make all checks of `add_lora`, and that the changes are in the range of weights in `dtype`.
 
     The network may be on the meta device. Downloads a LoRA of the hub.
     """
     source, scale = check_lora(given)
-    for change in read_changes(lora_file(source), network):
+    for change in read_changes(lora_file(source), network, other_name):
         # a product of two vectors is at most that of their lengths
         longest = [
             tensor.double().norm(dim=dim).max().item() for tensor, dim in ((change.up, 1), (change.down, 0))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +70,9 @@ ONLY = Schema(  # settings with which up @ down is the whole change of a weight
 LAYERS = ListOf(Text(), 1, 10_000)
 
 
+OtherName = Callable[[str], str]
+
+
 class Change(NamedTuple):
     """The change of a layer's weight: factor * up @ down."""
 
@@ -79,8 +82,10 @@ class Change(NamedTuple):
     factor: float
 
 
-def read_changes(path: Path, network: nn.Module) -> Iterator[Change]:
+def read_changes(path: Path, network: nn.Module, other_name: OtherName = str) -> Iterator[Change]:
     """The changes that a LoRA file makes to a network, which may be on the meta device.
+
+    `other_name`: what a layer of the network may also be called.
 
     Raises DitflowError if the file has a tensor or a setting that cannot be used, lacks one, or holds NaN.
     """
@@ -99,7 +104,8 @@ def read_changes(path: Path, network: nn.Module) -> Iterator[Change]:
         for name, module in network.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d))
     }
-    found, unused = _by_layer(headers, shapes)
+    names = {other_name(name): name for name in shapes} | {name: name for name in shapes}
+    found, unused = _by_layer(headers, names)
     problems = {"unused": unused, **_problems(found, headers, shapes, settings)}
     if any(problems.values()):
         raise DitflowError(
@@ -135,12 +141,15 @@ def read_changes(path: Path, network: nn.Module) -> Iterator[Change]:
 
 
 def _by_layer(
-    headers: Mapping[str, Header], shapes: Mapping[str, tuple[int, ...]]
+    headers: Mapping[str, Header], layers: Mapping[str, str]
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """The names of each layer's tensors by role, and the names that cannot be placed."""
+    """The names of each layer's tensors by role, and the names that cannot be placed.
+
+    `layers`: the network's layers by every name that they have.
+    """
     from diffusers.utils import convert_unet_state_dict_to_peft
 
-    known = {name.replace(".", "_"): name for name in shapes} | {name: name for name in shapes}
+    known = {name.replace(".", "_"): layer for name, layer in layers.items()} | dict(layers)
     found: dict[str, dict[str, str]] = {}
     unused = []
     for name in headers:

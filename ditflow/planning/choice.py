@@ -24,6 +24,7 @@ MIB = 1 << 20
 RETRY_SHARE = 0.9  # of the failed plan's peak: the next plan needs at most this much
 
 STEP_CACHE = " The work is the most that a run takes: only a run shows how often --step-cache reuses blocks."
+EXPERTS = " The model has two transformers of this size; the one that a step needs is loaded."
 ADVICE = "use fewer --frames or a smaller --size"
 
 # settings that do not change what a phase costs
@@ -101,6 +102,8 @@ def plan_all(settings: Settings) -> tuple[list[Plan], Plan | None, str]:
     budget = usable_bytes(settings.memory, device) if has_budget else None
     plans = make_plans(settings, presets(), "cuda", budget)
     note = "" if settings.step_threshold is None else STEP_CACHE
+    if len(family_of(settings.model).experts) > 1:
+        note += EXPERTS
     if not has_budget:
         why = "No preset is chosen, as this machine has no GPU. Give --memory GB to choose one."
         return plans, None, why + note

@@ -72,7 +72,9 @@ class FakeModel:
     def guidance_scales(self, settings: Settings) -> list[float]:
         """The guidance scale of each step of a run with these settings."""
         config, device = self._configs["scheduler"], torch.device("cpu")
-        schedule = self.family.schedule(settings.scheduler, config, settings.steps, device, torch.Generator())
+        schedule = self.family.schedule(
+            settings.scheduler, config, settings.steps, settings.size, device, torch.Generator()
+        )
         scale = Scale(settings.guidance_scale, settings.dynamic_scale)
         return [scale.at(schedule, index) for index in range(settings.steps)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,7 @@ class Denoising:
         *,
         saved_embeddings: list[Tensor] | None = None,  # one for each guided step, instead of optimisation
         resume_from: State | None = None,
+        stops: Sequence[int] | None = None,  # of the experts (see `expert_stops`); None: one for all steps
     ):
         self.settings, self.schedule, self.texts, self.reference = settings, schedule, texts, reference
         self.on_step, self.saved_embeddings = on_step, saved_embeddings
@@ -58,6 +59,7 @@ class Denoising:
         self.state = resume_from or State(-1, self.noise, None, schedule.state(), [], 0, [])
         self.guidance: AnyGuidance | None = None
         self.reuse = Reuse(settings) if settings.reuses else None
+        self.stops, self.expert = stops or [len(schedule.timesteps)], 0
 
     @property
     def steps_done(self) -> int:
@@ -69,9 +71,14 @@ class Denoising:
         state = self.state
         return Denoised(state.latents, state.losses, state.skipped, state.embeddings, state.steps)
 
-    def run(self, runner: Runner) -> Denoised:
-        """Run the steps that remain."""
+    def run(self, runner: Runner, expert: int = 0) -> Denoised:
+        """Run the steps that remain of an expert, whose transformer the runner has.
+
+        Each expert reads the clip's motion itself, and reuses nothing of the one before it.
+        """
         settings, state, transformer = self.settings, self.state, runner.transformer
+        if expert != self.expert:
+            self.guidance, self.expert = None, expert
         native_embedding = transformer.embedding(transformer.grid(self.reference))
         if self.saved_embeddings:
             check_shapes(self.saved_embeddings, native_embedding, "optimise them again")
@@ -84,7 +91,8 @@ class Denoising:
         self.schedule.restore(state.schedule)
         embedding = native_embedding if state.embedding is None else state.embedding.to(native_embedding)
         if self.reuse:
-            self.reuse.restore(state.reuse, self.reference.device)
+            begins = expert > 0 and self.steps_done == self.stops[expert - 1]
+            self.reuse.restore({} if begins else state.reuse, self.reference.device)
         injection = None
         if settings.injection:
             injection = Injection(settings.injection_blocks, self.reference, self.noise, native_embedding)
@@ -101,6 +109,7 @@ class Denoising:
             self.saved_embeddings,
             self._on_step,
             self.reuse,
+            self.stops[expert],
         )
         if skipped := self.state.skipped:
             logger.warning("%d optimisation steps overflowed in float16 and were skipped", skipped)

@@ -51,6 +51,7 @@ def denoise(
     saved_embeddings: list[Tensor] | None,
     on_step: Callable[[Step], None],
     reuse: Reuse | None = None,
+    stop: int | None = None,  # the number of steps after which to stop; None: all
 ) -> Tensor:
     """Denoise from noise to clean latents. The first `guided_steps` steps follow the clip's motion.
 
@@ -62,7 +63,8 @@ def denoise(
     Raises NotFinite in the step in which NaN or infinity first appears; `on_step` is not called for it.
     """
     latents, embedding = last.latents, last.embedding
-    for index in ranges.steps(range(last.index + 1, len(schedule.timesteps)), guided_steps):
+    end = len(schedule.timesteps) if stop is None else stop
+    for index in ranges.steps(range(last.index + 1, end), guided_steps):
         timestep, guided = schedule.on_device[index : index + 1], index < guided_steps
         inputs = Inputs(latents, texts.prompt, timestep, embedding if guided else native_embedding)
         injected, losses, cosine = {}, [], None

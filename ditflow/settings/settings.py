@@ -57,7 +57,7 @@ class Settings:
     fps: str = option(
         "video", "frames a second to resample the clip to, before start and stride; auto: its own mean"
     )
-    size: Size = option("video", "size of the new video in pixels (CogVideoX: multiples of 16)", most=SIDE)
+    size: Size = option("video", "size of the new video in pixels (multiples of 16)", most=SIDE)
     fit: str = option("video", "how to fit the clip to that size", choices=("crop", "pad", "stretch"))
 
     model: str = option("model", f"{', '.join(models())}, a hub id or a local folder")
@@ -178,7 +178,7 @@ class Settings:
     dynamic_scale: bool = option(
         "sampling", "let the guidance scale rise over the steps (CogVideoX-5B's default)"
     )
-    scheduler: str = option("sampling", "sampler (CogVideoX: ddim or dpm)")
+    scheduler: str = option("sampling", "sampler (CogVideoX: ddim or dpm; Wan: unipc or euler)")
     seed: int = option("sampling", "seed of all noise", least=0, most=2**63 - 1)
 
     output: str = option(
@@ -324,6 +324,10 @@ def check_family(settings: Settings, family: ModelFamily) -> None:
     if settings.dynamic_scale and not family.has_dynamic_scale:
         raise SettingsError(
             f"dynamic_scale: {family.pipeline} has no dynamic guidance scale; use --no-dynamic-scale"
+        )
+    if settings.weights.endswith(".gguf") and len(family.experts) > 1:
+        raise SettingsError(
+            "weights: a GGUF file holds one transformer, and this model has two; give full, fp8, int8 or nf4"
         )
     if settings.lora and not family.takes_lora:
         raise SettingsError(f"lora: {family.pipeline} does not take LoRAs; leave out --lora")

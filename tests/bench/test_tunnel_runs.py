@@ -109,7 +109,7 @@ def test_noise_that_steps_add_differs_by_the_same_share(exact):
     begun, part = exact
 
     def schedule(seed):
-        return begun.job.folder.schedule("dpm", 5, torch.Generator().manual_seed(seed))
+        return begun.job.folder.schedule("dpm", 5, (96, 64), torch.Generator().manual_seed(seed))
 
     plain, again, another = schedule(1), schedule(1), schedule(4)
     control = NudgedNoise(again, (schedule(2), schedule(3)))

@@ -89,7 +89,7 @@ def test_every_mode_gives_other_latents(settings):
         for name, change in modes.items():
             settings = replace(job.settings, **change)
             generator = torch.Generator().manual_seed(settings.seed)
-            schedule = job.folder.schedule(settings.scheduler, settings.steps, generator)
+            schedule = job.folder.schedule(settings.scheduler, settings.steps, settings.size, generator)
             denoising = Denoising(settings, schedule, texts, reference, lambda step: None)
             results[name] = denoising.run(runner).latents
     names = list(results)

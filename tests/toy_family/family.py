@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ditflow.models.experts import ONE
 from ditflow.schema import Number, Schema, Whole, check_equal
 from toy_family.autoencoder import GROUP, SIDE, TILES, ToyAutoencoder, ToyVAE, encoded_frames
 from toy_family.schedule import SCHEDULERS, ToySchedule
@@ -44,6 +45,7 @@ class ToyFamily:
     pipeline = "ToyPipeline"
     relatives: Mapping[str, str] = {}
     parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+    experts = ONE
     classes = {"transformer": "ToyTransformer3DModel", "vae": "ToyVAE"}
     packed_parts = ("attn1", "attn2", "ff")
     schedulers = SCHEDULERS
@@ -102,6 +104,9 @@ class ToyFamily:
     def check_tokenizer(self, folder: Path, encoder: Mapping[str, Any]) -> None:
         """The tokenizer has a single file, which its class checks."""
 
+    def other_name(self, layer: str) -> str:
+        return layer
+
     def network(self, part: str) -> type:
         return {
             "transformer": ToyTransformer3DModel,
@@ -135,6 +140,7 @@ class ToyFamily:
         kind: str,
         config: Mapping[str, Any],
         steps: int,
+        size: tuple[int, int],
         device: torch.device,
         generator: torch.Generator,
     ) -> ToySchedule:

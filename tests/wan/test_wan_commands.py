@@ -7,8 +7,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
+from gguf import GGMLQuantizationType as Kind
+from quantised_models import write_gguf
 from run_processes import contents
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_wan_pipelines import KINDS
 from wan_runs import PROMPT, killed_in_step
 
@@ -110,6 +113,21 @@ def test_other_choices_change_the_result_a_little(transfer, resident, words):
     assert 0 < (latents(transfer(*words)) - resident).norm() < 0.5 * resident.norm()
 
 
+def test_transformer_from_a_gguf_file(transfer, resident, wan_folders, tmp_path):
+    network = WanTransformer3DModel.from_pretrained(wan_folders() / "transformer")
+    write_gguf(tmp_path / "model.gguf", network.requires_grad_(False), Kind.Q8_0)
+    found = latents(transfer("--weights", tmp_path / "model.gguf"))
+    assert 0 < (found - resident).norm() < 0.5 * resident.norm()
+
+
+def test_a_lora_changes_the_result(transfer, resident, tmp_path):
+    name = "diffusion_model.blocks.1.self_attn.q"
+    tensors = {f"{name}.lora_A.weight": torch.ones(1, 32), f"{name}.lora_B.weight": torch.ones(32, 1)}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    found = latents(transfer("--lora", f"{tmp_path / 'lora.safetensors'}:0.05"))
+    assert 0 < (found - resident).norm() < 0.5 * resident.norm()
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_gives_the_same_latents(transfer, resident, name, monkeypatch):
     walked, walk = [], Streamed.walk
@@ -178,7 +196,7 @@ def test_decode_in_tiles_makes_the_video_again(ditflow, transfer):
 def test_plan_counts_the_models_own_work(ditflow, wan_folders):
     words = ("plan", "--model", wan_folders(), "--frames", 9, "--size", "48x32", "--dtype", "float32")
     found = json.loads(ditflow(*words, "--guidance-blocks", "2", "--json"))
-    tokens, channels, hidden = 3 * 4 * 6, 32, 48
+    tokens, channels, hidden = 3 * 4 * 6, 32, 64
     # each block: queries times keys, and their softmax times values, over the video and over the text
     attention = DEPTH * 4 * tokens * (tokens + 512) * channels
     products = DEPTH * 2 * channels * (tokens * (4 + 2) * channels + 512 * 2 * channels + tokens * 2 * hidden)

@@ -26,8 +26,8 @@ SHAPE = (1, 3, 4, 6, 8)
 UNIPC = dict(scheduler().config)
 
 
-def schedule(kind="unipc", steps=6, config=UNIPC, seed=0):
-    return WanSchedule(kind, config, steps, CPU, torch.Generator().manual_seed(seed))
+def schedule(kind="unipc", steps=6, config=UNIPC, seed=0, size=(832, 480)):
+    return WanSchedule(kind, config, steps, size, CPU, torch.Generator().manual_seed(seed))
 
 
 def diffusers_scheduler(kind, steps):
@@ -60,6 +60,17 @@ def test_either_scheduler_runs_a_model_of_the_other():
     euler = dict(FlowMatchEulerDiscreteScheduler(shift=3.0).config)
     assert schedule("unipc", config=euler).timesteps == schedule("unipc").timesteps
     assert schedule("euler", config=UNIPC).timesteps == schedule("euler", config=euler).timesteps
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+@pytest.mark.parametrize(
+    "size, own, shift",
+    [((832, 480), 3.0, 3.0), ((1280, 720), 3.0, 5.0), ((704, 1280), 3.0, 5.0), ((1280, 720), 8.0, 8.0)],
+    ids=str,
+)
+def test_large_videos_have_the_published_shift(kind, size, own, shift):
+    found = schedule(kind, config=UNIPC | {"flow_shift": own}, size=size)
+    assert found.timesteps == schedule(kind, config=UNIPC | {"flow_shift": shift}).timesteps
 
 
 @pytest.mark.parametrize("kind", SCHEDULERS)

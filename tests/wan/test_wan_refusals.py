@@ -51,7 +51,7 @@ def test_pipelines_for_something_else(model, refused, name, purpose):
 @pytest.mark.parametrize(
     "part, values, says",
     [
-        ("model_index.json", {"boundary_ratio": 0.875}, "two transformers"),
+        ("model_index.json", {"boundary_ratio": 0.875}, "transformer_2/ cannot be loaded"),
         ("model_index.json", {"boundary_ratio": "high"}, "boundary_ratio"),
         ("transformer/config.json", {"image_dim": 1280}, "image_dim is 1280, expected null"),
         ("transformer/config.json", {"added_kv_proj_dim": 64}, "added_kv_proj_dim is 64, expected null"),
@@ -89,6 +89,22 @@ def test_a_transformer_for_image_to_video_that_looks_like_one_for_text(model, re
     refused(folder, "latent channels: 8 in transformer/ (in_channels), 4 in transformer/ (out_channels)")
 
 
+def test_two_transformers_that_differ(model, refused):
+    folder = model("wan-a14b")
+    changed(folder / "transformer_2" / "config.json", eps=1e-5)
+    refused(folder, "transformer/ and transformer_2/ differ in eps: 1e-06 and 1e-05")
+
+
+def test_a_gguf_file_for_two_transformers(wan_folders, refused, tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    words = ("--weights", tmp_path / "model.gguf")
+    refused(wan_folders("wan-a14b"), "a GGUF file holds one transformer, and this model has two", words=words)
+
+
+def test_a_lora_for_two_transformers(wan_folders, refused):
+    refused(wan_folders("wan-a14b"), "WanPipeline does not take LoRAs", words=("--lora", "OWNER/NAME"))
+
+
 @pytest.mark.parametrize("part", ["transformer", "vae"])
 @pytest.mark.parametrize("change", ["lost", "added", "cut"])
 def test_tensors(model, refused, part, change):
@@ -112,7 +128,6 @@ def test_tensors(model, refused, part, change):
         (("--frames", "4"), "frames: 4 given, at least 5 accepted"),
         (("--scheduler", "dpm"), "scheduler: 'dpm' given, accepted: unipc, euler"),
         (("--dynamic-scale",), "WanPipeline has no dynamic guidance scale"),
-        (("--lora", "OWNER/NAME"), "WanPipeline does not take LoRAs"),
         (("--guidance-blocks", "5"), "this model has blocks 0 to 4"),
         (("--set", "decode_tile=360x240"), "accepted: auto, none, 512x512"),
     ],

@@ -14,7 +14,9 @@ from ditflow.memory.plain import PlainRunner
 from ditflow.memory.presets import presets
 from ditflow.memory.streamed import Streamed
 from ditflow.models.protocols import Capture, Grid
+from ditflow.models.storage import store_weights
 from ditflow.models.wan import transformer as wan_transformer
+from ditflow.models.wan.family import WanFamily
 from ditflow_kernels import motion_flow, motion_flow_loss
 from ditflow_kernels.backends import FASTEST
 
@@ -176,6 +178,21 @@ def test_compiled_pieces_compute_the_same():
     (expected,) = runner.forward([inputs], {})
     backbone.compile_pieces("aot_eager")
     torch.testing.assert_close(runner.forward([inputs], {})[0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("checkpoint", ["none", "block"])
+@pytest.mark.parametrize("stored", ["full", "int8"])
+def test_compiled_pieces_have_the_same_gradients(checkpoint, stored):
+    found = []
+    for compiled in (False, True):
+        backbone = wan_backbone()
+        store_weights(backbone.blocks, WanFamily.packed_parts, stored, CPU)
+        if compiled:
+            backbone.compile_pieces("aot_eager")
+        inputs = wan_inputs(backbone)
+        runner = make_runner(backbone, Streamed(backbone.blocks, CPU, 3), checkpoint, "device")
+        found.append(runner.gradient(square, "latents", inputs, {}, Capture("output", (2,)), 1.0)[1])
+    assert (found[1] - found[0]).norm() <= 1e-5 * found[0].norm() and found[0].norm() > 0
 
 
 @pytest.mark.parametrize("changes", [{"image_dim": 8}, {"added_kv_proj_dim": 8}], ids=str)

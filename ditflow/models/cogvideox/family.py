@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ditflow.files import shipped
 from ditflow.models.cogvideox.config import SCHEMAS
 from ditflow.models.cogvideox.frames import latent_spans
+from ditflow.models.experts import ONE
 from ditflow.schema import Schema, check_equal
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class CogVideoXFamily:
         "CogVideoXFunControlPipeline": "control videos",
     }
     parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+    experts = ONE
     classes = {"transformer": "CogVideoXTransformer3DModel", "vae": "AutoencoderKLCogVideoX"}
     packed_parts = ("attn1", "ff")
     schedulers = ("ddim", "dpm")
@@ -88,6 +90,9 @@ class CogVideoXFamily:
 
         check_tokenizer(folder, encoder)
 
+    def other_name(self, layer: str) -> str:
+        return layer
+
     def network(self, part: str) -> type:
         if part == "transformer":
             from diffusers import CogVideoXTransformer3DModel as found
@@ -139,6 +144,7 @@ class CogVideoXFamily:
         kind: str,
         config: Mapping[str, Any],
         steps: int,
+        size: tuple[int, int],
         device: torch.device,
         generator: torch.Generator,
     ) -> CogVideoXSchedule:

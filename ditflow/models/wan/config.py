@@ -93,6 +93,7 @@ INDEX = Schema({"boundary_ratio": OrNull(SHARE), "expand_timesteps": OrNull(Flag
 SCHEMAS = {
     "index": INDEX,
     "transformer": TRANSFORMER,
+    "transformer_2": TRANSFORMER,
     "vae": VAE,
     "text_encoder": text_encoder_schema("umt5"),
     "tokenizer": TOKENIZER,

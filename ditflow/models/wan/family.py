@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ditflow.errors import SettingsError
+from ditflow.errors import DitflowError, SettingsError, shown
 from ditflow.files import shipped
+from ditflow.models.experts import ONE, Expert
 from ditflow.models.wan.config import SCHEMAS
 from ditflow.models.wan.frames import GROUP, latent_spans
+from ditflow.models.wan.names import original_name
 from ditflow.schema import Schema, check_equal
 
 if TYPE_CHECKING:
@@ -23,10 +26,14 @@ if TYPE_CHECKING:
 
 LENGTH = 512  # tokens of an encoded prompt
 PATCH = 2  # latent pixels
+TRANSFORMERS = ("transformer", "transformer_2")  # the second runs the steps of less noise, if there is one
 
 
+@dataclass(frozen=True)
 class WanFamily:
     """Implements `ModelFamily`."""
+
+    boundary: float | None = None  # share of the timesteps below which a second transformer runs
 
     pipeline = "WanPipeline"
     relatives = {
@@ -35,8 +42,7 @@ class WanFamily:
         "WanVACEPipeline": "control videos and masks",
         "WanAnimatePipeline": "animating a character",
     }
-    parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-    classes = {"transformer": "WanTransformer3DModel", "vae": "AutoencoderKLWan"}
+    classes = {**dict.fromkeys(TRANSFORMERS, "WanTransformer3DModel"), "vae": "AutoencoderKLWan"}
     packed_parts = ("attn1", "attn2", "ffn")
     schedulers = ("unipc", "euler")
     tiles = ("512x512", "384x384", "256x256", "192x192", "128x128")
@@ -44,20 +50,29 @@ class WanFamily:
     least_frames = 5
     frame_rate = 16
     has_dynamic_scale = False
-    takes_lora = False
 
     def variant(self, index: Mapping[str, Any]) -> WanFamily:
-        if index.get("boundary_ratio") is not None:
-            raise SettingsError(
-                "a Wan model with two transformers given (`boundary_ratio` in model_index.json), as Wan 2.2 "
-                "A14B is; Wan models with one are accepted, such as wan-1.3b"
-            )
-        return self
+        return replace(self, boundary=index.get("boundary_ratio"))
+
+    @property
+    def experts(self) -> tuple[Expert, ...]:
+        if self.boundary is None:
+            return ONE
+        return tuple(map(Expert, TRANSFORMERS, (self.boundary, 0.0)))
+
+    @property
+    def takes_lora(self) -> bool:
+        return self.boundary is None  # else a file would have to say which transformer it changes
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return (*(expert.part for expert in self.experts), "vae", "text_encoder", "tokenizer", "scheduler")
 
     def defaults(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the published model with as many channels, and a guided block that exists."""
+        """Those of the published model that is most alike, and a guided block that exists."""
         like = {(16, 12): "wan-1.3b", (48, 24): "wan-5b"}
-        name = like.get((config["in_channels"], config["num_attention_heads"]), "wan-14b")
+        single = like.get((config["in_channels"], config["num_attention_heads"]), "wan-14b")
+        name = single if self.boundary is None else "wan-a14b"
         settings = shipped(f"models/{name}.yaml")["settings"]
         blocks = [min(block, config["num_layers"] // 2) for block in settings["guidance_blocks"]]
         return settings | {"guidance_blocks": blocks}
@@ -88,6 +103,13 @@ class WanFamily:
 
     def check_configs(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
         transformer, vae, encoder = (configs[part] for part in ("transformer", "vae", "text_encoder"))
+        other = configs.get("transformer_2", transformer)
+        for key in sorted((transformer.keys() | other.keys()) - {"_name_or_path", "_diffusers_version"}):
+            if transformer.get(key) != other.get(key):
+                raise DitflowError(
+                    f"transformer/ and transformer_2/ differ in {key}: {shown(transformer.get(key))} and "
+                    f"{shown(other.get(key))}; give a complete model of one kind"
+                )
         channels = {
             "in transformer/ (in_channels)": transformer["in_channels"],
             "in transformer/ (out_channels)": transformer.get("out_channels") or transformer["in_channels"],
@@ -115,8 +137,11 @@ class WanFamily:
 
         check_tokenizer(folder, encoder)
 
+    def other_name(self, layer: str) -> str:
+        return original_name(layer)
+
     def network(self, part: str) -> type:
-        if part == "transformer":
+        if part in TRANSFORMERS:
             from diffusers import WanTransformer3DModel as found
         elif part == "vae":
             from diffusers import AutoencoderKLWan as found
@@ -166,9 +191,10 @@ class WanFamily:
         kind: str,
         config: Mapping[str, Any],
         steps: int,
+        size: tuple[int, int],
         device: torch.device,
         generator: torch.Generator,
     ) -> WanSchedule:
         from ditflow.models.wan.schedule import WanSchedule
 
-        return WanSchedule(kind, config, steps, device, generator)
+        return WanSchedule(kind, config, steps, size, device, generator)

@@ -6,6 +6,7 @@ latents = (1 - level) * clean + level * noise, and the model predicts the veloci
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from ditflow.models.protocols import SchedulerState
 
 SCHEDULERS = ("unipc", "euler")  # of second order with a corrector; of first order
+LARGE, LARGE_SHIFT = 900_000, 5.0  # pixels: 1280x720, also cut to 1280x704 for tokens of 32 pixels
 SOLVER = ("solver_order", "solver_type", "predict_x0", "lower_order_final", "disable_corrector")
 
 
@@ -31,10 +33,11 @@ class WanSchedule:
         kind: str,
         config: Mapping[str, Any],
         steps: int,
+        size: tuple[int, int],  # (width, height) in pixels
         device: torch.device,
         generator: torch.Generator,
     ):
-        self.scheduler = _scheduler(kind, config)
+        self.scheduler = _scheduler(kind, config, size)
         self.scheduler.set_timesteps(steps, device=device)
         self.on_device = self.scheduler.timesteps.float()
         self.timesteps: list[float] = self.on_device.tolist()
@@ -96,11 +99,16 @@ OTHERS = ("generator", "orders")  # parts of the state that stay on the host
 
 
 def _scheduler(
-    kind: str, config: Mapping[str, Any]
+    kind: str, config: Mapping[str, Any], size: tuple[int, int]
 ) -> UniPCMultistepScheduler | FlowMatchEulerDiscreteScheduler:
-    """A scheduler of this kind with the shift of the model's own, whose kind may be the other."""
+    """A scheduler of this kind with the shift of the model's own, whose kind may be the other.
+
+    Videos of 720p and more have at least the shift that is published for them.
+    """
     steps = config.get("num_train_timesteps", 1000)
     shift = config.get("flow_shift", config.get("shift", 1.0))
+    if prod(size) >= LARGE:
+        shift = max(shift, LARGE_SHIFT)
     if kind == "euler":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=steps, shift=shift)
     solver = {key: config[key] for key in SOLVER if key in config}

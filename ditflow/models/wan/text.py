@@ -23,7 +23,7 @@ class UMT5TextEncoder:
 
     def __init__(self, network: UMT5EncoderModel):
         network.requires_grad_(False).eval()
-        self.table, self.padding = network.shared, network.config.pad_token_id
+        self.table, self.padding = network.shared, network.config.pad_token_id or 0
         self.network = network.encoder
         self.network.set_input_embeddings(None)
         self.layers: nn.ModuleList = self.network.block

@@ -15,12 +15,14 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention, WanTransformerBlock
 from einops import rearrange
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from ditflow.errors import DitflowError
 from ditflow.models.attention import load_attention, sdpa
 from ditflow.models.compiling import compile_piece
 from ditflow.models.compute import input_gradient
 from ditflow.models.protocols import AttentionInputs, Carried, Grid, Inputs, KeyValue, Shared
+from ditflow.models.storage import unpacked
 from ditflow.models.wan.rotation import rotary_embedding
 from ditflow_kernels import qk_norm_rope
 
@@ -129,14 +131,19 @@ class WanTransformer:
         """
         block, (tokens,), (gradient,) = self.blocks[index], carried, gradients
         result = torch.empty_like(gradient)
-        for first in range(0, tokens.shape[1], CHUNK):
-            chunk = slice(first, first + CHUNK)
-            with torch.enable_grad():
-                entering = tokens[:, chunk].detach().requires_grad_()
-                hidden, gate = self.pieces.hidden_layer(block, entering, shared.time)
-            upstream = (gate * gradient[:, chunk].float()).to(hidden.dtype)
-            (found,) = torch.autograd.grad(hidden, entering, input_gradient(block.ffn.net[2], upstream))
-            torch.add(gradient[:, chunk], found, out=result[:, chunk])
+        with unpacked(block.ffn):
+            for first in range(0, tokens.shape[1], CHUNK):
+                chunk = slice(first, first + CHUNK)
+                with torch.enable_grad():
+                    entering = tokens[:, chunk].detach().requires_grad_()
+                    hidden, gate = self.pieces.hidden_layer(block, entering, shared.time)
+                # only its place in the graph is needed, not its values
+                leaving = get_gradient_edge(hidden)
+                del hidden
+                upstream = (gate * gradient[:, chunk].float()).to(gradient.dtype)
+                upstream = input_gradient(block.ffn.net[2], upstream)
+                (found,) = torch.autograd.grad(leaving, entering, upstream)
+                torch.add(gradient[:, chunk], found, out=result[:, chunk])
         return (result,)
 
     def head(self, carried: Carried, shared: Shared, grid: Grid) -> Tensor:

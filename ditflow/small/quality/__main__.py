@@ -62,7 +62,7 @@ def sample(folder: ModelFolder) -> list[np.ndarray]:
         texts = Texts(words[:1], words[1:], words[1:])
         nothing = torch.zeros(folder.family.latent_shape(settings.frames, settings.size, vae))  # no clip
         generator = torch.Generator().manual_seed(seed)
-        schedule = folder.schedule(settings.scheduler, settings.steps, generator)
+        schedule = folder.schedule(settings.scheduler, settings.steps, settings.size, generator)
         denoising = Denoising(settings, schedule, texts, nothing, lambda step: None)
         latents = denoising.run(runner).latents
         videos.append(autoencoder.decode(latents, settings.frames, TILE).numpy())

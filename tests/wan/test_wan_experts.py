@@ -1,0 +1,115 @@
+"""A model with two transformers: which steps each runs, and that only one is loaded at a time."""
+
+import gc
+import json
+import weakref
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from run_processes import contents
+
+from ditflow.models.experts import ONE, Expert, expert_stops
+from ditflow.models.wan.schedule import WanSchedule
+from ditflow.sampling.denoising import Denoising
+
+KIND = "wan-a14b"
+TWO = (Expert("transformer", 0.875), Expert("transformer_2", 0.0))
+
+
+def test_steps_belong_to_the_expert_of_their_noise():
+    assert expert_stops(TWO, [999, 900, 875, 874, 100], 1000) == [3, 5]
+    assert expert_stops(TWO, [999, 900], 1000) == [2, 2]
+    assert expert_stops(ONE, [999, 100], 1000) == [2]
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """The folders that transformers are loaded from, each with how many were then alive."""
+    found, alive, load = [], weakref.WeakSet(), WanTransformer3DModel.from_pretrained.__func__
+
+    def watched(kind, folder, **options):
+        gc.collect()
+        found.append((folder.name, len(alive)))
+        network = load(kind, folder, **options)
+        alive.add(network)
+        return network
+
+    monkeypatch.setattr(WanTransformer3DModel, "from_pretrained", classmethod(watched))
+    return found
+
+
+@pytest.mark.parametrize("words", [(), ("--step-cache", "1", "--negative", "alternate")], ids=" ".join)
+def test_only_the_expert_in_use_is_loaded(transfer, loads, words):
+    transfer(*words, kind=KIND)
+    assert loads == [("transformer", 0), ("transformer_2", 0)]
+
+
+def test_each_expert_that_is_guided_reads_the_clip(transfer, monkeypatch):
+    prepared, prepare = [], Denoising._prepare
+
+    def watched(self, *given):
+        prepared.append(self.expert)
+        return prepare(self, *given)
+
+    monkeypatch.setattr(Denoising, "_prepare", watched)
+    run = transfer("--guided", "1", kind=KIND)
+    assert prepared == [0, 1]
+    losses = json.loads((run / "run.json").read_text())["losses"]
+    assert len(losses) == 6 and all(each[-1] < each[0] for each in losses)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+@pytest.mark.parametrize("words", [("--step-cache", "1"), ("--guided", "1")], ids=" ".join)
+def test_resume_on_either_side_of_the_boundary(ditflow, transfer, tmp_path, monkeypatch, loads, words, at):
+    (tmp_path / "whole").mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    folder = transfer(*words, "--output", "run", kind=KIND).name
+    monkeypatch.chdir(tmp_path)
+    stop_in_step(at, monkeypatch, lambda: transfer(*words, "--output", "run", kind=KIND))
+    loads.clear()
+    ditflow("resume", folder, "--quiet")
+    assert [name for name, _ in loads] == ["transformer", "transformer_2"][at >= boundary() :]
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole" / "run")
+
+
+def boundary():
+    """The number of steps of the first expert, in these runs of six steps with a shift of 3."""
+    config = {"num_train_timesteps": 1000, "flow_shift": 3.0}
+    schedule = WanSchedule("unipc", config, 6, (48, 32), torch.device("cpu"), torch.Generator())
+    first, last = expert_stops(TWO, schedule.timesteps, 1000)
+    assert 1 < first < 4 and last == 6
+    return first
+
+
+def stop_in_step(index, monkeypatch, run):
+    step = WanSchedule.step
+
+    def interrupted(self, prediction, number, latents):
+        if number == index:
+            raise KeyboardInterrupt
+        return step(self, prediction, number, latents)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WanSchedule, "step", interrupted)
+        with pytest.raises(AssertionError, match="continues from there"):
+            run()
+
+
+def test_plan_says_that_there_are_two(ditflow, wan_folders):
+    words = ("--frames", 9, "--size", "48x32", "--guidance-blocks", "2")
+    assert "two transformers" in ditflow("plan", "--model", wan_folders(KIND), *words)
+    assert "two transformers" not in ditflow("plan", "--model", wan_folders(), *words)
+
+
+def test_both_experts_belong_to_a_run(ditflow, transfer, wan_folders, monkeypatch):
+    """A run whose second expert has changed is not resumed."""
+    stop_in_step(1, monkeypatch, lambda: transfer("--output", "run", kind=KIND))
+    weights = wan_folders(KIND) / "transformer_2" / "diffusion_pytorch_model.safetensors"
+    before = weights.read_bytes()
+    try:
+        weights.write_bytes(before[:-4] + bytes(4))
+        code, error = ditflow("resume", "run", "--quiet", fails=True)
+    finally:
+        weights.write_bytes(before)
+    assert code == 1 and "weights" in error
