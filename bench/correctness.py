@@ -19,6 +19,8 @@ SIZES = [
     Size("ragged", (3, 13, 17), 5, 64, text=7),
     Size("wide heads", (2, 11, 19), 3, 128, text=1),
     Size("5B heads", (4, 15, 22), 48, 64, text=226),
+    Size("Wan heads", (4, 15, 22), 12, 128, text=0, rms_norm=True),
+    Size("Wan 14B heads", (2, 5, 7), 40, 128, text=0, rms_norm=True),
 ]
 
 
@@ -95,10 +97,14 @@ def _double(tokens) -> list[Tensor]:
 
 def _prepare(function: Callable, inputs, norms, text: int, gradients) -> list[Tensor]:
     query, key, *rope = inputs
-    norms = [norm and (*(part.to(query.dtype) for part in norm[:2]), norm[2]) for norm in norms]
+    norms = [norm and _norm_like(query, *norm) for norm in norms]
     outputs = function(query, key, *norms, rope[0] if rope else None, text)
     gradients = [gradient.to(query.dtype) for gradient in gradients]
     return [*outputs, *torch.autograd.grad(outputs, inputs, gradients)]
+
+
+def _norm_like(query: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple:
+    return weight.to(query.dtype), None if bias is None else bias.to(query.dtype), eps
 
 
 def _linear(function: Callable, inputs, layer, activation: str | None) -> list[Tensor]:

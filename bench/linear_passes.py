@@ -38,7 +38,7 @@ def linear_passes() -> list[Pass]:
 
 
 def product_flops(size: Size) -> int:
-    return 2 * (size.text + size.video) * size.channels * 4 * size.channels
+    return 2 * (size.text + size.video) * size.channels * size.hidden
 
 
 def forward_inputs(size: Size, device: torch.device, seed: int) -> tuple[Tensor, Layer]:

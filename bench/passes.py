@@ -33,6 +33,8 @@ class Size(NamedTuple):
     text: int = 226
     dtype: torch.dtype = torch.bfloat16
     rotary: bool = True
+    rms_norm: bool = False  # of all heads together, not a layer norm of each
+    hidden_channels: int | None = None  # of the feed-forward; None: four times the channels
 
     @property
     def video(self) -> int:
@@ -42,6 +44,10 @@ class Size(NamedTuple):
     def channels(self) -> int:
         return self.heads * self.head_dim
 
+    @property
+    def hidden(self) -> int:
+        return self.hidden_channels or 4 * self.channels
+
 
 SIZES = [
     Size("5B, 24 frames", (6, 30, 45), 48),
@@ -49,6 +55,7 @@ SIZES = [
     Size("5B, 9 frames", (3, 30, 45), 48),
     Size("2B, 24 frames", (6, 30, 45), 30, dtype=torch.float16, rotary=False),
     Size("256 x 384, 9 frames", (3, 16, 24), 48),
+    Size("Wan 1.3B, 49 frames", (13, 30, 52), 12, 128, text=0, rms_norm=True, hidden_channels=8960),
 ]
 
 
@@ -109,7 +116,10 @@ def token_inputs(size: Size, device: torch.device, seed: int) -> tuple:
     """query, key, norms, rope, text length."""
     length = size.text + size.video
     query, key = random(seed, size, device, 2, 1, length, size.heads, size.head_dim)
-    norm = random(seed, size, device, size.head_dim), random(seed + 1, size, device, size.head_dim), 1e-6
+    if size.rms_norm:
+        norm = random(seed, size, device, size.channels), None, 1e-6
+    else:
+        norm = random(seed, size, device, size.head_dim), random(seed + 1, size, device, size.head_dim), 1e-6
     rope = random(seed, size, device, 2, 2, size.video, size.head_dim).float() if size.rotary else None
     return query, key, norm, norm, rope, size.text
 
@@ -123,10 +133,9 @@ def prepared_inputs(size: Size, device: torch.device, seed: int) -> tuple:
 
 def linear_inputs(size: Size, device: torch.device, seed: int) -> tuple:
     """x, weight_int8, scale and bias of a feed-forward's wide layer."""
-    channels, wide = size.channels, 4 * size.channels
-    x = random(seed, size, device, 1, size.text + size.video, channels)
-    weight, scale = quantise_weight(random(seed + 1, size, device, wide, channels))
-    return x.requires_grad_(), weight, scale, random(seed + 2, size, device, wide)
+    x = random(seed, size, device, 1, size.text + size.video, size.channels)
+    weight, scale = quantise_weight(random(seed + 1, size, device, size.hidden, size.channels))
+    return x.requires_grad_(), weight, scale, random(seed + 2, size, device, size.hidden)
 
 
 def head_maps(size: Size, copies: int) -> int:

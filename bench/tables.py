@@ -75,6 +75,11 @@ def speed_table(found: Row) -> str:
         rows = [[runs[speed, frames, device] for frames in lengths] for speed in speeds]
         (kind,) = {run["rates"] for row in rows for run in row}
         columns[f"{device}, {kind} minutes"] = [", ".join(map(_minutes, row)) for row in rows]
+    for model in found["motion"]["exact"]:
+        measured = {
+            speed: spread(found["motion"][speed][model], "" if speed == "exact" else "+") for speed in speeds
+        }
+        columns[f"motion fidelity, `{model}`"] = list(measured.values())
     return markdown(list(columns), zip(*columns.values(), strict=True))
 
 

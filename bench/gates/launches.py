@@ -1,6 +1,7 @@
 """The launchers of each operation, with example arguments."""
 
 from functools import partial
+from itertools import product
 from math import prod
 
 import torch
@@ -15,6 +16,7 @@ TEXT = 226  # tokens of a prompt
 GRID = 6, 30, 45  # of 24 frames of 480 x 720
 # the same kernels must serve all of these: 49 frames, and 256 x 384, whose cells are a multiple of 16
 GRIDS = GRID, (13, 30, 45), (6, 16, 24)
+WAN_HEADS = {"wan-1.3b": 12, "wan-5b": 24, "wan-14b": 40}  # of 128 channels
 
 
 def cases() -> list[Case]:
@@ -22,42 +24,58 @@ def cases() -> list[Case]:
 
 
 def qk_norm_rope_cases() -> list[Case]:
-    """5B at 24 frames, 2B, which has no rotation, and float32 with wide heads."""
+    """5B at 24 frames, 2B, which has no rotation, float32 with wide heads, and Wan's norm of all heads."""
     big = {"heads": 48, "head_dim": 64, "dtype": torch.bfloat16}
     small = {"heads": 30, "head_dim": 64, "dtype": torch.float16, "rotary": False}
     exact = {"heads": 12, "head_dim": 128, "dtype": torch.float32}
+    wan = {"head_dim": 128, "dtype": torch.bfloat16, "text": 0, "together": True}
+    wan_exact = wan | {"dtype": torch.float32}
     return [
         Case("preparation-5b", lambda: prepare(**big)),
         Case("preparation-5b-embedding", lambda: prepare(**big, embedding=True)),
         Case("preparation-2b", lambda: prepare(**small)),
         Case("preparation-float32", lambda: prepare(**exact, embedding=True)),
+        *(Case(f"preparation-{name}", partial(prepare, heads, **wan)) for name, heads in WAN_HEADS.items()),
+        Case("preparation-wan-14b-embedding", lambda: prepare(40, **wan, embedding=True)),
+        Case("preparation-wan-float32", lambda: prepare(40, **wan_exact, embedding=True)),
     ]
 
 
-def prepare(heads, head_dim, dtype, rotary=True, embedding=False):
+def prepare(heads, head_dim, dtype, text=TEXT, rotary=True, embedding=False, together=False):
+    """`together`: an RMS norm of all heads."""
     video = prod(GRID)
-    query, key, grad_query, grad_key = torch.empty(4, 1, TEXT + video, heads, head_dim, dtype=dtype)
-    norm = torch.empty(head_dim, dtype=dtype), torch.empty(head_dim, dtype=dtype), 1e-6
+    query, key, grad_query, grad_key = torch.empty(4, 1, text + video, heads, head_dim, dtype=dtype)
+    weight, bias = torch.empty(2, head_dim, dtype=dtype)
+    norm = (torch.empty(heads * head_dim, dtype=dtype), None, 1e-6) if together else (weight, bias, 1e-6)
     rope = torch.empty(2, 2, video, head_dim) if rotary else None
-    given = query, key, norm, norm, rope, TEXT
+    given = query, key, norm, norm, rope, text
     qk_norm_rope_forward(*given)
     qk_norm_rope_backward(grad_query, grad_key, *given, Wanted(query=True, key=True, rope=embedding))
 
 
 def motion_flow_cases() -> list[Case]:
-    """5B in bf16 and in float32, whose tiles differ; the loss of 2B in float16. Each at every grid."""
-    kinds = {"5b": (48, torch.bfloat16), "float32": (48, torch.float32)}
+    """5B in bf16 and in float32, whose tiles differ; Wan; the loss of 2B in float16. Each at every grid.
+
+    24 heads of 128 are as many channels as 48 of 64: one binary must serve both.
+    """
+    wide = [(48, 64), (24, 128)]
+    kinds = {
+        "5b": (wide, torch.bfloat16),
+        "float32": (wide, torch.float32),
+        "wan-1.3b": ([(12, 128)], torch.bfloat16),
+        "wan-14b": ([(40, 128)], torch.bfloat16),
+    }
     cases = [
         Case(f"{what.__name__}-{kind}".replace("_", "-"), partial(at_every_grid, what, *kinds[kind]))
         for what in (flow, hard, flow_backward, loss)
         for kind in kinds
     ]
-    return [*cases, Case("loss-2b", partial(at_every_grid, loss, 30, torch.float16))]
+    return [*cases, Case("loss-2b", partial(at_every_grid, loss, [(30, 64)], torch.float16))]
 
 
-def at_every_grid(what, heads, dtype):
-    for grid in GRIDS:
-        what(*queries_and_keys(grid, heads, dtype), grid)
+def at_every_grid(what, widths, dtype):
+    for grid, (heads, head_dim) in product(GRIDS, widths):
+        what(*queries_and_keys(grid, heads, head_dim, dtype), grid)
 
 
 def flow(query, key, grid):
@@ -81,9 +99,9 @@ def loss(query, key, grid):
     loss_and_gradients(query, key, reference, grid, 2.0, "moving", None)
 
 
-def queries_and_keys(grid, heads, dtype):
+def queries_and_keys(grid, heads, head_dim, dtype):
     """Video tokens as a block passes them on: a slice after the text in one tensor of both."""
-    prepared = torch.empty(2, TEXT + prod(grid), heads, 64, dtype=dtype)
+    prepared = torch.empty(2, TEXT + prod(grid), heads, head_dim, dtype=dtype)
     return prepared[0, TEXT:], prepared[1, TEXT:]
 
 

@@ -16,7 +16,12 @@ from ditflow.planning.fake import fake_tensors
 from ditflow_kernels import int8_linear, motion_flow, motion_flow_loss, qk_norm_rope
 from ditflow_kernels.backends import as_on
 
-NAMES = {"5b-24": "5B, 24 frames", "5b-49": "5B, 49 frames", "2b-24": "2B, 24 frames"}
+NAMES = {
+    "5b-24": "5B, 24 frames",
+    "5b-49": "5B, 49 frames",
+    "2b-24": "2B, 24 frames",
+    "wan-1.3b-49": "Wan 1.3B, 49 frames",
+}
 
 
 def gates() -> dict[str, Gate]:
@@ -30,6 +35,7 @@ def measure(short: str, size: Size) -> dict[str, Metrics]:
         flow = partial(motion_flow, query, key, grid, TEMPERATURE)
         loss = partial(motion_flow_loss, query, key, reference, grid, TEMPERATURE)
         tokens, others, (norm, _, rope, text), _ = prepared_inputs(size, CPU, 0)
+        constants = [part for part in (*norm[:2], rope) if part is not None]
         prepare = partial(qk_norm_rope, tokens, others, norm, norm, rope, text)
         layer = linear_inputs(size, CPU, 0)
         linear = partial(int8_linear, *layer, activation="gelu_tanh")
@@ -37,7 +43,7 @@ def measure(short: str, size: Size) -> dict[str, Metrics]:
             "motion_flow": metrics(flow, [query, key]),
             "motion_flow-hard": metrics(partial(flow, hard=True), [query, key]),
             "motion_flow_loss": metrics(loss, [query, key, reference]),
-            "qk_norm_rope": metrics(prepare, [tokens, others, *norm[:2], *([rope] if size.rotary else [])]),
+            "qk_norm_rope": metrics(prepare, [tokens, others, *constants]),
             "int8_linear": metrics(linear, layer),
         }
     return {f"passes/{short}/{name}": row for name, row in found.items()}

@@ -21,6 +21,17 @@ class TokenTuning:
 
 
 @dataclass(frozen=True)
+class WholeTokenTuning:
+    """For kernels whose program holds all of a token in registers."""
+
+    thread_elements: int  # of the token, its heads and head_dim padded to powers of two
+
+    def num_warps(self, elements: int) -> int:
+        """For tokens of so many elements, a power of two."""
+        return min(max(elements // (32 * self.thread_elements), 1), 32)
+
+
+@dataclass(frozen=True)
 class ProductTuning:
     """For kernels that multiply a tile of rows by a tile of columns, one block of channels at a time."""
 
@@ -46,10 +57,12 @@ class Tuning:
 
     `motion_flow` covers the kernels that must agree on tiles: the products motion_flow_forward, _backward and
     _hard, and motion_flow_combine, _hard_combine and _activity, which share their query tiles.
+    `qk_norm_rope_all_heads` is for qk_norm_rope_forward and _backward with a norm over all heads.
     """
 
     qk_norm_rope_forward: TokenTuning
     qk_norm_rope_backward: TokenTuning
+    qk_norm_rope_all_heads: WholeTokenTuning
     motion_flow: ProductTuning
     motion_flow_float32: ProductTuning
     motion_flow_grad_logits: ElementwiseTuning
@@ -62,6 +75,9 @@ class Tuning:
 NORM_ROPE_FORWARD = TokenTuning(tile_elements=1024, num_warps=4, num_stages=4)
 # two tiles of inputs and two of gradients in flight
 NORM_ROPE_BACKWARD = TokenTuning(tile_elements=1024, num_warps=4, num_stages=3)
+# 40 heads of 128 take eight warps and 64 registers: four programs a multiprocessor, 40 KiB of bf16 in flight.
+# With half the elements a thread only two programs fit
+NORM_ROPE_ALL_HEADS = WholeTokenTuning(thread_elements=32)
 
 # mma.sync: 128 accumulators a thread, two programs a multiprocessor
 MMA_SYNC = ProductTuning(block_m=128, block_n=128, block_k=32, group_m=8, num_warps=4, num_stages=4)
@@ -85,7 +101,8 @@ GRAD_LOGITS = ElementwiseTuning(block_m=32, num_warps=4)
 
 def _tuning(product: ProductTuning, int8_product: ProductTuning) -> Tuning:
     """Architectures differ in their matrix unit only."""
-    return Tuning(NORM_ROPE_FORWARD, NORM_ROPE_BACKWARD, product, FLOAT32, GRAD_LOGITS, ROUND, int8_product)
+    preparation = NORM_ROPE_FORWARD, NORM_ROPE_BACKWARD, NORM_ROPE_ALL_HEADS
+    return Tuning(*preparation, product, FLOAT32, GRAD_LOGITS, ROUND, int8_product)
 
 
 TUNING: Mapping[int, Tuning] = MappingProxyType(

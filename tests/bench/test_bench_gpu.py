@@ -20,12 +20,13 @@ from ditflow_kernels.int8_linear.products import _library_is_exact
 
 TINY = Size("tiny", (2, 3, 4), 3, 16, text=5)
 TINY_2B = Size("tiny 2B", (2, 3, 4), 2, 16, text=5, dtype=torch.float16, rotary=False)
+TINY_WAN = Size("tiny Wan", (2, 3, 4), 3, 16, text=0, rms_norm=True, hidden_channels=80)
 CEILINGS = Ceilings(copied_bytes=1e9, product_flops=1e12, int8_product_flops=2e12)
 
 
 def rows_of(meter, seconds=1e9, compiled=False, skip=("triton",)):
     machine = Machine(meter, Deadline(seconds), CEILINGS)
-    return list(measure_passes(machine, [TINY, TINY_2B], compiled, skip))
+    return list(measure_passes(machine, [TINY, TINY_2B, TINY_WAN], compiled, skip))
 
 
 def test_refuses_without_cuda(monkeypatch, capsys):
@@ -50,7 +51,7 @@ def test_every_pass_and_rival_runs():
     rows = rows_of(meter)
     expected = [
         (each.name, size.name, rival.name)
-        for size in (TINY, TINY_2B)
+        for size in (TINY, TINY_2B, TINY_WAN)
         for each in gpu.all_passes()
         for rival in each.rivals()
         if not rival.compiles and rival.name != "triton"
@@ -245,7 +246,7 @@ def test_ceilings_are_rates():
 def test_right_results_pass_and_wrong_ones_do_not():
     size = TINY._replace(name="tiny")
     one_frame = Size("one frame", (1, 3, 4), 2, 16, text=2)
-    assert check_all(torch.device("cpu"), "chunked", [size, one_frame]) == 2 * 3 * 10
+    assert check_all(torch.device("cpu"), "chunked", [size, one_frame, TINY_WAN]) == 3 * 3 * 10
     truth = torch.ones(3, dtype=torch.float64)
     compare("good", [truth.float()], [truth.float()], [truth], 1e-6)
     for wrong in (truth.float() + 1e-3, truth.float() * float("nan")):

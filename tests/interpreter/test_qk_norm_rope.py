@@ -10,7 +10,7 @@ from ditflow_kernels.qk_norm_rope.triton import qk_norm_rope_backward, qk_norm_r
 
 EPSILON = {torch.float32: 2e-6, torch.float16: 2**-11}
 PRECISIONS = pytest.mark.parametrize("precision", EPSILON, ids=str)
-SHAPES = {  # batch, text, video, heads, head_dim; a tile has 1024 elements
+SHAPES = {  # batch, text, video, heads, head_dim; a tile has 1024 elements, or all of a token for an RMS norm
     "usual": (1, 2, 5, 3, 64),
     "batch": (3, 2, 3, 2, 16),
     "tiles_of_heads": (1, 1, 2, 40, 64),
@@ -21,11 +21,15 @@ SHAPES = {  # batch, text, video, heads, head_dim; a tile has 1024 elements
     "one_token": (1, 0, 1, 1, 16),
     "one_pair": (1, 2, 3, 5, 2),
 }
-PARTS = {
-    "both": (True, True),
-    "norm_only": (True, False),
-    "rope_only": (False, True),
-    "neither": (False, False),
+WAN_SHAPES = {f"{heads}_heads": (1, 0, 2, heads, 128) for heads in (12, 24, 40)}
+NORMS = pytest.mark.parametrize("norm", ["layer", "rms"])
+PARTS = {  # norm, rope
+    "both": ("layer", True),
+    "norm_only": ("layer", False),
+    "rms_both": ("rms", True),
+    "rms_norm_only": ("rms", False),
+    "rope_only": (None, True),
+    "neither": (None, False),
 }
 
 
@@ -41,18 +45,23 @@ def poisoned(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", filled)
 
 
-def case(shape, parts=(True, True), precision=torch.float32):
+def case(shape, parts=("layer", True), precision=torch.float32):
     """query, key, norms, rope and text length; cos and sin are random numbers, not a rotation."""
     batch, text, video, heads, head_dim = shape
     query, key = (0.5 + 3 * torch.randn(2, batch, text + video, heads, head_dim)).to(precision)
-    norms = [
-        ((1 + torch.randn(head_dim)).to(precision), torch.randn(head_dim).to(precision), 1e-5)
-        if parts[0]
-        else None
-        for _ in range(2)
-    ]
+    of_kind = {
+        "layer": lambda: (1 + torch.randn(head_dim), torch.randn(head_dim), 1e-5),
+        "rms": lambda: (1 + torch.randn(heads * head_dim), None, 1e-5),
+        None: lambda: None,
+    }
+    norms = [of_kind[parts[0]]() for _ in range(2)]
+    norms = [norm and in_precision(norm, precision) for norm in norms]
     rope = torch.randn(2, 2, video, head_dim) if parts[1] else None
     return query, key, norms, rope, text
+
+
+def in_precision(norm, precision):
+    return *(part if part is None else part.to(precision) for part in norm[:2]), norm[2]
 
 
 def triton(*arguments):
@@ -64,7 +73,7 @@ def results(function, query, key, norms, rope, text, precision=None):
     inputs = [tensor for tensor in (query, key, rope) if tensor is not None]
     if precision is not None:
         inputs = [tensor.to(precision) for tensor in inputs]
-        norms = [norm and (norm[0].to(precision), norm[1].to(precision), norm[2]) for norm in norms]
+        norms = [norm and in_precision(norm, precision) for norm in norms]
     inputs = [tensor.detach().requires_grad_() for tensor in inputs]
     outputs = function(*inputs[:2], *norms, inputs[2] if rope is not None else None, text)
     weights = [torch.arange(output.numel()).view(output.shape).cos().to(query.dtype) for output in outputs]
@@ -91,8 +100,36 @@ def assert_like_reference(query, key, norms, rope, text):
 
 @PRECISIONS
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_shapes(shape, precision):
-    assert_like_reference(*case(shape, precision=precision))
+@NORMS
+def test_shapes(norm, shape, precision):
+    assert_like_reference(*case(shape, (norm, True), precision))
+
+
+@PRECISIONS
+@pytest.mark.parametrize("shape", WAN_SHAPES.values(), ids=WAN_SHAPES)
+def test_wan_shapes(shape, precision):
+    assert_like_reference(*case(shape, ("rms", True), precision))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_token_that_is_not_finite_spoils_no_other(bad):
+    query, key, norms, rope, text = case(SHAPES["batch"], ("rms", True))
+    expected = results(triton, query, key, norms, rope, text)
+    query[1, 4, 1, 3] = bad
+    found = results(triton, query, key, norms, rope, text)
+    for index in (0, 2):  # the prepared query and its gradient
+        assert not found[index][1, 4].isfinite().all()
+        expected[index][1, 4] = found[index][1, 4] = 0
+    for index in range(4):
+        assert torch.equal(found[index], expected[index])
+
+
+def test_a_token_of_zeros():
+    query, key, norms, rope, text = case(SHAPES["batch"], ("rms", True))
+    query[1, 4] = 0
+    assert_like_reference(query, key, norms, rope, text)
+    assert not triton(query, key, *norms, rope, text)[0][1, 4].any()
 
 
 @PRECISIONS
@@ -101,15 +138,17 @@ def test_parts(parts, precision):
     assert_like_reference(*case(SHAPES["batch"], parts, precision))
 
 
-def test_a_norm_of_queries_or_keys_only():
-    query, key, norms, rope, text = case(SHAPES["batch"])
+@NORMS
+def test_a_norm_of_queries_or_keys_only(norm):
+    query, key, norms, rope, text = case(SHAPES["batch"], (norm, True))
     assert_like_reference(query, key, [norms[0], None], rope, text)
     assert_like_reference(query, key, [None, norms[1]], rope, text)
 
 
-def test_views_of_one_projection():
+@NORMS
+def test_views_of_one_projection(norm):
     """Queries, keys and values side by side in a row, as a fused projection writes them."""
-    _, _, norms, rope, text = case(SHAPES["batch"])
+    _, _, norms, rope, text = case(SHAPES["batch"], (norm, True))
     batch, _, video, heads, head_dim = SHAPES["batch"]
     fused = torch.randn(batch, text + video, 3, heads, head_dim)
     query, key, _ = fused.unbind(2)
@@ -132,7 +171,7 @@ def test_heads_beyond_the_reach_of_32_bits():
     memory = torch.empty(2**31 + 1024, dtype=torch.float16)
     query = memory.as_strided((1, 2, 2, 16), (32, 16, 2**31, 1))
     query.copy_(torch.randn(1, 2, 2, 16))
-    norms = [(weight.half(), bias.half(), eps) for weight, bias, eps in norms]
+    norms = [in_precision(each, torch.float16) for each in norms]
     assert_like_reference(query, query, norms, rope, text)
 
 
@@ -151,7 +190,7 @@ def test_rows_beyond_the_reach_of_32_bits():
     memory = torch.empty(2**31 + 1024, dtype=torch.float16)
     query = memory.as_strided((2, 2, 1, 16), (2**31, 16, 16, 1))
     query.copy_(torch.randn(2, 2, 1, 16))
-    norms = [(weight.half(), bias.half(), eps) for weight, bias, eps in norms]
+    norms = [in_precision(each, torch.float16) for each in norms]
     ours = qk_norm_rope_forward(query, query, *norms, rope, text)
     near = query.contiguous()
     expected = qk_norm_rope_forward(near, near, *norms, rope, text)
@@ -162,9 +201,10 @@ def test_rows_beyond_the_reach_of_32_bits():
         assert torch.equal(actual, truth) and truth.isfinite().all()
 
 
+@NORMS
 @pytest.mark.parametrize("wanted", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1)], ids=str)
-def test_only_the_gradients_asked_for(wanted):
-    query, key, norms, rope, text = case(SHAPES["batch"])
+def test_only_the_gradients_asked_for(wanted, norm):
+    query, key, norms, rope, text = case(SHAPES["batch"], (norm, True))
     inputs = [tensor for tensor, wants in zip((query, key, rope), wanted, strict=True) if wants]
     for tensor in inputs:
         tensor.requires_grad_()

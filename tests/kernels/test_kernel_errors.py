@@ -14,6 +14,7 @@ REFERENCE = torch.zeros(2, 2, 6, 2)
 BATCH = torch.zeros(1, 15, 2, 8)
 ROPE = torch.zeros(2, 2, 12, 8)
 NORM = (torch.ones(8), torch.zeros(8), 1e-6)
+RMS_NORM = (torch.ones(16), None, 1e-6)
 X = torch.zeros(2, 3, 8)
 WEIGHT = torch.zeros(4, 8, dtype=torch.int8)
 
@@ -26,8 +27,8 @@ def loss(reference=REFERENCE, **options):
     return motion_flow_loss(TOKENS, TOKENS, reference, GRID, 2.0, **options)
 
 
-def prepare(query=BATCH, key=BATCH, norm_query=NORM, rope=ROPE, text_length=3):
-    return qk_norm_rope(query, key, norm_query, None, rope, text_length)
+def prepare(query=BATCH, key=BATCH, norm_query=NORM, norm_key=None, rope=ROPE, text_length=3):
+    return qk_norm_rope(query, key, norm_query, norm_key, rope, text_length)
 
 
 def linear(x=X, weight=WEIGHT, scale=torch.ones(4), bias=None, **options):  # noqa: B008
@@ -56,6 +57,14 @@ REFUSED = {
     "prepare_norm": (
         lambda: prepare(norm_query=(NORM[0][1:], NORM[1], 1e-6)),
         r"norm_query must be .* \[8\]",
+    ),
+    "prepare_rms_norm": (
+        lambda: prepare(norm_query=(NORM[0], None, 1e-6)),
+        r"norm_query without a bias must have a weight of shape \[16\], for all heads together, not \[8\]",
+    ),
+    "prepare_two_kinds": (
+        lambda: prepare(norm_key=RMS_NORM),
+        r"only one of norm_query and norm_key has a bias: use two norms of one kind",
     ),
     "linear_weight": (
         lambda: linear(weight=torch.zeros(4, 8)),
@@ -90,6 +99,7 @@ def test_accepted():
     """Without their one change, the arguments of the cases above are accepted."""
     for call in (flow, loss, prepare, linear):
         call()
+    prepare(norm_query=RMS_NORM, norm_key=RMS_NORM)
 
 
 def test_import_loads_neither_torch_nor_a_backend():

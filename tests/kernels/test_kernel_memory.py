@@ -97,17 +97,19 @@ def assert_gradients_within(peaks, query):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+@pytest.mark.parametrize("rms", [False, True], ids=["layer_norm", "rms_norm"])
 @pytest.mark.parametrize("budget", [50_000, 100_000])
-def test_preparation(budget, precision, monkeypatch):
+def test_preparation(budget, rms, precision, monkeypatch):
     monkeypatch.setattr(chunked_preparation, "workspace_bytes", lambda device: budget)
     query, key = torch.randn(2, 1, 40 + TOKENS, 4, 16).to(precision)
-    norm = torch.ones(16), torch.zeros(16), 1e-6
+    norm = (torch.ones(4 * 16), None, 1e-6) if rms else (torch.ones(16), torch.zeros(16), 1e-6)
+    weights = [part for part in norm[:2] if part is not None]
     rope = torch.randn(2, 2, TOKENS, 16)
     given = query, key, norm, norm, rope, 40
-    with PeakBytes(query, key, rope, *norm[:2]) as counted:
+    with PeakBytes(query, key, rope, *weights) as counted:
         prepared = chunked_preparation.qk_norm_rope_forward(*given)
     assert counted.peak <= budget + 2 * query.nbytes
-    with PeakBytes(query, key, rope, *prepared, *norm[:2]) as counted:
+    with PeakBytes(query, key, rope, *prepared, *weights) as counted:
         chunked_preparation.qk_norm_rope_backward(*prepared, *given, Wanted(True, True, True))
     assert counted.peak <= budget + 2 * query.nbytes + rope.nbytes
 

@@ -7,8 +7,10 @@ from itertools import product
 import pytest
 from repository import ROOT
 
-from bench.speeds import DEVICES, FRAMES, PLANNED, planned
+from bench.speeds import DEVICES, FRAMES, MEASURED, PLANNED, motion, planned
 from bench.tables import speed_table
+from bench.tunnel.modes import read_mode
+from bench.tunnel.stages import STAGES
 from ditflow.cli.main import main
 from ditflow.memory.presets import GIB, budget
 from ditflow.planning import choice
@@ -86,6 +88,16 @@ def test_json_has_the_times_of_both(settings, capsys):
 def test_the_speeds_on_file_are_current(on_file):
     for run in planned("fast", 24):
         assert run in on_file["runs"], f"{PLANNED.name} is out of date: python -m bench.speeds"
+    assert on_file["motion"] == {speed: motion(speed) for speed in SPEEDS}
+
+
+def test_the_measured_modes_are_what_the_speeds_set():
+    """But for attention, which `auto` leaves as it is on a CPU."""
+    for speed, (stage, mode) in MEASURED.items():
+        for base in map(STAGES[stage].base, STAGES[stage].variants):
+            wanted = replace(base, **speed_settings(speed) | {"attention_forward": "same"})
+            tried = base if mode == "exact" else read_mode(mode).apply(base)
+            assert replace(tried, attention_forward="same") == wanted
 
 
 def test_a_higher_speed_takes_less(on_file):

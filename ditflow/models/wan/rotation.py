@@ -1,27 +1,12 @@
-"""Prepares Wan's queries and keys: RMS norm over all heads together, then the rotary embedding."""
+"""Wan's rotary embedding of queries and keys."""
 
 from __future__ import annotations
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
-from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from ditflow.models.protocols import Grid
-
-
-def norm_and_rotate(
-    projected: Tensor,  # [1, S, heads * head_dim]
-    norm: nn.RMSNorm,
-    cos_sin: Tensor,  # [2, S, head_dim]
-    heads: int,
-) -> Tensor:  # [1, S, heads, head_dim]
-    """Normalise each token, then turn each pair of neighbouring channels by its angle, in float32."""
-    tokens = rearrange(norm(projected), "b s (m d) -> b s m d", m=heads)
-    cos, sin = cos_sin[:, :, None]
-    even, odd = tokens.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([-odd, even], dim=-1).flatten(-2)
-    return (tokens * cos + turned * sin).to(tokens.dtype)
 
 
 def rotary_embedding(rope: WanRotaryPosEmbed, grid: Grid) -> Tensor:

@@ -23,7 +23,8 @@ from ditflow.models.compiling import compile_piece
 from ditflow.models.compute import input_gradient
 from ditflow.models.protocols import AttentionInputs, Carried, Grid, Inputs, KeyValue, Shared
 from ditflow.models.storage import unpacked
-from ditflow.models.wan.rotation import norm_and_rotate, rotary_embedding
+from ditflow.models.wan.rotation import rotary_embedding
+from ditflow_kernels import qk_norm_rope
 
 CHUNK = 4096  # tokens at a time in a feed-forward's backward
 MODULATIONS = 6  # rows of `Shared.time` for blocks: shift, scale and gate of attention and of feed-forward
@@ -98,8 +99,12 @@ class WanTransformer:
     def key_value(self, index: int, carried: Carried, shared: Shared) -> KeyValue:
         block, attention = self.blocks[index], self.blocks[index].attn1
         tokens, _ = attention_input(block, carried[0], shared.time)
-        key = norm_and_rotate(attention.to_k(tokens), attention.norm_k, shared.rope[1], attention.heads)
-        return KeyValue(key, by_head(attention.to_v(tokens), attention.heads))
+        key, value = (
+            by_head(project(tokens), attention.heads) for project in (attention.to_k, attention.to_v)
+        )
+        norm = over_heads(attention.norm_k)
+        rope = shared.rope[1:].expand_as(shared.rope)
+        return KeyValue(qk_norm_rope(key, key, norm, norm, rope, 0)[1], value)
 
     def attend(self, inputs: AttentionInputs) -> Tensor:
         return self.attention(inputs.query, inputs.key, inputs.value)
@@ -162,14 +167,12 @@ def prepare(
     """Query, key and value [1, S, heads, head_dim], and the gate of the attention's output."""
     attention = block.attn1
     tokens, gate = attention_input(block, video, shared.time)
-    query, key = (
-        norm_and_rotate(project(tokens), norm, cos_sin, attention.heads)
-        for project, norm, cos_sin in (
-            (attention.to_q, attention.norm_q, shared.rope[0]),
-            (attention.to_k, attention.norm_k, shared.rope[1]),
-        )
+    query, key, value = (
+        by_head(project(tokens), attention.heads)
+        for project in (attention.to_q, attention.to_k, attention.to_v)
     )
-    return query, key, by_head(attention.to_v(tokens), attention.heads), gate
+    norms = over_heads(attention.norm_q), over_heads(attention.norm_k)
+    return *qk_norm_rope(query, key, *norms, shared.rope, 0), value, gate
 
 
 def add_attention(
@@ -227,6 +230,11 @@ def feed_forward_input(block: WanTransformerBlock, video: Tensor, time: Tensor) 
 def modulations(block: WanTransformerBlock, time: Tensor) -> tuple[Tensor, ...]:
     """Six tensors [1, 1, channels], float32."""
     return (block.scale_shift_table + time[:, :MODULATIONS].float()).chunk(MODULATIONS, dim=1)
+
+
+def over_heads(norm: torch.nn.RMSNorm) -> tuple[Tensor, None, float]:
+    """The norm of queries or keys, of all heads together, as `qk_norm_rope` takes it."""
+    return norm.weight, None, norm.eps
 
 
 def by_head(tokens: Tensor, heads: int) -> Tensor:

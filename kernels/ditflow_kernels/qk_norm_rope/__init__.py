@@ -1,1 +1,1 @@
-"""Query and key preparation for attention: layer norm over each head, then rotary embedding."""
+"""Query and key preparation for attention: norm, then rotary embedding."""

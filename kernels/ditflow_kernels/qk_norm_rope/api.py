@@ -10,7 +10,9 @@ from ditflow_kernels.checks import check_matching
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Norm = tuple[Tensor, Tensor, float] | None  # weight [head_dim], bias [head_dim], eps
+    # weight and bias [head_dim], eps: layer norm over each head;
+    # weight [heads * head_dim], None, eps: RMS norm over all heads together
+    Norm = tuple[Tensor, Tensor | None, float] | None
 
 
 def qk_norm_rope(
@@ -23,13 +25,16 @@ def qk_norm_rope(
     *,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:  # [B, T + S, heads, head_dim] twice
-    """`x = layer_norm(x)` over head_dim, then for video tokens `x * cos + rotate(x) * sin`.
+    """`x = norm(x)`, then for video tokens `x * cos + rotate(x) * sin`.
 
-    `rotate` maps each pair of neighbouring channels (a, b) to (-b, a), CogVideoX's convention. The inputs are
+    A norm with a bias is a layer norm over each head (CogVideoX). Without one it is an RMS norm over all
+    heads together (Wan): `x * weight / sqrt(mean(x^2) + eps)`, with a weight for each channel of each head.
+    `rotate` maps each pair of neighbouring channels (a, b) to (-b, a), as both models do. The inputs are
     not modified. Query, key and rope get gradients (rope's summed over batch and heads in float32); the norms
     are constants.
 
-    Raises ValueError if shapes, dtypes or devices do not match, or if the backend is unknown.
+    Raises ValueError if shapes, dtypes or devices do not match, if the norms are of two kinds, or if the
+    backend is unknown.
     """
     check_matching("B, text + video, heads, head_dim", query=query, key=key)
     if not 0 <= text_length <= query.shape[1]:
@@ -39,6 +44,8 @@ def qk_norm_rope(
         _checked_norm(name, norm, query)
         for name, norm in [("norm_query", norm_query), ("norm_key", norm_key)]
     ]
+    if len({norm[1] is None for norm in norms if norm is not None}) > 1:
+        raise ValueError("only one of norm_query and norm_key has a bias: use two norms of one kind")
     chosen = choose(backend, query.device, query.dtype)
     if chosen == "reference":
         from ditflow_kernels.qk_norm_rope import reference
@@ -67,10 +74,16 @@ def _checked_norm(name: str, norm: Norm, query: Tensor) -> Norm:
     if norm is None:
         return None
     weight, bias, eps = norm
-    expected = query.shape[-1:]
-    if weight.shape != expected or bias.shape != expected:
-        given = f"{list(weight.shape)} and {list(bias.shape)}"
-        raise ValueError(f"{name} must be (weight, bias, eps), both of shape {list(expected)}, not {given}")
-    if weight.device != query.device or bias.device != query.device:
+    heads, head_dim = query.shape[-2:]
+    shapes = [list(part.shape) for part in (weight, bias) if part is not None]
+    if bias is None and shapes != [[heads * head_dim]]:
+        raise ValueError(
+            f"{name} without a bias must have a weight of shape [{heads * head_dim}], "
+            f"for all heads together, not {shapes[0]}"
+        )
+    if bias is not None and shapes != [[head_dim]] * 2:
+        given = " and ".join(map(str, shapes))
+        raise ValueError(f"{name} must be (weight, bias, eps), both of shape [{head_dim}], not {given}")
+    if weight.device != query.device or (bias is not None and bias.device != query.device):
         raise ValueError(f"{name} is on {weight.device}, query on {query.device}: use one device")
-    return weight.detach(), bias.detach(), eps
+    return weight.detach(), None if bias is None else bias.detach(), eps

@@ -1,4 +1,4 @@
-"""Layer norm and rotary embedding in plain PyTorch, a chunk of tokens at a time, in float32 and rounded once.
+"""Norm and rotary embedding in plain PyTorch, a chunk of tokens at a time, in float32 and rounded once.
 
 Backward recomputes from the inputs; forward saves nothing else. Beyond its results a pass holds at most
 `workspace_bytes` of temporary memory.
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm
+from torch.nn.functional import layer_norm, rms_norm
 
 from ditflow_kernels.qk_norm_rope.layout import Norm, Wanted
 from ditflow_kernels.workspace import even_slices, workspace_bytes
@@ -119,6 +119,8 @@ def _normalize(values: Tensor, norm: Norm) -> Tensor:
     if norm is None:
         return values
     weight, bias, eps = norm
+    if bias is None:
+        return rms_norm(values.flatten(-2), weight.shape, weight.float(), eps).view(values.shape)
     return layer_norm(values, weight.shape, weight.float(), bias.float(), eps)
 
 
@@ -126,12 +128,24 @@ def _normalize_backward(values: Tensor, grad: Tensor, norm: Norm) -> Tensor:
     if norm is None:
         return grad
     weight, bias, eps = norm
+    if bias is None:
+        return _rms_norm_backward(values, grad, weight.float().view(values.shape[-2:]), eps)
     weight, bias = weight.float(), bias.float()
     _, mean, rstd = torch.native_layer_norm(values, weight.shape, weight, bias, eps)
     wanted = (True, False, False)  # of values, weight, bias
     return torch.ops.aten.native_layer_norm_backward(
         grad.contiguous(), values, weight.shape, mean, rstd, weight, bias, wanted
     )[0]
+
+
+def _rms_norm_backward(values: Tensor, grad: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The norm removes changes of a token's length."""
+    token = (-2, -1)  # all heads
+    rstd = values.square().mean(token, keepdim=True).add_(eps).rsqrt_()
+    normalized = values * rstd
+    scaled = grad * weight
+    along = (scaled * normalized).mean(token, keepdim=True)
+    return scaled.sub_(normalized.mul_(along)).mul_(rstd)
 
 
 def _rotate_pairs(values: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
-"""What the passes share: the type of a norm, which gradients are wanted, memory layout and tile shape."""
+"""What the passes share: the type of a norm, which gradients are wanted, and memory layout."""
 
 from typing import NamedTuple
 
 from torch import Tensor
 
-Norm = tuple[Tensor, Tensor, float] | None  # weight [head_dim], bias [head_dim], eps
+# weight and bias [head_dim], eps: layer norm over each head;
+# weight [heads * head_dim], None, eps: RMS norm over all heads together
+Norm = tuple[Tensor, Tensor | None, float] | None
 
 
 class Wanted(NamedTuple):
@@ -32,15 +34,4 @@ def norm_arguments(norm: Norm) -> tuple[Tensor | None, Tensor | None, float]:
     if norm is None:
         return None, None, 0.0
     weight, bias, eps = norm
-    return weight.contiguous(), bias.contiguous(), eps
-
-
-def tile_shape(heads: int, head_dim: int, tile_elements: int) -> tuple[int, int]:
-    """Heads and channels of a tile: powers of two, and at least one pair of channels."""
-    channels = max(2, next_power_of_two(head_dim))
-    return max(1, min(next_power_of_two(heads), tile_elements // channels)), channels
-
-
-def next_power_of_two(size: int) -> int:
-    """The smallest power of two that is at least `size`."""
-    return 1 << (size - 1).bit_length()
+    return weight.contiguous(), None if bias is None else bias.contiguous(), eps

@@ -1,15 +1,15 @@
-"""Layer norm over each head and rotary embedding, from their definitions, in any floating dtype."""
+"""Norm of queries and keys and rotary embedding, from their definitions, in any floating dtype."""
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm
+from torch.nn.functional import layer_norm, rms_norm
 
 
 def qk_norm_rope(
     query: Tensor,  # [B, T + S, heads, head_dim], text first
     key: Tensor,  # [B, T + S, heads, head_dim]
-    norm_query: tuple[Tensor, Tensor, float] | None,  # weight [head_dim], bias [head_dim], eps
-    norm_key: tuple[Tensor, Tensor, float] | None,
+    norm_query: tuple[Tensor, Tensor | None, float] | None,  # see `ditflow_kernels.qk_norm_rope`
+    norm_key: tuple[Tensor, Tensor | None, float] | None,
     rope: Tensor | None,  # [2 (query, key), 2 (cos, sin), S, head_dim]
     text_length: int,
 ) -> tuple[Tensor, Tensor]:
@@ -21,11 +21,15 @@ def qk_norm_rope(
 
 
 def _prepare(
-    tokens: Tensor, norm: tuple[Tensor, Tensor, float] | None, rope: Tensor | None, text_length: int
+    tokens: Tensor, norm: tuple[Tensor, Tensor | None, float] | None, rope: Tensor | None, text_length: int
 ) -> Tensor:
     if norm is not None:
         weight, bias, eps = norm
-        tokens = layer_norm(tokens, weight.shape, weight.to(tokens), bias.to(tokens), eps)
+        if bias is None:
+            together = tokens.flatten(-2)  # [B, T + S, heads * head_dim]
+            tokens = rms_norm(together, weight.shape, weight.to(tokens), eps).view(tokens.shape)
+        else:
+            tokens = layer_norm(tokens, weight.shape, weight.to(tokens), bias.to(tokens), eps)
     if rope is None:
         return tokens
     text, video = tokens[:, :text_length], tokens[:, text_length:]

@@ -10,8 +10,20 @@ import triton.language as tl
 from torch import Tensor
 
 from ditflow_kernels.backends import check_triton_device
-from ditflow_kernels.qk_norm_rope.layout import Norm, Wanted, norm_arguments, tile_shape, with_same_strides
-from ditflow_kernels.qk_norm_rope.triton.tiles import is_given, normalize, rotate_pairs, select
+from ditflow_kernels.qk_norm_rope.layout import (
+    Norm,
+    Wanted,
+    norm_arguments,
+    with_same_strides,
+)
+from ditflow_kernels.qk_norm_rope.triton.tiles import (
+    is_given,
+    launch_options,
+    normalize,
+    reciprocal_rms,
+    rotate_pairs,
+    select,
+)
 from ditflow_kernels.tuning import COMPILER_OPTIONS, tuning_for
 
 
@@ -23,8 +35,8 @@ def qk_norm_rope_backward_kernel(
     grad_prepared_key_ptr,  # as grad_prepared_query, with the same strides
     grad_query_ptr,  # [B, T + S, heads, head_dim], contiguous, or None
     grad_key_ptr,
-    weight_query_ptr,  # [head_dim] or None, like the next three
-    bias_query_ptr,
+    weight_query_ptr,  # [head_dim], or [heads, head_dim] if biases are None, or None
+    bias_query_ptr,  # [head_dim], or None: RMS norm over all heads, which must be one tile
     weight_key_ptr,
     bias_key_ptr,
     rope_ptr,  # [2 (query, key), 2 (cos, sin), S, head_dim] or None
@@ -63,7 +75,7 @@ def qk_norm_rope_backward_kernel(
     is_video = inside & (token >= text_length)
     table = (tokens - text_length) * HEAD_DIM
     cos_offset = tl.where(is_key, 2 * table, 0) + (token - text_length) * HEAD_DIM
-    if weight_ptr is not None:
+    if bias_ptr is not None:
         weight = tl.load(weight_ptr + channels, mask=inside, other=0.0).to(tl.float32)
         bias = tl.load(bias_ptr + channels, mask=inside, other=0.0).to(tl.float32)
     if rope_ptr is not None:
@@ -87,22 +99,33 @@ def qk_norm_rope_backward_kernel(
             if weight_ptr is not None or grad_rope_ptr is not None:
                 offsets = input_batch + heads[:, None] * stride_head + channels[None, :]
                 values = tl.load(input_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-            if weight_ptr is not None:
+            if bias_ptr is not None:
                 normalized, rstd = normalize(values, eps, HEAD_DIM, BLOCK_D)
                 values = tl.where(has_norm, normalized * weight[None, :] + bias[None, :], values)
+            elif weight_ptr is not None:
+                weight_ptrs = weight_ptr + heads[:, None] * HEAD_DIM + channels[None, :]
+                weights = tl.load(weight_ptrs, mask=mask, other=0.0).to(tl.float32)
+                rstd = reciprocal_rms(values, eps, HEADS, HEAD_DIM)
+                normalized = values * rstd
+                values = tl.where(has_norm, normalized * weights, values)
             if grad_rope_ptr is not None:
                 grad_cos += grad * values
                 grad_sin += grad * rotate_pairs(values, BLOCK_HEADS, BLOCK_D)
             if wants_input:
                 if rope_ptr is not None:
                     grad = grad * cos[None, :] - rotate_pairs(grad * sin[None, :], BLOCK_HEADS, BLOCK_D)
-                if weight_ptr is not None:
+                if bias_ptr is not None:
                     # the norm removes changes of a head's mean and of its length
                     scaled = grad * weight[None, :]
                     mean = tl.sum(scaled, axis=1) / HEAD_DIM
                     along = tl.sum(scaled * normalized, axis=1) / HEAD_DIM
                     scaled = (scaled - mean[:, None] - normalized * along[:, None]) * rstd[:, None]
                     grad = tl.where(has_norm, scaled, grad)
+                elif weight_ptr is not None:
+                    # the norm removes changes of the token's length
+                    scaled = grad * weights
+                    along = tl.sum(scaled * normalized) / (HEADS * HEAD_DIM)
+                    grad = tl.where(has_norm, (scaled - normalized * along) * rstd, grad)
                 offsets = output_batch + heads[:, None] * HEAD_DIM + channels[None, :]
                 tl.store(grad_input_ptr + offsets, grad.to(grad_input_ptr.dtype.element_ty), mask=mask)
     if grad_rope_ptr is not None:
@@ -135,9 +158,11 @@ def qk_norm_rope_backward(
     if not launch or not query.numel():
         return grad_query, grad_key, grad_rope
     check_triton_device(query.device)
-    batch, tokens, heads, head_dim = query.shape
-    tuning = tuning_for(query.device).qk_norm_rope_backward
-    block_heads, block_d = tile_shape(heads, head_dim, tuning.tile_elements)
+    batch, tokens, *_ = query.shape
+    tuning = tuning_for(query.device)
+    options = launch_options(
+        query, norm_query, norm_key, tuning.qk_norm_rope_backward, tuning.qk_norm_rope_all_heads
+    )
     weight_query, bias_query, eps_query = norm_arguments(norm_query)
     weight_key, bias_key, eps_key = norm_arguments(norm_key)
     with torch.cuda.device_of(query):
@@ -146,7 +171,6 @@ def qk_norm_rope_backward(
             weight_query, bias_query, weight_key, bias_key, rope, grad_rope,
             eps_query, eps_key, batch, text_length,
             *query.stride()[:3], *grad_prepared_query.stride()[:3],
-            HEADS=heads, HEAD_DIM=head_dim, BLOCK_HEADS=block_heads, BLOCK_D=block_d,
-            STAGES=tuning.num_stages, num_warps=tuning.num_warps, **COMPILER_OPTIONS,
+            **options, **COMPILER_OPTIONS,
         )  # fmt: skip
     return grad_query, grad_key, grad_rope

@@ -6,8 +6,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ditflow_kernels.backends import check_triton_device
-from ditflow_kernels.qk_norm_rope.layout import Norm, norm_arguments, tile_shape, with_same_strides
-from ditflow_kernels.qk_norm_rope.triton.tiles import is_given, normalize, rotate_pairs, select
+from ditflow_kernels.qk_norm_rope.layout import Norm, norm_arguments, with_same_strides
+from ditflow_kernels.qk_norm_rope.triton.tiles import (
+    is_given,
+    launch_options,
+    normalize,
+    reciprocal_rms,
+    rotate_pairs,
+    select,
+)
 from ditflow_kernels.tuning import COMPILER_OPTIONS, tuning_for
 
 
@@ -17,8 +24,8 @@ def qk_norm_rope_forward_kernel(
     key_ptr,  # as query, with the same strides
     prepared_query_ptr,  # [B, T + S, heads, head_dim], contiguous
     prepared_key_ptr,
-    weight_query_ptr,  # [head_dim] or None, like the next three
-    bias_query_ptr,
+    weight_query_ptr,  # [head_dim], or [heads, head_dim] if biases are None, or None
+    bias_query_ptr,  # [head_dim], or None: RMS norm over all heads, which must be one tile
     weight_key_ptr,
     bias_key_ptr,
     rope_ptr,  # [2 (query, key), 2 (cos, sin), S, head_dim] or None
@@ -47,7 +54,7 @@ def qk_norm_rope_forward_kernel(
 
     channels = tl.arange(0, BLOCK_D)
     inside = channels < HEAD_DIM
-    if weight_ptr is not None:
+    if bias_ptr is not None:
         weight = tl.load(weight_ptr + channels, mask=inside, other=0.0).to(tl.float32)
         bias = tl.load(bias_ptr + channels, mask=inside, other=0.0).to(tl.float32)
     if rope_ptr is not None:
@@ -63,12 +70,16 @@ def qk_norm_rope_forward_kernel(
         # [BLOCK_HEADS, BLOCK_D]
         offsets = heads[:, None] * stride_head + channels[None, :]
         values = tl.load(input_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
-        if weight_ptr is not None:
+        offsets = heads[:, None] * HEAD_DIM + channels[None, :]
+        if bias_ptr is not None:
             normalized, _ = normalize(values, eps, HEAD_DIM, BLOCK_D)
             values = tl.where(has_norm, normalized * weight[None, :] + bias[None, :], values)
+        elif weight_ptr is not None:
+            weights = tl.load(weight_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+            normalized = values * reciprocal_rms(values, eps, HEADS, HEAD_DIM)
+            values = tl.where(has_norm, normalized * weights, values)
         if rope_ptr is not None:
             values = values * cos[None, :] + rotate_pairs(values, BLOCK_HEADS, BLOCK_D) * sin[None, :]
-        offsets = heads[:, None] * HEAD_DIM + channels[None, :]
         tl.store(output_ptr + offsets, values.to(output_ptr.dtype.element_ty), mask=mask)
 
 
@@ -88,9 +99,11 @@ def qk_norm_rope_forward(
     if not launch or not query.numel():
         return prepared_query, prepared_key
     check_triton_device(query.device)
-    batch, tokens, heads, head_dim = query.shape
-    tuning = tuning_for(query.device).qk_norm_rope_forward
-    block_heads, block_d = tile_shape(heads, head_dim, tuning.tile_elements)
+    batch, tokens, *_ = query.shape
+    tuning = tuning_for(query.device)
+    options = launch_options(
+        query, norm_query, norm_key, tuning.qk_norm_rope_forward, tuning.qk_norm_rope_all_heads
+    )
     weight_query, bias_query, eps_query = norm_arguments(norm_query)
     weight_key, bias_key, eps_key = norm_arguments(norm_key)
     with torch.cuda.device_of(query):
@@ -98,7 +111,6 @@ def qk_norm_rope_forward(
             query, key, prepared_query, prepared_key,
             weight_query, bias_query, weight_key, bias_key, rope,
             eps_query, eps_key, text_length, *query.stride()[:3],
-            HEADS=heads, HEAD_DIM=head_dim, BLOCK_HEADS=block_heads, BLOCK_D=block_d,
-            STAGES=tuning.num_stages, num_warps=tuning.num_warps, **COMPILER_OPTIONS,
+            **options, **COMPILER_OPTIONS,
         )  # fmt: skip
     return prepared_query, prepared_key

@@ -1,7 +1,39 @@
-"""What both passes share: selecting a program's tensor, and normalising and rotating a tile of its heads."""
+"""What both passes share: tile shapes, selecting a tensor, normalising and rotating a tile of its heads."""
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from ditflow_kernels.qk_norm_rope.layout import Norm
+from ditflow_kernels.tuning import TokenTuning, WholeTokenTuning
+
+
+def launch_options(
+    query: Tensor,  # [B, T + S, heads, head_dim]
+    norm_query: Norm,
+    norm_key: Norm,
+    some_heads: TokenTuning,
+    all_heads: WholeTokenTuning,
+) -> dict[str, int]:
+    """Tiles of some heads, or one of all heads if a norm is over all of them: the kernel sums it at once.
+
+    Sides are powers of two, with at least one pair of channels.
+    """
+    _, _, heads, head_dim = query.shape
+    block_heads, block_d = triton.next_power_of_2(heads), max(2, triton.next_power_of_2(head_dim))
+    if any(norm is not None and norm[1] is None for norm in (norm_query, norm_key)):
+        num_warps = all_heads.num_warps(block_heads * block_d)
+    else:
+        num_warps = some_heads.num_warps
+        block_heads = max(1, min(block_heads, some_heads.tile_elements // block_d))
+    return {
+        "HEADS": heads,
+        "HEAD_DIM": head_dim,
+        "BLOCK_HEADS": block_heads,
+        "BLOCK_D": block_d,
+        "STAGES": some_heads.num_stages,
+        "num_warps": num_warps,
+    }
 
 
 @triton.jit
@@ -39,6 +71,17 @@ def normalize(
     centred = tl.where(inside[None, :], values - mean[:, None], 0.0)
     rstd = tl.math.rsqrt(tl.sum(centred * centred, axis=1) / HEAD_DIM + eps)
     return centred * rstd[:, None], rstd
+
+
+@triton.jit
+def reciprocal_rms(
+    values,  # [BLOCK_HEADS, BLOCK_D], 0 beyond HEADS and HEAD_DIM
+    eps,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+):
+    """One over the root mean square of all heads together."""
+    return tl.math.rsqrt(tl.sum(values * values) / (HEADS * HEAD_DIM) + eps)
 
 
 @triton.jit
