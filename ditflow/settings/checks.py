@@ -1,4 +1,4 @@
-"""Checks of settings that are texts with a form of their own, or that depend on each other."""
+"""Checks of settings that are texts with a form of their own, or that depend on each other or the model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from ditflow.errors import SettingsError
 from ditflow.limits import FASTEST, SLOWEST
 from ditflow.memory.presets import PRESETS
+from ditflow.settings.values import Size
 
 if TYPE_CHECKING:
+    from ditflow.models.families import ModelFamily
     from ditflow.settings.settings import Settings
 
 
@@ -22,6 +24,30 @@ def check_together(settings: Settings) -> None:
     _check_gradients(settings)
     _check_estimates(settings)
     _check_step_cache(settings)
+
+
+def check_family(settings: Settings, family: ModelFamily) -> None:
+    """Raises SettingsError for values that a model family does not accept."""
+    size, multiple = settings.size, family.size_multiple
+    if any(side % multiple or not side for side in size):
+        nearest = Size(*(max(multiple, round(side / multiple) * multiple) for side in size))
+        raise SettingsError(f"size: {size} given, multiples of {multiple} accepted; nearest: {nearest}")
+    if settings.frames < family.least_frames:
+        raise SettingsError(f"frames: {settings.frames} given, at least {family.least_frames} accepted")
+    tiles = ("auto", "none", *family.tiles)
+    for name, accepted in (("scheduler", family.schedulers), ("decode_tile", tiles)):
+        if (given := getattr(settings, name)) not in accepted:
+            raise SettingsError(f"{name}: {given!r} given, accepted: {', '.join(accepted)}")
+    if settings.dynamic_scale and not family.has_dynamic_scale:
+        raise SettingsError(
+            f"dynamic_scale: {family.pipeline} has no dynamic guidance scale; use --no-dynamic-scale"
+        )
+    if settings.weights.endswith(".gguf") and len(family.experts) > 1:
+        raise SettingsError(
+            "weights: a GGUF file holds one transformer, and this model has two; give full, fp8, int8 or nf4"
+        )
+    if settings.lora and not family.takes_lora:
+        raise SettingsError(f"lora: {family.pipeline} does not take LoRAs; leave out --lora")
 
 
 def _check_memory(settings: Settings) -> None:

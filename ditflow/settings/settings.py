@@ -15,8 +15,8 @@ from ditflow.errors import SettingsError
 from ditflow.files import shipped
 from ditflow.limits import PROMPT_CHARACTERS, SIDE, SOURCE_FRAMES
 from ditflow.memory.presets import PRESETS
-from ditflow.models.families import ModelFamily, family_of, models, published_settings
-from ditflow.settings.checks import check_together
+from ditflow.models.families import family_of, models, published_settings
+from ditflow.settings.checks import check_family, check_together
 from ditflow.settings.speed import SPEEDS, speed_settings
 from ditflow.settings.values import Size, plain, read_value
 from ditflow.settings.yaml_file import read_mapping
@@ -307,27 +307,3 @@ def model_settings(model: str, speed: str) -> dict[str, Any]:
     """All settings with a model's published values. Raises SettingsError for an unknown model."""
     chosen = {"model": model, "speed": speed}
     return shipped("defaults.yaml") | chosen | speed_settings(speed) | published_settings(model)
-
-
-def check_family(settings: Settings, family: ModelFamily) -> None:
-    """Raises SettingsError for values that a model family does not accept."""
-    size, multiple = settings.size, family.size_multiple
-    if any(side % multiple or not side for side in size):
-        nearest = Size(*(max(multiple, round(side / multiple) * multiple) for side in size))
-        raise SettingsError(f"size: {size} given, multiples of {multiple} accepted; nearest: {nearest}")
-    if settings.frames < family.least_frames:
-        raise SettingsError(f"frames: {settings.frames} given, at least {family.least_frames} accepted")
-    tiles = ("auto", "none", *family.tiles)
-    for name, accepted in (("scheduler", family.schedulers), ("decode_tile", tiles)):
-        if (given := getattr(settings, name)) not in accepted:
-            raise SettingsError(f"{name}: {given!r} given, accepted: {', '.join(accepted)}")
-    if settings.dynamic_scale and not family.has_dynamic_scale:
-        raise SettingsError(
-            f"dynamic_scale: {family.pipeline} has no dynamic guidance scale; use --no-dynamic-scale"
-        )
-    if settings.weights.endswith(".gguf") and len(family.experts) > 1:
-        raise SettingsError(
-            "weights: a GGUF file holds one transformer, and this model has two; give full, fp8, int8 or nf4"
-        )
-    if settings.lora and not family.takes_lora:
-        raise SettingsError(f"lora: {family.pipeline} does not take LoRAs; leave out --lora")
