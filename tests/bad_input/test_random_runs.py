@@ -46,6 +46,7 @@ def folder(clip, small_folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made)
         patch.setattr(tracks, "GRID", 3)
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries again and again
         yield made
 
 

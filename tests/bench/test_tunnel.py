@@ -26,9 +26,10 @@ def tiny(small_folder, monkeypatch):
     short = {"frames": 9, "size": "48x32", "steps": 4, "guided": 0.5, "optimisation_steps": 2}
     short |= {"guidance_blocks": [2], "guidance_scale": 2, "negative_prompt": "", "injection": False}
     short |= {"model": str(small_folder), "device": "cpu", "dtype": "float32"}
-    short |= {"scheduler": "dpm", "dynamic_scale": True}
+    short |= {"scheduler": "dpm", "dynamic_scale": True}  # of every variant
     for name, stage in STAGES.items():
-        monkeypatch.setitem(STAGES, name, replace(stage, settings={**stage.settings, **short}, pairs=2))
+        variants = {word: {**changes, **short} for word, changes in stage.variants.items()}
+        monkeypatch.setitem(STAGES, name, replace(stage, settings={}, pairs=2, variants=variants))
 
 
 def rows(table):
@@ -218,8 +219,11 @@ def test_make_tunnel_measures_every_stage():
 
 def test_the_small_models_page_quotes_the_tables():
     text = (ROOT / "ditflow/small/README.md").read_text(encoding="utf-8")
-    quoted = [document for document in committed() if document["tables"][0]["stage"] in ("unguided", "rates")]
-    found = [rows(table)[EXACT]["numbers"]["motion_fidelity"] for each in quoted for table in each["tables"]]
+    quoted = {"small"} | STAGES["rates"].variants.keys()
+    tables = [
+        table for each in committed() for table in each["tables"] if table["stage"] in ("unguided", "rates")
+    ]
+    found = [rows(each)[EXACT]["numbers"]["motion_fidelity"] for each in tables if each["variant"] in quoted]
     assert len(found) == 3
     for each in found:
         assert f"{each['mean']:.2f} ± {each['half_width']:.2f}" in text
