@@ -106,6 +106,7 @@ def test_any_number_of_frames_comes_back(transfer, frames):
         ("--negative", "alternate"),
         ("--step-cache", "1"),
         ("--gradients", "1"),
+        ("--speed", "faster"),
     ],
     ids=" ".join,
 )
@@ -153,7 +154,9 @@ def test_inject_uses_the_embedding_of_another_run(ditflow, transfer, tmp_path):
     assert (latents(other) - latents(origin)).norm() > 1e-3 * latents(origin).norm()
 
 
-@pytest.mark.parametrize("words", [(), ("--optimise", "embedding"), ("--loss", "x0")], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [(), ("--optimise", "embedding"), ("--speed", "faster"), ("--loss", "x0")], ids=" ".join
+)
 def test_resume_after_a_kill(ditflow, transfer, clip, wan_folders, tmp_path, monkeypatch, words):
     """In a guided step, which the next one goes on from; then after an interrupt in a plain one."""
     words = (*words, "--output", "run")
