@@ -220,6 +220,7 @@ class WorkCounter(Protocol):
     live_bytes: int
     peak_bytes: int
     flops: int
+    attention_flops: int
     moved_bytes: int
 
 

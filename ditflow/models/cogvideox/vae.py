@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ditflow.models.cogvideox.frames import encoded_frames
 from ditflow.models.cogvideox.repeated_tiles import each_shape_once
-from ditflow.models.pixels import to_pixels
+from ditflow.models.pixels import to_frames, to_values
 from ditflow.models.protocols import WorkCounter
 
 # Share of its (height, width) by which a tile overlaps its neighbour. A tile less its overlap must be a
@@ -38,11 +38,8 @@ class CogVideoXAutoencoder:
         """Repeats the last frame if decoding would otherwise return fewer frames."""
         network = self.network
         self.use_tile(ENCODE_TILE)
-        length, (height, width) = encoded_frames(len(pixels)), pixels.shape[1:3]
-        video = torch.empty(1, 3, length, height, width, dtype=network.dtype, device=network.device)
-        for index in range(length):
-            frame = pixels[min(index, len(pixels) - 1)].to(network.device, network.dtype)
-            video[0, :, index] = rearrange(frame / 127.5 - 1, "h w c -> c h w")
+        length = encoded_frames(len(pixels))
+        video = to_values(pixels, length, network.dtype, network.device)
         latents = network.encode(video).latent_dist.mode().float()
         return rearrange(latents * network.config.scaling_factor, "1 c f h w -> 1 f c h w").contiguous()
 
@@ -54,11 +51,7 @@ class CogVideoXAutoencoder:
             latents.to(network.device) / network.config.scaling_factor, "1 f c h w -> 1 c f h w"
         )
         video = network.decode(scaled.to(network.dtype)).sample[0]
-        pixels = torch.empty(frames, *video.shape[2:], 3, dtype=torch.uint8)
-        # one frame at a time, because the whole video in float32 is as large as the decoder's peak
-        for index in range(frames):
-            pixels[index] = rearrange(to_pixels(video[:, index]), "c h w -> h w c")
-        return pixels
+        return to_frames(video, frames)
 
     def use_tile(self, tile: str) -> None:
         """Set the tile size, WIDTHxHEIGHT in pixels, or work on whole frames ("none")."""

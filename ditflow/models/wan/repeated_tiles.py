@@ -2,73 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from ditflow.models.protocols import WorkCounter
+from ditflow.models.repeated_calls import FirstCalls, replaced_coders
 
 Entry = torch.Size | str | None  # of a cache: a tensor's shape, or what diffusers puts in its place
+Entries = tuple[Entry, ...]
 
 
-class FirstCall(NamedTuple):
-    """What the first call with certain shapes used, returned and left in the cache."""
-
-    inside_bytes: int  # its peak, less what was live before it
-    flops: int
-    result: torch.Size
-    cache: tuple[Entry, ...]
-
-
-@contextmanager
-def each_shape_once(vae: AutoencoderKLWan, counter: WorkCounter) -> Iterator[None]:
+def each_shape_once(vae: AutoencoderKLWan, counter: WorkCounter) -> AbstractContextManager:
     """Within this context, run the encoder and decoder only once for each set of shapes.
 
-    Every later call is counted like the first and returns an empty result. Blending is skipped: it allocates
-    no more than a row of tiles.
+    Every later call is counted like the first, returns an empty result and leaves an empty cache.
     """
-    coders = (vae.encoder, vae.decoder)
-    for coder in coders:
-        coder.forward = _Once(coder, counter)
-    vae.blend_v = vae.blend_h = lambda before, tile, extent: tile
-    try:
-        yield
-    finally:
-        del vae.blend_v, vae.blend_h
-        for coder in coders:
-            del coder.forward
+    return replaced_coders(vae, lambda coder: _Once(coder, counter))
 
 
 class _Once:
     """Replaces the forward of an encoder or a decoder."""
 
     def __init__(self, coder: nn.Module, counter: WorkCounter):
-        self.original, self.counter = coder.forward, counter
-        self.calls: dict[Any, FirstCall] = {}  # by the shapes given
+        self.original, self.first = coder.forward, FirstCalls(counter)
+        self.shapes: dict[Any, tuple[torch.Size, Entries]] = {}  # of result and cache, by those given
 
     def __call__(self, sample: Tensor, feat_cache: list, feat_idx: list[int], **options: bool) -> Tensor:
-        counter, key = self.counter, (sample.shape, _entries(feat_cache), *options.items())
-        if key in self.calls:
-            return self._repeat(self.calls[key], sample, feat_cache)
-        highest, before, flops = counter.peak_bytes, counter.live_bytes, counter.flops
-        counter.peak_bytes = before
-        result = self.original(sample, feat_cache=feat_cache, feat_idx=feat_idx, **options)
-        inside = counter.peak_bytes - before
-        self.calls[key] = FirstCall(inside, counter.flops - flops, result.shape, _entries(feat_cache))
-        counter.peak_bytes = max(counter.peak_bytes, highest)
+        key = sample.shape, _entries(feat_cache), *options.items()
+        if key in self.shapes:
+            self.first.count_again(key)
+            shape, entries = self.shapes[key]
+            for index, entry in enumerate(entries):
+                feat_cache[index] = sample.new_empty(entry) if isinstance(entry, torch.Size) else entry
+            return sample.new_empty(shape)
+        with self.first.measured(key):
+            result = self.original(sample, feat_cache=feat_cache, feat_idx=feat_idx, **options)
+        self.shapes[key] = result.shape, _entries(feat_cache)
         return result
 
-    def _repeat(self, first: FirstCall, sample: Tensor, cache: list) -> Tensor:
-        self.counter.peak_bytes = max(self.counter.peak_bytes, self.counter.live_bytes + first.inside_bytes)
-        self.counter.flops += first.flops
-        for index, entry in enumerate(first.cache):
-            cache[index] = sample.new_empty(entry) if isinstance(entry, torch.Size) else entry
-        return sample.new_empty(first.result)
 
-
-def _entries(cache: list) -> tuple[Entry, ...]:
+def _entries(cache: list) -> Entries:
     return tuple(entry.shape if isinstance(entry, Tensor) else entry for entry in cache)

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLWan
 from einops import rearrange
 from torch import Tensor
 
-from ditflow.models.pixels import to_pixels
+from ditflow.models.pixels import to_frames, to_values
 from ditflow.models.protocols import WorkCounter
 from ditflow.models.wan.frames import encoded_frames
 from ditflow.models.wan.repeated_tiles import each_shape_once
@@ -43,11 +43,8 @@ class WanAutoencoder:
         """Repeats the last frame up to a whole group."""
         network = self.network
         self.use_tile(ENCODE_TILE)
-        length, (height, width) = encoded_frames(len(pixels)), pixels.shape[1:3]
-        video = torch.empty(1, 3, length, height, width, dtype=network.dtype, device=network.device)
-        for index in range(length):
-            frame = pixels[min(index, len(pixels) - 1)].to(network.device, network.dtype)
-            video[0, :, index] = rearrange(frame / 127.5 - 1, "h w c -> c h w")
+        length = encoded_frames(len(pixels))
+        video = to_values(pixels, length, network.dtype, network.device)
         latents = rearrange(network.encode(video).latent_dist.mode().float(), "1 c f h w -> 1 f c h w")
         return ((latents - self.mean) / self.std).contiguous()
 
@@ -57,11 +54,7 @@ class WanAutoencoder:
         self.use_tile(tile)
         scaled = latents.to(network.device) * self.std + self.mean
         video = network.decode(rearrange(scaled, "1 f c h w -> 1 c f h w").to(network.dtype)).sample[0]
-        pixels = torch.empty(frames, *video.shape[2:], 3, dtype=torch.uint8)
-        # one frame at a time, because the whole video in float32 is as large as the decoder's peak
-        for index in range(frames):
-            pixels[index] = rearrange(to_pixels(video[:, index]), "c h w -> h w c")
-        return pixels
+        return to_frames(video, frames)
 
     def use_tile(self, tile: str) -> None:
         """Set the tile size, WIDTHxHEIGHT in pixels, or work on whole frames ("none")."""
