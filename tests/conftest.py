@@ -16,6 +16,7 @@ from tiny_models import tiny_backbone
 from tiny_pipelines import build_pipeline, quick_settings
 
 from ditflow import video
+from ditflow.cli.main import main
 from ditflow.video import decoding
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests send it, and `nohup make test` would have it ignored
@@ -128,3 +129,20 @@ def stopped(killed, tmp_path):
 @pytest.fixture
 def settings(clip, small_folder, tmp_path):
     return quick_settings(clip, small_folder, output=str(tmp_path / "run"))
+
+
+@pytest.fixture
+def ditflow(capsys, tmp_path, monkeypatch):
+    """Runs a command in an empty folder; returns what it prints, or with `fails` its exit code and error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words, fails=False):
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        told = capsys.readouterr()
+        if fails:
+            return code, told.err
+        assert code == 0, told.err
+        return told.out
+
+    return run

@@ -10,7 +10,7 @@ from ditflow.files import shipped
 if TYPE_CHECKING:
     from ditflow.settings.settings import Settings
 
-SPEEDS = ("exact", "fast", "faster")
+SPEEDS = tuple(shipped("speed.yaml"))
 
 
 def speed_settings(speed: str) -> dict[str, Any]:

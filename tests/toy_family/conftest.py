@@ -2,7 +2,6 @@
 
 import pytest
 
-from ditflow.cli.main import main
 from ditflow.models.families import FAMILIES
 from toy_family.family import ToyFamily
 from toy_family.pipeline import write_toy
@@ -22,23 +21,6 @@ def toy_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "toy"
     write_toy(folder)
     return folder
-
-
-@pytest.fixture
-def ditflow(capsys, tmp_path, monkeypatch):
-    """Runs a command in an empty folder; returns what it prints, or with `fails` its exit code and error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words, fails=False):
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        told = capsys.readouterr()
-        if fails:
-            return code, told.err
-        assert code == 0, told.err
-        return told.out
-
-    return run
 
 
 @pytest.fixture

@@ -24,23 +24,6 @@ def wan_folders(tmp_path_factory):
 
 
 @pytest.fixture
-def ditflow(capsys, tmp_path, monkeypatch):
-    """Runs a command in an empty folder; returns what it prints, or with `fails` its exit code and error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words, fails=False):
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        told = capsys.readouterr()
-        if fails:
-            return code, told.err
-        assert code == 0, told.err
-        return told.out
-
-    return run
-
-
-@pytest.fixture
 def transfer(ditflow, clip, wan_folders, tmp_path):
     """Runs a transfer; returns its folder."""
 
