@@ -1,6 +1,7 @@
-"""A transformer to quantise, a writer of GGUF files, and the relative error."""
+"""A transformer to quantise, its layers, a writer of GGUF files, and the relative error."""
 
 import gguf
+import torch
 from gguf import GGMLQuantizationType as Kind
 from tiny_models import tiny_transformer
 
@@ -26,3 +27,35 @@ def write_gguf(path, transformer, kind):
 def relative(found, expected):
     """The error's norm over the expected norm: sees both a wrong scale and a wrong direction."""
     return ((found.double() - expected).norm() / expected.norm()).item()
+
+
+def linear_layers(transformer):
+    """The layers whose weights are stored: those of attention and feed-forward."""
+    layers = {}
+    for index, block in enumerate(transformer.transformer_blocks):
+        attention, feed = block.attn1, block.ff.net
+        layers |= {
+            f"{index}.q": attention.to_q,
+            f"{index}.k": attention.to_k,
+            f"{index}.v": attention.to_v,
+            f"{index}.out": attention.to_out[0],
+            f"{index}.up": feed[0].proj,
+            f"{index}.down": feed[2],
+        }
+    return layers
+
+
+def product(layer, tokens, upstream):
+    """A layer's output, and the gradient to its input."""
+    tokens = tokens.clone().requires_grad_()
+    out = layer(tokens)
+    return out.detach(), torch.autograd.grad(out, tokens, upstream)[0]
+
+
+def inputs_of(layer):
+    outputs, inputs = layer.weight.shape
+    return torch.randn(2, 30, inputs), torch.randn(2, 30, outputs)
+
+
+def energy(_, read):
+    return read.query.square().mean() + read.key.square().mean()

@@ -1,68 +1,25 @@
 """Weights in 8 or 4 bits: their rounding is bounded, and everything else is exact."""
 
-from contextlib import nullcontext
-from functools import partial
-
 import pytest
 import torch
-from gguf import GGMLQuantizationType as Kind
-from quantised_models import exact_transformer, relative, write_gguf
+from quantised_models import energy, exact_transformer, inputs_of, linear_layers, product, relative
 from tiny_models import backbone_of, random_inputs
 from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.streamed import Streamed
 from ditflow.models import storage
-from ditflow.models.cogvideox import transformer as cogvideox
 from ditflow.models.cogvideox.family import CogVideoXFamily
-from ditflow.models.compiling import compile_piece
-from ditflow.models.gguf_file import load_gguf
 from ditflow.models.protocols import Capture
-from ditflow.models.storage import StoredLinear, check_weights, pack_rows, store_weights, unpacked
+from ditflow.models.storage import StoredLinear, check_weights, pack_rows, store_weights
 from ditflow.planning.fake import fake_tensors
 
 CPU = torch.device("cpu")
-PARTS = CogVideoXFamily.packed_parts
 # bound on the relative error of a product and its backward with normally distributed weights, and bytes per
 # weight; Q8_0 weights come from a GGUF file
 KINDS = {"fp8": (0.035, 1.0), "int8": (0.015, 1.0), "nf4": (0.12, 0.5625), "Q8_0": (0.01, 1.0625)}
-
-
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory):
-    """Makes the same transformer with its blocks' weights stored in a given kind."""
-    file = tmp_path_factory.mktemp("gguf") / "model.gguf"
-    write_gguf(file, exact_transformer(), Kind.Q8_0)
-
-    def make(kind, dtype=torch.float32):
-        transformer = exact_transformer()
-        if dtype != torch.float32:  # fake modules cannot be converted
-            transformer = transformer.to(dtype)
-        if kind == "Q8_0":
-            return load_gguf(file, type(transformer), transformer.config, dtype).requires_grad_(False).eval()
-        store_weights(transformer.transformer_blocks, PARTS, kind, CPU)
-        return transformer
-
-    return make
-
-
-def linear_layers(transformer):
-    """The layers whose weights are stored: those of attention and feed-forward."""
-    layers = {}
-    for index, block in enumerate(transformer.transformer_blocks):
-        attention, feed = block.attn1, block.ff.net
-        layers |= {
-            f"{index}.q": attention.to_q,
-            f"{index}.k": attention.to_k,
-            f"{index}.v": attention.to_v,
-            f"{index}.out": attention.to_out[0],
-            f"{index}.up": feed[0].proj,
-            f"{index}.down": feed[2],
-        }
-    return layers
 
 
 def of_whole_weights(transformer):
@@ -73,18 +30,6 @@ def of_whole_weights(transformer):
             whole.weight.data, whole.bias.data = layer.weight, layer.bias.data
             transformer.set_submodule(name, whole.requires_grad_(False))
     return transformer
-
-
-def product(layer, tokens, upstream):
-    """A layer's output, and the gradient to its input."""
-    tokens = tokens.clone().requires_grad_()
-    out = layer(tokens)
-    return out.detach(), torch.autograd.grad(out, tokens, upstream)[0]
-
-
-def inputs_of(layer):
-    outputs, inputs = layer.weight.shape
-    return torch.randn(2, 30, inputs), torch.randn(2, 30, outputs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -205,10 +150,6 @@ def test_the_graph_saves_stored_weights_only(kind, compiled, stored):
     torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)
 
 
-def energy(_, read):
-    return read.query.square().mean() + read.key.square().mean()
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_guided_gradient_equals_that_of_the_unpacked_weights(kind, stored):
     small, exact = stored(kind), exact_transformer()
@@ -231,76 +172,6 @@ def test_guided_gradient_equals_that_of_the_unpacked_weights(kind, stored):
     resident = both(BlockwiseRunner(backbone))
     streamed = BlockwiseRunner(backbone, Streamed(backbone.blocks, CPU, 0, host="pageable"))
     assert all(map(torch.equal, both(streamed), resident))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_weight_is_unpacked_once_per_block_and_direction(kind, stored, monkeypatch):
-    """However many chunks of tokens a feed-forward's backward takes."""
-    monkeypatch.setattr(cogvideox, "CHUNK", 7)
-    runner = BlockwiseRunner(backbone_of(stored(kind)))
-    inputs, capture = random_inputs(runner.transformer, 3, 8, 12), Capture("query_key", (1,))
-    layers = linear_layers(runner.transformer.network)
-    count = {}
-    for name, layer in layers.items():
-        layer.unpack = partial(counted, count, name, layer.unpack)
-
-    runner.forward([inputs], {})
-    assert count == dict.fromkeys(layers, 1)
-    count.clear()
-    _, gradient = runner.gradient(energy, "latents", inputs, {}, capture, 1.0)
-    # block 0: forward, recomputed, backward; of its feed-forward the last two share one weight
-    first = {name: 2 if name in ("0.up", "0.down") else 3 for name in layers if name.startswith("0.")}
-    assert count == first | {"1.q": 2, "1.k": 2, "1.v": 1}
-
-    monkeypatch.setattr(cogvideox, "unpacked", lambda part: nullcontext())
-    count.clear()
-    _, in_chunks = runner.gradient(energy, "latents", inputs, {}, capture, 1.0)
-    assert count["0.down"] > 5 and torch.equal(in_chunks, gradient)
-
-
-def counted(count, name, unpack, *given):
-    count[name] = count.get(name, 0) + 1
-    return unpack(*given)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_unpacked_weight_is_shared_and_then_dropped(kind, stored):
-    layers = linear_layers(stored(kind))
-    for name, layer in layers.items():
-        tokens, upstream = inputs_of(layer)
-        expected = product(layer, tokens, upstream)
-        with pytest.raises(KeyError), unpacked(layer):
-            assert layer.weight is layer.weight
-            assert all(map(torch.equal, product(layer, tokens, upstream), expected)), name
-            raise KeyError
-        assert layer.unpacked is None
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_one_graph_serves_the_unpacked_weights_of_all_blocks(kind, stored):
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = compile_piece(feed, backend=counter)
-    tokens = torch.randn(1, 30, 64, requires_grad=True)
-    for block in stored(kind).transformer_blocks:
-        with unpacked(block.ff):
-            results = [function(block, tokens) for function in (compiled, feed)]
-            gradients = [torch.autograd.grad(result.sum(), tokens)[0] for result in results]
-        assert torch.equal(*results) and torch.equal(*gradients)
-    assert counter.frame_count == 1
-
-
-def feed(block, tokens):
-    return block.ff(tokens)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_one_graph_serves_all_blocks(kind, stored):
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = compile_piece(feed, backend=counter)
-    tokens = torch.randn(1, 30, 64)
-    for block in stored(kind).transformer_blocks:
-        assert torch.equal(compiled(block, tokens), feed(block, tokens))
-    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -336,7 +207,7 @@ def test_gpu_equals_cpu(kind, stored):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_weights_packed_on_a_gpu_return_to_the_cpu(kind, stored):
     packed = exact_transformer()
-    store_weights(packed.transformer_blocks, PARTS, kind, torch.device("cuda"))
+    store_weights(packed.transformer_blocks, CogVideoXFamily.packed_parts, kind, torch.device("cuda"))
     assert {tensor.device.type for tensor in packed.parameters()} == {"cpu"}
     layers = linear_layers(stored(kind))
     for name, layer in linear_layers(packed).items():
