@@ -49,16 +49,16 @@ demo: setup
 	$(BIN)/ditflow transfer --model small --video runs/demo-clip.mp4 --prompt "a blue square on a white background" \
 		--output runs/demo
 
-# every mode of both small models, on generated clips with known motion
+# every mode of the small models, on generated clips with known motion
 motion: setup
 	mkdir -p bench/results
-	for style in rope sincos; do \
+	for style in rope sincos wan; do \
 		$(BIN)/python -m bench.motion --pairs 12 --model-style $$style --json >bench/results/motion-$$style.json.new \
 			&& mv bench/results/motion-$$style.json.new bench/results/motion-$$style.json || exit 1; \
 	done
 
 # the tables of docs/wind-tunnel.md, a stage after the other; STAGES="unguided" measures only some
-STAGES ?= gradients unguided negative speeds guided guided-small rates
+STAGES ?= gradients unguided negative speeds guided guided-small wan rates
 tunnel: setup
 	mkdir -p bench/results
 	for stage in $(STAGES); do \

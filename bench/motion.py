@@ -144,7 +144,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument("--modes", default=",".join(MODES), help="separated by commas")
     parser.add_argument(
-        "--model-style", choices=("rope", "sincos"), default="rope", help="as in 5B or as in 2B"
+        "--model-style", choices=SMALL_MODELS.values(), default="rope", help="as in 5B, 2B or Wan"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     changes = {"action": "append", "default": [], "metavar": "KEY=VALUE"}

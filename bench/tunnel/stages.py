@@ -176,6 +176,13 @@ STAGES = {
         whole,
         ("gradients=2", "gradients=1"),
     ),
+    "wan": Stage(
+        "whole runs with the settings of `small-wan`",
+        {"model": "small-wan"},
+        12,
+        whole,
+        ("loss=x0", "loss=moft", "loss=smm", "optimise=embedding", "fast", "backbone"),
+    ),
     "rates": Stage(
         "whole runs of 50 steps, 10 of them guided, at small learning rates, `small`",
         LONG | {"model": "small"},

@@ -1,3 +1,3 @@
 """The small models that are part of the package, their clips and their training."""
 
-SMALL_MODELS = {"small": "rope", "small-sincos": "sincos"}  # name: style of its positional embedding
+SMALL_MODELS = {"small": "rope", "small-sincos": "sincos", "small-wan": "wan"}  # name: folder in models/

@@ -1,9 +1,10 @@
-"""The configuration of the small models, and how to write one as a CogVideoX pipeline folder."""
+"""The configuration of `small` and `small-sincos`, and how to write a pipeline folder."""
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers import (
@@ -11,13 +12,17 @@ from diffusers import (
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    DiffusionPipeline,
+    SchedulerMixin,
 )
 from torch import nn
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from transformers import PretrainedConfig, T5Config, T5EncoderModel, T5Tokenizer
 
 from ditflow.errors import DitflowError
 from ditflow.files import whole_or_absent
 from ditflow.small.vocabulary import END, PADDING, UNKNOWN, tokenizer_model, vocabulary_size
+
+Encoder = TypeVar("Encoder", bound=nn.Module)
 
 FRAMES, HEIGHT, WIDTH = 24, 64, 96  # of a clip; frames and pixels
 COMPRESSION = 4  # the VAE's, in time and in both spatial directions
@@ -78,21 +83,25 @@ def write_pipeline(
     transformer: CogVideoXTransformer3DModel,
     vae: AutoencoderKLCogVideoX,
 ) -> None:
-    """Write these networks as a pipeline folder, in float16.
+    """Write these networks as a CogVideoX pipeline folder; see `write_folder`."""
+    networks = {"text_encoder": text_encoder, "transformer": transformer, "vae": vae}
+    write_folder(folder, CogVideoXPipeline, networks, CogVideoXDDIMScheduler(**SCHEDULER))
+
+
+def write_folder(
+    folder: Path, kind: type[DiffusionPipeline], networks: Mapping[str, nn.Module], scheduler: SchedulerMixin
+) -> None:
+    """Write networks (by part), a scheduler and the tokenizer as a pipeline folder, in float16.
 
     `folder` must be absent or empty, and appears only when complete. Raises DitflowError if it is in the way.
     """
     with _new_folder(Path(folder)) as unfinished:
         write_tokenizer(unfinished / "tokenizer")
-        pipeline = CogVideoXPipeline(
-            tokenizer=T5Tokenizer.from_pretrained(unfinished / "tokenizer"),
-            scheduler=CogVideoXDDIMScheduler(**SCHEDULER),
-            text_encoder=text_encoder.half(),
-            transformer=transformer.half(),
-            vae=vae.half(),
-        )
-        for name in ("transformer", "vae", "text_encoder", "scheduler"):
-            getattr(pipeline, name).save_pretrained(unfinished / name)
+        tokenizer = T5Tokenizer.from_pretrained(unfinished / "tokenizer")
+        halves = {part: network.half() for part, network in networks.items()}
+        pipeline = kind(tokenizer=tokenizer, scheduler=scheduler, **halves)
+        for part in (*networks, "scheduler"):
+            getattr(pipeline, part).save_pretrained(unfinished / part)
         pipeline.save_config(unfinished)
 
 
@@ -128,12 +137,17 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-@torch.no_grad()
 def random_text_encoder() -> T5EncoderModel:
     """The text encoder of the small models: random, untrained; float32 numbers that are exact in float16."""
+    return randomised(T5EncoderModel, T5Config)
+
+
+@torch.no_grad()
+def randomised(kind: type[Encoder], config: type[PretrainedConfig]) -> Encoder:
+    """A text encoder of this class; see `random_text_encoder`."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would also seed the GPUs
-        text_encoder = T5EncoderModel(T5Config(vocab_size=vocabulary_size(), **TEXT_ENCODER))
+        text_encoder = kind(config(vocab_size=vocabulary_size(), **TEXT_ENCODER))
         for name, weights in text_encoder.named_parameters():
             if name.endswith("relative_attention_bias.weight"):
                 nn.init.normal_(weights, std=3.0)  # strong enough for word order to matter

@@ -15,8 +15,16 @@ from ditflow.files import cache_folder
 if TYPE_CHECKING:
     from ditflow.small.training.loop import Training
 
-STAGES = {"vae": 1_500, "decoder": 3_800, "rope": 6_000, "sincos": 2_500, "tracking": 500}  # steps
-MODELS = {"rope": "rope", "sincos": "sincos", "tracking": "rope"}  # transformer stage: the model it trains
+STAGES = {  # steps
+    **{"vae": 1_500, "decoder": 3_800, "rope": 6_000, "sincos": 2_500, "tracking": 500},
+    **{"wan-vae": 1_300, "wan": 6_600},
+}
+MODELS = {
+    "rope": "rope",
+    "sincos": "sincos",
+    "tracking": "rope",
+    "wan": "wan",
+}  # transformer stage: its model
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--export",
         type=Path,
         metavar="FOLDER",
-        help="then write the trained models to FOLDER/rope and FOLDER/sincos",
+        help="then write the trained models to FOLDER/rope, FOLDER/sincos and FOLDER/wan",
     )
     parser.add_argument(
         "--from-shipped", action="store_true", help="without a checkpoint, start from the shipped models"
@@ -96,6 +104,16 @@ def _training(stage: str, checkpoints: Path) -> Training:
         from ditflow.small.training.tracking import tracking_training
 
         return tracking_training(checkpoints, device)
+
+    if stage == "wan-vae":
+        from ditflow.small.training.wan_autoencoder import wan_autoencoder_training
+
+        return wan_autoencoder_training(checkpoints, device)
+
+    if stage == "wan":
+        from ditflow.small.training.wan_transformer import wan_training
+
+        return wan_training(checkpoints, device)
 
     from ditflow.small.training.transformer import transformer_training
 

@@ -50,7 +50,7 @@ def test_modes_differ_from_the_same_noise(small_folder, tmp_path):
             assert first == second or (latents[first] - latents[second]).abs().max() > 1e-4, (first, second)
 
 
-@pytest.mark.parametrize("style", ["rope", "sincos"])
+@pytest.mark.parametrize("style", ["rope", "sincos", "wan"])
 def test_the_command(style, monkeypatch, capsys):
     asked = []
 
@@ -65,7 +65,7 @@ def test_the_command(style, monkeypatch, capsys):
     assert [mode for mode, *_ in asked] == ["flow", "backbone"] * 2
     assert asked[0][1] == asked[1][1] != asked[2][1]
     settings = asked[0][2]
-    assert settings.model == {"rope": "small", "sincos": "small-sincos"}[style]
+    assert settings.model == {"rope": "small", "sincos": "small-sincos", "wan": "small-wan"}[style]
     assert (settings.size, settings.steps, settings.dtype) == ((96, 64), 30, "bfloat16")
     assert found["set"] == ["dtype=bfloat16", "steps=30"] and found["date"] and found["commit"]
     flow, backbone = found["modes"]

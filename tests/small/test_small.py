@@ -22,6 +22,7 @@ from ditflow.small import SMALL_MODELS
 from ditflow.small.clips import made_clip
 from ditflow.small.pipeline import random_text_encoder
 from ditflow.small.vocabulary import COLOURS, SHAPES
+from ditflow.small.wan_pipeline import random_umt5
 
 PROMPT = "a red circle on a blue background"
 OTHER_PROMPT = "a blue circle on a red background"
@@ -136,9 +137,9 @@ def shipped(request):
 
 
 def test_shipped_folders_are_small_and_without_pickles():
-    found = [contents(shipped_folder(name)) for name in SMALL_MODELS]
-    assert sum(len(data) for files in found for data in files.values()) < 16 * 2**20
-    for files in found:
+    for name in SMALL_MODELS:
+        files = contents(shipped_folder(name))
+        assert sum(map(len, files.values())) < 8 * 2**20
         assert {path.suffix for path in files} == {".json", ".safetensors", ".model"}
         assert "tokenizer.json" not in {path.name for path in files}  # it would override spiece.model
 
@@ -152,7 +153,7 @@ def test_shipped_weights_are_float16_and_finite(shipped):
 
 
 def test_shipped_models_differ_in_their_transformers_alone():
-    rope, sincos = (contents(shipped_folder(name)) for name in SMALL_MODELS)
+    rope, sincos = (contents(shipped_folder(name)) for name in ("small", "small-sincos"))
     assert {path.parts[0] for path, data in rope.items() if sincos.get(path) != data} == {"transformer"}
     assert rope.keys() == sincos.keys()
 
@@ -162,14 +163,18 @@ def test_shipped_model_loads_by_its_name(shipped):
     folder = ModelFolder(name, "float32", torch.device("cpu"))
     assert folder.path == path
     backbone = folder.transformer()
-    assert backbone.rotary == (SMALL_MODELS[name] == "rope")
+    kind = folder.family.embedding_kind(folder.config("transformer"))
+    assert kind == ("additive" if name == "small-sincos" else "rotary")
     assert max(Settings(model=name).guidance_blocks) < len(backbone.blocks)
-    encoder = folder.text_encoder().network.state_dict()
-    assert all(torch.equal(encoder[key], value) for key, value in random_text_encoder().state_dict().items())
+    encoder = folder.text_encoder().network.encoder.state_dict()
+    made = random_umt5() if name == "small-wan" else random_text_encoder()
+    layers = {key: value for key, value in made.encoder.state_dict().items() if "embed_tokens" not in key}
+    assert layers and all(torch.equal(encoder[key], value) for key, value in layers.items())
 
 
-def test_shipped_autoencoder_knows_held_out_clips():
-    folder = ModelFolder("small", "float32", torch.device("cpu"))
+@pytest.mark.parametrize("name", ["small", "small-wan"])
+def test_shipped_autoencoder_knows_held_out_clips(name):
+    folder = ModelFolder(name, "float32", torch.device("cpu"))
     vae, clip = folder.autoencoder(), made_clip(3).frames
     again = vae.decode(vae.encode(torch.from_numpy(clip)), len(clip), "none").numpy()
     assert 10 * np.log10(255**2 / np.square(again - clip.astype(float)).mean()) > 22

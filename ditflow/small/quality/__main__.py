@@ -17,9 +17,10 @@ from ditflow.models.loading import ModelFolder
 from ditflow.models.protocols import Texts
 from ditflow.sampling.denoising import Denoising
 from ditflow.settings import Settings
+from ditflow.small import SMALL_MODELS
 from ditflow.small.clips import made_clip
 from ditflow.small.quality.classifier import classify, train_classifier
-from ditflow.small.quality.motion_reading import read_blocks
+from ditflow.small.quality.motion_reading import read_blocks, settings_of
 from ditflow.small.sight import Sight, look
 from ditflow.small.training.split import HELD_OUT_SEEDS, held_out_prompts, training_clips
 from ditflow.small.vocabulary import caption
@@ -27,13 +28,13 @@ from ditflow.small.vocabulary import caption
 TEACHING_CLIPS = 300  # to train the classifier with
 READ_CLIPS = 24
 SHOWN = 6  # frames of each video on the sheet
-TILE = "360x240"  # larger than a video of the small models
+TILE = "none"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Sample the 24 held-out prompts (seeds 0 to 23), count what is right, and read motion in every block."""
     parser = argparse.ArgumentParser(prog="python -m ditflow.small.quality", description=main.__doc__)
-    parser.add_argument("model", help="a pipeline folder, small or small-sincos")
+    parser.add_argument("model", help=f"a pipeline folder, or {', '.join(SMALL_MODELS)}")
     parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="also draw the videos, one row each")
     choice = parser.parse_args(arguments)
     try:
@@ -57,7 +58,7 @@ def sample(folder: ModelFolder) -> list[np.ndarray]:
     encoder, vae = folder.text_encoder(), folder.config("vae")
     videos = []
     for seed, prompt in enumerate(held_out_prompts()):
-        settings = Settings(model="small", guidance=False, injection=False, seed=seed)
+        settings = Settings(model=settings_of(folder), guidance=False, injection=False, seed=seed)
         words = encoder.encode(folder.tokenise([caption(*prompt), ""]))
         texts = Texts(words[:1], words[1:], words[1:])
         nothing = torch.zeros(folder.family.latent_shape(settings.frames, settings.size, vae))  # no clip

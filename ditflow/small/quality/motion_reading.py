@@ -20,7 +20,7 @@ def read_blocks(folder: ModelFolder, clips: Iterable[MadeClip]) -> list[BlockSco
     """Score every block of the model, in order; the moving tokens are those inside the shape."""
     transformer, autoencoder = folder.transformer(), folder.autoencoder()
     runner, words = PlainRunner(transformer), folder.text_encoder().encode(folder.tokenise([""]))
-    settings, blocks = Settings(model="small", reference="hard"), range(folder.depth)
+    settings, blocks = Settings(model=settings_of(folder), reference="hard"), range(folder.depth)
     found, truths, insides = [], [], []
     for clip in clips:
         latents = autoencoder.encode(torch.from_numpy(clip.frames))
@@ -31,3 +31,8 @@ def read_blocks(folder: ModelFolder, clips: Iterable[MadeClip]) -> list[BlockSco
         insides.append(inside)
     flows, truth, inside = (np.stack(arrays) for arrays in (found, truths, insides))
     return [score_block(flows[:, block], truth, inside) for block in blocks]
+
+
+def settings_of(folder: ModelFolder) -> str:
+    """The shipped model whose settings a small model is run with."""
+    return "small-wan" if folder.family.pipeline == "WanPipeline" else "small"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +51,9 @@ def autoencoder_training(checkpoints: Path, device: torch.device) -> Training:
             noise = torch.randn(found.mean.shape, generator=generator, device=device)
             decoded = vae.decode(found.mean + found.std * noise).sample.float()
         divergence = (found.mean.float().square() + found.var.float() - 1 - found.logvar.float()).mean() / 2
-        return _difference(decoded, pixels) + DIVERGENCE_WEIGHT * divergence
+        return difference(decoded, pixels, _frame_weights(pixels)) + DIVERGENCE_WEIGHT * divergence
 
-    return Training(vae, [_optimiser(vae)], loss, checkpoints / "vae.safetensors", _draw_clips)
+    return Training(vae, [optimiser(vae)], loss, checkpoints / "vae.safetensors", _draw)
 
 
 def decoder_training(checkpoints: Path, device: torch.device) -> Training:
@@ -68,10 +69,9 @@ def decoder_training(checkpoints: Path, device: torch.device) -> Training:
                 latents = vae.encode(pixels).latent_dist.mode()
             noise = torch.randn(latents.shape, generator=generator, device=device)
             decoded = vae.decode(latents + LATENT_NOISE * noise).sample.float()
-        return _difference(decoded, pixels)
+        return difference(decoded, pixels, _frame_weights(pixels))
 
-    optimisers, path = [_optimiser(vae.decoder)], checkpoints / "decoder.safetensors"
-    return Training(vae.decoder, optimisers, loss, path, _draw_clips)
+    return Training(vae.decoder, [optimiser(vae.decoder)], loss, checkpoints / "decoder.safetensors", _draw)
 
 
 def trained_autoencoder(checkpoints: Path) -> AutoencoderKLCogVideoX:
@@ -83,16 +83,19 @@ def trained_autoencoder(checkpoints: Path) -> AutoencoderKLCogVideoX:
     return vae.eval()
 
 
-def _optimiser(network: nn.Module) -> torch.optim.Optimizer:
+def optimiser(network: nn.Module) -> torch.optim.Optimizer:
     return adam(network.parameters(), RATE)
 
 
-def _difference(decoded: Tensor, pixels: Tensor) -> Tensor:
-    """The reconstruction loss, weighted towards what moves in `pixels`."""
+def _frame_weights(pixels: Tensor) -> tuple[float, ...]:
+    later = pixels.shape[2] // COMPRESSION - 1
+    return FIRST_WEIGHTS + later * LATER_WEIGHTS
+
+
+def difference(decoded: Tensor, pixels: Tensor, weights: Sequence[float]) -> Tensor:
+    """The reconstruction loss, weighted towards what moves in `pixels`, with a weight for each frame."""
     moving = (pixels.amax(dim=2) - pixels.amin(dim=2)).amax(dim=1) > MOVES  # [clips, height, width]
     error = (decoded - pixels) * (1 + MOVING_WEIGHT * moving[:, None, None])
-    later = pixels.shape[2] // COMPRESSION - 1
-    weights = FIRST_WEIGHTS + later * LATER_WEIGHTS
     # filled on the device: a CUDA graph cannot copy from the CPU
     frames = torch.cat([pixels.new_full((1, 1, 1), weight) for weight in weights])
     edges = sum(
@@ -109,14 +112,21 @@ def _difference(decoded: Tensor, pixels: Tensor) -> Tensor:
     )
 
 
-def _draw_clips(step: int) -> Tensor:
-    """The batch of a step: crops of training clips [clips, frames, height, width, 3] uint8."""
+def _draw(step: int) -> Tensor:
+    return draw_clips(step, BATCHES)
+
+
+def draw_clips(step: int, batches: Sequence[tuple[int, int, int, int]]) -> Tensor:
+    """The batch of a step: crops of training clips [clips, frames, height, width, 3] uint8.
+
+    `batches` has the shapes to choose from: clips, frames, width, height.
+    """
     generator = torch.Generator().manual_seed(step)
 
     def draw(count: int) -> int:
         return int(torch.randint(count, (), generator=generator))
 
-    clips, frames, width, height = BATCHES[draw(len(BATCHES))]
+    clips, frames, width, height = batches[draw(len(batches))]
     crops = []
     for _ in range(clips):
         start = draw(FRAMES - frames + 1)

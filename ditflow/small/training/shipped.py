@@ -21,7 +21,7 @@ def adopt_shipped(checkpoints: Path) -> None:
     They hold weights and progress; the optimisers start afresh. If a stage started from another one, both get
     the later weights, as only those are shipped.
     """
-    stages = json.loads((shipped_folder("small").parent / RECORD).read_text(encoding="utf-8"))["stages"]
+    stages = json.loads((shipped_folder("small").parent / RECORD).read_text(encoding="utf-8"))
     folders = {style: shipped_folder(name) for name, style in SMALL_MODELS.items()}
     folders["tracking"] = folders["rope"]  # started from it, as the decoder did from the vae
     vae = load_file(folders["rope"] / "vae" / WEIGHTS)
@@ -29,6 +29,7 @@ def adopt_shipped(checkpoints: Path) -> None:
     networks = {
         "vae": vae,
         "decoder": {name.removeprefix(decoder): it for name, it in vae.items() if name.startswith(decoder)},
+        "wan-vae": load_file(folders["wan"] / "vae" / WEIGHTS),
     }
     networks |= {style: load_file(folder / "transformer" / WEIGHTS) for style, folder in folders.items()}
     for stage, weights in networks.items():

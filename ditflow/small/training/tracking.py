@@ -58,7 +58,8 @@ def tracking_training(checkpoints: Path, device: torch.device) -> Training:
         error, drawn = error_of_velocity(generator)
         return error + WEIGHT * tracking_error(watched.query, watched.key, flows[drawn], grid)
 
-    return Training(transformer, optimisers(transformer, RATE), loss, checkpoints / "tracking.safetensors")
+    optimising = optimisers(transformer, transformer.transformer_blocks, RATE)
+    return Training(transformer, optimising, loss, checkpoints / "tracking.safetensors")
 
 
 class WatchedAttention(PlainAttention):

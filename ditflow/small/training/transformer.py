@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from ditflow.small.training.loop import Training, adam, averaged
 BATCH = 32
 MATRIX_RATE, OTHER_RATE = 3e-3, 1.5e-3
 OTHER = {"rope": "sincos", "sincos": "rope"}
+MATRICES = {"attn1", "attn2", "ff", "ffn"}  # parts of a block, in either family
 WITHOUT_WORDS = 0.1  # share of clips trained without their caption
 MIDDLE = (400, 950)  # timesteps in which a clip takes its form; half of the samples are drawn here
 
@@ -46,7 +47,8 @@ def transformer_training(style: str, checkpoints: Path, device: torch.device) ->
     def loss(generator: torch.Generator) -> Tensor:
         return error_of_velocity(generator)[0]
 
-    return Training(transformer, optimisers(transformer), loss, checkpoints / f"{style}.safetensors")
+    optimising = optimisers(transformer, transformer.transformer_blocks)
+    return Training(transformer, optimising, loss, checkpoints / f"{style}.safetensors")
 
 
 def velocity_error(
@@ -161,7 +163,9 @@ def _rope(transformer: CogVideoXTransformer3DModel, grid: Grid) -> tuple[Tensor,
     return tuple(positional_embedding(transformer.config, grid)[0].to(transformer.device))
 
 
-def optimisers(transformer: nn.Module, share: float = 1.0) -> list[torch.optim.Optimizer]:
+def optimisers(
+    transformer: nn.Module, blocks: Iterable[nn.Module], share: float = 1.0
+) -> list[torch.optim.Optimizer]:
     """One Muon per block for its matrices of attention and feed-forward, and AdamW for the rest.
 
     `share` scales the learning rates.
@@ -169,11 +173,12 @@ def optimisers(transformer: nn.Module, share: float = 1.0) -> list[torch.optim.O
     matrices = [
         [
             layer.weight
-            for part in (block.attn1, block.ff)
+            for name, part in block.named_children()
+            if name in MATRICES
             for layer in part.modules()
             if isinstance(layer, nn.Linear)
         ]
-        for block in transformer.transformer_blocks
+        for block in blocks
     ]
     taken = {id(weights) for ours in matrices for weights in ours}
     muon = partial(torch.optim.Muon, lr=share * MATRIX_RATE, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
