@@ -140,7 +140,7 @@ class Settings:
         "motion", "what to optimise: the latents or the positional embedding", choices=("latent", "embedding")
     )
     guided: float = option(
-        "motion", "share of the denoising steps, from the first, that are guided", least=0, most=1
+        "motion", "share of the denoising steps made, from the first, that are guided", least=0, most=1
     )
     optimisation_steps: int = option("motion", "optimisation steps in each guided step", least=1, most=1000)
     learning_rate: tuple[float, float] = option(
@@ -158,6 +158,11 @@ class Settings:
     reference: str = option(
         "motion", "the clip's motion flow: hard (likeliest position) or soft (mean)", choices=("hard", "soft")
     )
+    reference_noise: str = option(
+        "motion",
+        "the clip that motion is read from: clean, or noised to the level of each guided step (step)",
+        choices=("clean", "step"),
+    )
     moft_channels: float = option(
         "motion", "share of the channels that the moft loss compares", least=0, most=1
     )
@@ -168,6 +173,11 @@ class Settings:
     )
 
     steps: int = option("sampling", "denoising steps", least=1, most=1000)
+    initial_latents: str = option(
+        "sampling",
+        "what denoising starts from: noise, or clip:STRENGTH, such as clip:0.6: the noised clip, with only "
+        "the last 0.6 of the steps",
+    )
     guidance_scale: float = option(
         "sampling", "classifier-free guidance scale; 1 turns it off", least=1, most=100
     )
@@ -204,9 +214,25 @@ class Settings:
         return None if self.fps == "auto" else Fraction(self.fps)
 
     @property
+    def starts_from_clip(self) -> bool:
+        """Whether the first step starts from the clip's noised latents instead of from noise."""
+        return self.initial_latents != "noise"
+
+    @property
+    def steps_made(self) -> int:
+        """How many of the denoising steps are made: the last ones. All other counts are of these."""
+        _, _, strength = self.initial_latents.partition(":")
+        return int(self.steps * float(strength or 1))  # rounded as diffusers does
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many of the denoising steps are left out, from the first."""
+        return self.steps - self.steps_made
+
+    @property
     def guided_steps(self) -> int:
-        """How many of the first denoising steps are guided or injected; at least one if `guided` is not 0."""
-        return max(1, round(self.guided * self.steps)) if self.guided else 0
+        """How many of the first steps made are guided or injected; at least one if `guided` is not 0."""
+        return max(1, round(self.guided * self.steps_made)) if self.guided else 0
 
     @property
     def updates(self) -> int:
