@@ -72,15 +72,16 @@ def text_embeddings(prompt, negative=None, source=None):
 
 def settings_schedule(settings):
     """The schedule that a job makes from its settings."""
-    return tiny_schedule(settings.scheduler, settings.steps, settings.seed)
+    return tiny_schedule(settings.scheduler, settings.steps, settings.seed, settings.skipped_steps)
 
 
 def ddim_schedule(steps):
     return tiny_schedule("ddim", steps)
 
 
-def tiny_schedule(kind, steps, seed=0):
-    return CogVideoXSchedule(kind, SCHEDULER, steps, torch.device("cpu"), torch.Generator().manual_seed(seed))
+def tiny_schedule(kind, steps, seed=0, skipped=0):
+    generator = torch.Generator().manual_seed(seed)
+    return CogVideoXSchedule(kind, SCHEDULER, steps, torch.device("cpu"), generator, skipped)
 
 
 def square(_, read):

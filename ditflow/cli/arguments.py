@@ -20,6 +20,7 @@ FLOW_OPTIONS = ("source_prompt", "guidance_blocks", "temperature", "reference", 
 PLAN_OPTIONS = (
     *("frames", "size", "model", "dtype", "memory", "weights", "compute", "steps", "guidance_scale"),
     *("guidance", "loss", "x0_after", "optimise", "guided", "optimisation_steps", "guidance_blocks"),
+    *("reference_noise", "initial_latents"),
     *("injection", "injection_blocks", "speed", "attention", "attention_forward"),
     *("gradients", "gradient_reuse", "negative", "negative_below", "step_cache"),
 )
@@ -77,6 +78,7 @@ def read_options(options: argparse.Namespace) -> Settings:
     if not origin.is_file():
         raise SettingsError(f"--from {options.origin} is not a run folder: it has no settings.yaml")
     given.setdefault("output", "")
+    given.setdefault("reference_noise", "clean")  # how that run's embedding was optimised
     embedding = inside(options.origin, "embedding.safetensors")
     return read_settings(origin, **given, saved_embedding=os.path.realpath(embedding))
 

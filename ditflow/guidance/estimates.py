@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from ditflow.guidance.optimise import Optimised, in_layout_of, learning_rates
+from ditflow.guidance.optimise import Optimised, in_layout_of, is_still, learning_rates
 from ditflow.models.protocols import Injected, Inputs, Runner, Schedule, Variable
 from ditflow.profiling import ranges
 from ditflow.settings import Settings
@@ -116,8 +116,8 @@ class EstimateGuidance:
 
     @property
     def still(self) -> bool:
-        """Whether all frames of the encoded clip are equal."""
-        return bool((self.reference == self.reference[:, :1]).all())
+        """Whether the clip shows no motion, so that there is nothing to match."""
+        return is_still(self.reference)
 
     def state(self) -> dict[str, Tensor]:
         """What the next guided step depends on, by name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch.nn.functional import cosine_similarity
 
 from ditflow.models.protocols import Capture, Injected, Inputs, Loss, Runner, Variable
 from ditflow.profiling import ranges
+
+if TYPE_CHECKING:
+    from ditflow.guidance.targets import NoisedClip
 
 LOSS_SCALE = 2.0**16
 NEVER = 2**31 - 1  # updates before the scale grows
@@ -34,16 +37,20 @@ class Optimised(NamedTuple):
 class Guidance:
     """The optimisation in every guided step: match the clip's motion in the captured blocks."""
 
-    loss: Loss
+    loss: Loss | None  # None before the first guided step of those that read the clip anew
     capture: Capture
     variable: Variable
     steps: int  # updates in a guided step
     learning_rates: list[float]  # one for each guided step
     scaler: GradScaler
     gradient_reuse: int = 1  # updates made with each gradient
+    clip: NoisedClip | None = None  # read anew in each guided step
 
     def optimise(self, runner: Runner, inputs: Inputs, injected: Injected, index: int) -> Optimised:
         """Optimise the variable in guided step `index`, with a new Adam in each as in the released code."""
+        if self.clip:
+            self.loss = None  # frees the last step's target before the next is read
+            self.loss = self.clip.loss(runner, inputs.timestep)
         variable = getattr(inputs, self.variable).clone()
         adam = torch.optim.Adam([variable], lr=self.learning_rates[index], fused=True)
         one = torch.ones((), device=variable.device)
@@ -76,7 +83,7 @@ class Guidance:
     @property
     def still(self) -> bool:
         """Whether the clip shows no motion, so that there is nothing to match."""
-        return self.loss.still
+        return (self.clip or self.loss).still
 
     def state(self) -> dict[str, Tensor]:
         """What the next guided step depends on, besides the number of skipped updates: nothing."""
@@ -108,6 +115,13 @@ def loss_scaler(dtype: torch.dtype, device: torch.device) -> GradScaler:
 def learning_rates(high: float, low: float, guided_steps: int) -> list[float]:
     """The published schedule: `linspace(high, low, guided_steps + 1)` without its last value."""
     return np.linspace(high, low, guided_steps + 1)[:-1].tolist()
+
+
+def is_still(
+    latents: Tensor,  # [1, frames, channels, height, width]
+) -> bool:
+    """Whether all frames of an encoded clip are equal."""
+    return bool((latents == latents[:, :1]).all())
 
 
 def in_layout_of(variable: Tensor, gradient: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from ditflow.errors import DitflowError
 from ditflow.guidance.losses import LOSSES, FlowLoss, clip_flow
-from ditflow.guidance.optimise import Guidance, learning_rates, loss_scaler
-from ditflow.models.protocols import Capture, Grid, Inputs, Runner
+from ditflow.guidance.optimise import Guidance, is_still, learning_rates, loss_scaler
+from ditflow.models.protocols import Capture, Grid, Inputs, Loss, Runner, Schedule
 from ditflow.settings import Settings
 
 
@@ -28,12 +29,13 @@ def check_blocks(settings: Settings, depth: int) -> None:
 def clip_features(
     runner: Runner,
     capture: Capture,
-    latents: Tensor,  # [1, frames, channels, height, width] the clean clip
+    latents: Tensor,  # [1, frames, channels, height, width] the clip, with the noise of `timestep`
     source_prompt: Tensor,  # [1, text tokens, text channels]
     embedding: Tensor,
+    timestep: Tensor | None = None,  # [1]; None: 0
 ) -> dict[int, Any]:
-    """The clip's features, from one forward at timestep 0 with nothing injected."""
-    timestep = _timestep_zero(runner, latents)
+    """The clip's features, from one forward with nothing injected."""
+    timestep = _timestep_zero(runner, latents) if timestep is None else timestep
     return runner.features(Inputs(latents, source_prompt, timestep, embedding), {}, capture)
 
 
@@ -54,21 +56,70 @@ def clip_flows(
     return runner.features(inputs, {}, capture, lambda _, read: clip_flow(read, grid, settings).cpu())
 
 
+@dataclass(frozen=True)
+class NoisedClip:
+    """The clip as a target that is read at the noise level of each guided step, after FastVMT."""
+
+    settings: Settings
+    schedule: Schedule
+    reference: Tensor  # [1, frames, channels, height, width], the encoded clip
+    noise: Tensor  # the run's initial noise, of the same shape
+    source_prompt: Tensor  # [1, text tokens, text channels]
+    embedding: Tensor  # the native embedding, never an optimised one
+
+    def loss(self, runner: Runner, timestep: Tensor) -> Loss:
+        """The loss at a timestep [1], from one forward of the clip with its noise and nothing injected."""
+        grid = runner.transformer.grid(self.reference)
+        noised = self.schedule.add_noise(self.reference, self.noise, timestep)
+        return _read_loss(runner, self.settings, grid, noised, self.source_prompt, self.embedding, timestep)
+
+    @property
+    def still(self) -> bool:
+        """Whether the clip shows no motion, so that there is nothing to match."""
+        return is_still(self.reference)
+
+
 def prepare_guidance(
     runner: Runner, settings: Settings, grid: Grid, latents: Tensor, source_prompt: Tensor, embedding: Tensor
 ) -> Guidance:
     """Read the clip's motion and make it the target of every guided step; shapes as in `clip_features`."""
+    loss = _read_loss(runner, settings, grid, latents, source_prompt, embedding)
+    return _guidance(settings, loss, None, latents.device)
+
+
+def prepare_noised_guidance(clip: NoisedClip) -> Guidance:
+    """Make the clip's motion at the noise level of each guided step its target. Nothing is read here."""
+    return _guidance(clip.settings, None, clip, clip.reference.device)
+
+
+def _read_loss(
+    runner: Runner,
+    settings: Settings,
+    grid: Grid,
+    latents: Tensor,
+    source_prompt: Tensor,
+    embedding: Tensor,
+    timestep: Tensor | None = None,
+) -> Loss:
+    """The loss whose target is the clip's motion; shapes as in `clip_features`."""
     kind = LOSSES[settings.loss]
     capture = Capture(kind.reads, settings.guidance_blocks)
-    references = clip_features(runner, capture, latents, source_prompt, embedding)
+    references = clip_features(runner, capture, latents, source_prompt, embedding, timestep)
+    return kind(references, grid, settings)
+
+
+def _guidance(
+    settings: Settings, loss: Loss | None, clip: NoisedClip | None, device: torch.device
+) -> Guidance:
     return Guidance(
-        loss=kind(references, grid, settings),
-        capture=capture,
+        loss=loss,
+        capture=Capture(LOSSES[settings.loss].reads, settings.guidance_blocks),
         variable="latents" if settings.optimise == "latent" else "embedding",
         steps=settings.updates,
         learning_rates=learning_rates(*settings.update_rate, settings.guided_steps),
-        scaler=loss_scaler(getattr(torch, settings.dtype), latents.device),
+        scaler=loss_scaler(getattr(torch, settings.dtype), device),
         gradient_reuse=settings.gradient_reuse,
+        clip=clip,
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ditflow.errors import SettingsError
 from ditflow.guidance.targets import clip_flows
 from ditflow.jobs.block_comparison import MEASURED, TRUE, Comparison, compare
+from ditflow.jobs.checks import make_schedule
 from ditflow.jobs.session import Job
 from ditflow.models.loading import ModelFolder
 from ditflow.models.protocols import Grid, Texts
@@ -37,12 +38,14 @@ def compare_blocks(
     Raises DitflowError (SettingsError for wrong settings) with one line that says what to do.
     """
     opencv()  # before any work
-    settings = replace(settings, guidance=False, injection=False)  # their blocks need not exist
+    # only the clip is read: blocks of guidance and injection need not exist, and every noise level counts
+    off = {"guidance": False, "reference_noise": "clean", "injection": False, "initial_latents": "noise"}
+    settings = replace(settings, **off)
     timesteps = sorted(set(timesteps))
 
     def check(settings: Settings, folder: ModelFolder) -> None:
         _check_blocks(blocks, folder.depth)
-        schedule = folder.schedule(settings.scheduler, settings.steps, settings.size, torch.Generator())
+        schedule = make_schedule(settings, folder, torch.Generator())
         _check_timesteps(timesteps, max(schedule.timesteps))
 
     begin = Job.begin(settings, progress or Progress(), needs=("video",), kind="flow", check=check)

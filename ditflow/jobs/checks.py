@@ -18,6 +18,7 @@ from ditflow.models.engine import check_engine
 from ditflow.models.families import models
 from ditflow.models.loading import ModelFolder
 from ditflow.models.lora import check_lora, split_scale
+from ditflow.models.protocols import Schedule
 from ditflow.models.storage import check_weights
 from ditflow.run_folder.embeddings import embedding_facts, read_embeddings
 from ditflow.settings import Settings
@@ -81,7 +82,7 @@ def warn_without_effect(settings: Settings) -> None:
         logger.warning("x0_after: nothing is optimised, so it changes nothing")
     elif settings.x0_after < 1 and settings.gradient_steps == settings.guided_steps:
         logger.warning("x0_after: it rounds to all guided steps, so it changes nothing")
-    if (negative or given("step_cache")) and settings.guided_steps == settings.steps:
+    if (negative or given("step_cache")) and settings.guided_steps == settings.steps_made:
         logger.warning("negative, negative_below, step_cache: every step is guided, so they change nothing")
     elif negative and settings.guidance_scale == 1 and not settings.dynamic_scale:
         logger.warning("negative, negative_below: with a guidance scale of 1 there is no negative prompt")
@@ -91,11 +92,16 @@ def saved_embeddings(settings: Settings, folder: ModelFolder) -> list[torch.Tens
     """The embeddings that replace optimisation. Raises DitflowError if they were made for other settings."""
     if not settings.saved_embedding:
         return None
-    timesteps = folder.schedule(
-        settings.scheduler, settings.steps, settings.size, torch.Generator()
-    ).timesteps
+    timesteps = make_schedule(settings, folder, torch.Generator()).timesteps
     facts = embedding_facts(settings, timesteps, folder.embedding_kind)
     return read_embeddings(Path(settings.saved_embedding), facts, settings.guided_steps)
+
+
+def make_schedule(settings: Settings, folder: ModelFolder, generator: torch.Generator) -> Schedule:
+    """A new schedule of the steps that a run with these settings makes."""
+    return folder.schedule(
+        settings.scheduler, settings.steps, settings.size, generator, settings.skipped_steps
+    )
 
 
 def check_given(settings: Settings, *names: str) -> None:

@@ -16,7 +16,13 @@ from torch import Tensor
 from ditflow import video
 from ditflow.errors import DitflowError, TemporaryError, interruption
 from ditflow.files import clear_unfinished
-from ditflow.jobs.checks import check_given, check_run, warn_without_effect, with_absolute_paths
+from ditflow.jobs.checks import (
+    check_given,
+    check_run,
+    make_schedule,
+    warn_without_effect,
+    with_absolute_paths,
+)
 from ditflow.jobs.device import choose_device, computing
 from ditflow.jobs.prompt_cache import encode_texts
 from ditflow.memory.meter import Meter
@@ -142,9 +148,7 @@ class Job:
                     checkpoint = _checkpoint(run, settings, folder, clip)
                     shapes = _shapes(settings, folder)
                     if state := checkpoint.check(shapes):  # every file, before any work
-                        schedule = folder.schedule(
-                            settings.scheduler, settings.steps, settings.size, torch.Generator()
-                        )
+                        schedule = make_schedule(settings, folder, torch.Generator())
                         shapes.check_state(checkpoint.path("step"), state.index, state.schedule, schedule)
                         shapes.check_reuse(checkpoint.path("step"), state.reuse)
                 fallback = _plan_memory(settings, folder)
@@ -235,9 +239,7 @@ class Job:
     def schedule(self) -> Schedule:
         """A new schedule whose noise comes from the settings' seed."""
         generator = torch.Generator("cpu").manual_seed(self.settings.seed)
-        return self.folder.schedule(
-            self.settings.scheduler, self.settings.steps, self.settings.size, generator
-        )
+        return make_schedule(self.settings, self.folder, generator)
 
     def runner(self, expert: int = 0) -> Runner:
         """A runner of an expert's transformer, with the weights placed as the preset says."""

@@ -97,7 +97,7 @@ def _denoise(job: Job, texts: Texts, reference: Tensor, progress: Progress, sche
     if job.clip.is_still and settings.rows == "moving":
         reason = job.clip.few_levels or "the clip shows no motion"
         logger.warning("%s: there is nothing to transfer, so optimisation is skipped", reason)
-        settings = replace(settings, guidance=False)
+        settings = replace(settings, guidance=False, reference_noise="clean")
 
     def on_step(step: Step) -> None:
         progress.step(f"loss {step.losses[-1]:.4f}" if step.losses else "")
@@ -113,7 +113,7 @@ def _denoise(job: Job, texts: Texts, reference: Tensor, progress: Progress, sche
         resume_from=read_state(job.checkpoint),
         stops=(stops := job.folder.expert_stops(schedule)),
     )
-    left = settings.steps - denoising.steps_done
+    left = settings.steps_made - denoising.steps_done
     if not left:
         return denoising.result
     with (

@@ -124,7 +124,9 @@ class ModelFamily(Protocol):
         size: tuple[int, int],
         device: torch.device,
         generator: torch.Generator,
-    ) -> Schedule: ...
+        skipped: int = 0,
+    ) -> Schedule:
+        """`skipped`: how many of the `steps` are left out, from the first; the schedule counts the others."""
 
 
 FAMILIES: dict[str, ModelFamily] = {family.pipeline: family for family in (CogVideoXFamily(), WanFamily())}

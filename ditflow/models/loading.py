@@ -133,9 +133,15 @@ class ModelFolder:
         store_weights(transformer.blocks, family.packed_parts, weights, self.device)
         return transformer
 
-    def schedule(self, kind: str, steps: int, size: tuple[int, int], generator: torch.Generator) -> Schedule:
-        """A new schedule, on the device, for videos of a size (width, height) in pixels."""
-        return self.family.schedule(kind, self.config("scheduler"), steps, size, self.device, generator)
+    def schedule(
+        self, kind: str, steps: int, size: tuple[int, int], generator: torch.Generator, skipped: int = 0
+    ) -> Schedule:
+        """A new schedule, on the device, for videos of a size (width, height) in pixels.
+
+        `skipped`: how many of the steps are left out, from the first.
+        """
+        config = self.config("scheduler")
+        return self.family.schedule(kind, config, steps, size, self.device, generator, skipped)
 
     def expert_stops(self, schedule: Schedule) -> list[int]:
         """For each expert, the number of steps done when its own are done."""

@@ -70,13 +70,14 @@ class FakeModel:
         return self.family.autoencoder(network)
 
     def guidance_scales(self, settings: Settings) -> list[float]:
-        """The guidance scale of each step of a run with these settings."""
+        """The guidance scale of each step that a run with these settings makes."""
         config, device = self._configs["scheduler"], torch.device("cpu")
+        kind, steps, skipped = settings.scheduler, settings.steps, settings.skipped_steps
         schedule = self.family.schedule(
-            settings.scheduler, config, settings.steps, settings.size, device, torch.Generator()
+            kind, config, steps, settings.size, device, torch.Generator(), skipped
         )
         scale = Scale(settings.guidance_scale, settings.dynamic_scale)
-        return [scale.at(schedule, index) for index in range(settings.steps)]
+        return [scale.at(schedule, index) for index in range(settings.steps_made)]
 
     def pixels(self) -> torch.Tensor:
         """A clip with unset pixels, uint8 [frames, height, width, 3]."""

@@ -25,7 +25,8 @@ Result = TypeVar("Result")
 def reading_only(settings: Settings, folder: Path) -> Settings:
     """Settings for planning a job that only reads a clip's motion with the model in a folder."""
     smallest = family_of(str(folder)).tiles[-1]
-    return replace(settings, model=str(folder), guidance=False, injection=False, decode_tile=smallest)
+    off = {"guidance": False, "reference_noise": "clean", "injection": False}
+    return replace(settings, model=str(folder), decode_tile=smallest, **off)
 
 
 class MemoryFallback:

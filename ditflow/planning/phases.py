@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from ditflow.guidance.estimates import EstimateGuidance, prepare_estimates
 from ditflow.guidance.optimise import Guidance
-from ditflow.guidance.targets import prepare_guidance
+from ditflow.guidance.targets import NoisedClip, prepare_guidance, prepare_noised_guidance
 from ditflow.memory.host import HostBuffers, keep_on_host
 from ditflow.memory.placement import make_runner, outside
 from ditflow.memory.streamed import flat_bytes
@@ -88,6 +88,7 @@ class Phases:
         self.settings, self.device, self.fakes = settings, device, fake_tensors()
         self.model = FakeModel(settings)
         self.injects = bool(settings.injection and settings.guided_steps)
+        self.reads_in_steps = settings.reference_noise == "step"
         self._measured: dict[Any, Work] = {}
 
     @cached_property
@@ -155,7 +156,7 @@ class Phases:
 
     @with_fakes
     def reference(self) -> Work:
-        """Reading the clip's motion, once in a run."""
+        """Reading the clip's motion, for the losses with a gradient through the transformer."""
         return self._model_phase("reference", self._guidance)
 
     @with_fakes
@@ -221,8 +222,12 @@ class Phases:
 
     def _guidance(self, runner: Runner) -> Guidance:
         grid, inputs = self.transformer.grid(self.inputs.latents), self.inputs
-        found = prepare_guidance(runner, self.settings, grid, inputs.latents, inputs.prompt, inputs.embedding)
-        return replace(found, steps=1)
+        given = inputs.latents, inputs.prompt, inputs.embedding
+        if not self.reads_in_steps:
+            return replace(prepare_guidance(runner, self.settings, grid, *given), steps=1)
+        clip = NoisedClip(self.settings, FakeSchedule(), inputs.latents, *given)
+        loss = clip.loss(runner, inputs.timestep)
+        return replace(prepare_noised_guidance(clip), loss=loss, clip=None, steps=1)
 
     def _inject(self, runner: Runner) -> Injected:
         return runner.features(self.inputs, {}, Capture("key_value", self.settings.injection_blocks))
@@ -243,7 +248,7 @@ class Phases:
         held = [*held, clip, noise, *texts, inputs.latents, inputs.embedding]
         if self.settings.estimate_steps and name != "reference" and name[0] != "optimise":
             held.append(self.estimate_guidance.velocities)
-        if name not in ("reference", "injection"):
+        if name != "injection" and (name != "reference" or self.reads_in_steps):
             held += tree_leaves([list(block) for block in self.injected.values()])
         if name[0] == "denoise" and self.settings.reuses:
             held.append(torch.empty_like(inputs.latents))  # the last difference

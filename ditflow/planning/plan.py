@@ -97,7 +97,8 @@ def _model_works(
 ) -> Iterator[tuple[str, tuple[int, Work]]]:
     """The transformer's phases: (name, (executions in a run, work))."""
     if settings.gradient_steps:
-        yield "reference", (1, phases.reference())
+        times = settings.gradient_steps if phases.reads_in_steps else 1
+        yield "reference", (times, phases.reference())
     if settings.estimate_steps:
         yield X0_REFERENCE, (settings.estimate_steps, phases.x0_reference())
     if phases.injects:
@@ -108,8 +109,8 @@ def _model_works(
     if settings.estimate_steps:
         yield X0_OPTIMISE, (settings.estimate_steps * settings.updates, phases.x0_optimise())
     alone = steps_of_the_prompt_alone(phases, settings)
-    if alone < settings.steps:
-        yield "denoise", (settings.steps - alone, phases.denoise())
+    if alone < settings.steps_made:
+        yield "denoise", (settings.steps_made - alone, phases.denoise())
     if alone:
         yield PROMPT_ONLY, (alone, phases.denoise(True))
 

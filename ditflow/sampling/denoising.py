@@ -13,7 +13,7 @@ from ditflow.errors import DitflowError
 from ditflow.guidance.estimates import prepare_estimates
 from ditflow.guidance.injection import Injection
 from ditflow.guidance.switched import AnyGuidance, SwitchedGuidance
-from ditflow.guidance.targets import prepare_guidance
+from ditflow.guidance.targets import NoisedClip, prepare_guidance, prepare_noised_guidance
 from ditflow.models.protocols import Runner, Schedule, Texts
 from ditflow.run_folder.checkpoint import State
 from ditflow.run_folder.embeddings import FILE, saved_dtype
@@ -38,7 +38,8 @@ class Denoised:
 class Denoising:
     """Denoises latents with the clip's motion. `run` can be called again after a failed step.
 
-    Its state is that of the last finished step. It starts from `resume_from`, or from initial noise.
+    Its state is that of the last finished step. It starts from `resume_from`, or from initial noise, alone
+    or added to the clip.
     """
 
     def __init__(
@@ -56,7 +57,10 @@ class Denoising:
         self.settings, self.schedule, self.texts, self.reference = settings, schedule, texts, reference
         self.on_step, self.saved_embeddings = on_step, saved_embeddings
         self.noise = schedule.initial_noise(reference.shape)
-        self.state = resume_from or State(-1, self.noise, None, schedule.state(), [], 0, [])
+        latents = self.noise
+        if settings.starts_from_clip:
+            latents = schedule.add_noise(reference, self.noise, schedule.on_device[:1])
+        self.state = resume_from or State(-1, latents, None, schedule.state(), [], 0, [])
         self.guidance: AnyGuidance | None = None
         self.reuse = Reuse(settings) if settings.reuses else None
         self.stops, self.expert = stops or [len(schedule.timesteps)], 0
@@ -116,9 +120,12 @@ class Denoising:
         return self.result
 
     def _prepare(self, runner: Runner, native_embedding: Tensor) -> None:
-        settings, grid = self.settings, runner.transformer.grid(self.reference)
-        prompt, first, then = self.texts.source_prompt, None, None
-        if settings.gradient_steps:
+        settings, prompt, first, then = self.settings, self.texts.source_prompt, None, None
+        if settings.gradient_steps and settings.reference_noise == "step":
+            given = settings, self.schedule, self.reference, self.noise, prompt, native_embedding
+            first = prepare_noised_guidance(NoisedClip(*given))
+        elif settings.gradient_steps:
+            grid = runner.transformer.grid(self.reference)
             first = prepare_guidance(runner, settings, grid, self.reference, prompt, native_embedding)
         if settings.estimate_steps:
             then = prepare_estimates(settings, self.schedule, self.reference, self.noise, prompt)

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 def check_together(settings: Settings) -> None:
     """Raises SettingsError for a text that has no such form, and for settings that contradict each other."""
+    _check_initial_latents(settings)  # first: it bounds the number of steps
     _check_memory(settings)
     _check_fps(settings)
     _check_blocks(settings)
     _check_gradients(settings)
     _check_estimates(settings)
+    _check_reference_noise(settings)
     _check_step_cache(settings)
 
 
@@ -48,6 +50,23 @@ def check_family(settings: Settings, family: ModelFamily) -> None:
         )
     if settings.lora and not family.takes_lora:
         raise SettingsError(f"lora: {family.pipeline} does not take LoRAs; leave out --lora")
+
+
+def _check_initial_latents(settings: Settings) -> None:
+    given = settings.initial_latents
+    if given == "noise":
+        return
+    strength = re.fullmatch(r"clip:(\d{1,9}(\.\d{1,9})?)", given)
+    if not strength or not 0 < float(strength[1]) <= 1:
+        raise SettingsError(
+            f"initial_latents: {given!r} given; accepted: noise, or clip:STRENGTH with a strength above 0 "
+            "and at most 1, such as clip:0.6"
+        )
+    if not settings.steps_made:
+        raise SettingsError(
+            f"initial_latents: {given!r} given, which makes none of the {settings.steps} steps; use a higher "
+            "strength, or more --steps"
+        )
 
 
 def _check_memory(settings: Settings) -> None:
@@ -111,6 +130,18 @@ def _check_estimates(settings: Settings) -> None:
         raise SettingsError(
             "loss x0 has no backward pass to save: leave out --gradient-reuse, or give --gradients"
         )
+
+
+def _check_reference_noise(settings: Settings) -> None:
+    if settings.reference_noise == "clean":
+        return
+    if not settings.optimises:
+        reason = "nothing is optimised towards the clip's motion"
+    elif settings.loss == "x0":
+        reason = "loss x0 always reads the clip at the noise level of the step"
+    else:
+        return
+    raise SettingsError(f"reference_noise: step given, but {reason}: leave out --reference-noise")
 
 
 def _check_step_cache(settings: Settings) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
 
-from ditflow.errors import SettingsError
 from ditflow.files import shipped
 from ditflow.limits import PROMPT_CHARACTERS, SIDE, SOURCE_FRAMES
 from ditflow.memory.presets import PRESETS
@@ -19,7 +16,6 @@ from ditflow.models.families import family_of, models, published_settings
 from ditflow.settings.checks import check_family, check_together
 from ditflow.settings.speed import SPEEDS, speed_settings
 from ditflow.settings.values import Size, plain, read_value
-from ditflow.settings.yaml_file import read_mapping
 
 ATTENTION = ("sdpa", "cudnn", "flash", "xformers", "sage")  # of ditflow.models.attention, which needs torch
 FORWARD_ATTENTION = ("same", "auto", *ATTENTION)
@@ -144,7 +140,7 @@ class Settings:
         "motion", "what to optimise: the latents or the positional embedding", choices=("latent", "embedding")
     )
     guided: float = option(
-        "motion", "share of the denoising steps, from the first, that are guided", least=0, most=1
+        "motion", "share of the denoising steps made, from the first, that are guided", least=0, most=1
     )
     optimisation_steps: int = option("motion", "optimisation steps in each guided step", least=1, most=1000)
     learning_rate: tuple[float, float] = option(
@@ -162,6 +158,11 @@ class Settings:
     reference: str = option(
         "motion", "the clip's motion flow: hard (likeliest position) or soft (mean)", choices=("hard", "soft")
     )
+    reference_noise: str = option(
+        "motion",
+        "the clip that motion is read from: clean, or noised to the level of each guided step (step)",
+        choices=("clean", "step"),
+    )
     moft_channels: float = option(
         "motion", "share of the channels that the moft loss compares", least=0, most=1
     )
@@ -172,6 +173,11 @@ class Settings:
     )
 
     steps: int = option("sampling", "denoising steps", least=1, most=1000)
+    initial_latents: str = option(
+        "sampling",
+        "what denoising starts from: noise, or clip:STRENGTH, such as clip:0.6: the noised clip, with only "
+        "the last 0.6 of the steps",
+    )
     guidance_scale: float = option(
         "sampling", "classifier-free guidance scale; 1 turns it off", least=1, most=100
     )
@@ -208,9 +214,25 @@ class Settings:
         return None if self.fps == "auto" else Fraction(self.fps)
 
     @property
+    def starts_from_clip(self) -> bool:
+        """Whether the first step starts from the clip's noised latents instead of from noise."""
+        return self.initial_latents != "noise"
+
+    @property
+    def steps_made(self) -> int:
+        """How many of the denoising steps are made: the last ones. All other counts are of these."""
+        _, _, strength = self.initial_latents.partition(":")
+        return int(self.steps * float(strength or 1))  # rounded as diffusers does
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many of the denoising steps are left out, from the first."""
+        return self.steps - self.steps_made
+
+    @property
     def guided_steps(self) -> int:
-        """How many of the first denoising steps are guided or injected; at least one if `guided` is not 0."""
-        return max(1, round(self.guided * self.steps)) if self.guided else 0
+        """How many of the first steps made are guided or injected; at least one if `guided` is not 0."""
+        return max(1, round(self.guided * self.steps_made)) if self.guided else 0
 
     @property
     def updates(self) -> int:
@@ -281,26 +303,6 @@ class Settings:
         """The settings as YAML, from which `read_settings` makes an equal object."""
         values = {item.name: plain(getattr(self, item.name)) for item in fields(self)}
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def read_settings(path: Path | None = None, **given: Any) -> Settings:
-    """Settings from an optional YAML file, overridden by `given`; a speed overrides all that a speed sets.
-
-    Raises SettingsError if the file cannot be read, is not a mapping or has a key that is not a setting.
-    """
-    values = read_mapping(Path(path)) if path else {}
-    if given.get("speed") is not None:
-        values = {name: value for name, value in values.items() if name not in speed_settings("exact")}
-    values |= {name: value for name, value in given.items() if value is not None}
-    known = [item.name for item in fields(Settings)]
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = (
-                f"did you mean {near[0]!r}?" if near else "`ditflow transfer --print-config` lists them all"
-            )
-            raise SettingsError(f"unknown setting {name!r}: {hint}")
-    return Settings(**values)
 
 
 def model_settings(model: str, speed: str) -> dict[str, Any]:

@@ -112,19 +112,22 @@ def test_a_checkpoint_of_format_1(settings, tmp_path, interrupted, changed):
         assert torch.equal(latents(resume(folder)), expected)
 
 
+@pytest.mark.parametrize(
+    "name, other", [("moft_channels", 0.5), ("reference_noise", "step"), ("initial_latents", "clip:1")]
+)
 @pytest.mark.parametrize("default", [True, False], ids=["at-its-default", "changed"])
-def test_a_setting_that_the_checkpoint_does_not_know(settings, interrupted, default):
+def test_a_setting_that_the_checkpoint_does_not_know(settings, interrupted, default, name, other):
     folder = interrupted(settings)
     for path in (folder / "state").iterdir():
-        reseal(path, lambda _, metadata: forget(metadata, "moft_channels"))
+        reseal(path, lambda _, metadata: forget(metadata, name))
     before = yaml.safe_load((folder / "settings.yaml").read_text())
     if default:
-        before.pop("moft_channels")
+        before.pop(name)
         (folder / "settings.yaml").write_text(yaml.safe_dump(before))
         assert resume(folder).finished
     else:
-        edit(folder, moft_channels=0.5)
-        with pytest.raises(DitflowError, match=r"settings have changed .* \(moft_channels\)"):
+        edit(folder, **{name: other})
+        with pytest.raises(DitflowError, match=rf"settings have changed .* \({name}\)"):
             resume(folder)
 
 

@@ -8,15 +8,21 @@ from diffusers import (
     CogVideoXDDIMScheduler,
     CogVideoXDPMScheduler,
     CogVideoXPipeline,
+    CogVideoXVideoToVideoPipeline,
     FlowMatchEulerDiscreteScheduler,
     WanPipeline,
+    WanTransformer3DModel,
+    WanVideoToVideoPipeline,
 )
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from PIL import Image
 from tiny_pipelines import build_pipeline, quick_settings
 from tiny_wan_pipelines import KINDS, write_wan
 
 import ditflow
 from ditflow.models.loading import ModelFolder
 from ditflow.sampling import denoising
+from ditflow.video import read_clip
 
 STEPS = 6
 NEGATIVE = "a blue square"
@@ -55,7 +61,6 @@ def latents_of_pipeline(pipeline, settings, **options):
         negative_prompt=settings.negative_prompt,
         width=settings.size.width,
         height=settings.size.height,
-        num_frames=settings.frames,
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance_scale,
         generator=torch.Generator().manual_seed(settings.seed),
@@ -66,8 +71,8 @@ def latents_of_pipeline(pipeline, settings, **options):
     return found
 
 
-def assert_equal(found, expected):
-    assert len(found) == len(expected) == STEPS
+def assert_equal(found, expected, steps=STEPS):
+    assert len(found) == len(expected) == steps
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
     assert (found[-1] - found[0]).norm() > 0.1 * found[0].norm()
@@ -80,10 +85,8 @@ def test_wan(clip, tmp_path, latents_after_each_step, kind, scheduler):
     settings = plain_settings(clip, tmp_path / "model", tmp_path, scheduler=scheduler)
     ditflow.transfer(settings)
     pipeline = WanPipeline.from_pretrained(tmp_path / "model")
-    if scheduler == "euler":
-        shift = pipeline.scheduler.config.flow_shift
-        pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    expected = latents_of_pipeline(pipeline, settings)
+    give_scheduler(pipeline, scheduler)
+    expected = latents_of_pipeline(pipeline, settings, num_frames=settings.frames)
     assert_equal(latents_after_each_step, [latents.transpose(1, 2) for latents in expected])
 
 
@@ -96,8 +99,69 @@ def test_cogvideox(clip, tmp_path, latents_after_each_step, positional, schedule
     settings = plain_settings(clip, tmp_path / "model", tmp_path, **changes)
     ditflow.transfer(settings)
     pipeline = CogVideoXPipeline.from_pretrained(tmp_path / "model", torch_dtype=torch.float32)
-    kind = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}[scheduler]
-    pipeline.scheduler = kind.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
-    length = ModelFolder(str(tmp_path / "model"), "float32", torch.device("cpu")).config("transformer")
-    options = {"use_dynamic_cfg": dynamic, "max_sequence_length": length["max_text_seq_length"]}
-    assert_equal(latents_after_each_step, latents_of_pipeline(pipeline, settings, **options))
+    give_scheduler(pipeline, scheduler)
+    options = {"use_dynamic_cfg": dynamic, "max_sequence_length": text_length(tmp_path / "model")}
+    expected = latents_of_pipeline(pipeline, settings, num_frames=settings.frames, **options)
+    assert_equal(latents_after_each_step, expected)
+
+
+@pytest.mark.parametrize("scheduler", ["unipc", "euler"])
+@pytest.mark.parametrize(
+    "kind, strength, made",
+    [("wan-1.3b", 0.6, 3), ("wan-1.3b", 1, 6), ("wan-14b", 0.6, 3), ("wan-a14b", 0.6, 3)],
+)
+def test_wan_from_the_clip(
+    clip, tmp_path, latents_after_each_step, monkeypatch, kind, scheduler, strength, made
+):
+    """diffusers' pipeline has one transformer: of two, it gets the second, which has all steps at 0.6."""
+    # it needs ftfy, which mends texts: nothing is wrong with these
+    monkeypatch.setattr("diffusers.pipelines.wan.pipeline_wan_video2video.basic_clean", str.strip)
+    write_wan(tmp_path / "model", kind)
+    changes = {"scheduler": scheduler, "initial_latents": f"clip:{strength}"}
+    settings = plain_settings(clip, tmp_path / "model", tmp_path, **changes)
+    ditflow.transfer(settings)
+    pipeline = WanVideoToVideoPipeline.from_pretrained(tmp_path / "model")
+    if kind == "wan-a14b":
+        pipeline.transformer = WanTransformer3DModel.from_pretrained(tmp_path / "model" / "transformer_2")
+    give_scheduler(pipeline, scheduler)
+    expected = latents_of_pipeline(pipeline, settings, video=frames_of(settings), strength=strength)
+    assert_equal(latents_after_each_step, [latents.transpose(1, 2) for latents in expected], made)
+
+
+@pytest.mark.parametrize("strength, made", [(0.6, 3), (1, 6)])
+@pytest.mark.parametrize("dynamic", [False, True], ids=["constant-scale", "dynamic-scale"])
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
+def test_cogvideox_from_the_clip(
+    clip, tmp_path, latents_after_each_step, monkeypatch, scheduler, dynamic, strength, made
+):
+    """diffusers takes a sample of the encoded clip; here it takes the mean, as this project does."""
+    build_pipeline(tmp_path / "model")
+    changes = {"scheduler": scheduler, "dynamic_scale": dynamic, "initial_latents": f"clip:{strength}"}
+    settings = plain_settings(clip, tmp_path / "model", tmp_path, **changes)
+    ditflow.transfer(settings)
+    pipeline = CogVideoXVideoToVideoPipeline.from_pretrained(tmp_path / "model", torch_dtype=torch.float32)
+    give_scheduler(pipeline, scheduler)
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator: self.mean)
+    options = {"use_dynamic_cfg": dynamic, "max_sequence_length": text_length(tmp_path / "model")}
+    options |= {"video": frames_of(settings), "strength": strength}
+    assert_equal(latents_after_each_step, latents_of_pipeline(pipeline, settings, **options), made)
+
+
+def give_scheduler(pipeline, name):
+    config = pipeline.scheduler.config
+    if name == "euler":
+        pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=config.flow_shift)
+    elif name != "unipc":
+        kind = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}[name]
+        pipeline.scheduler = kind.from_config(config, timestep_spacing="trailing")
+
+
+def text_length(model):
+    config = ModelFolder(str(model), "float32", torch.device("cpu")).config("transformer")
+    return config["max_text_seq_length"]
+
+
+def frames_of(settings):
+    """The clip's frames, as a run with these settings reads them."""
+    found = read_clip(settings.video, frames=settings.frames, size=settings.size)
+    return [Image.fromarray(frame) for frame in found.frames]

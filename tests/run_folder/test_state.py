@@ -17,19 +17,33 @@ IDENTITY = {"format": "2", "settings": "{}", "weights": "{}", "clip": "0"}
 STEPS = 4
 
 
+FROM_CLIP = {"reference_noise": "step", "initial_latents": "clip:0.8", "steps": 5}  # makes 4 steps
+
+
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
 @pytest.mark.parametrize(
-    "loss, optimise, x0_after",
-    [("flow", "latent", 1), ("flow", "embedding", 1), ("x0", "latent", 1), ("flow", "latent", 0.3)],
+    "loss, optimise, x0_after, changes",
+    [
+        ("flow", "latent", 1, {}),
+        ("flow", "embedding", 1, {}),
+        ("x0", "latent", 1, {}),
+        ("flow", "latent", 0.3, {}),
+        ("flow", "latent", 1, FROM_CLIP),
+        ("flow", "embedding", 1, FROM_CLIP),
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_continues_bit_for_bit_from_every_state(tmp_path, loss, optimise, x0_after, scheduler, dtype):
+def test_continues_bit_for_bit_from_every_state(
+    tmp_path, loss, optimise, x0_after, changes, scheduler, dtype
+):
     backbone = backbone_of(tiny_transformer().to(dtype))
     inputs = random_inputs(backbone, 3, 8, 12)
     settings = Settings(
-        model="small", dtype=str(dtype)[6:], steps=STEPS, guided=0.75, optimisation_steps=2,
-        guidance_blocks=[2], loss=loss, optimise=optimise, x0_after=x0_after, scheduler=scheduler,
-        guidance_scale=2,
+        **{
+            "model": "small", "dtype": str(dtype)[6:], "steps": STEPS, "guided": 0.75, "guidance_scale": 2,
+            "optimisation_steps": 2, "guidance_blocks": [2], "loss": loss, "optimise": optimise,
+            "x0_after": x0_after, "scheduler": scheduler, **changes,
+        }
     )  # fmt: skip
 
     def denoising(resume_from=None):

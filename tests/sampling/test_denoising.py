@@ -21,6 +21,10 @@ class OutOfMemory(PlainRunner):
         self._count()
         return super().forward(*given)
 
+    def features(self, *given):
+        self._count()
+        return super().features(*given)
+
     def gradient(self, *given):
         self._count()
         return super().gradient(*given)
@@ -33,15 +37,24 @@ class OutOfMemory(PlainRunner):
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
 @pytest.mark.parametrize(
-    "loss, optimise, x0_after",
-    [("flow", "latent", 1), ("flow", "embedding", 1), ("x0", "latent", 1), ("flow", "latent", 0.5)],
+    "loss, optimise, x0_after, reference_noise",
+    [
+        ("flow", "latent", 1, "clean"),
+        ("flow", "embedding", 1, "clean"),
+        ("x0", "latent", 1, "clean"),
+        ("flow", "latent", 0.5, "clean"),
+        ("flow", "latent", 1, "step"),
+    ],
 )
-def test_another_runner_continues_from_the_last_finished_step(loss, optimise, x0_after, scheduler):
+def test_another_runner_continues_from_the_last_finished_step(
+    loss, optimise, x0_after, reference_noise, scheduler
+):
     backbone = tiny_backbone()
     inputs = random_inputs(backbone, 3, 8, 12)
     settings = Settings(
         model="small", dtype="float32", steps=5, guided=0.4, optimisation_steps=2, guidance_blocks=[2],
         loss=loss, optimise=optimise, x0_after=x0_after, scheduler=scheduler, guidance_scale=2,
+        reference_noise=reference_noise,
     )  # fmt: skip
     texts = text_embeddings(inputs.prompt)
 

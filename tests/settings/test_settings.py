@@ -93,6 +93,19 @@ def test_model_family_of_a_local_folder(tmp_path):
         Settings(model=str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "given, made, guided",
+    [("noise", 50, 10), ("clip:1", 50, 10), ("clip:0.6", 30, 6), ("clip:0.58", 28, 6), ("clip:0.02", 1, 1)],
+)
+def test_a_run_from_the_clip_makes_the_last_steps(given, made, guided):
+    """As many as in diffusers' pipelines, which take the floor; the guided share is one of these."""
+    settings = Settings(initial_latents=given)
+    assert settings.starts_from_clip == (given != "noise")
+    assert (settings.steps_made, settings.skipped_steps) == (made, 50 - made)
+    assert settings.guided_steps == guided
+    assert Settings(**yaml.safe_load(settings.to_yaml())) == settings
+
+
 def test_a_guided_share_above_zero_guides_at_least_one_step():
     assert Settings(steps=2, guided=0.05).guided_steps == 1
     assert Settings(steps=2, guided=0).guided_steps == 0
@@ -112,6 +125,20 @@ def test_a_guided_share_above_zero_guides_at_least_one_step():
         ({"loss": "x0", "optimise": "embedding"}, "embedding: use --optimise latent, or another --loss"),
         ({"x0_after": 0.5, "optimise": "embedding"}, "use --optimise latent, or leave out --x0-after"),
         ({"x0_after": 0.5, "loss": "x0"}, "x0_after: 0.5 given, but the loss is x0 from the first step"),
+        ({"initial_latents": "clip"}, "initial_latents: 'clip' given; accepted: noise, or clip:STRENGTH"),
+        ({"initial_latents": "clip:0"}, "with a strength above 0 and at most 1, such as clip:0.6"),
+        ({"initial_latents": "clip:0.0"}, "initial_latents: 'clip:0.0' given; accepted"),
+        ({"initial_latents": "clip:2"}, "initial_latents: 'clip:2' given; accepted"),
+        ({"initial_latents": "clip:-0.5"}, "initial_latents: 'clip:-0.5' given; accepted"),
+        ({"initial_latents": "clip:nan"}, "initial_latents: 'clip:nan' given; accepted"),
+        ({"initial_latents": "clip:0.6 "}, "initial_latents: 'clip:0.6 ' given; accepted"),
+        ({"initial_latents": "0.6"}, "initial_latents: '0.6' given; accepted"),
+        ({"initial_latents": "clip:0.6", "steps": 1}, "makes none of the 1 steps; use a higher strength"),
+        ({"reference_noise": "all"}, "reference_noise: 'all' given, accepted: clean, step"),
+        ({"reference_noise": "step", "guidance": False}, "step given, but nothing is optimised towards"),
+        ({"reference_noise": "step", "guided": 0}, "step given, but nothing is optimised towards"),
+        ({"reference_noise": "step", "saved_embedding": "x"}, "step given, but nothing is optimised towards"),
+        ({"reference_noise": "step", "loss": "x0"}, "loss x0 always reads the clip at the noise level"),
         ({"size": "100x100"}, "multiples of 16 accepted; nearest: 96x96"),
         ({"size": "x"}, "WIDTHxHEIGHT accepted"),
         ({"guidance_blocks": [4, 4]}, "[4, 4] given; name each block only once"),

@@ -143,5 +143,6 @@ class ToyFamily:
         size: tuple[int, int],
         device: torch.device,
         generator: torch.Generator,
+        skipped: int = 0,
     ) -> ToySchedule:
-        return ToySchedule(kind, config, steps, device, generator)
+        return ToySchedule(kind, config, steps, device, generator, skipped)

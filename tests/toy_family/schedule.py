@@ -28,10 +28,11 @@ class ToySchedule:
         steps: int,
         device: torch.device,
         generator: torch.Generator,
+        skipped: int = 0,  # steps left out, from the first
     ):
         self.kind, self.renewed, self.device, self.generator = kind, config["renewed"], device, generator
         even = torch.linspace(1, 0, steps + 1)
-        levels = config["shift"] * even / (1 + (config["shift"] - 1) * even)
+        levels = (config["shift"] * even / (1 + (config["shift"] - 1) * even))[skipped:]
         self.levels: list[float] = levels.tolist()
         self.on_device = (1000 * levels[:-1]).to(device)
         self.timesteps: list[float] = (1000 * levels[:-1]).tolist()

@@ -189,7 +189,14 @@ def test_transfer_and_plan_of_a_run_with_two_losses(ditflow, transfer, toy_folde
 
 
 @pytest.mark.parametrize(
-    "words", [("--optimise", "embedding"), ("--loss", "x0"), ("--x0-after", "0.34")], ids=" ".join
+    "words",
+    [
+        ("--optimise", "embedding"),
+        ("--loss", "x0"),
+        ("--x0-after", "0.34"),
+        ("--reference-noise", "step", "--initial-latents", "clip:0.6", "--steps", "10"),  # makes 6 steps
+    ],
+    ids=" ".join,
 )
 def test_resume_after_a_kill(ditflow, transfer, clip, toy_folder, tmp_path, monkeypatch, words):
     """In a guided step, which the next one goes on from; then after an interrupt in a plain one."""

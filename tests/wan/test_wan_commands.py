@@ -23,6 +23,7 @@ from ditflow.settings import read_settings
 from ditflow.video import read_clip
 
 DEPTH = 5
+NOISED = ("--reference-noise", "step", "--initial-latents", "clip:0.6", "--steps", "10")  # makes 6 steps
 
 
 def latents(run):
@@ -76,6 +77,15 @@ def test_each_kind_of_model_transfers(transfer, kind):
     for losses in record(run)["losses"]:
         assert len(losses) == 2 and losses[-1] < losses[0]
     assert read_clip(run / "result.mp4", frames=9, size=None).frames.shape == (9, 32, 48, 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transfer_from_the_noised_clip(transfer, kind):
+    run, clean = (transfer(*words, kind=kind) for words in (NOISED, NOISED[2:]))
+    assert len(record(run)["steps"]) == 6
+    for losses in record(run)["losses"]:
+        assert len(losses) == 2 and losses[-1] < losses[0]
+    assert (latents(run) - latents(clean)).norm() > 1e-3 * latents(clean).norm()
 
 
 def test_transfer_without_a_backward_pass(transfer, free):
@@ -146,8 +156,9 @@ def test_every_preset_gives_the_same_latents(transfer, resident, name, monkeypat
     assert read_settings(run / "settings.yaml").preset == name
 
 
-def test_inject_uses_the_embedding_of_another_run(ditflow, transfer, tmp_path):
-    origin = transfer("--optimise", "embedding", "--keep-precision")
+@pytest.mark.parametrize("words", [(), NOISED], ids=" ".join)
+def test_inject_uses_the_embedding_of_another_run(ditflow, transfer, tmp_path, words):
+    origin = transfer("--optimise", "embedding", "--keep-precision", *words)
     run = tmp_path / ditflow("inject", "--from", origin, "--prompt", PROMPT, "--quiet").strip()
     torch.testing.assert_close(latents(run), latents(origin), rtol=1e-4, atol=1e-4)
     other = tmp_path / ditflow("inject", "--from", origin, "--prompt", "blue", "--quiet").strip()
@@ -155,7 +166,9 @@ def test_inject_uses_the_embedding_of_another_run(ditflow, transfer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("--optimise", "embedding"), ("--speed", "faster"), ("--loss", "x0")], ids=" ".join
+    "words",
+    [(), ("--optimise", "embedding"), ("--speed", "faster"), ("--loss", "x0"), NOISED],
+    ids=" ".join,
 )
 def test_resume_after_a_kill(ditflow, transfer, clip, wan_folders, tmp_path, monkeypatch, words):
     """In a guided step, which the next one goes on from; then after an interrupt in a plain one."""

@@ -45,6 +45,13 @@ def test_only_the_expert_in_use_is_loaded(transfer, loads, words):
     assert loads == [("transformer", 0), ("transformer_2", 0)]
 
 
+def test_a_run_from_the_clip_loads_only_what_its_steps_need(transfer, loads):
+    run = transfer("--initial-latents", "clip:0.5", "--reference-noise", "step", kind=KIND)
+    assert loads == [("transformer_2", 0)]
+    losses = json.loads((run / "run.json").read_text())["losses"]
+    assert len(losses) == 2 and all(each[-1] < each[0] for each in losses)
+
+
 def test_each_expert_that_is_guided_reads_the_clip(transfer, monkeypatch):
     prepared, prepare = [], Denoising._prepare
 

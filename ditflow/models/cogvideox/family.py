@@ -147,7 +147,8 @@ class CogVideoXFamily:
         size: tuple[int, int],
         device: torch.device,
         generator: torch.Generator,
+        skipped: int = 0,
     ) -> CogVideoXSchedule:
         from ditflow.models.cogvideox.schedule import CogVideoXSchedule
 
-        return CogVideoXSchedule(kind, config, steps, device, generator)
+        return CogVideoXSchedule(kind, config, steps, device, generator, skipped)

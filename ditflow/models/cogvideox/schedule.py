@@ -25,11 +25,12 @@ class CogVideoXSchedule:
         steps: int,
         device: torch.device,
         generator: torch.Generator,
+        skipped: int = 0,  # steps left out, from the first
     ):
         self.scheduler = SCHEDULERS[kind].from_config(config, timestep_spacing="trailing")
         self.scheduler.set_timesteps(steps, device=device)
-        self.timesteps: list[int] = self.scheduler.timesteps.tolist()
-        self.on_device = self.scheduler.timesteps  # int64
+        self.on_device = self.scheduler.timesteps[skipped:]  # int64
+        self.timesteps: list[int] = self.on_device.tolist()
         self.device, self.generator = device, generator
         self.clean_estimate: Tensor | None = None
 

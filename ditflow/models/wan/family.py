@@ -194,7 +194,8 @@ class WanFamily:
         size: tuple[int, int],
         device: torch.device,
         generator: torch.Generator,
+        skipped: int = 0,
     ) -> WanSchedule:
         from ditflow.models.wan.schedule import WanSchedule
 
-        return WanSchedule(kind, config, steps, size, device, generator)
+        return WanSchedule(kind, config, steps, size, device, generator, skipped)

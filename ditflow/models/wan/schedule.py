@@ -36,12 +36,14 @@ class WanSchedule:
         size: tuple[int, int],  # (width, height) in pixels
         device: torch.device,
         generator: torch.Generator,
+        skipped: int = 0,  # steps left out, from the first
     ):
         self.scheduler = _scheduler(kind, config, size)
         self.scheduler.set_timesteps(steps, device=device)
-        self.on_device = self.scheduler.timesteps.float()
+        self.skipped = skipped
+        self.on_device = self.scheduler.timesteps[skipped:].float()
         self.timesteps: list[float] = self.on_device.tolist()
-        self.levels = self.scheduler.sigmas[:-1].to(device)  # UniPC rounds timesteps, but not levels
+        self.levels = self.scheduler.sigmas[skipped:-1].to(device)  # UniPC rounds timesteps, but not levels
         self.device, self.generator = device, generator
 
     def initial_noise(self, shape: tuple[int, ...]) -> Tensor:
@@ -58,7 +60,7 @@ class WanSchedule:
         return latents - self._level(timestep) * prediction
 
     def step(self, prediction: Tensor, index: int, latents: Tensor) -> Tensor:
-        scheduler = self.scheduler
+        scheduler, index = self.scheduler, self.skipped + index
         scheduler._step_index = index  # otherwise it counts, and a resumed run would count from 0
         return scheduler.step(prediction, scheduler.timesteps[index], latents, return_dict=False)[0]
 
