@@ -83,7 +83,7 @@ def warn_without_effect(settings: Settings) -> None:
         logger.warning("x0_after: it rounds to all guided steps, so it changes nothing")
     if (negative or given("step_cache")) and settings.guided_steps == settings.steps:
         logger.warning("negative, negative_below, step_cache: every step is guided, so they change nothing")
-    elif negative and settings.guidance_scale == 1 and not settings.dynamic_scale:
+    elif negative and {*settings.guidance_scale} == {1} and not settings.dynamic_scale:
         logger.warning("negative, negative_below: with a guidance scale of 1 there is no negative prompt")
 
 

@@ -47,6 +47,7 @@ NEUTRAL = {
     "gradients": 0,
     "learning_rate": (0.0, 0.0),
     "steps": 2,  # so that each of two losses can have one
+    "guidance_scale": (1.0,),
     "dynamic_scale": False,
     "seed": 0,
     "output": "",

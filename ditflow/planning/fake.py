@@ -11,6 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ditflow.models.compute import compute_in
+from ditflow.models.experts import expert_stops
 from ditflow.models.families import ModelFamily, family_of, known_model
 from ditflow.models.gguf_file import load_gguf
 from ditflow.models.loading import ModelFolder, find_folder
@@ -69,14 +70,18 @@ class FakeModel:
             network = self.family.network("vae").from_config(self._configs["vae"])
         return self.family.autoencoder(network)
 
-    def guidance_scales(self, settings: Settings) -> list[float]:
-        """The guidance scale of each step of a run with these settings."""
+    def guidance_scales(self, settings: Settings) -> list[list[float]]:
+        """For each expert, the guidance scales of its steps in a run with these settings."""
         config, device = self._configs["scheduler"], torch.device("cpu")
         schedule = self.family.schedule(
             settings.scheduler, config, settings.steps, settings.size, device, torch.Generator()
         )
-        scale = Scale(settings.guidance_scale, settings.dynamic_scale)
-        return [scale.at(schedule, index) for index in range(settings.steps)]
+        trained = config.get("num_train_timesteps", 1000)
+        stops = expert_stops(self.family.experts, schedule.timesteps, trained)
+        return [
+            [Scale(settings.scale_of(expert), settings.dynamic_scale).at(schedule, index) for index in steps]
+            for expert, steps in enumerate(map(range, [0, *stops], stops))
+        ]
 
     def pixels(self) -> torch.Tensor:
         """A clip with unset pixels, uint8 [frames, height, width, 3]."""

@@ -42,12 +42,23 @@ def check_family(settings: Settings, family: ModelFamily) -> None:
         raise SettingsError(
             f"dynamic_scale: {family.pipeline} has no dynamic guidance scale; use --no-dynamic-scale"
         )
+    _check_scales(settings, len(family.experts))
     if settings.weights.endswith(".gguf") and len(family.experts) > 1:
         raise SettingsError(
             "weights: a GGUF file holds one transformer, and this model has two; give full, fp8, int8 or nf4"
         )
     if settings.lora and not family.takes_lora:
         raise SettingsError(f"lora: {family.pipeline} does not take LoRAs; leave out --lora")
+
+
+def _check_scales(settings: Settings, experts: int) -> None:
+    given = settings.guidance_scale
+    if len(given) in (1, experts):
+        return
+    accepted = "one number accepted"
+    if experts > 1:
+        accepted += f", or {experts}: one for each of the model's transformers, that of most noise first"
+    raise SettingsError(f"guidance_scale: {list(given)} given, {accepted}")
 
 
 def _check_memory(settings: Settings) -> None:

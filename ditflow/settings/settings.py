@@ -172,8 +172,12 @@ class Settings:
     )
 
     steps: int = option("sampling", "denoising steps", least=1, most=1000)
-    guidance_scale: float = option(
-        "sampling", "classifier-free guidance scale; 1 turns it off", least=1, most=100
+    guidance_scale: tuple[float, ...] = option(
+        "sampling",
+        "classifier-free guidance scale; 1 turns it off. Two for a model with two transformers: that of more "
+        "noise first",
+        least=1,
+        most=100,
     )
     dynamic_scale: bool = option(
         "sampling", "let the guidance scale rise over the steps (CogVideoX-5B's default)"
@@ -228,6 +232,10 @@ class Settings:
     def computed_gradients(self) -> int:
         """Forwards with gradient in each of `gradient_steps`."""
         return math.ceil(self.updates / self.gradient_reuse)
+
+    def scale_of(self, expert: int) -> float:
+        """The guidance scale of the steps of an expert, counted in `ModelFamily.experts`."""
+        return self.guidance_scale[expert] if len(self.guidance_scale) > 1 else self.guidance_scale[0]
 
     @property
     def attention_without_gradient(self) -> str:

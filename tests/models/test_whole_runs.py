@@ -57,7 +57,7 @@ def latents_of_pipeline(pipeline, settings, **options):
         height=settings.size.height,
         num_frames=settings.frames,
         num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance_scale,
+        guidance_scale=settings.scale_of(0),
         generator=torch.Generator().manual_seed(settings.seed),
         callback_on_step_end=on_step,
         output_type="latent",
@@ -74,16 +74,18 @@ def assert_equal(found, expected):
 
 
 @pytest.mark.parametrize("scheduler", ["unipc", "euler"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_wan(clip, tmp_path, latents_after_each_step, kind, scheduler):
+@pytest.mark.parametrize("kind, scales", [*((kind, [4]) for kind in KINDS), ("wan-a14b", [4, 3])], ids=str)
+def test_wan(clip, tmp_path, latents_after_each_step, kind, scales, scheduler):
     write_wan(tmp_path / "model", kind)
-    settings = plain_settings(clip, tmp_path / "model", tmp_path, scheduler=scheduler)
+    changes = {"scheduler": scheduler, "guidance_scale": scales}
+    settings = plain_settings(clip, tmp_path / "model", tmp_path, **changes)
     ditflow.transfer(settings)
     pipeline = WanPipeline.from_pretrained(tmp_path / "model")
     if scheduler == "euler":
         shift = pipeline.scheduler.config.flow_shift
         pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    expected = latents_of_pipeline(pipeline, settings)
+    second = {"guidance_scale_2": scales[1]} if len(scales) > 1 else {}
+    expected = latents_of_pipeline(pipeline, settings, **second)
     assert_equal(latents_after_each_step, [latents.transpose(1, 2) for latents in expected])
 
 
