@@ -17,7 +17,7 @@ from ditflow.models.compute import check_compute
 from ditflow.models.engine import check_engine
 from ditflow.models.families import models
 from ditflow.models.loading import ModelFolder
-from ditflow.models.lora import check_lora, split_scale
+from ditflow.models.lora import check_lora, split_lora
 from ditflow.models.storage import check_weights
 from ditflow.run_folder.embeddings import embedding_facts, read_embeddings
 from ditflow.settings import Settings
@@ -112,10 +112,7 @@ def with_absolute_paths(settings: Settings) -> Settings:
         path = Path(os.path.expanduser(name))
         return os.path.abspath(path) if path.exists() else name  # not resolved: a link has the suffix
 
-    loras = []
-    for lora in settings.lora:
-        source, scale = split_scale(lora)
-        loras.append(f"{absolute(source)}:{scale}")
+    loras = map(split_lora, settings.lora)
     return replace(
         settings,
         video=os.path.realpath(os.path.expanduser(settings.video)),
@@ -123,5 +120,5 @@ def with_absolute_paths(settings: Settings) -> Settings:
         output=os.path.expanduser(settings.output),
         saved_embedding=settings.saved_embedding and absolute(settings.saved_embedding),
         weights=absolute(settings.weights) if settings.weights.endswith(".gguf") else settings.weights,
-        lora=tuple(loras),
+        lora=tuple(str(lora._replace(source=absolute(lora.source))) for lora in loras),
     )

@@ -60,9 +60,12 @@ class ModelFolder:
         self.family.check_configs({part: self.config(part) for part in parts})
 
     def check_loras(self, loras: Sequence[str]) -> None:
-        """Raises DitflowError for a LoRA that does not fit the transformer. Downloads LoRAs of the hub."""
+        """Raises DitflowError for a LoRA that does not fit the transformers. Downloads LoRAs of the hub."""
+        family = self.family
         for lora in loras:
-            check_fit(self._empty("transformer"), lora, self.dtype, self.family.other_name)
+            for index, expert in enumerate(family.experts):
+                network = self._empty(expert.part)
+                check_fit(network, lora, self.dtype, family.other_name, family.experts, index)
 
     def check_weights(self, weights: str) -> None:
         """Raises DitflowError for a GGUF file that does not fit the transformer."""
@@ -127,7 +130,7 @@ class ModelFolder:
             return family.transformer(network, attention, compiled, attention_forward)
         network = self._load(family.experts[expert].part, torch_dtype=self.dtype)
         for lora in loras:
-            add_lora(network, lora, family.other_name)
+            add_lora(network, lora, family.other_name, family.experts, expert)
         transformer = family.transformer(network, attention, compiled, attention_forward)
         compute_in(compute, transformer.blocks, family.packed_parts, self.device)
         store_weights(transformer.blocks, family.packed_parts, weights, self.device)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ditflow.errors import DitflowError
 from ditflow.models.loading import ModelFolder
-from ditflow.models.lora import lora_file, split_scale
+from ditflow.models.lora import lora_file, split_lora
 from ditflow.run_folder.digests import file_digests
 from ditflow.settings import Settings
 from ditflow.settings.values import plain
@@ -78,7 +78,7 @@ def weight_files(settings: Settings, folder: ModelFolder) -> dict[str, Path]:
     """
     files = {path.relative_to(folder.path).as_posix(): path for path in folder.latent_files()}
     for number, lora in enumerate(settings.lora, 1):
-        source, _ = split_scale(lora)
+        source = split_lora(lora).source
         if Path(source).exists():
             files[f"lora {number}"] = lora_file(source)
     files["saved_embedding"] = Path(settings.saved_embedding)
@@ -93,8 +93,8 @@ def _settings_identity(values: dict[str, Any], expected: Mapping[str, str]) -> d
     given = {name: value for name, value in values.items() if name in known}
     settings = Settings(**given | {"model": json.loads(expected["settings"])["model"]})
     complete = values | {name: plain(getattr(settings, name)) for name in known}
-    loras = [split_scale(lora) for lora in settings.lora]
-    complete["lora"] = [(scale, "" if os.path.isabs(source) else source) for source, scale in loras]
+    loras = map(split_lora, settings.lora)
+    complete["lora"] = [lora._replace(source="") if os.path.isabs(lora.source) else lora for lora in loras]
     if settings.weights.endswith(".gguf"):
         complete["weights"] = ".gguf"
     return {name: value for name, value in complete.items() if name not in (*IGNORED, *PATHS)}

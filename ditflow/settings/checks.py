@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ditflow.errors import SettingsError
 from ditflow.limits import FASTEST, SLOWEST
 from ditflow.memory.presets import PRESETS
+from ditflow.models.experts import split_expert
 from ditflow.settings.values import Size
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ def check_family(settings: Settings, family: ModelFamily) -> None:
         )
     if settings.lora and not family.takes_lora:
         raise SettingsError(f"lora: {family.pipeline} does not take LoRAs; leave out --lora")
+    for lora in settings.lora:
+        name, file = split_expert(lora)
+        if name and len(family.experts) == 1:
+            raise SettingsError(f"lora: {lora} given, but this model has one transformer; give {file}")
 
 
 def _check_scales(settings: Settings, experts: int) -> None:

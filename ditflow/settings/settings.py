@@ -61,7 +61,11 @@ class Settings:
     fit: str = option("video", "how to fit the clip to that size", choices=("crop", "pad", "stretch"))
 
     model: str = option("model", f"{', '.join(models())}, a hub id or a local folder")
-    lora: tuple[str, ...] = option("model", "LoRA weights to add, FILE_OR_ID[:scale]; can be repeated")
+    lora: tuple[str, ...] = option(
+        "model",
+        "LoRA weights to add, FILE_OR_ID[:scale]; can be repeated. For one of two transformers: "
+        "high=FILE_OR_ID[:scale], that of more noise, or low=...",
+    )
     dtype: str = option("model", "precision of the weights", choices=("bfloat16", "float16", "float32"))
     device: str = option("model", "device to compute on: auto, cpu, cuda, cuda:1, ...")
     deterministic: bool = option("model", "reproduce results bit for bit on a GPU too (slower)")

@@ -101,8 +101,9 @@ def test_a_gguf_file_for_two_transformers(wan_folders, refused, tmp_path):
     refused(wan_folders("wan-a14b"), "a GGUF file holds one transformer, and this model has two", words=words)
 
 
-def test_a_lora_for_two_transformers(wan_folders, refused):
-    refused(wan_folders("wan-a14b"), "WanPipeline does not take LoRAs", words=("--lora", "OWNER/NAME"))
+def test_a_lora_for_one_of_two_transformers_in_a_model_with_one(wan_folders, refused):
+    says = "lora: low=a.safetensors given, but this model has one transformer; give a.safetensors"
+    refused(wan_folders(), says, words=("--lora", "low=a.safetensors"))
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae"])
