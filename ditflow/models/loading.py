@@ -70,7 +70,8 @@ class ModelFolder:
     def check_weights(self, weights: str) -> None:
         """Raises DitflowError for a GGUF file that does not fit the transformer."""
         if weights.endswith(".gguf"):
-            check_gguf(Path(weights), self.family.network("transformer"), self.config("transformer"))
+            kind, config = self.family.network("transformer"), self.config("transformer")
+            check_gguf(Path(weights), kind, config, self.family.other_name)
 
     @property
     def depth(self) -> int:
@@ -126,7 +127,7 @@ class ModelFolder:
         family = self.family
         if weights.endswith(".gguf"):
             kind, config = family.network("transformer"), self.config("transformer")
-            network = load_gguf(Path(weights), kind, config, self.dtype)
+            network = load_gguf(Path(weights), kind, config, self.dtype, family.other_name)
             return family.transformer(network, attention, compiled, attention_forward)
         network = self._load(family.experts[expert].part, torch_dtype=self.dtype)
         for lora in loras:

@@ -14,7 +14,8 @@ from ditflow.errors import DitflowError
 from ditflow.files import PICKLE_SUFFIXES, refuse_pickle
 from ditflow.models.experts import ONE, Expert, split_expert
 from ditflow.models.hub import hub_lora, is_hub_id, lora_name
-from ditflow.models.lora_file import Change, OtherName, lora_headers, read_changes, says
+from ditflow.models.lora_file import Change, lora_headers, read_changes, says
+from ditflow.models.tensors import OtherName
 
 
 class Lora(NamedTuple):

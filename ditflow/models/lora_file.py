@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ditflow.errors import DitflowError, shown
-from ditflow.models.tensors import FLOATS, counted
+from ditflow.models.tensors import FLOATS, OtherName, counted
 from ditflow.models.trust import Header, read_headers, read_json
 from ditflow.schema import Flag, ListOf, MapOf, Number, OneOf, OrNull, Schema, Text, Whole, problem
 
@@ -68,9 +68,6 @@ ONLY = Schema(  # settings with which up @ down is the whole change of a weight
     }
 )
 LAYERS = ListOf(Text(), 1, 10_000)
-
-
-OtherName = Callable[[str], str]
 
 
 class Change(NamedTuple):

@@ -51,9 +51,8 @@ class FakeModel:
         settings, family = self.settings, self.family
         kind, config = family.network("transformer"), self._configs["transformer"]
         if settings.weights.endswith(".gguf"):
-            return family.transformer(
-                load_gguf(Path(settings.weights), kind, config, self.dtype), "sdpa", False
-            )
+            network = load_gguf(Path(settings.weights), kind, config, self.dtype, family.other_name)
+            return family.transformer(network, "sdpa", False)
         with _default_dtype(self.dtype):
             transformer = family.transformer(as_loaded(kind.from_config(config)), "sdpa", False)
         compute_in(settings.compute, transformer.blocks, family.packed_parts, torch.device("cpu"))
