@@ -48,15 +48,17 @@ class FakeModel:
         self.family: ModelFamily = family_of(settings.model)
 
     def transformer(self) -> Transformer:
+        """The one that takes the most memory, if there are several."""
         settings, family = self.settings, self.family
         kind, config = family.network("transformer"), self._configs["transformer"]
-        if settings.weights.endswith(".gguf"):
-            network = load_gguf(Path(settings.weights), kind, config, self.dtype, family.other_name)
+        weights = max(settings.weight_kinds, key=_file_bytes)
+        if weights.endswith(".gguf"):
+            network = load_gguf(Path(weights), kind, config, self.dtype, family.other_name)
             return family.transformer(network, "sdpa", False)
         with _default_dtype(self.dtype):
             transformer = family.transformer(as_loaded(kind.from_config(config)), "sdpa", False)
         compute_in(settings.compute, transformer.blocks, family.packed_parts, torch.device("cpu"))
-        store_weights(transformer.blocks, family.packed_parts, settings.weights, torch.device("cpu"))
+        store_weights(transformer.blocks, family.packed_parts, weights, torch.device("cpu"))
         return transformer
 
     def text_encoder(self) -> TextEncoder:
@@ -108,6 +110,10 @@ class FakeSchedule:
         self, prediction: torch.Tensor, latents: torch.Tensor, timestep: torch.Tensor
     ) -> torch.Tensor:
         return latents - prediction
+
+
+def _file_bytes(weights: str) -> int:
+    return Path(weights).stat().st_size if weights.endswith(".gguf") else 0
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ditflow.errors import DitflowError
+from ditflow.models.experts import split_expert
 from ditflow.models.loading import ModelFolder
 from ditflow.models.lora import lora_file, split_lora
 from ditflow.run_folder.digests import file_digests
@@ -82,8 +83,9 @@ def weight_files(settings: Settings, folder: ModelFolder) -> dict[str, Path]:
         if Path(source).exists():
             files[f"lora {number}"] = lora_file(source)
     files["saved_embedding"] = Path(settings.saved_embedding)
-    if settings.weights.endswith(".gguf"):
-        files["gguf"] = Path(settings.weights)
+    for name, kind in map(split_expert, settings.weights):
+        if kind.endswith(".gguf"):
+            files[f"gguf {name}".strip()] = Path(kind)
     return {name: path for name, path in files.items() if path.is_file()}
 
 
@@ -95,8 +97,8 @@ def _settings_identity(values: dict[str, Any], expected: Mapping[str, str]) -> d
     complete = values | {name: plain(getattr(settings, name)) for name in known}
     loras = map(split_lora, settings.lora)
     complete["lora"] = [lora._replace(source="") if os.path.isabs(lora.source) else lora for lora in loras]
-    if settings.weights.endswith(".gguf"):
-        complete["weights"] = ".gguf"
+    named = map(split_expert, settings.weights)
+    complete["weights"] = {name: ".gguf" if kind.endswith(".gguf") else kind for name, kind in named}
     return {name: value for name, value in complete.items() if name not in (*IGNORED, *PATHS)}
 
 

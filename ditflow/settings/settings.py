@@ -15,6 +15,7 @@ from ditflow.errors import SettingsError
 from ditflow.files import shipped
 from ditflow.limits import PROMPT_CHARACTERS, SIDE, SOURCE_FRAMES
 from ditflow.memory.presets import PRESETS
+from ditflow.models.experts import NAMES, split_expert
 from ditflow.models.families import family_of, models, published_settings
 from ditflow.settings.checks import check_family, check_together
 from ditflow.settings.speed import SPEEDS, speed_settings
@@ -72,8 +73,10 @@ class Settings:
 
     memory: str = option("memory", "GPU memory to use: auto, gigabytes (8) or a preset by name (8gb)")
     preset: str = option("memory", "memory preset that the run used", choices=("auto", *PRESETS), flag=False)
-    weights: str = option(
-        "memory", "transformer weights: full (exact), or rounded: fp8, int8, nf4 or a .gguf file"
+    weights: tuple[str, ...] = option(
+        "memory",
+        "transformer weights: full (exact), or rounded: fp8, int8, nf4 or a .gguf file; for two transformers "
+        "--weights high=FILE --weights low=FILE, the first of more noise",
     )
     decode_tile: str = option("memory", "tile size of VAE decoding: WIDTHxHEIGHT, none or auto", flag=False)
 
@@ -240,6 +243,16 @@ class Settings:
     def scale_of(self, expert: int) -> float:
         """The guidance scale of the steps of an expert, counted in `ModelFamily.experts`."""
         return self.guidance_scale[expert] if len(self.guidance_scale) > 1 else self.guidance_scale[0]
+
+    def weights_of(self, expert: int) -> str:
+        """How the weights of an expert are stored: full, fp8, int8, nf4 or the path of a GGUF file."""
+        named = dict(map(split_expert, self.weights))
+        return named.get("") or named[NAMES[expert]]
+
+    @property
+    def weight_kinds(self) -> list[str]:
+        """What `weights_of` says of all experts."""
+        return [kind for _, kind in map(split_expert, self.weights)]
 
     @property
     def attention_without_gradient(self) -> str:

@@ -39,6 +39,16 @@ def test_a_guidance_scale_for_all_transformers_or_one_for_each():
     assert Settings(model="wan-a14b", guidance_scale="5,2") == replace(published, guidance_scale=(5, 2))
 
 
+def test_weights_of_all_transformers_or_a_file_for_each():
+    assert [Settings(model="wan-a14b", weights="int8").weights_of(expert) for expert in (0, 1)] == [
+        "int8"
+    ] * 2
+    files = Settings(model="wan-a14b", weights=["low=b.gguf", "high=a=1.gguf"])
+    assert [files.weights_of(expert) for expert in (0, 1)] == ["a=1.gguf", "b.gguf"]
+    assert Settings(**yaml.safe_load(files.to_yaml())) == files
+    assert Settings(weights="a.gguf").weights_of(0) == "a.gguf"
+
+
 def test_configs_hold_a_default_for_exactly_the_fields_of_settings():
     names = [*shipped("defaults.yaml"), *speed_settings("exact")]
     assert sorted(names) == sorted(item.name for item in fields(Settings))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from run_processes import contents
+from wan_runs import stop_in_step
 
 from ditflow.models.experts import ONE, Expert, expert_stops
 from ditflow.models.wan.schedule import WanSchedule
@@ -108,20 +109,6 @@ def boundary(steps=6):
     first, last = expert_stops(TWO, schedule.timesteps, 1000)
     assert 1 < first < 4 and last == steps
     return first
-
-
-def stop_in_step(index, monkeypatch, run):
-    step = WanSchedule.step
-
-    def interrupted(self, prediction, number, latents):
-        if number == index:
-            raise KeyboardInterrupt
-        return step(self, prediction, number, latents)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(WanSchedule, "step", interrupted)
-        with pytest.raises(AssertionError, match="continues from there"):
-            run()
 
 
 def test_plan_says_that_there_are_two(ditflow, wan_folders):
