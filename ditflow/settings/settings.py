@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
 
-from ditflow.errors import SettingsError
 from ditflow.files import shipped
 from ditflow.limits import PROMPT_CHARACTERS, SIDE, SOURCE_FRAMES
 from ditflow.memory.presets import PRESETS
@@ -20,7 +17,6 @@ from ditflow.models.families import family_of, models, published_settings
 from ditflow.settings.checks import check_family, check_together
 from ditflow.settings.speed import SPEEDS, speed_settings
 from ditflow.settings.values import Size, plain, read_value
-from ditflow.settings.yaml_file import read_mapping
 
 ATTENTION = ("sdpa", "cudnn", "flash", "xformers", "sage")  # of ditflow.models.attention, which needs torch
 FORWARD_ATTENTION = ("same", "auto", *ATTENTION)
@@ -306,26 +302,6 @@ class Settings:
         """The settings as YAML, from which `read_settings` makes an equal object."""
         values = {item.name: plain(getattr(self, item.name)) for item in fields(self)}
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def read_settings(path: Path | None = None, **given: Any) -> Settings:
-    """Settings from an optional YAML file, overridden by `given`; a speed overrides all that a speed sets.
-
-    Raises SettingsError if the file cannot be read, is not a mapping or has a key that is not a setting.
-    """
-    values = read_mapping(Path(path)) if path else {}
-    if given.get("speed") is not None:
-        values = {name: value for name, value in values.items() if name not in speed_settings("exact")}
-    values |= {name: value for name, value in given.items() if value is not None}
-    known = [item.name for item in fields(Settings)]
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = (
-                f"did you mean {near[0]!r}?" if near else "`ditflow transfer --print-config` lists them all"
-            )
-            raise SettingsError(f"unknown setting {name!r}: {hint}")
-    return Settings(**values)
 
 
 def model_settings(model: str, speed: str) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""Reads a settings file: YAML without aliases or tags, limited in size."""
+"""Reads settings from a file: YAML without aliases or tags, limited in size."""
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,28 @@ import yaml
 from ditflow.errors import DitflowError, SettingsError, shown
 from ditflow.files import regular_file
 from ditflow.limits import SETTINGS_BYTES
+from ditflow.settings.settings import Settings
+from ditflow.settings.speed import speed_settings
+
+
+def read_settings(path: Path | None = None, **given: Any) -> Settings:
+    """Settings from an optional YAML file, overridden by `given`; a speed overrides all that a speed sets.
+
+    Raises SettingsError if the file cannot be read, is not a mapping or has a key that is not a setting.
+    """
+    values = read_mapping(Path(path)) if path else {}
+    if given.get("speed") is not None:
+        values = {name: value for name, value in values.items() if name not in speed_settings("exact")}
+    values |= {name: value for name, value in given.items() if value is not None}
+    known = [item.name for item in fields(Settings)]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = (
+                f"did you mean {near[0]!r}?" if near else "`ditflow transfer --print-config` lists them all"
+            )
+            raise SettingsError(f"unknown setting {name!r}: {hint}")
+    return Settings(**values)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
