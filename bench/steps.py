@@ -173,7 +173,7 @@ def seconds_needed(settings: Settings, variant: Variant, plan: Plan, ceilings: C
 
 def calls_of(runner: Runner, settings: Settings, device: torch.device, guided: bool) -> dict[str, Call]:
     """Each step on random latents; those with gradients only if `guided`."""
-    transformer, weight = runner.transformer, settings.guidance_scale
+    transformer, weight = runner.transformer, settings.scale_of(0)
     like = FakeModel(settings).inputs(transformer)
     inputs, other = random_inputs(transformer, like.latents.shape, like.prompt.shape[1:], device)
     clip, negative, grid = other.latents, other.prompt, transformer.grid(inputs.latents)

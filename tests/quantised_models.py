@@ -11,13 +11,19 @@ def exact_transformer():
     return tiny_transformer(layers=2, attention_head_dim=32).requires_grad_(False)
 
 
-def write_gguf(path, transformer, kind):
-    """Write a transformer: its blocks' matrices in `kind`, other matrices in float16, vectors in float32."""
-    writer = gguf.GGUFWriter(path, "cogvideox")
+def write_gguf(path, transformer, kind, called=str, most=5, others=Kind.F16):
+    """Write a transformer: its blocks' matrices in `kind`, other matrices in `others`, vectors in float32.
+
+    `called`: the name of a parameter in the file. `most`: the dimensions that a tensor may have there; beyond
+    it, those of one are left out.
+    """
+    writer = gguf.GGUFWriter(path, "wan")
     for name, tensor in transformer.named_parameters():
         in_block = name.startswith(("transformer_blocks", "blocks")) and "norm" not in name
-        found = Kind.F32 if tensor.dim() == 1 else kind if in_block else Kind.F16
-        writer.add_tensor(name, gguf.quants.quantize(tensor.detach().numpy(), found), raw_dtype=found)
+        found = Kind.F32 if tensor.dim() == 1 else kind if in_block else others
+        values = tensor.detach().numpy()
+        values = values.squeeze() if values.ndim > most else values
+        writer.add_tensor(called(name), gguf.quants.quantize(values, found), raw_dtype=found)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

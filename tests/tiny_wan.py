@@ -4,6 +4,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from ditflow.models.protocols import Inputs
+from ditflow.models.wan.names import original_name
 from ditflow.models.wan.transformer import WanTransformer
 
 TEXT_TOKENS, TEXT_CHANNELS = 512, 12
@@ -48,3 +49,9 @@ def diffusers_prediction(network, inputs, timestep=None):
     latents = inputs.latents.transpose(1, 2).to(network.dtype)
     timestep = inputs.timestep if timestep is None else timestep
     return network(latents, timestep, inputs.prompt.to(network.dtype)).sample.transpose(1, 2)
+
+
+def original_parameter(name):
+    """A parameter's name in Wan's original code, by diffusers' name."""
+    layer, _, own = name.rpartition(".")
+    return f"{original_name(layer)}.{own}" if own in ("weight", "bias") else original_name(name)

@@ -7,6 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from ditflow.models.wan.schedule import WanSchedule
+
 PROMPT = "a red circle"
 QUICK = (  # settings of a transfer that takes seconds; the rest are the published ones
     *("--negative-prompt", "", "--frames", "9", "--size", "48x32", "--dtype", "float32", "--device", "cpu"),
@@ -24,9 +28,23 @@ def killed_in_step(index, folder, *words):
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+def stop_in_step(index, monkeypatch, run):
+    """Call `run`, which is to transfer, and interrupt it in a denoising step (from 0)."""
+    step = WanSchedule.step
+
+    def interrupted(self, prediction, number, latents):
+        if number == index:
+            raise KeyboardInterrupt
+        return step(self, prediction, number, latents)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WanSchedule, "step", interrupted)
+        with pytest.raises(AssertionError, match="continues from there"):
+            run()
+
+
 def main(last, words):
     from ditflow.cli.main import main
-    from ditflow.models.wan.schedule import WanSchedule
 
     step = WanSchedule.step
 

@@ -261,8 +261,8 @@ def _argument(item: Field, kind: Any) -> dict[str, Any]:
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction, "default": None, "help": text}
     metavar = "{" + ",".join(item.metadata["choices"]) + "}" if item.metadata["choices"] else None
-    if item.name == "lora":
-        return {"action": "append", "metavar": "LORA", "help": text}
+    if kind == tuple[str, ...]:
+        return {"action": "append", "metavar": item.name.upper(), "help": text}
     if item.name == "learning_rate":
         return {"nargs": 2, "metavar": ("HIGH", "LOW"), "help": text}
     if get_origin(kind) is tuple:

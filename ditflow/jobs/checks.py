@@ -15,9 +15,10 @@ from ditflow.models.attention import check_attention, fastest_forward
 from ditflow.models.compiling import compiles
 from ditflow.models.compute import check_compute
 from ditflow.models.engine import check_engine
+from ditflow.models.experts import split_expert
 from ditflow.models.families import models
 from ditflow.models.loading import ModelFolder
-from ditflow.models.lora import check_lora, split_scale
+from ditflow.models.lora import check_lora, split_lora
 from ditflow.models.protocols import Schedule
 from ditflow.models.storage import check_weights
 from ditflow.run_folder.embeddings import embedding_facts, read_embeddings
@@ -47,11 +48,12 @@ def check_run(
         forward = settings.attention_without_gradient
         check_attention(forward, False, device, dtype, deterministic, flag="--attention-forward")
     check_engine(settings.engine, needs_gradient, device)
-    check_weights(settings.weights)
-    check_compute(settings.compute, settings.weights, settings.engine, dtype, device)
-    if settings.lora and settings.weights.endswith(".gguf"):
+    for kind in settings.weight_kinds:
+        check_weights(kind)
+        check_compute(settings.compute, kind, settings.engine, dtype, device)
+    if settings.lora and any(kind.endswith(".gguf") for kind in settings.weight_kinds):
         raise SettingsError("--lora cannot be merged into a GGUF file; leave out --lora or --weights")
-    if settings.engine == "tensorrt" and settings.weights != "full":
+    if settings.engine == "tensorrt" and settings.weight_kinds != ["full"]:
         raise SettingsError("--engine tensorrt works only with --weights full")
     for lora in settings.lora:
         check_lora(lora)
@@ -60,7 +62,8 @@ def check_run(
     folder = ModelFolder(settings.model, settings.dtype, device)
     folder.check()
     folder.check_loras(settings.lora)
-    folder.check_weights(settings.weights)
+    for kind in settings.weight_kinds:
+        folder.check_weights(kind)
     folder.family.latent_shape(settings.frames, settings.size, folder.config("vae"))  # refuses wrong sizes
     check_blocks(settings, folder.depth)
     saved = saved_embeddings(settings, folder)
@@ -84,7 +87,7 @@ def warn_without_effect(settings: Settings) -> None:
         logger.warning("x0_after: it rounds to all guided steps, so it changes nothing")
     if (negative or given("step_cache")) and settings.guided_steps == settings.steps_made:
         logger.warning("negative, negative_below, step_cache: every step is guided, so they change nothing")
-    elif negative and settings.guidance_scale == 1 and not settings.dynamic_scale:
+    elif negative and {*settings.guidance_scale} == {1} and not settings.dynamic_scale:
         logger.warning("negative, negative_below: with a guidance scale of 1 there is no negative prompt")
 
 
@@ -118,16 +121,17 @@ def with_absolute_paths(settings: Settings) -> Settings:
         path = Path(os.path.expanduser(name))
         return os.path.abspath(path) if path.exists() else name  # not resolved: a link has the suffix
 
-    loras = []
-    for lora in settings.lora:
-        source, scale = split_scale(lora)
-        loras.append(f"{absolute(source)}:{scale}")
+    def absolute_weights(given: str) -> str:
+        _, kind = split_expert(given)
+        return given.removesuffix(kind) + absolute(kind) if kind.endswith(".gguf") else given
+
+    loras = map(split_lora, settings.lora)
     return replace(
         settings,
         video=os.path.realpath(os.path.expanduser(settings.video)),
         model=settings.model if settings.model in models() else absolute(settings.model),
         output=os.path.expanduser(settings.output),
         saved_embedding=settings.saved_embedding and absolute(settings.saved_embedding),
-        weights=absolute(settings.weights) if settings.weights.endswith(".gguf") else settings.weights,
-        lora=tuple(loras),
+        weights=tuple(map(absolute_weights, settings.weights)),
+        lora=tuple(str(lora._replace(source=absolute(lora.source))) for lora in loras),
     )

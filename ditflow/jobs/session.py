@@ -246,7 +246,7 @@ class Job:
         settings, plan = self.settings, self.memory.plan
         compiled = settings.compile == "on"
         attention = settings.attention, compiled, settings.attention_without_gradient
-        stored = settings.lora, settings.weights
+        stored = settings.lora, settings.weights_of(expert)
         transformer = self.folder.transformer(*stored, *attention, settings.compute, expert)
         if settings.engine == "tensorrt":
             denoise_with_tensorrt(transformer)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+NAMES = ("high", "low")  # what settings call the transformers of more and of less noise
+
 
 class Expert(NamedTuple):
     """One of the transformers that share a run's steps."""
 
     part: str  # its folder in a pipeline
     least: float  # the lowest timestep of its steps, as a share of the trained timesteps
+    name: str = ""  # one of NAMES, if there are several
 
 
 ONE = (Expert("transformer", 0.0),)
@@ -22,3 +25,9 @@ def expert_stops(experts: Sequence[Expert], timesteps: Sequence[float], trained:
     `trained`: the number of timesteps in training.
     """
     return [sum(timestep >= expert.least * trained for timestep in timesteps) for expert in experts]
+
+
+def split_expert(given: str) -> tuple[str, str]:
+    """Split a setting such as `high=FILE` into the expert's name and FILE; without a name it is empty."""
+    name, equals, rest = given.partition("=")
+    return (name, rest) if equals and name in NAMES else ("", given)

@@ -93,7 +93,10 @@ class ModelFamily(Protocol):
         """
 
     def other_name(self, layer: str) -> str:
-        """What a LoRA may call a layer of the transformer, besides the library's name for it."""
+        """What a LoRA or a GGUF file may call a layer of the transformer, besides the library's name.
+
+        The same for a parameter that belongs to no layer.
+        """
 
     def network(self, part: str) -> type:
         """The library class that loads an expert's part, "vae", "text_encoder" or "tokenizer"."""

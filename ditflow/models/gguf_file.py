@@ -1,4 +1,4 @@
-"""Loads a transformer from a GGUF file with diffusers' parameter names. Its linear layers stay quantised."""
+"""Loads a transformer from a GGUF file. Its linear layers stay quantised."""
 
 from __future__ import annotations
 
@@ -17,47 +17,52 @@ from torch._subclasses.fake_tensor import is_fake
 from ditflow.errors import DitflowError, first_line
 from ditflow.models.precision import stays_float32
 from ditflow.models.storage import StoredLinear
+from ditflow.models.tensors import OtherName, counted
 
 
 def load_gguf(
-    path: Path, network: type[ModelMixin], config: Mapping[str, Any], dtype: torch.dtype
+    path: Path,
+    network: type[ModelMixin],
+    config: Mapping[str, Any],
+    dtype: torch.dtype,
+    other_name: OtherName = str,
 ) -> ModelMixin:
     """Build a transformer with the file's weights.
 
     Linear layers that are quantised in the file stay quantised; everything else is converted to `dtype`.
-    What diffusers keeps in float32 is in float32.
+    What diffusers keeps in float32 is in float32. `other_name`: what a layer may be called in the file,
+    besides diffusers' name.
 
     Raises DitflowError if the file cannot be read or does not fit this model.
     """
-    transformer, tensors = check_gguf(path, network, config)
+    transformer, tensors = check_gguf(path, network, config, other_name)
     values = {}
     for name, tensor in tensors.items():
         value, place = torch.tensor(tensor.data), name.removesuffix(".weight")
-        precise = stays_float32(transformer, name)
+        shape, precise = transformer.get_parameter(name).shape, stays_float32(transformer, name)
         kind = torch.float32 if precise else dtype
         if value.is_floating_point():
-            values[name] = value.to(kind)
+            values[name] = value.to(kind).reshape(shape)
             continue
         unpack = partial(unpack_gguf, tensor.tensor_type)
         layer = transformer.get_submodule(place) if place != name else None
         if isinstance(layer, nn.Linear) and not precise and tensor.tensor_type.name != "BF16":
             transformer.set_submodule(place, StoredLinear(unpack, [value], layer.bias, dtype))
         else:
-            values[name] = unpack(kind, value.flatten(0, -2)).reshape(_shape(tensor))
-    transformer.load_state_dict(values, strict=False, assign=True)  # `_check` has compared all names
+            values[name] = unpack(kind, value.reshape(-1, value.shape[-1])).reshape(shape)
+    transformer.load_state_dict(values, strict=False, assign=True)  # `_by_parameter` has compared all names
     return transformer
 
 
 def check_gguf(
-    path: Path, network: type[ModelMixin], config: Mapping[str, Any]
+    path: Path, network: type[ModelMixin], config: Mapping[str, Any], other_name: OtherName = str
 ) -> tuple[ModelMixin, dict[str, Any]]:
-    """The transformer without weights, and the file's tensors by name; raises as `load_gguf`."""
+    """The transformer without weights, and the file's tensors by its parameters; raises as `load_gguf`."""
     tensors = _read(path)
     # fake tensors take no memory as they are, and accelerate cannot move them with torch 2.10
     with nullcontext() if is_fake(torch.empty(0)) else init_empty_weights():
         transformer = network.from_config(config)
-    _check(path, tensors, transformer)
-    return transformer, tensors
+    return transformer, _by_parameter(path, tensors, transformer, other_name)
 
 
 def unpack_gguf(kind: int, dtype: torch.dtype, stored: Tensor) -> Tensor:
@@ -80,22 +85,49 @@ def _read(path: Path) -> dict[str, Any]:
         raise DitflowError(f"--weights {path}: not a complete GGUF file ({reason})") from None
 
 
-def _check(path: Path, tensors: dict[str, Any], transformer: nn.Module) -> None:
+def _by_parameter(
+    path: Path, tensors: Mapping[str, Any], transformer: nn.Module, other_name: OtherName
+) -> dict[str, Any]:
+    """The tensors by the names of the parameters that they are for; exactly the transformer's."""
     from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES
 
-    wanted = {name: tuple(tensor.shape) for name, tensor in transformer.named_parameters()}
-    found = {name: _shape(tensor) for name, tensor in tensors.items()}
-    for name in sorted(wanted | found):
-        if wanted.get(name) != found.get(name):
-            raise DitflowError(
-                f"--weights {path}: {name} is {found.get(name, 'missing')} in the file and "
-                f"{wanted.get(name, 'missing')} in the model; give this model's weights, by diffusers' names"
-            )
-    for name, tensor in tensors.items():
-        kind = tensor.tensor_type
-        if kind.name not in ("F32", "F16") and kind not in SUPPORTED_GGUF_QUANT_TYPES:
-            known = ", ".join(supported.name for supported in SUPPORTED_GGUF_QUANT_TYPES)
-            raise DitflowError(f"--weights {path}: {name} is {kind.name}; accepted: F32, F16, {known}")
+    shapes = {name: tuple(tensor.shape) for name, tensor in transformer.named_parameters()}
+    names = {name: name for name in shapes}
+    others = {_called(name, other_name): name for name in shapes}
+    if tensors.keys() & (others.keys() - names.keys()):
+        names = others
+    found = {names[name]: tensor for name, tensor in tensors.items() if name in names}
+    readable = ("F32", "F16", *(kind.name for kind in SUPPORTED_GGUF_QUANT_TYPES))
+    problems = {
+        "missing": [name for name in names if name not in tensors],
+        "unexpected": [name for name in tensors if name not in names],
+        "of another shape": [
+            f"{tensor.name} is {list(_shape(tensor))}, expected {list(shapes[name])}"
+            for name, tensor in found.items()
+            if not _fits(_shape(tensor), shapes[name])
+        ],
+        f"of another type than {', '.join(readable)}": [
+            f"{tensor.name} is {tensor.tensor_type.name}"
+            for tensor in found.values()
+            if tensor.tensor_type.name not in readable
+        ],
+    }
+    if any(problems.values()):
+        raise DitflowError(
+            f"--weights {path} does not fit this model ({counted(problems)}): give weights of this model"
+        )
+    return found
+
+
+def _called(parameter: str, other_name: OtherName) -> str:
+    """A parameter's other name; families rename layers, and parameters that belong to no layer."""
+    layer, _, own = parameter.rpartition(".")
+    return f"{other_name(layer)}.{own}" if own in ("weight", "bias") else other_name(parameter)
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether they are equal but for dimensions of one, which some writers of GGUF files leave out."""
+    return [size for size in shape if size != 1] == [size for size in wanted if size != 1]
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:

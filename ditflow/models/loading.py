@@ -60,14 +60,18 @@ class ModelFolder:
         self.family.check_configs({part: self.config(part) for part in parts})
 
     def check_loras(self, loras: Sequence[str]) -> None:
-        """Raises DitflowError for a LoRA that does not fit the transformer. Downloads LoRAs of the hub."""
+        """Raises DitflowError for a LoRA that does not fit the transformers. Downloads LoRAs of the hub."""
+        family = self.family
         for lora in loras:
-            check_fit(self._empty("transformer"), lora, self.dtype, self.family.other_name)
+            for index, expert in enumerate(family.experts):
+                network = self._empty(expert.part)
+                check_fit(network, lora, self.dtype, family.other_name, family.experts, index)
 
     def check_weights(self, weights: str) -> None:
         """Raises DitflowError for a GGUF file that does not fit the transformer."""
         if weights.endswith(".gguf"):
-            check_gguf(Path(weights), self.family.network("transformer"), self.config("transformer"))
+            kind, config = self.family.network("transformer"), self.config("transformer")
+            check_gguf(Path(weights), kind, config, self.family.other_name)
 
     @property
     def depth(self) -> int:
@@ -123,11 +127,11 @@ class ModelFolder:
         family = self.family
         if weights.endswith(".gguf"):
             kind, config = family.network("transformer"), self.config("transformer")
-            network = load_gguf(Path(weights), kind, config, self.dtype)
+            network = load_gguf(Path(weights), kind, config, self.dtype, family.other_name)
             return family.transformer(network, attention, compiled, attention_forward)
         network = self._load(family.experts[expert].part, torch_dtype=self.dtype)
         for lora in loras:
-            add_lora(network, lora, family.other_name)
+            add_lora(network, lora, family.other_name, family.experts, expert)
         transformer = family.transformer(network, attention, compiled, attention_forward)
         compute_in(compute, transformer.blocks, family.packed_parts, self.device)
         store_weights(transformer.blocks, family.packed_parts, weights, self.device)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ditflow.errors import DitflowError, shown
-from ditflow.models.tensors import FLOATS, counted
+from ditflow.models.tensors import FLOATS, OtherName, counted
 from ditflow.models.trust import Header, read_headers, read_json
 from ditflow.schema import Flag, ListOf, MapOf, Number, OneOf, OrNull, Schema, Text, Whole, problem
 
@@ -24,7 +25,6 @@ PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # a
 PREFIXES = (  # of a layer's name; several may follow each other
     "base_model.model.",
     "diffusion_model.",
-    "transformer.",
     "model.",
     "module.",
     "unet.",
@@ -70,9 +70,6 @@ ONLY = Schema(  # settings with which up @ down is the whole change of a weight
 LAYERS = ListOf(Text(), 1, 10_000)
 
 
-OtherName = Callable[[str], str]
-
-
 class Change(NamedTuple):
     """The change of a layer's weight: factor * up @ down."""
 
@@ -82,17 +79,21 @@ class Change(NamedTuple):
     factor: float
 
 
-def read_changes(path: Path, network: nn.Module, other_name: OtherName = str) -> Iterator[Change]:
+def read_changes(
+    path: Path, network: nn.Module, other_name: OtherName = str, part: str | None = None
+) -> Iterator[Change]:
     """The changes that a LoRA file makes to a network, which may be on the meta device.
 
-    `other_name`: what a layer of the network may also be called.
+    `other_name`: what a layer of the network may also be called. `part`: read only the tensors whose names
+    say that they are for this transformer; None: all.
 
     Raises DitflowError if the file has a tensor or a setting that cannot be used, lacks one, or holds NaN.
     """
-    try:
-        headers, settings = read_headers(path), _settings(path)
-    except (OSError, ValueError, RecursionError) as error:
-        raise DitflowError(f"--lora {path} is damaged ({error}): download it again") from None
+    headers, prefix = lora_headers(path), f"{part or 'transformer'}."
+    if part:
+        headers = {name: header for name, header in headers.items() if says(name, part)}
+    with _readable(path):
+        settings = _settings(path, prefix)
     SETTINGS.check(path, settings)
     for name in {**(settings.get("rank_pattern") or {}), **(settings.get("alpha_pattern") or {})}:
         try:
@@ -105,7 +106,7 @@ def read_changes(path: Path, network: nn.Module, other_name: OtherName = str) ->
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d))
     }
     names = {other_name(name): name for name in shapes} | {name: name for name in shapes}
-    found, unused = _by_layer(headers, names)
+    found, unused = _by_layer(headers, names, (*PREFIXES, prefix))
     problems = {"unused": unused, **_problems(found, headers, shapes, settings)}
     if any(problems.values()):
         raise DitflowError(
@@ -140,8 +141,27 @@ def read_changes(path: Path, network: nn.Module, other_name: OtherName = str) ->
         )
 
 
+def lora_headers(path: Path) -> dict[str, Header]:
+    """What a LoRA file holds, by the tensors' names. Raises DitflowError if it cannot be read."""
+    with _readable(path):
+        return read_headers(path)
+
+
+def says(tensor: str, part: str) -> bool:
+    """Whether a tensor's name says that it is for this transformer, as `transformer_2.blocks...` does."""
+    return f".{part}." in f".{tensor}"
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RecursionError) as error:
+        raise DitflowError(f"--lora {path} is damaged ({error}): download it again") from None
+
+
 def _by_layer(
-    headers: Mapping[str, Header], layers: Mapping[str, str]
+    headers: Mapping[str, Header], layers: Mapping[str, str], prefixes: Sequence[str]
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
     """The names of each layer's tensors by role, and the names that cannot be placed.
 
@@ -155,7 +175,7 @@ def _by_layer(
     for name in headers:
         (converted,) = convert_unet_state_dict_to_peft({name: None})
         role, place = _role(converted.replace("_orig_mod.", ""))
-        layer = _known(place, known)
+        layer = _known(place, known, prefixes)
         if layer is None or role in found.get(layer, ()):
             unused.append(name)
         else:
@@ -171,10 +191,10 @@ def _role(name: str) -> tuple[str, str]:
     return "", ""
 
 
-def _known(name: str, known: Mapping[str, str]) -> str | None:
+def _known(name: str, known: Mapping[str, str], prefixes: Sequence[str]) -> str | None:
     """The network's name of a layer; None if it has no such layer."""
     while name not in known:
-        prefix = next(filter(name.startswith, PREFIXES), None)
+        prefix = next(filter(name.startswith, prefixes), None)
         if prefix is None:
             return None
         name = name.removeprefix(prefix)
@@ -226,8 +246,10 @@ def _full(shape: tuple[int, ...], least: int) -> tuple[int, ...]:
     return shape + (1,) * (least - len(shape))
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _settings(path: Path, prefix: str) -> dict[str, Any]:
     """The LoraConfig of a file: beside it as peft writes it, or in its header as trainers and diffusers do.
+
+    `prefix`: before the names in a header, which may hold the settings of several transformers.
 
     Raises ValueError if it cannot be read.
     """
@@ -240,7 +262,7 @@ def _settings(path: Path) -> dict[str, Any]:
             found = json.loads(header[key])
             if not isinstance(found, dict):
                 raise ValueError(f"{key} is not a mapping of names to values")
-            plain = {name.removeprefix("transformer."): value for name, value in found.items()}
+            plain = {name.removeprefix(prefix): value for name, value in found.items()}
             return {name: value for name, value in plain.items() if "." not in name}
     names = {"r": "r", "rank": "r", "lora_alpha": "lora_alpha", "alpha": "lora_alpha"}
     return {names[key]: json.loads(value) for key, value in header.items() if key in names}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import safe_open
@@ -14,6 +14,7 @@ from ditflow.models.trust import Header, read_headers, read_json
 
 WHOLE = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 NAMED = 4  # tensors of each kind that a message names
+OtherName = Callable[[str], str]  # what other files may call a layer, by the library's name
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 

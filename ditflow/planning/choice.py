@@ -24,7 +24,7 @@ MIB = 1 << 20
 RETRY_SHARE = 0.9  # of the failed plan's peak: the next plan needs at most this much
 
 STEP_CACHE = " The work is the most that a run takes: only a run shows how often --step-cache reuses blocks."
-EXPERTS = " The model has two transformers of this size; the one that a step needs is loaded."
+EXPERTS = " The model has two transformers of at most this size; the one that a step needs is loaded."
 ADVICE = "use fewer --frames or a smaller --size"
 
 # settings that do not change what a phase costs
@@ -48,6 +48,7 @@ NEUTRAL = {
     "learning_rate": (0.0, 0.0),
     "steps": 2,  # so that each of two losses can have one
     "initial_latents": "noise",
+    "guidance_scale": (1.0,),
     "dynamic_scale": False,
     "seed": 0,
     "output": "",
@@ -95,8 +96,9 @@ def plan_all(settings: Settings) -> tuple[list[Plan], Plan | None, str]:
     Without a GPU and without `settings.memory`, each preset is compared with a card of its size, and none is
     chosen.
     """
-    check_weights(settings.weights)
-    check_compute(settings.compute, settings.weights, settings.engine, getattr(torch, settings.dtype))
+    for kind in settings.weight_kinds:
+        check_weights(kind)
+        check_compute(settings.compute, kind, settings.engine, getattr(torch, settings.dtype))
     check_blocks(settings, len(phases_of(settings, "cuda").block_bytes))
     device = torch.device(*("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else ("cpu",))
     has_budget = settings.memory != "auto" or settings.preset != "auto" or device.type == "cuda"

@@ -11,6 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ditflow.models.compute import compute_in
+from ditflow.models.experts import expert_stops
 from ditflow.models.families import ModelFamily, family_of, known_model
 from ditflow.models.gguf_file import load_gguf
 from ditflow.models.loading import ModelFolder, find_folder
@@ -47,16 +48,17 @@ class FakeModel:
         self.family: ModelFamily = family_of(settings.model)
 
     def transformer(self) -> Transformer:
+        """The one that takes the most memory, if there are several."""
         settings, family = self.settings, self.family
         kind, config = family.network("transformer"), self._configs["transformer"]
-        if settings.weights.endswith(".gguf"):
-            return family.transformer(
-                load_gguf(Path(settings.weights), kind, config, self.dtype), "sdpa", False
-            )
+        weights = max(settings.weight_kinds, key=_file_bytes)
+        if weights.endswith(".gguf"):
+            network = load_gguf(Path(weights), kind, config, self.dtype, family.other_name)
+            return family.transformer(network, "sdpa", False)
         with _default_dtype(self.dtype):
             transformer = family.transformer(as_loaded(kind.from_config(config)), "sdpa", False)
         compute_in(settings.compute, transformer.blocks, family.packed_parts, torch.device("cpu"))
-        store_weights(transformer.blocks, family.packed_parts, settings.weights, torch.device("cpu"))
+        store_weights(transformer.blocks, family.packed_parts, weights, torch.device("cpu"))
         return transformer
 
     def text_encoder(self) -> TextEncoder:
@@ -69,15 +71,19 @@ class FakeModel:
             network = self.family.network("vae").from_config(self._configs["vae"])
         return self.family.autoencoder(network)
 
-    def guidance_scales(self, settings: Settings) -> list[float]:
-        """The guidance scale of each step that a run with these settings makes."""
+    def guidance_scales(self, settings: Settings) -> list[list[float]]:
+        """For each expert, the guidance scales of its steps in a run with these settings."""
         config, device = self._configs["scheduler"], torch.device("cpu")
         kind, steps, skipped = settings.scheduler, settings.steps, settings.skipped_steps
         schedule = self.family.schedule(
             kind, config, steps, settings.size, device, torch.Generator(), skipped
         )
-        scale = Scale(settings.guidance_scale, settings.dynamic_scale)
-        return [scale.at(schedule, index) for index in range(settings.steps_made)]
+        trained = config.get("num_train_timesteps", 1000)
+        stops = expert_stops(self.family.experts, schedule.timesteps, trained)
+        return [
+            [Scale(settings.scale_of(expert), settings.dynamic_scale).at(schedule, index) for index in steps]
+            for expert, steps in enumerate(map(range, [0, *stops], stops))
+        ]
 
     def pixels(self) -> torch.Tensor:
         """A clip with unset pixels, uint8 [frames, height, width, 3]."""
@@ -105,6 +111,10 @@ class FakeSchedule:
         self, prediction: torch.Tensor, latents: torch.Tensor, timestep: torch.Tensor
     ) -> torch.Tensor:
         return latents - prediction
+
+
+def _file_bytes(weights: str) -> int:
+    return Path(weights).stat().st_size if weights.endswith(".gguf") else 0
 
 
 @contextmanager

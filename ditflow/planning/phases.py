@@ -194,15 +194,16 @@ class Phases:
     @with_fakes
     def denoise(self, prompt_only: bool = False) -> Work:
         """One denoising step, with injection if the run injects."""
-        weight, inputs = 1 if prompt_only else self.settings.guidance_scale, self.inputs
+        scale = 1 if prompt_only else 2  # the cost of every other scale is the same
+        inputs = self.inputs
 
         def step(runner: Runner) -> Any:
             if self.settings.step_threshold is None:
-                return predict(runner, inputs, inputs.prompt, self.injected, weight)
+                return predict(runner, inputs, inputs.prompt, self.injected, scale)
             reuse = Reuse(self.settings)
-            return reuse.predict(runner, inputs, inputs.prompt, weight), reuse  # which a run keeps
+            return reuse.predict(runner, inputs, inputs.prompt, scale), reuse  # which a run keeps
 
-        return self._model_phase(("denoise", weight == 1), step)
+        return self._model_phase(("denoise", prompt_only), step)
 
     @cached_property
     def guidance(self) -> Guidance:

@@ -116,11 +116,14 @@ def _model_works(
 
 
 def steps_of_the_prompt_alone(phases: Phases, settings: Settings) -> int:
-    """How many denoising steps run no pass for the negative prompt, of those that `settings` reduce."""
-    if not settings.reuses:
-        return 0
-    scales = phases.model.guidance_scales(settings)[settings.guided_steps :]
-    return sum(negative != "run" for negative in negative_passes(settings, scales))
+    """How many denoising steps run no pass for the negative prompt."""
+    alone, done = 0, 0
+    for scales in phases.model.guidance_scales(settings):  # of an expert, which reuses nothing of another
+        guided = max(0, settings.guided_steps - done)
+        alone += scales[:guided].count(1)
+        alone += sum(negative != "run" for negative in negative_passes(settings, scales[guided:]))
+        done += len(scales)
+    return alone
 
 
 def _resident_blocks(phases: Phases, preset: Preset, free: int, sizes: list[int]) -> int:

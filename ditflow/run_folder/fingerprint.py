@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ditflow.errors import DitflowError
+from ditflow.models.experts import split_expert
 from ditflow.models.loading import ModelFolder
-from ditflow.models.lora import lora_file, split_scale
+from ditflow.models.lora import lora_file, split_lora
 from ditflow.run_folder.digests import file_digests
 from ditflow.settings import Settings
 from ditflow.settings.values import plain
@@ -78,12 +79,13 @@ def weight_files(settings: Settings, folder: ModelFolder) -> dict[str, Path]:
     """
     files = {path.relative_to(folder.path).as_posix(): path for path in folder.latent_files()}
     for number, lora in enumerate(settings.lora, 1):
-        source, _ = split_scale(lora)
+        source = split_lora(lora).source
         if Path(source).exists():
             files[f"lora {number}"] = lora_file(source)
     files["saved_embedding"] = Path(settings.saved_embedding)
-    if settings.weights.endswith(".gguf"):
-        files["gguf"] = Path(settings.weights)
+    for name, kind in map(split_expert, settings.weights):
+        if kind.endswith(".gguf"):
+            files[f"gguf {name}".strip()] = Path(kind)
     return {name: path for name, path in files.items() if path.is_file()}
 
 
@@ -93,10 +95,10 @@ def _settings_identity(values: dict[str, Any], expected: Mapping[str, str]) -> d
     given = {name: value for name, value in values.items() if name in known}
     settings = Settings(**given | {"model": json.loads(expected["settings"])["model"]})
     complete = values | {name: plain(getattr(settings, name)) for name in known}
-    loras = [split_scale(lora) for lora in settings.lora]
-    complete["lora"] = [(scale, "" if os.path.isabs(source) else source) for source, scale in loras]
-    if settings.weights.endswith(".gguf"):
-        complete["weights"] = ".gguf"
+    loras = map(split_lora, settings.lora)
+    complete["lora"] = [lora._replace(source="") if os.path.isabs(lora.source) else lora for lora in loras]
+    named = map(split_expert, settings.weights)
+    complete["weights"] = {name: ".gguf" if kind.endswith(".gguf") else kind for name, kind in named}
     return {name: value for name, value in complete.items() if name not in (*IGNORED, *PATHS)}
 
 

@@ -106,7 +106,7 @@ class Denoising:
             Step(state.index, state.latents.to(self.reference.device), embedding, []),
             native_embedding,
             self.texts,
-            Scale(settings.guidance_scale, settings.dynamic_scale),
+            Scale(settings.scale_of(expert), settings.dynamic_scale),
             settings.guided_steps,
             self.guidance,
             injection,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from ditflow.errors import SettingsError
 from ditflow.limits import FASTEST, SLOWEST
 from ditflow.memory.presets import PRESETS
+from ditflow.models.experts import Expert, split_expert
 from ditflow.settings.values import Size
 
 if TYPE_CHECKING:
@@ -44,12 +46,32 @@ def check_family(settings: Settings, family: ModelFamily) -> None:
         raise SettingsError(
             f"dynamic_scale: {family.pipeline} has no dynamic guidance scale; use --no-dynamic-scale"
         )
-    if settings.weights.endswith(".gguf") and len(family.experts) > 1:
-        raise SettingsError(
-            "weights: a GGUF file holds one transformer, and this model has two; give full, fp8, int8 or nf4"
-        )
     if settings.lora and not family.takes_lora:
         raise SettingsError(f"lora: {family.pipeline} does not take LoRAs; leave out --lora")
+    _check_experts(settings, family.experts)
+
+
+def _check_experts(settings: Settings, experts: Sequence[Expert]) -> None:
+    """Check what settings say of each of the model's transformers."""
+    scales, several = settings.guidance_scale, len(experts) > 1
+    if len(scales) not in (1, len(experts)):
+        more = f", or {len(experts)}: one for each of the model's transformers, that of most noise first"
+        raise SettingsError(
+            f"guidance_scale: {list(scales)} given, one number accepted{more if several else ''}"
+        )
+    for lora in settings.lora:
+        name, file = split_expert(lora)
+        if name and not several:
+            raise SettingsError(f"lora: {lora} given, but this model has one transformer; give {file}")
+    names = sorted(name for name, _ in map(split_expert, settings.weights))
+    files = [kind for kind in settings.weight_kinds if kind.endswith(".gguf")]
+    wanted = sorted(expert.name for expert in experts) if files else [""]
+    if names != wanted or len(files) not in (0, len(names)):
+        each = " ".join(f"--weights {expert.name}=FILE" for expert in experts)
+        last = f"a GGUF file for each transformer, {each}" if several else "a GGUF file"
+        raise SettingsError(
+            f"weights: {' '.join(settings.weights)} given; accepted: full, fp8, int8, nf4 or {last}"
+        )
 
 
 def _check_initial_latents(settings: Settings) -> None:

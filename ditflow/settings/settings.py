@@ -12,6 +12,7 @@ import yaml
 from ditflow.files import shipped
 from ditflow.limits import PROMPT_CHARACTERS, SIDE, SOURCE_FRAMES
 from ditflow.memory.presets import PRESETS
+from ditflow.models.experts import NAMES, split_expert
 from ditflow.models.families import family_of, models, published_settings
 from ditflow.settings.checks import check_family, check_together
 from ditflow.settings.speed import SPEEDS, speed_settings
@@ -57,15 +58,21 @@ class Settings:
     fit: str = option("video", "how to fit the clip to that size", choices=("crop", "pad", "stretch"))
 
     model: str = option("model", f"{', '.join(models())}, a hub id or a local folder")
-    lora: tuple[str, ...] = option("model", "LoRA weights to add, FILE_OR_ID[:scale]; can be repeated")
+    lora: tuple[str, ...] = option(
+        "model",
+        "LoRA weights to add, FILE_OR_ID[:scale]; can be repeated. For one of two transformers: "
+        "high=FILE_OR_ID[:scale], that of more noise, or low=...",
+    )
     dtype: str = option("model", "precision of the weights", choices=("bfloat16", "float16", "float32"))
     device: str = option("model", "device to compute on: auto, cpu, cuda, cuda:1, ...")
     deterministic: bool = option("model", "reproduce results bit for bit on a GPU too (slower)")
 
     memory: str = option("memory", "GPU memory to use: auto, gigabytes (8) or a preset by name (8gb)")
     preset: str = option("memory", "memory preset that the run used", choices=("auto", *PRESETS), flag=False)
-    weights: str = option(
-        "memory", "transformer weights: full (exact), or rounded: fp8, int8, nf4 or a .gguf file"
+    weights: tuple[str, ...] = option(
+        "memory",
+        "transformer weights: full (exact), or rounded: fp8, int8, nf4 or a .gguf file; for two transformers "
+        "--weights high=FILE --weights low=FILE, the first of more noise",
     )
     decode_tile: str = option("memory", "tile size of VAE decoding: WIDTHxHEIGHT, none or auto", flag=False)
 
@@ -178,8 +185,12 @@ class Settings:
         "what denoising starts from: noise, or clip:STRENGTH, such as clip:0.6: the noised clip, with only "
         "the last 0.6 of the steps",
     )
-    guidance_scale: float = option(
-        "sampling", "classifier-free guidance scale; 1 turns it off", least=1, most=100
+    guidance_scale: tuple[float, ...] = option(
+        "sampling",
+        "classifier-free guidance scale; 1 turns it off. Two for a model with two transformers: that of more "
+        "noise first",
+        least=1,
+        most=100,
     )
     dynamic_scale: bool = option(
         "sampling", "let the guidance scale rise over the steps (CogVideoX-5B's default)"
@@ -250,6 +261,20 @@ class Settings:
     def computed_gradients(self) -> int:
         """Forwards with gradient in each of `gradient_steps`."""
         return math.ceil(self.updates / self.gradient_reuse)
+
+    def scale_of(self, expert: int) -> float:
+        """The guidance scale of the steps of an expert, counted in `ModelFamily.experts`."""
+        return self.guidance_scale[expert] if len(self.guidance_scale) > 1 else self.guidance_scale[0]
+
+    def weights_of(self, expert: int) -> str:
+        """How the weights of an expert are stored: full, fp8, int8, nf4 or the path of a GGUF file."""
+        named = dict(map(split_expert, self.weights))
+        return named.get("") or named[NAMES[expert]]
+
+    @property
+    def weight_kinds(self) -> list[str]:
+        """What `weights_of` says of all experts."""
+        return [kind for _, kind in map(split_expert, self.weights)]
 
     @property
     def attention_without_gradient(self) -> str:

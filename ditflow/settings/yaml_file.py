@@ -1,4 +1,4 @@
-"""Reads a settings file: YAML without aliases or tags, limited in size."""
+"""Reads settings from a file: YAML without aliases or tags, limited in size."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_links_keep_their_names(small_folder, clip, tmp_path, monkeypatch):
         Path(f"a.{suffix}").symlink_to(f"blob-{suffix}")
     given = quick_settings(clip, small_folder, lora=("a.safetensors",), weights="a.gguf")
     found = with_absolute_paths(given)
-    assert (found.lora, found.weights) == ((f"{tmp_path}/a.safetensors:1.0",), f"{tmp_path}/a.gguf")
+    assert (found.lora, found.weights) == ((f"{tmp_path}/a.safetensors:1.0",), (f"{tmp_path}/a.gguf",))
 
 
 @pytest.mark.fault("a LoRA that is a named pipe")

@@ -131,6 +131,20 @@ def test_a_setting_that_the_checkpoint_does_not_know(settings, interrupted, defa
             resume(folder)
 
 
+def test_a_checkpoint_from_when_settings_were_no_lists(settings, interrupted):
+    folder = interrupted(settings)
+    (scale,), (weights,) = settings.guidance_scale, settings.weights
+    single = {"guidance_scale": scale, "weights": weights}
+    for path in (folder / "state").iterdir():
+        reseal(path, lambda _, metadata: replace_settings(metadata, single))
+    edit(folder, **single)
+    assert resume(folder).finished
+
+
+def replace_settings(metadata, values):
+    metadata["settings"] = json.dumps(json.loads(metadata["settings"]) | values)
+
+
 def forget(metadata, name):
     values = json.loads(metadata["settings"])
     values.pop(name)

@@ -57,7 +57,7 @@ def assert_added(given, factor=1.0):
 @pytest.mark.parametrize("name", ["THUDM/CogVideoX1.5-5B", LORA, "a/b", "Kijai/CogVideoX-Fun-1.1.5"])
 def test_hub_ids(name):
     assert is_hub_id(name)
-    assert check_lora(f"{name}:0.5") == (name, 0.5)
+    assert check_lora(f"{name}:0.5") == (name, 0.5, "")
 
 
 @pytest.mark.parametrize(

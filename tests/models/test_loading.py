@@ -14,7 +14,7 @@ from ditflow.errors import DitflowError
 from ditflow.models.cogvideox.family import CogVideoXFamily
 from ditflow.models.hub import missing_files
 from ditflow.models.loading import ModelFolder, find_folder
-from ditflow.models.lora import add_lora, split_scale
+from ditflow.models.lora import add_lora, split_lora
 
 CPU = torch.device("cpu")
 
@@ -157,10 +157,19 @@ def test_bad_loras(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "given, expected",
-    [("a/b", ("a/b", 1.0)), ("a/b:0.8", ("a/b", 0.8)), ("C:file", ("C:file", 1.0)), ("x:-1", ("x", -1.0))],
+    [
+        ("a/b", ("a/b", 1.0, "")),
+        ("a/b:0.8", ("a/b", 0.8, "")),
+        ("C:file", ("C:file", 1.0, "")),
+        ("x:-1", ("x", -1.0, "")),
+        ("high=a/b:0.8", ("a/b", 0.8, "high")),
+        ("low=x=y", ("x=y", 1.0, "low")),
+        ("other=x", ("other=x", 1.0, "")),
+        ("high", ("high", 1.0, "")),
+    ],
 )
 def test_lora_scale(given, expected):
-    assert split_scale(given) == expected
+    assert split_lora(given) == expected
 
 
 def test_model_index_names_the_pipeline_class(small_folder):

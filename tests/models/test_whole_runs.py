@@ -62,7 +62,7 @@ def latents_of_pipeline(pipeline, settings, **options):
         width=settings.size.width,
         height=settings.size.height,
         num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance_scale,
+        guidance_scale=settings.scale_of(0),
         generator=torch.Generator().manual_seed(settings.seed),
         callback_on_step_end=on_step,
         output_type="latent",
@@ -79,14 +79,16 @@ def assert_equal(found, expected, steps=STEPS):
 
 
 @pytest.mark.parametrize("scheduler", ["unipc", "euler"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_wan(clip, tmp_path, latents_after_each_step, kind, scheduler):
+@pytest.mark.parametrize("kind, scales", [*((kind, [4]) for kind in KINDS), ("wan-a14b", [4, 3])], ids=str)
+def test_wan(clip, tmp_path, latents_after_each_step, kind, scales, scheduler):
     write_wan(tmp_path / "model", kind)
-    settings = plain_settings(clip, tmp_path / "model", tmp_path, scheduler=scheduler)
+    changes = {"scheduler": scheduler, "guidance_scale": scales}
+    settings = plain_settings(clip, tmp_path / "model", tmp_path, **changes)
     ditflow.transfer(settings)
     pipeline = WanPipeline.from_pretrained(tmp_path / "model")
     give_scheduler(pipeline, scheduler)
-    expected = latents_of_pipeline(pipeline, settings, num_frames=settings.frames)
+    second = {"guidance_scale_2": scales[1]} if len(scales) > 1 else {}
+    expected = latents_of_pipeline(pipeline, settings, num_frames=settings.frames, **second)
     assert_equal(latents_after_each_step, [latents.transpose(1, 2) for latents in expected])
 
 

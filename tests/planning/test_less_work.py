@@ -18,7 +18,7 @@ def test_steps_without_a_negative_prompt_are_planned(settings):
     """As many as a run takes: tests/sampling/test_reuse.py counts the same rule in a run."""
     guided = replace(settings, steps=10, guided=0.2, guidance_scale=4.0, injection=False)
     always = replace(guided, negative="alternate", dynamic_scale=False)
-    scales = Phases(guided).model.guidance_scales(replace(guided, dynamic_scale=True))
+    (scales,) = Phases(guided).model.guidance_scales(replace(guided, dynamic_scale=True))
     low = sum(scale < 3 for scale in scales[2:])
     assert 0 < low < 8
     for run, alone in ((always, 4), (replace(guided, negative_below=3.0, dynamic_scale=True), low)):

@@ -95,7 +95,7 @@ def by_definition(given, inputs, texts, runner, start):
     schedule.restore(start.schedule)
     latents, difference, made, counts = start.latents, None, -9, []
     for index in range(start.index + 1, STEPS):
-        scale = schedule.dynamic_scale(given.guidance_scale, index)
+        scale = schedule.dynamic_scale(given.scale_of(0), index)
         timestep = schedule.on_device[index : index + 1]
         now = replace(inputs, latents=latents, timestep=timestep, prompt=texts.prompt)
         prompt = runner.forward([now], {})[0]
@@ -133,7 +133,7 @@ def test_negative_prompt_by_definition(changes, backbone, inputs, texts):
     ran = [1 + (step["negative"] == "run") for step in found.steps[GUIDED:]]
     assert ran == counts and all(step["prompt"] == "run" for step in found.steps)
     schedule = settings_schedule(given)
-    scales = [schedule.dynamic_scale(given.guidance_scale, index) for index in range(STEPS)]
+    scales = [schedule.dynamic_scale(given.scale_of(0), index) for index in range(STEPS)]
     assert [step["guidance_scale"] for step in found.steps] == scales
 
 
@@ -202,7 +202,7 @@ def cached_by_definition(given, inputs, texts, backbone, start):
     kept = difference = None
     is_old = True  # whether the last difference may not be used by another step whose blocks all run
     for index in range(start.index + 1, STEPS):
-        scale = schedule.dynamic_scale(given.guidance_scale, index)
+        scale = schedule.dynamic_scale(given.scale_of(0), index)
         timestep = schedule.on_device[index : index + 1]
         now = replace(inputs, latents=latents, timestep=timestep, prompt=texts.prompt)
         h0, h1, last, prompt = whole_forward(backbone, now)

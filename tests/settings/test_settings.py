@@ -22,11 +22,31 @@ def test_published_defaults():
     assert (settings.steps, settings.guided, settings.optimisation_steps) == (50, 0.2, 5)
     assert (settings.learning_rate, settings.temperature) == ((0.002, 0.001), 2)
     assert (settings.guidance_blocks, settings.injection_blocks) == ((20,), (0,))
-    assert (settings.guidance_scale, settings.moft_channels) == (7, 0.04)
+    assert (settings.guidance_scale, settings.moft_channels) == ((7,), 0.04)
     assert settings.guided_steps == 10
     assert settings.negative_prompt.startswith("bad quality")
     assert Settings(model="2b").guidance_blocks == (15,)
     assert Settings(model="2b").dtype == "float16"
+
+
+def test_a_guidance_scale_for_all_transformers_or_one_for_each():
+    published = Settings(model="wan-a14b")
+    assert published.guidance_scale == (4, 3)
+    assert [published.scale_of(expert) for expert in (0, 1)] == [4, 3]
+    same = Settings(model="wan-a14b", guidance_scale=5)
+    assert [same.scale_of(expert) for expert in (0, 1)] == [5, 5]
+    assert Settings(**yaml.safe_load(published.to_yaml())) == published
+    assert Settings(model="wan-a14b", guidance_scale="5,2") == replace(published, guidance_scale=(5, 2))
+
+
+def test_weights_of_all_transformers_or_a_file_for_each():
+    assert [Settings(model="wan-a14b", weights="int8").weights_of(expert) for expert in (0, 1)] == [
+        "int8"
+    ] * 2
+    files = Settings(model="wan-a14b", weights=["low=b.gguf", "high=a=1.gguf"])
+    assert [files.weights_of(expert) for expert in (0, 1)] == ["a=1.gguf", "b.gguf"]
+    assert Settings(**yaml.safe_load(files.to_yaml())) == files
+    assert Settings(weights="a.gguf").weights_of(0) == "a.gguf"
 
 
 def test_configs_hold_a_default_for_exactly_the_fields_of_settings():
@@ -146,6 +166,13 @@ def test_a_guided_share_above_zero_guides_at_least_one_step():
         ({"size": [720]}, "WIDTHxHEIGHT accepted"),
         ({"learning_rate": [0.1]}, "2 numbers accepted"),
         ({"learning_rate": "0.1 x"}, "2 numbers accepted"),
+        ({"guidance_scale": []}, "guidance_scale: [] given, one number accepted"),
+        ({"guidance_scale": [4, 3]}, "guidance_scale: [4.0, 3.0] given, one number accepted"),
+        ({"guidance_scale": "4 x"}, "a list of numbers accepted"),
+        (
+            {"guidance_scale": "4, 3, 2", "model": "wan-a14b"},
+            "guidance_scale: [4.0, 3.0, 2.0] given, one number accepted, or 2: one for each of the model's",
+        ),
         ({"guidance_blocks": "one"}, "a list of whole numbers accepted"),
         ({"guidance_blocks": [-1]}, "at least 0 accepted"),
         ({"injection": "perhaps"}, "true or false accepted"),

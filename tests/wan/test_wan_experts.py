@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from run_processes import contents
+from wan_runs import stop_in_step
 
 from ditflow.models.experts import ONE, Expert, expert_stops
 from ditflow.models.wan.schedule import WanSchedule
@@ -66,8 +67,36 @@ def test_each_expert_that_is_guided_reads_the_clip(transfer, monkeypatch):
     assert len(losses) == 6 and all(each[-1] < each[0] for each in losses)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--guidance-scale", "4", "1"),
+        ("--guidance-scale", "4", "2", "--negative-below", "3"),
+        ("--guidance-scale", "1", "4", "--guided", "0.5"),
+        ("--negative", "alternate"),
+    ],
+    ids=" ".join,
+)
+def test_each_expert_has_its_guidance_scale_in_a_run_and_in_its_plan(ditflow, transfer, wan_folders, words):
+    words = ("--steps", "8", "--guided", "0", *words)
+    run = transfer(*words, kind=KIND)
+    steps = json.loads((run / "run.json").read_text())["steps"]
+    scales = [step["guidance_scale"] for step in steps]
+    if "--guidance-scale" in words:
+        given = words[words.index("--guidance-scale") + 1 :]
+        assert scales == [float(given[0])] * boundary(8) + [float(given[1])] * (8 - boundary(8))
+    found = json.loads(ditflow("plan", "--config", run / "settings.yaml", "--memory", "8gb", "--json"))
+    (preset,) = (preset for preset in found["presets"] if preset["name"] == "8gb")
+    times = {phase["name"]: phase["times"] for phase in preset["phases"]}
+    alone = sum(step["negative"] != "run" for step in steps)
+    assert 0 < alone < 8 and (times["denoise"], times["prompt only"]) == (8 - alone, alone)
+
+
+RESUMED = [("--step-cache", "1"), ("--guided", "1"), ("--guidance-scale", "4", "3", "--speed", "fast")]
+
+
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
-@pytest.mark.parametrize("words", [("--step-cache", "1"), ("--guided", "1")], ids=" ".join)
+@pytest.mark.parametrize("words", RESUMED, ids=" ".join)
 def test_resume_on_either_side_of_the_boundary(ditflow, transfer, tmp_path, monkeypatch, loads, words, at):
     (tmp_path / "whole").mkdir()
     monkeypatch.chdir(tmp_path / "whole")
@@ -80,27 +109,13 @@ def test_resume_on_either_side_of_the_boundary(ditflow, transfer, tmp_path, monk
     assert contents(tmp_path / "run") == contents(tmp_path / "whole" / "run")
 
 
-def boundary():
-    """The number of steps of the first expert, in these runs of six steps with a shift of 3."""
+def boundary(steps=6):
+    """The number of steps of the first expert, in these runs with a shift of 3."""
     config = {"num_train_timesteps": 1000, "flow_shift": 3.0}
-    schedule = WanSchedule("unipc", config, 6, (48, 32), torch.device("cpu"), torch.Generator())
+    schedule = WanSchedule("unipc", config, steps, (48, 32), torch.device("cpu"), torch.Generator())
     first, last = expert_stops(TWO, schedule.timesteps, 1000)
-    assert 1 < first < 4 and last == 6
+    assert 1 < first < 4 and last == steps
     return first
-
-
-def stop_in_step(index, monkeypatch, run):
-    step = WanSchedule.step
-
-    def interrupted(self, prediction, number, latents):
-        if number == index:
-            raise KeyboardInterrupt
-        return step(self, prediction, number, latents)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(WanSchedule, "step", interrupted)
-        with pytest.raises(AssertionError, match="continues from there"):
-            run()
 
 
 def test_plan_says_that_there_are_two(ditflow, wan_folders):

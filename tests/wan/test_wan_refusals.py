@@ -95,14 +95,31 @@ def test_two_transformers_that_differ(model, refused):
     refused(folder, "transformer/ and transformer_2/ differ in eps: 1e-06 and 1e-05")
 
 
-def test_a_gguf_file_for_two_transformers(wan_folders, refused, tmp_path):
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    words = ("--weights", tmp_path / "model.gguf")
-    refused(wan_folders("wan-a14b"), "a GGUF file holds one transformer, and this model has two", words=words)
+@pytest.mark.parametrize(
+    "kind, weights",
+    [
+        ("wan-a14b", ["a.gguf"]),
+        ("wan-a14b", ["high=a.gguf"]),
+        ("wan-a14b", ["high=a.gguf", "high=b.gguf"]),
+        ("wan-a14b", ["high=a.gguf", "low=int8"]),
+        ("wan-a14b", ["high=fp8", "low=int8"]),
+        ("wan-a14b", ["fp8", "int8"]),
+        ("wan-1.3b", ["high=a.gguf"]),
+        ("wan-1.3b", ["high=a.gguf", "low=b.gguf"]),
+        ("wan-1.3b", ["a.gguf", "b.gguf"]),
+    ],
+    ids=str,
+)
+def test_weights_that_are_not_one_for_each_transformer(wan_folders, refused, kind, weights):
+    last = {"wan-a14b": "a GGUF file for each transformer, --weights high=FILE --weights low=FILE\n"}
+    says = f"weights: {' '.join(weights)} given; accepted: full, fp8, int8, nf4 or "
+    words = [word for each in weights for word in ("--weights", each)]
+    refused(wan_folders(kind), says + last.get(kind, "a GGUF file\n"), words=words)
 
 
-def test_a_lora_for_two_transformers(wan_folders, refused):
-    refused(wan_folders("wan-a14b"), "WanPipeline does not take LoRAs", words=("--lora", "OWNER/NAME"))
+def test_a_lora_for_one_of_two_transformers_in_a_model_with_one(wan_folders, refused):
+    says = "lora: low=a.safetensors given, but this model has one transformer; give a.safetensors"
+    refused(wan_folders(), says, words=("--lora", "low=a.safetensors"))
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae"])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ditflow.errors import DitflowError, SettingsError, shown
 from ditflow.files import shipped
-from ditflow.models.experts import ONE, Expert
+from ditflow.models.experts import NAMES, ONE, Expert
 from ditflow.models.wan.config import SCHEMAS
 from ditflow.models.wan.frames import GROUP, latent_spans
 from ditflow.models.wan.names import original_name
@@ -50,6 +50,7 @@ class WanFamily:
     least_frames = 5
     frame_rate = 16
     has_dynamic_scale = False
+    takes_lora = True
 
     def variant(self, index: Mapping[str, Any]) -> WanFamily:
         return replace(self, boundary=index.get("boundary_ratio"))
@@ -58,11 +59,7 @@ class WanFamily:
     def experts(self) -> tuple[Expert, ...]:
         if self.boundary is None:
             return ONE
-        return tuple(map(Expert, TRANSFORMERS, (self.boundary, 0.0)))
-
-    @property
-    def takes_lora(self) -> bool:
-        return self.boundary is None  # else a file would have to say which transformer it changes
+        return tuple(map(Expert, TRANSFORMERS, (self.boundary, 0.0), NAMES))
 
     @property
     def parts(self) -> tuple[str, ...]:
