@@ -1,9 +1,9 @@
 """Checks every kernel on this GPU, then measures: `python -m bench.gpu [--minutes 9]`.
 
 Every operation is first compared with its definition in float64; wrong results end the run. Then whole steps
-of CogVideoX 5B and 2B with random weights are measured (`bench.steps`), and the passes, ours and the rivals',
-beside the device's best copy and product. A row without numbers says why. Prints tables and writes
-bench/results/<device>.json after every measurement, for `python -m bench.report`.
+of CogVideoX 5B and 2B and of Wan 1.3B with random weights are measured (`bench.steps`), and the passes, ours
+and the rivals', beside the device's best copy and product. A row without numbers says why. Prints tables and
+writes bench/results/<device>.json after every measurement, for `python -m bench.report`.
 
 Times of passes are medians of CUDA events, warm, with several input sets in turn and calls queued ahead of
 the device. Times of steps are wall time.
@@ -26,7 +26,7 @@ from bench.correctness import WrongResult, check_all
 from bench.harness import Ceilings, CudaMeter, Deadline, commit, measure_ceilings
 from bench.linear_passes import linear_passes
 from bench.passes import SIZES, Pass, Rival, Size, passes
-from bench.steps import BROKEN, Machine, Models, StepRow, first_line, measure_steps, variants
+from bench.steps import BROKEN, Machine, Models, StepRow, at_each_speed, first_line, measure_steps, variants
 from bench.subjects import shipped_config
 from bench.tables import TERA, gib, pass_tables, step_tables
 
@@ -96,6 +96,7 @@ def measurements(machine: Machine) -> Iterator[Row | StepRow]:
     first, second, *others = (variants(model, frames) for model in ("5b", "2b") for frames in (24, 49))
     yield from measure_steps(machine, first[0], models)  # at each speed
     yield from measure_passes(machine, SIZES[:2], compiled=False)
+    yield from measure_steps(machine, at_each_speed("wan-1.3b", 49), models)
     yield from measure_steps(machine, [*second[0], *first[1], *(plain[0] for plain, _ in others)], models)
     yield from measure_passes(machine, SIZES[2:], compiled=False)
     yield from measure_passes(machine, SIZES, compiled=True)

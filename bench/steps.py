@@ -1,8 +1,8 @@
 """Whole steps of a run with random weights, as `bench.gpu` measures them.
 
 An update: one optimisation step. A denoising step: the predictions with and without the prompt, or with the
-prompt only, where a speed leaves the other out. A guided step: the clip's keys and values are read, then all
-updates of a run at this speed and the denoising follow.
+prompt only, where a speed leaves the other out. A guided step: the clip's keys and values are read, if the
+model's runs inject them, then all updates of a run at this speed and the denoising follow.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ditflow.memory.presets import PRESETS, presets
 from ditflow.models.attention import KERNELS, fastest_forward
 from ditflow.models.compute import compute_in
 from ditflow.models.families import family_of
-from ditflow.models.protocols import Capture, Runner
+from ditflow.models.protocols import Capture, Injected, Runner
 from ditflow.planning.choice import make_plans, phases_of
 from ditflow.planning.fake import FakeModel
 from ditflow.planning.plan import PROMPT_ONLY, Plan
@@ -38,11 +38,11 @@ from ditflow.settings import Settings
 from ditflow.settings.speed import SPEEDS, exact
 from ditflow_kernels import backends
 
-STEPS = {  # and the phases of a plan that they consist of
+STEPS = {  # and the phases of a plan that they consist of, in a guided step after any injection
     "update": ("optimise",),
     "denoising step": ("denoise",),
     PROMPT_ONLY: (PROMPT_ONLY,),
-    "guided step": ("injection", "optimise", "denoise"),
+    "guided step": ("optimise", "denoise"),
 }
 CARDS = ("24gb", "16gb", "12gb")  # presets of the most common cards
 CALLS = 4  # of each step, roughly, with the first one
@@ -90,15 +90,19 @@ class StepRow:
     reason: str | None = None
 
 
+def at_each_speed(model: str, frames: int) -> list[Variant]:
+    """Of the fastest preset that fits, exact first."""
+    return [Variant(model, frames, speed=speed) for speed in SPEEDS]
+
+
 def variants(model: str, frames: int) -> tuple[list[Variant], list[Variant]]:
-    """The plain variant, the other speeds, those for `CARDS`; and all others that change one thing."""
-    plain = Variant(model, frames)
-    speeds = [plain._replace(speed=speed) for speed in SPEEDS if speed != plain.speed]
+    """Those at each speed, then those for `CARDS`; and all others that change one thing."""
+    plain, *_ = speeds = at_each_speed(model, frames)
     changes = [{"kernels": "chunked"}, {"compiled": True}]
     changes += [{"attention": name} for name in KERNELS if name != "sdpa"]
     changes += [{"preset": name} for name in PRESETS if name not in CARDS]
     cards = [plain._replace(preset=name) for name in CARDS]
-    return [plain, *speeds, *cards], [plain._replace(**change) for change in changes]
+    return [*speeds, *cards], [plain._replace(**change) for change in changes]
 
 
 def measure_steps(machine: Machine, wanted: Iterable[Variant], models: Models) -> Iterator[StepRow]:
@@ -166,8 +170,8 @@ def why_not(settings: Settings, variant: Variant, plan: Plan, machine: Machine, 
 def seconds_needed(settings: Settings, variant: Variant, plan: Plan, ceilings: Ceilings) -> float:
     """Time of all steps together, from the planned work."""
     flops = {phase.name: phase.flops for phase in plan.phases}
-    guided = flops["injection"] + settings.computed_gradients * flops["optimise"] + flops["denoise"]
-    work = guided + flops["optimise"] + flops["denoise"] + flops["reference"]
+    updates = settings.computed_gradients + 1
+    work = updates * flops["optimise"] + 2 * flops["denoise"] + flops["reference"] + flops.get("injection", 0)
     return CALLS * SLACK * work / ceilings.product_flops + (60 if variant.compiled else 10)
 
 
@@ -186,8 +190,8 @@ def calls_of(runner: Runner, settings: Settings, device: torch.device, guided: b
     guidance = prepare_guidance(runner, settings, grid, clip, inputs.prompt, inputs.embedding)
     once, capture = replace(guidance, steps=1), Capture("key_value", settings.injection_blocks)
 
-    def read() -> dict:
-        return runner.features(replace(inputs, latents=clip), {}, capture)
+    def read() -> Injected:
+        return runner.features(replace(inputs, latents=clip), {}, capture) if settings.injection else {}
 
     def guided_step() -> torch.Tensor:
         injected = read()

@@ -1,6 +1,7 @@
 """The models that are measured, with their inputs. Only this module of `bench` builds them.
 
-Weights are random. CPU runs take a middling rotary model in float32, GPU runs 2B and 5B at their real size.
+Weights are random. CPU runs take a middling rotary model in float32, GPU runs published models at their real
+size.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from ditflow.models.cogvideox.transformer import Pieces
 from ditflow.models.cogvideox.vae import ENCODE_TILE, CogVideoXAutoencoder
 from ditflow.models.compute import compute_in
 from ditflow.models.families import family_of, known_model
+from ditflow.models.precision import as_loaded
 from ditflow.models.protocols import Capture, Grid, Inputs, Runner, Texts, Transformer
 from ditflow.sampling.denoising import Denoised, Denoising
 from ditflow.settings import Settings
@@ -110,12 +112,12 @@ def random_network(
     device: torch.device = CPU,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """A transformer of the library, with the weights its layers start from, made in this precision."""
+    """A transformer with the weights its library's layers start from, in the precisions of a loaded one."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            return family_of(model).network("transformer")(**config)
+            return as_loaded(family_of(model).network("transformer")(**config))
     finally:
         torch.set_default_dtype(before)
 

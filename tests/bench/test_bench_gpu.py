@@ -98,12 +98,16 @@ def test_what_is_worth_most_comes_first(monkeypatch):
     order = list(gpu.measurements(Machine(SmokeMeter(), Deadline(1.0), CEILINGS)))
     measured = [row for row in order if isinstance(row, Variant)]
     assert order[0] == Variant("5b", 24) and set(measured[:6]) == set(steps.variants("5b", 24)[0])
-    assert order[6] == (*SIZES[:2], False) and order[7] == Variant("5b", 49)
+    wan = [Variant("wan-1.3b", 49, speed=speed) for speed in ("exact", "fast", "faster")]
+    assert order[6:10] == [(*SIZES[:2], False), *wan] and order[10] == Variant("5b", 49)
     wanted = {
-        each
-        for model in ("5b", "2b")
-        for frames in (24, 49)
-        for each in sum(steps.variants(model, frames), [])
+        *wan,
+        *(
+            each
+            for model in ("5b", "2b")
+            for frames in (24, 49)
+            for each in sum(steps.variants(model, frames), [])
+        ),
     }
     assert set(measured) == wanted and len(measured) == len(wanted)
     assert [row for row in order if row not in wanted] == [

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from stand_in_meters import SmokeMeter
+from tiny_wan_pipelines import write_wan
 
 from bench import harness, steps
 from bench.harness import Ceilings, Cost, Deadline, counter_of, energy_counter
@@ -14,6 +15,8 @@ from bench.steps import STEPS, Machine, Models, Variant, measure_steps
 from ditflow.errors import DitflowError
 from ditflow.models.cogvideox.transformer import CogVideoXTransformer
 from ditflow.models.compute import Int8Linear
+from ditflow.models.precision import stays_float32
+from ditflow.models.wan.transformer import WanTransformer
 from ditflow.planning.plan import PROMPT_ONLY
 from ditflow.settings import Settings
 
@@ -76,25 +79,55 @@ def test_steps_at_each_speed(small):
     assert Int8Linear not in kinds[0] and Int8Linear in kinds[1]
 
 
-def test_a_guided_step_is_all_its_updates_and_a_denoising(small, monkeypatch):
-    variant, models = small
-    made, counts, embed = [], {}, CogVideoXTransformer.embed
+@pytest.fixture
+def small_wan(tmp_path, monkeypatch):
+    """A variant of a tiny Wan model on the CPU, and its `Models`."""
+    from diffusers import WanTransformer3DModel
+
+    write_wan(folder := tmp_path / "wan")
+    monkeypatch.setattr(steps, "Settings", partial(Settings, size="48x32", guidance_blocks=[2]))
+    config = WanTransformer3DModel.load_config(folder / "transformer")
+    return Variant(str(folder), 9, kernels="chunked"), Models(SmokeMeter(), lambda model: config)
+
+
+def forwards_of_each(wanted, models, transformer, monkeypatch):
+    """The rows of every step, and how many forwards each step makes."""
+    made, counts, embed = [], [], transformer.embed
 
     def counted(self, inputs):
         made.append(inputs)
         return embed(self, inputs)
 
-    monkeypatch.setattr(CogVideoXTransformer, "embed", counted)
-
     class Counter(SmokeMeter):
         def cost(self, call):
             before = len(made)
             cost = super().cost(call)
-            counts[len(counts)] = len(made) - before
+            counts.append(len(made) - before)
             return cost
 
-    steps_of([variant, variant._replace(speed="faster")], models, meter=Counter())
-    assert list(counts.values()) == [1, 2, 1 + 5 + 2, 1, 2, 1, 1 + 1 + 2]
+    monkeypatch.setattr(transformer, "embed", counted)
+    return steps_of(wanted, models, meter=Counter()), counts
+
+
+def test_a_guided_step_is_all_its_updates_and_a_denoising(small, monkeypatch):
+    variant, models = small
+    wanted = [variant, variant._replace(speed="faster")]
+    _, counts = forwards_of_each(wanted, models, CogVideoXTransformer, monkeypatch)
+    assert counts == [1, 2, 1 + 5 + 2, 1, 2, 1, 1 + 1 + 2]
+
+
+def test_steps_of_wan_at_each_speed(small_wan, monkeypatch):
+    """Without injection, on weights in the precisions that they are loaded in."""
+    variant, models = small_wan
+    wanted = [variant._replace(speed=speed) for speed in ("exact", "fast", "faster")]
+    found, counts = forwards_of_each(wanted, models, WanTransformer, monkeypatch)
+    assert all(row.reason is None and row.planned_bytes > 0 for row in found)
+    assert [row.step for row in found] == [*EXACT, *STEPS, *STEPS]
+    assert counts == [1, 2, 10 + 2, 1, 2, 1, 10 + 2, 1, 2, 1, 1 + 2]
+    network = models.made[variant.model, "bf16"]
+    kinds = {name: parameter.dtype for name, parameter in network.named_parameters()}
+    assert {stays_float32(network, name) for name in kinds} == {True, False}
+    assert all((kinds[name] == torch.float32) == stays_float32(network, name) for name in kinds)
 
 
 def test_steps_that_cannot_be_measured_say_why(small, monkeypatch):
