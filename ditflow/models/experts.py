@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-NAMES = ("high", "low")  # what settings call the transformers of more and of less noise
+EXPERT_NAMES = ("high", "low")  # what settings call the transformers of more and of less noise
 
 
 class Expert(NamedTuple):
@@ -13,7 +13,7 @@ class Expert(NamedTuple):
 
     part: str  # its folder in a pipeline
     least: float  # the lowest timestep of its steps, as a share of the trained timesteps
-    name: str = ""  # one of NAMES, if there are several
+    name: str = ""  # one of EXPERT_NAMES, if there are several
 
 
 ONE = (Expert("transformer", 0.0),)
@@ -30,4 +30,4 @@ def expert_stops(experts: Sequence[Expert], timesteps: Sequence[float], trained:
 def split_expert(given: str) -> tuple[str, str]:
     """Split a setting such as `high=FILE` into the expert's name and FILE; without a name it is empty."""
     name, equals, rest = given.partition("=")
-    return (name, rest) if equals and name in NAMES else ("", given)
+    return (name, rest) if equals and name in EXPERT_NAMES else ("", given)

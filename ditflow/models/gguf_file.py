@@ -94,7 +94,7 @@ def _by_parameter(
     shapes = {name: tuple(tensor.shape) for name, tensor in transformer.named_parameters()}
     names = {name: name for name in shapes}
     others = {_called(name, other_name): name for name in shapes}
-    if tensors.keys() & (others.keys() - names.keys()):
+    if tensors.keys() & (others.keys() - names.keys()):  # names that only the other layout has
         names = others
     found = {names[name]: tensor for name, tensor in tensors.items() if name in names}
     readable = ("F32", "F16", *(kind.name for kind in SUPPORTED_GGUF_QUANT_TYPES))

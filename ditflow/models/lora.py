@@ -95,9 +95,9 @@ def changed_parts(path: Path, told: str, experts: Sequence[Expert]) -> dict[str,
     if len(experts) == 1:
         return {experts[0].part: None}
     parts = [expert.part for expert in experts]
-    said = {
-        next((part for part in parts if says(name, part)), None): name for name in lora_headers(path)
-    }  # with one of the tensors that say so
+    said = {}  # the parts that names say, or None, each with one of these names
+    for name in lora_headers(path):
+        said[next((part for part in parts if says(name, part)), None)] = name
     # the first transformer's name proves nothing: files for models with one transformer have it too
     tells = any(part in said for part in parts[1:])
     wanted = next((expert.part for expert in experts if expert.name == told), None)

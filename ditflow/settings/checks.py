@@ -70,7 +70,7 @@ def _check_experts(settings: Settings, experts: Sequence[Expert]) -> None:
         each = " ".join(f"--weights {expert.name}=FILE" for expert in experts)
         last = f"a GGUF file for each transformer, {each}" if several else "a GGUF file"
         raise SettingsError(
-            f"weights: {' '.join(settings.weights)} given; accepted: full, fp8, int8, nf4 or {last}"
+            f"weights: {' '.join(settings.weights) or 'none'} given; accepted: full, fp8, int8, nf4 or {last}"
         )
 
 

@@ -12,7 +12,7 @@ import yaml
 from ditflow.files import shipped
 from ditflow.limits import PROMPT_CHARACTERS, SIDE, SOURCE_FRAMES
 from ditflow.memory.presets import PRESETS
-from ditflow.models.experts import NAMES, split_expert
+from ditflow.models.experts import EXPERT_NAMES, split_expert
 from ditflow.models.families import family_of, models, published_settings
 from ditflow.settings.checks import check_family, check_together
 from ditflow.settings.speed import SPEEDS, speed_settings
@@ -269,7 +269,7 @@ class Settings:
     def weights_of(self, expert: int) -> str:
         """How the weights of an expert are stored: full, fp8, int8, nf4 or the path of a GGUF file."""
         named = dict(map(split_expert, self.weights))
-        return named.get("") or named[NAMES[expert]]
+        return named.get("") or named[EXPERT_NAMES[expert]]
 
     @property
     def weight_kinds(self) -> list[str]:

@@ -13,6 +13,7 @@ from wan_runs import stop_in_step
 from ditflow.models.experts import ONE, Expert, expert_stops
 from ditflow.models.wan.schedule import WanSchedule
 from ditflow.sampling.denoising import Denoising
+from ditflow.settings import Settings
 
 KIND = "wan-a14b"
 TWO = (Expert("transformer", 0.875), Expert("transformer_2", 0.0))
@@ -65,6 +66,11 @@ def test_each_expert_that_is_guided_reads_the_clip(transfer, monkeypatch):
     assert prepared == [0, 1]
     losses = json.loads((run / "run.json").read_text())["losses"]
     assert len(losses) == 6 and all(each[-1] < each[0] for each in losses)
+
+
+def test_a_folder_with_two_transformers_has_the_published_guidance_scales(wan_folders):
+    assert Settings(model=str(wan_folders(KIND))).guidance_scale == (4, 3)
+    assert len(Settings(model=str(wan_folders())).guidance_scale) == 1
 
 
 @pytest.mark.parametrize(

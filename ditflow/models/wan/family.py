@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ditflow.errors import DitflowError, SettingsError, shown
 from ditflow.files import shipped
-from ditflow.models.experts import NAMES, ONE, Expert
+from ditflow.models.experts import EXPERT_NAMES, ONE, Expert
 from ditflow.models.wan.config import SCHEMAS
 from ditflow.models.wan.frames import GROUP, latent_spans
 from ditflow.models.wan.names import original_name
@@ -59,7 +59,7 @@ class WanFamily:
     def experts(self) -> tuple[Expert, ...]:
         if self.boundary is None:
             return ONE
-        return tuple(map(Expert, TRANSFORMERS, (self.boundary, 0.0), NAMES))
+        return tuple(map(Expert, TRANSFORMERS, (self.boundary, 0.0), EXPERT_NAMES))
 
     @property
     def parts(self) -> tuple[str, ...]:
