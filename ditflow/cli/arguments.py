@@ -78,7 +78,7 @@ def read_options(options: argparse.Namespace) -> Settings:
     if not origin.is_file():
         raise SettingsError(f"--from {options.origin} is not a run folder: it has no settings.yaml")
     given.setdefault("output", "")
-    given.setdefault("reference_noise", "clean")  # how that run's embedding was optimised
+    given.setdefault("reference_noise", "clean")  # nothing is read of the clip to be matched
     embedding = inside(options.origin, "embedding.safetensors")
     return read_settings(origin, **given, saved_embedding=os.path.realpath(embedding))
 

@@ -25,8 +25,9 @@ def empty_folder(monkeypatch, tmp_path):
 
 def settings_with(name: str, value: object) -> list[str]:
     """A command that gives a setting this value and prints the resulting settings."""
-    # so that no block is both guided and injected
-    apart = ["--set", "injection=off" if name == "guidance_blocks" else "guidance=off"]
+    # so that no block is both guided and injected, and guidance is on where a value needs it
+    guided = name in ("guidance_blocks", "reference_noise")
+    apart = ["--set", "injection=off" if guided else "guidance=off"]
     if name == "gradients":
         apart += ["--set", "optimisation_steps=1000"]
     values = [str(value), *LISTS.get(name, [])]
@@ -92,8 +93,13 @@ WORDS = {  # a setting that is not a number: values that are accepted, and value
     "optimise": (("latent", "embedding"), CHOSEN),
     "rows": (("moving", "all"), CHOSEN),
     "reference": (("hard", "soft"), CHOSEN),
+    "reference_noise": (("clean", "step"), CHOSEN),
     "saved_embedding": PATH,
     "injection": YES_OR_NO,
+    "initial_latents": (
+        ("noise", "clip:1", "clip:0.6"),
+        ("", "clip", "clip:", "clip:0", "clip:2", "clip:-1", "clip:nan", "clip:1e-1", "0.6", CONTROL),
+    ),
     "dynamic_scale": YES_OR_NO,
     "scheduler": (("ddim", "dpm"), CHOSEN),
     "output": PATH,

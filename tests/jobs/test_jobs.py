@@ -183,14 +183,19 @@ def test_damaged_run_folders(settings, capsys):
 
 
 @pytest.mark.parametrize(
-    ("levels", "reason"), [(255, "the clip shows no motion"), (5, "the pictures use only 4 of 255 levels")]
+    ("levels", "reason", "noise"),
+    [
+        (255, "the clip shows no motion", "clean"),
+        (255, "the clip shows no motion", "step"),
+        (5, "the pictures use only 4 of 255 levels", "clean"),
+    ],
 )
-def test_still_clip(settings, tmp_path, caplog, levels, reason):
+def test_still_clip(settings, tmp_path, caplog, levels, reason, noise):
     path = tmp_path / "still"
     picture = np.random.default_rng(0).integers(0, levels, (32, 48, 3), dtype=np.uint8)
     video.write_clip(video.Clip(np.stack([picture] * 12), Fraction(8)), path)
     with caplog.at_level(logging.WARNING, "ditflow"):
-        run = transfer(replace(settings, video=str(path)))
+        run = transfer(replace(settings, video=str(path), reference_noise=noise))
     assert f"{reason}: there is nothing to transfer, so optimisation is skipped" in caplog.messages
     assert latents(run).isfinite().all()
     assert not any(map(any, json.loads((run.folder / "run.json").read_text())["losses"]))
