@@ -46,6 +46,7 @@ def rows(table):
         ("negative", "fast"),
         ("speeds", "faster"),
         ("guided-small", "no-op"),
+        ("wan", "loss=smm"),
         ("rates", "gradients=1"),
     ],
 )

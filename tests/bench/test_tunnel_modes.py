@@ -30,7 +30,7 @@ def settings():
         ),
         ("guidance_blocks=3,4,rows=all", {"guidance_blocks": (3, 4), "rows": "all"}),
         ("gradients=2", {"gradients": 2}),
-        ("gradients=1+weights=int8", {"gradients": 1, "weights": "int8"}),
+        ("gradients=1+weights=int8", {"gradients": 1, "weights": ("int8",)}),
         ("temperature=8+half-temperature", {"temperature": 4.0}),
         ("half-temperature", {"temperature": 8.0}),
     ],

@@ -49,7 +49,7 @@ def test_memory_of_a_published_model_is_what_is_planned():
     phases = Phases(settings)
     forward, reading, flows = peaks(phases, POLICIES[0], settings)
     assert forward < reading <= forward + flows
-    assert reading <= phases.denoise(prompt_only=True).peak_bytes + flows
+    assert reading <= phases.denoise(True).peak_bytes + flows
     kept = 30 * 2 * 8100 * 1920 * 2  # bytes: blocks, queries and keys, tokens, channels, fp16
     assert reading < 0.5 * kept and flows < 0.02 * kept
 

@@ -103,7 +103,8 @@ def test_cached_model_needs_no_network(no_network, small_folder, tmp_path):
 @pytest.mark.parametrize("model", ["no-such-model", "./absent", "/absent/folder", "a/b/c"])
 def test_unknown_model(model):
     with pytest.raises(
-        DitflowError, match="accepted: 2b, 5b, small, small-sincos, wan-.* .configs/models/., OWNER/NAME"
+        DitflowError,
+        match="accepted: 2b, 5b, small, small-sincos, small-wan, wan-.* .configs/models/., OWNER/NAME",
     ):
         find_folder(model)
 

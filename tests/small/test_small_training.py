@@ -1,5 +1,6 @@
 """Training of the small models: stages that continue after a stop, and their data."""
 
+import json
 import shutil
 from itertools import islice
 
@@ -249,7 +250,12 @@ def test_latents_of_an_earlier_autoencoder_are_refused(checkpoints, tmp_path):
 
 
 def test_the_shipped_models_can_be_trained_further(checkpoints, tmp_path, monkeypatch):
-    monkeypatch.setattr(shipped, "shipped_folder", lambda name: checkpoints / "models" / SMALL_MODELS[name])
+    wan = shipped.shipped_folder("small-wan")
+    folders = {name: checkpoints / "models" / style for name, style in SMALL_MODELS.items()}
+    monkeypatch.setattr(shipped, "shipped_folder", (folders | {"small-wan": wan}).get)
+    record = json.loads((wan.parent / shipped.RECORD).read_text())
+    made = json.loads((checkpoints / "models" / shipped.RECORD).read_text())
+    (checkpoints / "models" / shipped.RECORD).write_text(json.dumps(record | made))
     monkeypatch.setattr(torch, "compile", lambda network: network)
     shutil.copy(checkpoints / "sincos.safetensors", tmp_path)  # must stay untouched
     before = (tmp_path / "sincos.safetensors").read_bytes()
@@ -264,6 +270,7 @@ def test_the_shipped_models_can_be_trained_further(checkpoints, tmp_path, monkey
         assert all(torch.equal(ours[name], weights.half().float()) for name, weights in theirs.items())
         made = [progress_of(folder / f"{stage}.safetensors") for folder in (tmp_path, checkpoints)]
         assert made[0] == made[1]
+    assert progress_of(tmp_path / "wan.safetensors")["step"] == record["wan"]["step"]
     training = autoencoder.decoder_training(tmp_path, CPU)
     assert training.step == 5
     training.run(steps=6, minutes=LONG)
