@@ -59,14 +59,18 @@ def comparisons(size: Size, device: torch.device, backend: str) -> Iterator[tupl
         result = function(*tokens, grid, TEMPERATURE, **options)
         return [result, *torch.autograd.grad((result * flow).sum(), tokens)]
 
-    def loss(function, tokens, **options):
-        result = function(*tokens, flow.to(tokens[0].dtype), grid, TEMPERATURE, **options)
+    def loss(function, tokens, reference=flow, **options):
+        result = function(*tokens, reference.to(tokens[0].dtype), grid, TEMPERATURE, **options)
         return [result, *torch.autograd.grad(result, tokens)]
 
     tokens = query, key
     yield "flow", *_three(soft, motion_flow, tokens, backend)
     for rows in ("moving", "all"):
         yield f"loss, {rows} rows", *_three(partial(loss, rows=rows), motion_flow_loss, tokens, backend)
+    ragged = flow.clone()
+    ragged[:, :, ::5] = ragged[:, :, 1::5, 0] = torch.nan
+    given = partial(loss, reference=ragged, rows="given")
+    yield "loss, given rows", *_three(given, motion_flow_loss, tokens, backend)
     yield "flow in panels", *_three(partial(soft, workspace_bytes=1), motion_flow, tokens, backend)
     yield "loss in panels", *_three(partial(loss, workspace_bytes=1), motion_flow_loss, tokens, backend)
 

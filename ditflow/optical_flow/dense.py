@@ -34,11 +34,25 @@ def flows(
     columns: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # [rows * CELL, columns * CELL, 2] float32 each
     """The flow from each frame to the next, and from that one back."""
+    search = dis()
+    for before, after in pairwise(smoothed(frames, rows, columns)):
+        yield search.calc(before, after, None), search.calc(after, before, None)
+
+
+def dis() -> Any:
+    """OpenCV's DIS: `calc(before, after, start)` is the flow [height, width, 2] between two pictures."""
     cv2 = opencv()
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    smooth = (cv2.GaussianBlur(level, (0, 0), SMOOTHING) for level in contrasted(frames, rows, columns))
-    for before, after in pairwise(smooth):
-        yield dis.calc(before, after, None), dis.calc(after, before, None)
+    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+
+
+def smoothed(
+    frames: np.ndarray,  # [frames, height, width, 3] uint8
+    rows: int,
+    columns: int,
+) -> Iterator[np.ndarray]:  # [rows * CELL, columns * CELL] uint8
+    """The pictures of `contrasted` as DIS compares them."""
+    cv2 = opencv()
+    return (cv2.GaussianBlur(level, (0, 0), SMOOTHING) for level in contrasted(frames, rows, columns))
 
 
 def contrasted(

@@ -250,7 +250,7 @@ def test_ceilings_are_rates():
 def test_right_results_pass_and_wrong_ones_do_not():
     size = TINY._replace(name="tiny")
     one_frame = Size("one frame", (1, 3, 4), 2, 16, text=2)
-    assert check_all(torch.device("cpu"), "chunked", [size, one_frame, TINY_WAN]) == 3 * 3 * 10
+    assert check_all(torch.device("cpu"), "chunked", [size, one_frame, TINY_WAN]) == 3 * 3 * 11
     truth = torch.ones(3, dtype=torch.float64)
     compare("good", [truth.float()], [truth.float()], [truth], 1e-6)
     for wrong in (truth.float() + 1e-3, truth.float() * float("nan")):

@@ -82,6 +82,19 @@ def reference_flow(shape: Shape) -> Tensor:
     return flow.masked_fill(still[..., None], 0)
 
 
+def with_free_rows(reference: Tensor) -> Tensor:
+    """The reference with NaN in a third of its rows: in x, in y or in both."""
+    kind = torch.randint(9, reference.shape[:-1], generator=torch.Generator().manual_seed(2))
+    free = torch.stack([kind < 2, (kind == 1) | (kind == 2)], dim=-1)
+    return reference.masked_fill(free, torch.nan)
+
+
+def reference_for(rows: str, shape: Shape) -> Tensor:
+    """A reference for the kind of rows; those that are given are ragged."""
+    reference = reference_flow(shape)
+    return with_free_rows(reference) if rows == "given" else reference
+
+
 def assert_within_budget(actual, plain, exact, precision) -> None:
     """Assert finite tensors, errors at most twice plain PyTorch's plus an epsilon of the largest value."""
     for index, (ours, theirs, truth) in enumerate(zip(actual, plain, exact, strict=True)):

@@ -63,6 +63,20 @@ def reference_flow(shape: Shape, device: str = "cpu", seed: int = 1) -> Tensor:
     return flow.masked_fill(still[..., None], 0).to(device)
 
 
+def with_free_rows(reference: Tensor, seed: int = 2) -> Tensor:
+    """The reference with NaN in a third of its rows: in x, in y or in both."""
+    draw = torch.Generator().manual_seed(seed)
+    kind = torch.randint(9, reference.shape[:-1], generator=draw).to(reference.device)
+    free = torch.stack([kind < 2, (kind == 1) | (kind == 2)], dim=-1)
+    return reference.masked_fill(free, torch.nan)
+
+
+def reference_for(rows: str, shape: Shape, device: str = "cpu") -> Tensor:
+    """A reference for the kind of rows; those that are given are ragged."""
+    reference = reference_flow(shape, device)
+    return with_free_rows(reference) if rows == "given" else reference
+
+
 def assert_within_budget(
     actual: list[Tensor],
     plain: list[Tensor],

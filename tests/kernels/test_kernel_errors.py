@@ -48,7 +48,7 @@ REFUSED = {
     "float64": (lambda: flow(TOKENS.double(), TOKENS.double()), r"'chunked' does not take torch.float64"),
     "integers": (lambda: flow(TOKENS.int(), TOKENS.int(), backend="reference"), r"does not take torch.int32"),
     "reference": (lambda: loss(REFERENCE[:1]), r"reference \[1, 2, 6, 2\] must be \[2, 2, 6, 2\]"),
-    "rows": (lambda: loss(rows="some"), r"unknown rows 'some': use one of 'moving', 'all'"),
+    "rows": (lambda: loss(rows="some"), r"unknown rows 'some': use one of 'moving', 'given', 'all'"),
     "prepare_shapes": (lambda: prepare(key=BATCH[:, 1:]), r"query and key must share one shape"),
     "prepare_dtypes": (lambda: prepare(key=BATCH.half()), r"query and key must share one dtype"),
     "prepare_text": (lambda: prepare(text_length=-1), r"text_length -1"),

@@ -9,12 +9,24 @@ from kernel_cases import (
     Shape,
     assert_within_budget,
     reference_flow,
+    reference_for,
     video_tokens,
+    with_free_rows,
 )
 from torch.utils.flop_counter import FlopCounterMode
 
 from ditflow_kernels import motion_flow, motion_flow_loss
 from ditflow_kernels.motion_flow import chunked
+
+ROWS = pytest.mark.parametrize("rows", ["moving", "given", "all"])
+BACKENDS = pytest.mark.parametrize("backend", ["reference", "chunked"])
+GIVEN = {  # which rows are given, by their query frame, key frame and cell
+    "one_row": lambda query, key, cell: (query == 2) & (key == 0) & (cell == 31),
+    "a_query_frame": lambda query, key, cell: query == 1,
+    "a_key_frame": lambda query, key, cell: key == 1,
+    "some_cells": lambda query, key, cell: (cell % 9 < 4) | (query == key),
+    "every_row": lambda query, key, cell: cell >= 0,
+}
 
 
 def loss_and_gradients(function, query, key, reference, grid, temperature, **options):
@@ -36,11 +48,11 @@ def assert_loss_within_budget(shape, precision, rows, reference, temperature=2.0
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("rows", ["moving", "all"])
+@ROWS
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_shapes(shape, precision, rows, device):
-    assert_loss_within_budget(shape, precision, rows, reference_flow(shape, device), device=device)
+    assert_loss_within_budget(shape, precision, rows, reference_for(rows, shape, device), device=device)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
@@ -50,11 +62,12 @@ def test_temperatures(temperature, precision):
     assert_loss_within_budget(shape, precision, "moving", reference_flow(shape), temperature)
 
 
-@pytest.mark.parametrize("rows", ["moving", "all"])
+@ROWS
 @pytest.mark.parametrize("budget", [1, 300_000])
 def test_many_chunks(budget, rows):
     shape = SHAPES["odd_cells"]
-    assert_loss_within_budget(shape, torch.float32, rows, reference_flow(shape), workspace_bytes=budget)
+    reference = reference_for(rows, shape)
+    assert_loss_within_budget(shape, torch.float32, rows, reference, workspace_bytes=budget)
 
 
 def test_one_row_counts():
@@ -70,38 +83,94 @@ def test_one_row_counts():
     )  # a few float32 roundings
 
 
-@pytest.mark.parametrize("backend", ["reference", "chunked"])
-def test_no_row_counts(backend):
+@BACKENDS
+@pytest.mark.parametrize("rows, value", [("moving", 0.0), ("moving", torch.nan), ("given", torch.nan)])
+def test_no_row_counts(rows, value, backend):
     shape = SHAPES["odd_cells"]
     query, key = (tokens.float() for tokens in video_tokens(shape))
-    reference = torch.zeros_like(reference_flow(shape))
-    for tensor in loss_and_gradients(
-        motion_flow_loss, query, key, reference, shape.grid, 2.0, backend=backend
-    ):
+    arguments = torch.full_like(reference_flow(shape), value), shape.grid, 2.0
+    options = {"rows": rows, "backend": backend}
+    for tensor in loss_and_gradients(motion_flow_loss, query, key, *arguments, **options):
         assert torch.equal(tensor, torch.zeros_like(tensor))
+    assert motion_flow_loss(query, key, *arguments, **options) == 0
 
 
-@pytest.mark.parametrize("rows", ["moving", "all"])
+@BACKENDS
+def test_given_rows_are_those_without_nan(backend):
+    """The mean over them one by one; a row that is NaN in one component alone does not count."""
+    shape = Shape((2, 2, 3), 2, 16)
+    query, key = video_tokens(shape)
+    reference = torch.full((2, 2, 6, 2), torch.nan)
+    given = {(0, 1, 4): (1.0, -2.0), (1, 1, 0): (0.0, 0.0), (1, 0, 5): (0.5, 0.0)}
+    for row, displacement in given.items():
+        reference[row] = torch.tensor(displacement)
+    reference[0, 0, 2, 0] = reference[0, 1, 3, 1] = 1.0
+    flow = motion_flow(query, key, shape.grid, 2.0, backend="reference")
+    off = [flow[row] - torch.tensor(displacement) for row, displacement in given.items()]
+    loss = motion_flow_loss(
+        query.float(), key.float(), reference, shape.grid, 2.0, rows="given", backend=backend
+    )
+    torch.testing.assert_close(loss.double(), torch.stack(off).square().mean(), rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+def test_free_rows(given, precision):
+    shape = SHAPES["odd_cells"]
+    reference = reference_flow(shape)
+    axes = torch.meshgrid(*(torch.arange(size) for size in reference.shape[:3]), indexing="ij")
+    reference = reference.masked_fill(~given(*axes)[..., None], torch.nan)
+    for budget in (1, None):
+        assert_loss_within_budget(shape, precision, "given", reference, workspace_bytes=budget)
+
+
+def test_rows_that_are_free_do_not_move():
+    shape = SHAPES["odd_cells"]
+    reference = with_free_rows(reference_flow(shape))
+    assert_loss_within_budget(shape, torch.float32, "moving", reference)
+    query, key = (tokens.float() for tokens in video_tokens(shape))
+    known = reference.nan_to_num() * ~reference.isnan().any(dim=-1, keepdim=True)
+    arguments = query, key, known, shape.grid, 2.0
+    expected = motion_flow_loss(*arguments, rows="moving")
+    assert motion_flow_loss(query, key, reference, *arguments[3:], rows="moving") == expected
+
+
+@BACKENDS
+def test_every_row_counts_even_if_it_is_nan(backend):
+    shape = SHAPES["odd_cells"]
+    query, key = (tokens.float() for tokens in video_tokens(shape))
+    reference = with_free_rows(reference_flow(shape))
+    assert motion_flow_loss(query, key, reference, shape.grid, 2.0, rows="all", backend=backend).isnan()
+
+
+@ROWS
 def test_same_value_without_gradients(rows):
     shape = SHAPES["odd_cells"]
     query, key = (tokens.float() for tokens in video_tokens(shape))
-    arguments = reference_flow(shape), shape.grid, 2.0
+    arguments = reference_for(rows, shape), shape.grid, 2.0
     with_gradients, *_ = loss_and_gradients(motion_flow_loss, query, key, *arguments, rows=rows)
     with torch.no_grad():
         torch.testing.assert_close(motion_flow_loss(query, key, *arguments, rows=rows), with_gradients)
 
 
-@pytest.mark.parametrize(
-    "moving", [(), ((0, 1),), ((0, 1), (0, 2), (2, 0)), None], ids=["none", "1", "3", "all"]
-)
-def test_work_is_three_products_for_each_block_that_counts(moving):
-    """A block without a row that counts is skipped; None: every row counts."""
+@pytest.mark.parametrize("rows, uncounted", [("moving", 0.0), ("given", torch.nan)])
+@pytest.mark.parametrize("counted", [(), ((0, 1),), ((0, 1), (0, 2), (2, 0))], ids=len)
+def test_work_is_three_products_for_each_block_that_counts(counted, rows, uncounted):
+    """A block without a row that counts is skipped."""
     shape = Shape((3, 4, 5), 2, 16)
-    reference = torch.zeros_like(reference_flow(shape))
-    for block in moving or ():
+    reference = torch.full_like(reference_flow(shape), uncounted)
+    for block in counted:
         reference[block][7] = 1.0
+    assert_work(shape, reference, rows, len(counted))
+
+
+def test_work_is_three_products_for_each_block_if_every_row_counts():
+    shape = Shape((3, 4, 5), 2, 16)
+    assert_work(shape, torch.zeros_like(reference_flow(shape)), "all", 9)
+
+
+def assert_work(shape, reference, rows, blocks):
     query, key = (tokens.float() for tokens in video_tokens(shape))
-    rows, blocks = ("all", 9) if moving is None else ("moving", len(moving))
     with FlopCounterMode(display=False) as counter:
         chunked.loss_and_gradients(query, key, reference, shape.grid, 2.0, rows)
     assert counter.get_total_flops() == blocks * 3 * 2 * 20 * 20 * 32

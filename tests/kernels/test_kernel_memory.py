@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_cases import Shape, reference_flow, video_tokens
+from kernel_cases import Shape, reference_for, video_tokens
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -73,10 +73,10 @@ def test_flow_backward(precision):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
-@pytest.mark.parametrize("rows", ["moving", "all"])
+@pytest.mark.parametrize("rows", ["moving", "given", "all"])
 def test_loss_and_gradients(rows, precision):
     query, key = (tokens.to(precision) for tokens in video_tokens(SHAPE))
-    reference = reference_flow(SHAPE)
+    reference = reference_for(rows, SHAPE)
     peaks = []
     for budget in BUDGETS:
         with PeakBytes(query, key, reference) as counted:

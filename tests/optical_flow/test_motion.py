@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from moving_pictures import pan, texture, uniform, with_object
 
-from ditflow.optical_flow.camera import camera_motion
+from ditflow.optical_flow.camera import camera_motion, similarity
 from ditflow.optical_flow.motion import SPAN, Motion, measure_motion
 
 GRID = 12, 18
@@ -62,6 +62,16 @@ def test_zoom_and_rotation_are_the_cameras():
     trust[:, :, :10] = 0
     flow[:, :, :10] = 50  # unknown
     assert np.abs(camera_motion(flow, trust) - truth).max() < 0.05
+
+
+@pytest.mark.parametrize("factor", [1, 1.5, 0.6, np.exp(0.4j), 1.2 * np.exp(-0.3j)], ids=str)
+def test_a_similarity_is_that_of_most_points(factor):
+    y, x = np.mgrid[:20, :30]
+    places = (x - 14.5 + 1j * (y - 9.5)).ravel()
+    flow = places * factor + (3 - 2j) - places
+    flow[:180] = 5 - 4j  # an object over almost a third of the frame
+    found = similarity(places, flow)
+    assert np.abs(np.array(found) - (factor, 3 - 2j)).max() < 0.01
 
 
 @pytest.mark.parametrize("frames, steps", [(1, 0), (2, 1), (5, 1), (6, 2)])

@@ -16,6 +16,7 @@ ROOMS = (  # from the top
     "sampling",
     "run_folder",
     "guidance",
+    "motion",
     "settings",
     "memory",
     "models",

@@ -11,7 +11,7 @@ from ditflow_kernels.checks import check_matching
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROWS = ("moving", "all")
+ROWS = ("moving", "given", "all")
 
 
 def motion_flow(
@@ -62,8 +62,9 @@ def motion_flow_loss(
 ) -> Tensor:  # scalar
     """`mean((motion_flow - reference) ** 2)` over both components of the rows that count, in patches squared.
 
-    A row is one patch and one key frame. `rows="moving"` counts the rows with `|reference| > 0`, `"all"`
-    counts every row. If no row counts, the loss and its gradients are 0. float32 (float64 for float64 input).
+    A row is one patch and one key frame. `rows="given"` counts the rows whose reference is not NaN in either
+    component, `"moving"` those of them with `|reference| > 0`, and `"all"` every row, so that a NaN makes the
+    loss NaN. If no row counts, the loss and its gradients are 0. float32 (float64 for float64 input).
     `reference` gets no gradient. `workspace_bytes` bounds the temporary memory beyond the loss and its
     gradients; with less, the work is split into more, smaller parts. None uses the backend's default.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ditflow_kernels.motion_flow.chunks import Chunk, all_chunks, counted_chunks
 from ditflow_kernels.motion_flow.frame_operands import FrameOperands, product
+from ditflow_kernels.motion_flow.rows import counted_rows
 from ditflow_kernels.motion_flow.scaling import scale_into
 from ditflow_kernels.workspace import workspace_bytes
 
@@ -70,7 +71,7 @@ def loss_and_gradients(
     """
     operands = FrameOperands.of(query, key, grid, temperature)
     reference = reference.float()
-    counted = (reference != 0).any(dim=-1) if rows == "moving" else None
+    counted = counted_rows(reference, rows)
     budget = workspace or workspace_bytes(query.device.type)
     squares, grad_query, grad_key = _squares_and_gradients(
         operands, reference, counted if launch else None, budget

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ditflow_kernels.fakes import fake_of
+from ditflow_kernels.motion_flow.rows import counted_rows
 from ditflow_kernels.motion_flow.scaling import scale_into
 from ditflow_kernels.observed import operator
 
@@ -45,9 +46,9 @@ def motion_flow_loss(
         return loss_and_gradients(query, key, reference, grid, temperature, rows, backend, workspace_bytes)[0]
     flow = soft_flow(query, key, grid, temperature, backend, workspace_bytes)[0]
     squares = (flow - reference).square().sum(dim=-1)
-    if rows == "all":
+    counted = counted_rows(reference, rows)
+    if counted is None:
         return squares.mean() / 2
-    counted = (reference != 0).any(dim=-1)
     return squares.where(counted, 0).sum() / (2 * counted.sum().clamp(min=1))
 
 

@@ -41,7 +41,9 @@ def motion_flow_loss(
     """Mean squared difference from `reference` over both components of the rows that count."""
     flow = motion_flow(query, key, grid, temperature)
     if rows == "moving":
-        counted = reference.norm(dim=-1) > 0
+        counted = reference.norm(dim=-1) > 0  # not of NaN
+    elif rows == "given":
+        counted = ~reference.norm(dim=-1).isnan()
     else:
         counted = torch.ones_like(reference[..., 0], dtype=torch.bool)
     if not counted.any():

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ditflow_kernels.motion_flow.triton.tiled_operands import Panel, TiledOperands
-from ditflow_kernels.motion_flow.triton.tiles import SIZES
+from ditflow_kernels.motion_flow.triton.tiles import SIZES, is_given
 from ditflow_kernels.tuning import COMPILER_OPTIONS
 
 
@@ -15,7 +15,7 @@ class LossTensors(NamedTuple):
     """What the combine pass reads and writes for a loss."""
 
     active: Tensor | None  # [query tiles, frames] int32; None: every row counts
-    reference: Tensor | None  # [frames, frames, cells, 2] float32, contiguous
+    reference: Tensor | None  # [frames, frames, cells, 2] float32, contiguous; NaN: the row does not count
     grad_flow: Tensor | None  # as reference: flow - reference, zero in rows that do not count
     sums: Tensor | None  # [2 (squares, rows that count), query tiles, frames] float32
     grad_scale: Tensor | None  # [] float32, multiplies grad_flow; None: 1
@@ -90,7 +90,7 @@ def motion_flow_combine_kernel(
         reference_y = tl.load(reference_ptr + 2 * index + 1, mask=in_panel, other=0.0)
         counted = in_panel
         if active_ptr is not None:
-            counted = in_panel & ((reference_x != 0) | (reference_y != 0))
+            counted = in_panel & is_given(reference_x, reference_y)
         grad_x = tl.where(counted, flow_x - reference_x, 0.0)
         grad_y = tl.where(counted, flow_y - reference_y, 0.0)
         sums = sums_ptr + query_tile * frames + key_frame

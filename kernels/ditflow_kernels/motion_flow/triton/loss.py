@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ditflow_kernels.motion_flow.rows import counted_rows
 from ditflow_kernels.motion_flow.triton.activity import activity
 from ditflow_kernels.motion_flow.triton.combine import LossTensors, combine
 from ditflow_kernels.motion_flow.triton.forward import forward
@@ -28,17 +29,20 @@ def loss_and_gradients(
     with torch.cuda.device_of(query):
         operands = TiledOperands.of(query, key, grid, temperature, launch)
         reference = reference.float().contiguous()
+        counted = counted_rows(reference, rows)
+        if counted is not None:
+            reference = reference.where(counted[..., None], torch.nan)
         flow, grad_flow = torch.empty_like(reference), torch.empty_like(reference)
         log2sumexp = operands.empty(operands.frames, operands.frames, operands.cells)
         sums = operands.empty(2, operands.query_tiles(operands.tokens), operands.frames)
         active = None
-        if rows == "moving":
+        if counted is not None:
             active = torch.empty_like(sums[0], dtype=torch.int32)
             activity(operands, reference, active)
         loss = LossTensors(active, reference, grad_flow, sums, _grad_scale(operands, reference))
 
         budget = GRADIENT_WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes
-        budget -= 3 * operands.flow_bytes  # flow, grad_flow, log2sumexp, sums
+        budget -= 4 * operands.flow_bytes  # reference, flow, grad_flow, log2sumexp, sums
         bytes_per_query = operands.logits_bytes_per_query + operands.statistics_bytes_per_query
         panel_size = operands.gradient_panel_size(bytes_per_query, budget)
         gradients = Gradients(operands, panel_size)
@@ -51,17 +55,19 @@ def loss_and_gradients(
             gradients.add(panel, weights)
         del statistics, weights
 
-        squares, counted = sums.sum(dim=(1, 2)).unbind()
-        counted = counted.clamp(min=1)
-        factor = operands.scale / counted
+        squares, count = sums.sum(dim=(1, 2)).unbind()
+        count = count.clamp(min=1)
+        factor = operands.scale / count
         if loss.grad_scale is not None:
             factor = factor / loss.grad_scale
-        return squares / (2 * counted), *gradients.unscaled(), factor
+        return squares / (2 * count), *gradients.unscaled(), factor
 
 
 def _grad_scale(operands: TiledOperands, reference: Tensor) -> Tensor | None:
     """For float16: a factor that keeps the logits' gradient in range; 1 unless the reference is far off."""
     if operands.query.dtype != torch.float16:
         return None
-    farthest = torch.linalg.vector_norm(reference, torch.inf) + max(operands.height, operands.width)
+    farthest = torch.linalg.vector_norm(reference.nan_to_num(), torch.inf) + max(
+        operands.height, operands.width
+    )
     return FLOAT16_LIMIT / (farthest * (operands.height + operands.width)).clamp(min=FLOAT16_LIMIT)

@@ -77,6 +77,12 @@ def any_active(active_ptr, query_tile, first_frame, last_frame, frames):
 
 
 @triton.jit
+def is_given(x, y):
+    """Whether a reference (x, y) is not NaN, so that its row counts."""
+    return (x == x) & (y == y)
+
+
+@triton.jit
 def flow_index(query, key_frame, frames, cells):
     """Where the rows of these queries are in [frames (query), frames (key), cells]."""
     query_frame = query // cells
