@@ -25,6 +25,7 @@ from ditflow.jobs.checks import (
     with_absolute_paths,
 )
 from ditflow.jobs.device import choose_device, computing
+from ditflow.jobs.kept import checkpoint_of, chosen_of, shapes_of
 from ditflow.jobs.prompt_cache import encode_texts
 from ditflow.memory.meter import Meter
 from ditflow.memory.placement import arrange, place
@@ -39,10 +40,8 @@ from ditflow.motion.motion_file import read_drawing
 from ditflow.motion.source import source_clip
 from ditflow.planning.fallback import MemoryFallback, reading_only
 from ditflow.progress import Progress
-from ditflow.run_folder.checkpoint import StateFolder, checksum, load_clip, save_clip
-from ditflow.run_folder.chosen import load_chosen, save_chosen
-from ditflow.run_folder.digests import clip_digest
-from ditflow.run_folder.fingerprint import fingerprint
+from ditflow.run_folder.checkpoint import StateFolder, load_clip, save_clip
+from ditflow.run_folder.chosen import save_chosen
 from ditflow.run_folder.lock import locked
 from ditflow.run_folder.run import (
     RECORD,
@@ -55,7 +54,6 @@ from ditflow.run_folder.run import (
     versions,
     video_name,
 )
-from ditflow.run_folder.schema import Shapes
 from ditflow.sampling.finite import check_finite
 from ditflow.settings import Settings
 
@@ -116,7 +114,7 @@ class Job:
         memory = _plan_memory(settings, folder, reads_only=kind == "flow")
         run = create_run(settings, kind)
         with locked(run.folder):
-            checkpoint = None if kind else _checkpoint(run, memory.resolved, folder, clip, chosen)
+            checkpoint = None if kind else checkpoint_of(run, memory.resolved, folder, clip, chosen)
             if checkpoint:
                 save_clip(checkpoint, clip, torch.get_num_threads())
                 if chosen:
@@ -145,13 +143,13 @@ class Job:
                 device = choose_device(settings)
                 settings, folder, saved = check_run(settings, device, settings.needs_gradient)
                 checkpoint = threads = None
-                chosen = _load_chosen(run, settings, folder)
+                chosen = chosen_of(run, settings, folder)
                 if finished:
                     clip = run.clip("reference", settings)
                 else:
                     clip, threads = load_clip(run)
-                    checkpoint = _checkpoint(run, settings, folder, clip, chosen)
-                    shapes = _shapes(settings, folder)
+                    checkpoint = checkpoint_of(run, settings, folder, clip, chosen)
+                    shapes = shapes_of(settings, folder)
                     if state := checkpoint.check(shapes):  # every file, before any work
                         schedule = make_schedule(settings, folder, torch.Generator())
                         shapes.check_state(checkpoint.path("step"), state.index, state.schedule, schedule)
@@ -179,7 +177,7 @@ class Job:
             check_latents_shape(run.folder, latents, shape)  # before planning for wrong settings
             memory = _plan_memory(settings, folder, reads_only=True)
             clip, meter = run.clip("reference", settings), Meter(device, Progress())
-            job = cls(memory, folder, clip, run, meter, chosen=_load_chosen(run, settings, folder))
+            job = cls(memory, folder, clip, run, meter, chosen=chosen_of(run, settings, folder))
             with memory:
                 yield job
 
@@ -295,29 +293,6 @@ class Job:
         self.run.write_json(RECORD, record | {"resumed": self.resumed} | results)
         if self.checkpoint:
             self.checkpoint.remove()
-
-
-def _checkpoint(
-    run: Run, settings: Settings, folder: ModelFolder, clip: video.Clip, chosen: ChosenMotion | None
-) -> StateFolder:
-    motion = checksum(chosen.tensors, {}) if chosen else ""
-    return StateFolder(run, fingerprint(settings, folder, clip_digest(clip), motion))
-
-
-def _load_chosen(run: Run, settings: Settings, folder: ModelFolder) -> ChosenMotion | None:
-    """The chosen motion of a run that is guided by one."""
-    if not settings.chooses_motion or not settings.optimises:
-        return None
-    return load_chosen(run, settings, folder.grid(settings.frames, settings.size))
-
-
-def _shapes(settings: Settings, folder: ModelFolder) -> Shapes:
-    size = settings.size
-    return Shapes(
-        (settings.frames, size.height, size.width, 3),
-        (1, *folder.family.prompt_shape(folder.config("transformer"))),
-        folder.latent_shape(settings.frames, size),
-    )
 
 
 def _plan_memory(settings: Settings, folder: ModelFolder, reads_only: bool = False) -> MemoryFallback:

@@ -14,7 +14,7 @@ from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
 from ditflow.models.attention import KERNELS, Kernel, check_attention, fastest_forward, load_attention
 from ditflow.models.protocols import Capture
-from ditflow.settings.settings import ATTENTION
+from ditflow.settings.options import ATTENTION
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PACKAGES = ("flash", "xformers", "sage")
