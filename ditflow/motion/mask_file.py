@@ -39,10 +39,11 @@ def read_mask(
 
     A video or a folder has a mask for each frame of the source clip, and is read as the clip is. If it is
     shorter, its last frame is repeated. One image is the mask of the clip's first frame, and what is white in
-    it is followed through the clip.
+    it is followed through the clip; inverted, all else counts in each frame. Another length or size than the
+    source clip's, a part that is lost and a mask that covers everything are said in the log.
 
-    Raises SettingsError if the file cannot be read or nothing counts, DitflowError if one image is given and
-    OpenCV is not installed.
+    Raises SettingsError if the file cannot be read or nothing counts, DitflowError if the settings' video
+    cannot be read, or if one image is given and OpenCV is not installed.
     """
     source, clip_shape = Path(path), source_shape(Path(settings.video), settings.clip_rate)
     is_image = source.suffix.lower() in SUFFIXES and not source.is_dir()

@@ -146,6 +146,10 @@ def test_padding_does_not_count(read, source, tmp_path, invert):
     mask, said = read(whole, invert=invert, fit="pad", size="96x96")
     assert mask[:, 16:80].all() and mask.sum() == FRAMES * HEIGHT * WIDTH
     assert said[-1] == f"mask {whole} covers everything, so it changes nothing: leave out --mask"
+    plain = saved(tmp_path / "plain.png", np.full((HEIGHT, WIDTH), not invert))
+    mask, said = read(plain, invert=invert, fit="pad", size="96x96")
+    assert mask[:, 16:80].all() and mask.sum() == FRAMES * HEIGHT * WIDTH
+    assert said == [f"mask {plain} covers everything, so it changes nothing: leave out --mask"]
 
 
 def test_white_is_above_half_in_grey(read, tmp_path):
@@ -210,10 +214,11 @@ def test_says_from_which_frame_the_white_part_is_lost(read, source, tmp_path):
 
 
 def test_a_part_that_flow_cannot_see_counts_in_the_first_frame(read, tmp_path):
-    dot = np.zeros((HEIGHT, WIDTH), bool)
-    dot[0, 0] = True
-    mask, _ = read(saved(tmp_path / "mask.png", dot))
-    assert np.array_equal(mask[0], dot)
+    dot = np.zeros((4 * HEIGHT, 4 * WIDTH), bool)  # flow is computed at 360 x 240
+    dot[100, 100] = True
+    mask, said = read(saved(tmp_path / "mask.png", dot), size="384x256")
+    assert np.array_equal(mask[0], dot) and not mask[1:].any()
+    assert any("not found from frame 1 of 20 on" in line for line in said)
 
 
 NOTHING = np.zeros((FRAMES, HEIGHT, WIDTH), bool)
