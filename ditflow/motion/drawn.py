@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ditflow.models.protocols import Grid
-from ditflow.motion.drawing import Camera, Drawing, Figure
+from ditflow.motion.drawing import Drawing
 from ditflow.motion.edits import inside
+from ditflow.motion.layers import layers_of
 
 
 def latent_times(frames: int, spans: Sequence[range]) -> np.ndarray:
@@ -33,8 +34,7 @@ def drawn_target(
     it is free. It is also free towards a frame in which its content is outside, or hidden by an object. An
     object that covers no cell's middle is shown by the cell around its centre.
     """
-    layers = [_Ground(drawing.camera, grid, times)] if drawing.camera else []
-    layers += [_Object(figure, grid, times) for figure in drawing.figures]
+    layers = layers_of(drawing, (grid.width, grid.height), times)
     places = _cell_places(grid)
     target = np.full((grid.frames, grid.frames, len(places), 2), np.nan)
     for query in range(grid.frames):
@@ -82,51 +82,3 @@ def _cell_places(grid: Grid) -> np.ndarray:
     """The middle of each cell, [height * width, 2], in patches from the frame's top left corner."""
     y, x = np.mgrid[: grid.height, : grid.width]
     return np.stack([x.ravel(), y.ravel()], axis=-1) + 0.5
-
-
-class _Ground:
-    """What the camera shows: a plane that it looks at. Places are complex, x + iy."""
-
-    def __init__(self, camera: Camera, grid: Grid, times: np.ndarray):
-        pan, zoom, rotation = camera.at(times)
-        self.middle = complex(grid.width, grid.height) / 2
-        self.pan = pan[:, 0] * grid.width + 1j * pan[:, 1] * grid.height
-        self.turn = zoom * np.exp(-1j * rotation)
-
-    def cells(self, frame: int, places: np.ndarray) -> np.ndarray:
-        return np.ones(len(places), bool)
-
-    def moved(self, query: int, key: int, places: np.ndarray) -> np.ndarray:
-        """Where the content at these places [n, 2] of the query frame is in the key frame."""
-        plane = (places @ (1, 1j) - self.middle) / self.turn[query] + self.pan[query]
-        found = (plane - self.pan[key]) * self.turn[key] + self.middle
-        return np.stack([found.real, found.imag], axis=-1)
-
-
-class _Object:
-    """A figure in every latent frame, in patches."""
-
-    def __init__(self, figure: Figure, grid: Grid, times: np.ndarray):
-        center, size = figure.at(times)
-        self.center = center * (grid.width, grid.height)
-        self.half = size * (grid.width, grid.height) / 2
-        self.shape = figure.shape
-
-    def covers(self, frame: int, places: np.ndarray) -> np.ndarray:
-        """Whether the figure covers these places [n, 2]."""
-        offsets = np.abs(places - self.center[frame]) / self.half[frame]
-        return (offsets.max(axis=-1) if self.shape == "box" else np.hypot(*offsets.T)) <= 1
-
-    def cells(self, frame: int, places: np.ndarray) -> np.ndarray:
-        """The cells whose middle is covered; if there is none, the one around the centre."""
-        covered = self.covers(frame, places)
-        return covered if covered.any() else (np.abs(places - self.center[frame]) <= 0.5).all(axis=-1)
-
-    def moved(self, query: int, key: int, places: np.ndarray) -> np.ndarray:
-        """Where the content at these places [n, 2] of the query frame is in the key frame.
-
-        Places outside the figure move as its nearest point.
-        """
-        offsets = np.clip(places - self.center[query], -self.half[query], self.half[query])
-        growth = self.half[key] / self.half[query]
-        return places + self.center[key] - self.center[query] + (growth - 1) * offsets

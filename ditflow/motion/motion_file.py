@@ -52,10 +52,7 @@ PATH = {"time": TIME, "center": Numbers(2, -100, 100), "size": Numbers(2, 0.001,
 
 def read_drawing(path: Path) -> Drawing:
     """The drawn motion in a file. Raises SettingsError, in one line, for anything that is not as above."""
-    try:
-        values = read_mapping(path)
-    except SettingsError as error:
-        raise SettingsError(str(error).replace("settings file", "motion file", 1)) from None
+    values = read_mapping(path, "motion file")
     try:
         return _drawing(values)
     except SettingsError as error:

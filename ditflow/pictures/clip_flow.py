@@ -15,7 +15,7 @@ SMALLEST_FRAME = 256  # pixels of height; smaller frames are enlarged, so that a
 
 def draw_flow(
     clip: Clip,
-    flow: np.ndarray,  # [frames (query), frames (key), height, width, 2] in latent patches
+    flow: np.ndarray,  # [frames (query), frames (key), height, width, 2] in latent patches; NaN where free
     spans: Sequence[range],  # of `ModelFamily.latent_spans`
 ) -> tuple[np.ndarray, Clip]:
     """The sheet, and a clip of the latent frames, each with arrows to the next one."""

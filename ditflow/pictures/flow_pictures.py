@@ -1,4 +1,7 @@
-"""Draw motion flow: colours, sheets and arrows. Flow is (x, y) in latent patches, x to the right, y down."""
+"""Draw motion flow: colours, sheets and arrows. Flow is (x, y) in latent patches, x to the right, y down.
+
+Flow that is NaN is free: nothing is asked of the motion there, or nothing is known of it.
+"""
 
 from math import ceil, hypot
 
@@ -11,7 +14,8 @@ HUES = np.array([(1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1
 HUE_TURNS = np.cumsum([0, 15, 6, 4, 11, 13, 6]) / 55
 BEYOND = 0.75  # brightness of vectors longer than the scale
 
-HOT, UNKNOWN = (190, 20, 20), 150  # full colour of a heat map; grey
+HOT, UNKNOWN = (190, 20, 20), 150  # full colour of a heat map; grey, also of free flow
+STRIPE, STRIPE_WIDTH, STRIPE_STEP = 175, 2, 8  # lighter grey, on free flow in a sheet; pixels
 RIM = 64  # pixels: radius of a colour wheel
 
 INK, PAPER = (20, 20, 20), (225, 225, 225)  # grey paper, as white means still
@@ -28,14 +32,17 @@ def colour_wheel(
     flow: np.ndarray,  # [h, w, 2]
     largest: float,  # the length shown in full colour
 ) -> np.ndarray:  # [h, w, 3] uint8
-    """Colours: hue = direction, saturation = length / largest, white = still; longer vectors are darker."""
+    """Colours: hue = direction, saturation = length / largest, white = still; longer vectors are darker.
+
+    Free flow is grey.
+    """
     x, y = flow[..., 0].astype(np.float64), flow[..., 1].astype(np.float64)
     turn = np.arctan2(y, x) / (2 * np.pi) % 1
     hue = np.stack([np.interp(turn, HUE_TURNS, HUES[:, channel]) for channel in range(3)], axis=-1)
     length = np.hypot(x, y)[..., None]
     share = np.where(length > 0, length / max(largest, np.finfo(np.float64).tiny), 0)
     colour = np.where(share <= 1, 1 - np.minimum(share, 1) * (1 - hue), BEYOND * hue)
-    return np.rint(colour * 255).astype(np.uint8)
+    return np.rint(np.where(np.isnan(length), UNKNOWN, colour * 255)).astype(np.uint8)
 
 
 def wheel() -> np.ndarray:  # [2 * RIM, 2 * RIM, 4] uint8
@@ -62,7 +69,10 @@ def flow_sheet(
     flow: np.ndarray,  # [frames (query), frames (key), h, w, 2]
     scale: int,  # pixels per patch
 ) -> np.ndarray:  # [height, width, 3] uint8
-    """A matrix of pictures on one scale: a row for each query frame, a column for each key frame."""
+    """A matrix of pictures on one scale: a row for each query frame, a column for each key frame.
+
+    Free flow is grey with stripes.
+    """
     frames, _, height, width, _ = flow.shape
     font = ImageFont.load_default(LETTER)
     largest = scale_of(flow)
@@ -70,7 +80,7 @@ def flow_sheet(
     column = max(width * scale, ceil(font.getlength(f"key {frames - 1}"))) + GAP
     row = max(height * scale, LETTER) + GAP
     top = LETTER + 2 * GAP
-    legend = _legend(largest, font)
+    legend = _legend(largest, font, free=bool(np.isnan(flow).any()))
     size = (max(margin + frames * column, legend.width), top + frames * row + legend.height)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -82,10 +92,22 @@ def flow_sheet(
         y = top + query * row
         draw.text((margin - GAP, y + height * scale / 2), f"query {query}", INK, font, anchor="rm")
         for key in range(frames):
-            picture = colour_wheel(flow[query, key], largest).repeat(scale, axis=0).repeat(scale, axis=1)
+            picture = _sheet_picture(flow[query, key], largest, scale)
             sheet.paste(Image.fromarray(picture), (margin + key * column, y))
     sheet.paste(legend, (0, top + frames * row))
     return np.asarray(sheet)
+
+
+def _sheet_picture(
+    flow: np.ndarray,  # [h, w, 2]
+    largest: float,
+    scale: int,
+) -> np.ndarray:  # [h * scale, w * scale, 3] uint8
+    picture = colour_wheel(flow, largest).repeat(scale, axis=0).repeat(scale, axis=1)
+    free = np.isnan(flow).any(axis=-1).repeat(scale, axis=0).repeat(scale, axis=1)
+    y, x = np.indices(free.shape)
+    picture[free & ((x + y) % STRIPE_STEP < STRIPE_WIDTH)] = STRIPE
+    return picture
 
 
 def arrows(
@@ -94,7 +116,7 @@ def arrows(
 ) -> np.ndarray:  # [H, W, 3] uint8
     """Draw arrows to scale on a frame, from the middle of each patch to where the flow takes it.
 
-    If patches are small, only every second, third, ... has an arrow. Still patches have none.
+    If patches are small, only every second, third, ... has an arrow. Still and free patches have none.
     """
     (frame_height, frame_width), (height, width) = frame.shape[:2], flow.shape[:2]
     patch_x, patch_y = frame_width / width, frame_height / height
@@ -112,7 +134,7 @@ def arrows(
 def _arrow(draw: ImageDraw.ImageDraw, start: tuple[float, float], reach: tuple[float, float]) -> None:
     """Draw a white arrow with a dark edge, visible on any picture; `start` and `reach` in frame pixels."""
     length = hypot(*reach)
-    if length == 0:
+    if not length > 0:  # 0: still, NaN: free
         return
     along = np.array(reach) / length
     across = np.array((-along[1], along[0]))
@@ -129,7 +151,7 @@ def _arrow(draw: ImageDraw.ImageDraw, start: tuple[float, float], reach: tuple[f
 
 
 def scale_of(flow: np.ndarray) -> float:
-    """The length to show in full colour.
+    """The length to show in full colour; 0 if nothing moves. Free flow does not count.
 
     A percentile, because attention flow often has a few wild vectors, which would make all others look still.
     """
@@ -138,11 +160,12 @@ def scale_of(flow: np.ndarray) -> float:
     return float(np.percentile(moving, SCALE_SHARE)) if moving.size else 0.0
 
 
-def _legend(largest: float, font: ImageFont.FreeTypeFont) -> Image.Image:
+def _legend(largest: float, font: ImageFont.FreeTypeFont, free: bool) -> Image.Image:
     lines = [
         "colour: direction from the query frame to the key frame",
         f"full colour at the rim: {largest:.3g} latent patches",
         "white: still; darker: longer",
+        *(["grey with stripes: free, no motion is given"] if free else []),
     ]
     width = WHEEL + 3 * GAP + ceil(max(font.getlength(line) for line in lines))
     legend = Image.new("RGB", (width + GAP, WHEEL + 2 * GAP), PAPER)
@@ -152,7 +175,6 @@ def _legend(largest: float, font: ImageFont.FreeTypeFont) -> Image.Image:
     legend.paste(Image.fromarray(colour_wheel(wheel, 1.0)), (GAP, GAP), inside)
     draw = ImageDraw.Draw(legend)
     for index, line in enumerate(lines):
-        draw.text(
-            (WHEEL + 3 * GAP, GAP + WHEEL / 2 + (index - 1) * 1.6 * LETTER), line, INK, font, anchor="lm"
-        )
+        middle = GAP + WHEEL / 2 + (index - (len(lines) - 1) / 2) * 1.6 * LETTER
+        draw.text((WHEEL + 3 * GAP, middle), line, INK, font, anchor="lm")
     return legend

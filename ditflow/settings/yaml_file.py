@@ -38,30 +38,31 @@ def read_settings(path: Path | None = None, **given: Any) -> Settings:
     return Settings(**values)
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The values of a YAML file by name. Raises SettingsError if it is not a mapping from names to values."""
+def read_mapping(path: Path, what: str = "settings file") -> dict[str, Any]:
+    """The values of a YAML file by name; `what` it is, for messages.
+
+    Raises SettingsError if it is not a mapping from names to values.
+    """
     try:
         with regular_file(path).open("rb") as file:
             content = file.read(SETTINGS_BYTES + 1)
     except DitflowError as error:
-        raise SettingsError(f"settings file {error}") from None
+        raise SettingsError(f"{what} {error}") from None
     except OSError as error:
-        raise SettingsError(f"settings file {path}: {error.strerror}; give a YAML file") from None
+        raise SettingsError(f"{what} {path}: {error.strerror}; give a YAML file") from None
     if len(content) > SETTINGS_BYTES:
-        raise SettingsError(
-            f"settings file {path} is larger than {SETTINGS_BYTES} bytes: give one that holds only settings"
-        )
+        raise SettingsError(f"{what} {path} is larger than {SETTINGS_BYTES} bytes: give a smaller one")
     try:
         values = yaml.load(content.decode("utf-8"), _PlainLoader)
     except SettingsError as error:
-        raise SettingsError(f"settings file {path}, {error}") from None
+        raise SettingsError(f"{what} {path}, {error}") from None
     except RecursionError:
-        raise SettingsError(f"settings file {path} is nested too deeply: settings are not nested") from None
+        raise SettingsError(f"{what} {path} is nested too deeply: give flatter YAML") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
-        raise SettingsError(f"settings file {path} is not YAML: {reason}") from None
+        raise SettingsError(f"{what} {path} is not YAML: {reason}") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise SettingsError(f"settings file {path}: expected lines of `setting: value`")
+        raise SettingsError(f"{what} {path}: expected lines of `name: value`")
     return values
 
 

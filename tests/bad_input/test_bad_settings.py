@@ -231,7 +231,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
             ["steps: {'a': 1} given, a whole number"],
         ),
         case("YAML with an impossible date", "prompt: 2026-13-45\n", ["is not YAML: month must be in 1..12"]),
-        case("YAML that is a list", "- a\n- b\n", ["expected lines of `setting: value`"]),
+        case("YAML that is a list", "- a\n- b\n", ["expected lines of `name: value`"]),
         case("an empty settings file", "", ["bad.yaml is empty: give a regular file"]),
         case("YAML nested five thousand times", "lora: " + "[" * 5_000, ["nested too deeply"]),
         case("a settings file of megabytes", "# long\n" * 500_000, [f"larger than {SETTINGS_BYTES} bytes"]),

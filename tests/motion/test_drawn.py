@@ -5,29 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from drawings import STILL, camera, figure
 
 from ditflow.models.families import family_of
 from ditflow.models.protocols import Grid
-from ditflow.motion.drawing import Camera, Drawing, Figure
+from ditflow.motion.drawing import Drawing
 from ditflow.motion.drawn import drawn_target, latent_times, remarks
 
 GRID = Grid(4, 6, 10)
 TIMES = np.array([0, 0.3, 0.5, 1])
 
-
-def camera(*points):
-    """From points (time, pan x, pan y, zoom, degrees)."""
-    time, x, y, zoom, rotate = np.array(points, float).T
-    return Camera(time, np.stack([x, y], axis=-1), zoom[:, None], rotate[:, None])
-
-
-def figure(shape, *points):
-    """From points (time, centre x, y, width, height)."""
-    time, x, y, width, height = np.array(points, float).T
-    return Figure(shape, time, np.stack([x, y], axis=-1), np.stack([width, height], axis=-1))
-
-
-STILL = camera((0, 0, 0, 1, 0))
 MOVING = camera((0, 0, 0, 1, 0), (0.5, 0.2, -0.1, 1.5, 20), (1, 0.1, 0.3, 0.8, -40))
 BOX = figure("box", (0, 0.2, 0.3, 0.3, 0.4), (1, 0.8, 0.6, 0.6, 0.3))
 ELLIPSE = figure("ellipse", (0.2, 0.7, 0.4, 0.5, 0.6), (0.6, 0.3, 0.5, 0.3, 0.4))
@@ -88,10 +75,10 @@ def over(figure, x, y, time):
 def shown(drawing, x, y, time):
     """The number of the object at a cell's middle, -1 for the camera's ground."""
     found = -1
-    for number, figure in enumerate(drawing.figures):
-        empty = not any(over(figure, c + 0.5, r + 0.5, time) for r in range(6) for c in range(10))
-        center = extent(figure, time)[0]
-        if over(figure, x, y, time) or (empty and max(abs(x - center[0]), abs(y - center[1])) <= 0.5):
+    for number, each in enumerate(drawing.figures):
+        empty = not any(over(each, c + 0.5, r + 0.5, time) for r in range(6) for c in range(10))
+        center = extent(each, time)[0]
+        if over(each, x, y, time) or (empty and max(abs(x - center[0]), abs(y - center[1])) <= 0.5):
             found = number
     return found
 

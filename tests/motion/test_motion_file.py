@@ -113,7 +113,7 @@ REFUSED = {
         path_of("{time: 0, center: [0, 0], size: [0.2, -0.2]}"),
         "size: [0.2, -0.2] given, two numbers, [x, y], from 0.001 to 100 accepted",
     ),
-    "list": ("[1, 2]", "expected lines"),
+    "list": ("[1, 2]", "expected lines of `name: value`"),
     "alias": ("camera: &a [{time: 0}]\nobjects: *a", "line 2: *a is an alias"),
     "tag": ("camera: !!python/object:os.system []", "is a tag; remove it"),
     "repeated": ("camera: [{time: 0, time: 1}]", "'time' is given 2 times; give it once"),
@@ -129,7 +129,7 @@ def test_refused_in_one_line(text, said, tmp_path):
         read(tmp_path, text)
     message = str(found.value)
     assert said in message and "\n" not in message and len(message) < 400
-    assert message.startswith(f"motion file {tmp_path / 'motion.yaml'}")
+    assert message.startswith(f"motion file {tmp_path / 'motion.yaml'}") and "setting" not in message
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -1,10 +1,13 @@
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from ditflow.pictures.flow_pictures import arrows, colour_wheel, flow_sheet
+from ditflow.pictures.clip_flow import draw_flow
+from ditflow.pictures.flow_pictures import arrows, colour_wheel, flow_sheet, scale_of
+from ditflow.video import Clip
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -160,6 +163,66 @@ def test_one_arrow_a_patch_and_fewer_where_patches_are_dense():
     assert starts(240, 5) == 5
     assert starts(240, 10) == 10
     assert 3 <= starts(240, 40) <= 10
+
+
+def partly_free():
+    """Flow of two frames of which the left half is free, and the same flow without free cells."""
+    flow = np.zeros((2, 2, 4, 6, 2), np.float32)
+    flow[0, 1], flow[1, 0] = (2, 0), (-1, 1)
+    free = flow.copy()
+    free[:, :, :, :3] = np.nan
+    return free, flow
+
+
+@pytest.mark.filterwarnings("error")
+def test_free_flow_is_grey_and_does_not_set_the_scale():
+    free, flow = partly_free()
+    with np.errstate(all="raise"):
+        colours = colour_wheel(free[0, 1], 2.0)
+        assert (scale_of(free), scale_of(np.full_like(free, np.nan))) == (2.0, 0.0)
+    assert (colours[:, :3] == 150).all()
+    assert np.array_equal(colours[:, 3:], colour_wheel(flow[0, 1], 2.0)[:, 3:])
+
+
+@pytest.mark.filterwarnings("error")
+def test_free_flow_has_stripes_in_a_sheet():
+    free, flow = partly_free()
+    given, sheet = flow_sheet(flow, scale=8), flow_sheet(free, scale=8)
+    height = given.shape[0] - 108  # of all but the legend
+    changed = (sheet[:height] != given[:height, : sheet.shape[1]]).any(axis=-1)
+    assert changed.sum() == 4 * (4 * 8) * (3 * 8)
+    greys = np.unique(sheet[:height][changed], axis=0)
+    assert greys.tolist() == [[150] * 3, [175] * 3]  # neither still, 255, nor paper, 225
+    assert 0.2 < (sheet[:height][changed] == 175).mean() < 0.3
+
+
+def test_the_legend_speaks_of_free_flow_only_if_there_is_any():
+    free, flow = partly_free()
+    given, sheet = flow_sheet(flow, scale=8), flow_sheet(free, scale=8)
+    assert sheet.shape == given.shape
+    legends = [ink(each[-108:]).any(axis=1) for each in (given, sheet)]
+    lines = [np.count_nonzero(np.diff(rows.astype(int)) == 1) for rows in legends]
+    assert lines == [3, 4]
+
+
+@pytest.mark.filterwarnings("error")
+def test_free_patches_have_no_arrow():
+    free, flow = partly_free()
+    frame = np.full((128, 192, 3), 90, np.uint8)
+    drawn, all_drawn = arrows(frame, free[0, 1]), arrows(frame, flow[0, 1])
+    assert np.array_equal(drawn[:, :100], frame[:, :100])
+    assert not np.array_equal(drawn, frame)
+    assert not np.array_equal(all_drawn[:, :100], frame[:, :100])
+    assert np.array_equal(arrows(frame, np.full_like(free[0, 1], np.nan)), frame)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_clip_with_free_flow_is_drawn():
+    free, _ = partly_free()
+    clip = Clip(np.full((8, 64, 96, 3), 90, np.uint8), Fraction(8))
+    sheet, shown = draw_flow(clip, free, [range(4), range(4, 8)])
+    assert (sheet == 175).all(axis=-1).any()
+    assert (shown.frames[0, :, :190] == 90).all() and (shown.frames[0] != 90).any()
 
 
 def test_needs_no_torch():

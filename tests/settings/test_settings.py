@@ -225,7 +225,7 @@ def test_a_block_may_be_both_guided_and_injected_when_one_is_off():
     [
         ("stepz: 4", "unknown setting 'stepz': did you mean 'steps'?"),
         ("xyzzy: red", "--print-config"),
-        ("- a\n- b", "expected lines of `setting: value`"),
+        ("- a\n- b", "expected lines of `name: value`"),
         ("steps: [", "is not YAML"),
         ("3: 4", "expected lines"),
     ],
