@@ -35,7 +35,7 @@ def colour_wheel(
     length = np.hypot(x, y)[..., None]
     share = np.where(length > 0, length / max(largest, np.finfo(np.float64).tiny), 0)
     colour = np.where(share <= 1, 1 - np.minimum(share, 1) * (1 - hue), BEYOND * hue)
-    return np.rint(colour * 255).astype(np.uint8)
+    return np.rint(np.where(np.isnan(length), UNKNOWN, colour * 255)).astype(np.uint8)
 
 
 def wheel() -> np.ndarray:  # [2 * RIM, 2 * RIM, 4] uint8
