@@ -15,6 +15,7 @@ from ditflow.evaluation.finished import FinishedRun, whole_clip
 from ditflow.evaluation.made_shapes import is_caption, prompt_match
 from ditflow.evaluation.motion_match import Matrix, Pair, match
 from ditflow.evaluation.own_flow import read_own_flow
+from ditflow.evaluation.target_match import match_of_run
 from ditflow.evaluation.tracks import track
 from ditflow.files import finite
 from ditflow.progress import Progress
@@ -50,7 +51,8 @@ def evaluate_runs(
         pair = Pair.measure(reference.frames, result.frames)
         named = {"run": str(run.folder), "prompt": run.settings.prompt}
         scores = measure(result, reference, pair, run.settings.prompt, instruments)
-        found.append(named | scores | {"amf_distance": _amf_distance(run)})
+        own = {"target": _target(run, reference, result), "amf_distance": _amf_distance(run)}
+        found.append(named | scores | own)
         pairs.append(pair)
         digests.append(clip_digest(reference))
     return found, _matrix(runs, pairs, digests)
@@ -61,7 +63,8 @@ def evaluate_videos(result: Path, reference: Path, prompt: str, instruments: Ins
     named = {"video": str(result), "reference": str(reference), "prompt": prompt}
     result, reference = whole_clip(result), whole_clip(reference)
     pair = Pair.measure(reference.frames, result.frames)
-    return named | measure(result, reference, pair, prompt, instruments) | {"amf_distance": None}
+    own = {"target": None, "amf_distance": None}
+    return named | measure(result, reference, pair, prompt, instruments) | own
 
 
 def measure(result: Clip, reference: Clip, pair: Pair, prompt: str, instruments: Instruments) -> Evaluation:
@@ -111,6 +114,15 @@ def _tracks(result: Clip, reference: Clip, instruments: Instruments) -> dict[str
         "bidirectional": bidirectional_fidelity(*tracks).as_mapping(),
         "paper": asdict(paper_fidelity(*tracks)) if instruments.tracker == "cotracker" else None,
     }
+
+
+def _target(run: FinishedRun, reference: Clip, result: Clip) -> dict[str, float | None] | None:
+    try:
+        found = match_of_run(run, reference, result)
+    except DitflowError as error:
+        logger.warning("%s: no target fidelity (%s)", run.folder, error)
+        return None
+    return found and found.as_mapping()
 
 
 def _amf_distance(run: FinishedRun) -> dict[str, float | None] | None:

@@ -43,6 +43,11 @@ class FinishedRun:
             raise DitflowError(f"{folder} has no {run.video('result').name}: give the folder of a transfer")
         return run
 
+    @property
+    def has_target(self) -> bool:
+        """Whether it was guided towards a motion that its settings chose, which its folder then holds."""
+        return self.settings.chooses_motion and self.settings.optimises
+
     def video(self, name: str) -> Path:
         """The path of its "result", "reference" or "comparison"."""
         return inside(self.folder, video_name(name, self.settings))

@@ -8,6 +8,7 @@ import numpy as np
 from einops import rearrange
 from torch import Tensor
 
+from ditflow.errors import DitflowError
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.guidance.losses import FlowLoss
 from ditflow.guidance.targets import clip_features, flow_targets
@@ -29,8 +30,14 @@ class OwnFlow:
 def read_own_flow(run: FinishedRun) -> dict[int, OwnFlow]:
     """Read both with the run's own model, by block.
 
-    Downloads nothing: the run may be a stranger's. Raises DitflowError if its model is not on this machine.
+    Downloads nothing: the run may be a stranger's. Raises DitflowError if its model is not on this machine,
+    or if its motion was chosen but its folder does not hold it.
     """
+    if run.settings.chooses_motion and not run.has_target:
+        raise DitflowError(
+            f"{run.folder} has no target to compare with: its settings choose a motion, which only a run "
+            "that is guided saves"
+        )
     # fit this machine's memory: the run may be from another one
     settings = replace(
         run.settings, memory="auto", preset="auto", compile="off", loss="flow", reference="hard"

@@ -18,6 +18,9 @@ NUMBERS: dict[str, Callable[[Evaluation], float | None]] = {  # in the order of 
         for name in ("camera", "objects", "direction", "reach", "compared")
     },
     **{name: lambda found, name=name: found["motion"]["controls"][name] for name in CONTROLS},
+    "target": lambda found: _of_target(found, "fidelity"),
+    "target_reach": lambda found: _of_target(found, "reach"),
+    "target_compared": lambda found: _of_target(found, "compared"),
     "bidirectional": lambda found: _of_tracks(found, "bidirectional"),
     "paper": lambda found: _of_tracks(found, "paper"),
     "prompt_clip": lambda found: found["prompt_match"]["clip"],
@@ -83,6 +86,8 @@ def _remarks(found: Evaluation) -> str:
     remarks = [f"nothing moves in the {video}" for video in motion["still"]]
     if motion["score"] is None:
         remarks.append("too little of the frame can be compared")
+    if found["target"]:
+        remarks.append("motion is compared with the reference, not with the target")
     if tracks:
         points = tracks["bidirectional"]["found"].items()
         remarks += [f"no point of the {video} could be tracked" for video, count in points if not count]
@@ -97,6 +102,10 @@ def _remarks(found: Evaluation) -> str:
 def _of_tracks(found: Evaluation, name: str) -> float | None:
     scores = found["tracks"] and found["tracks"][name]
     return scores and scores["score"]
+
+
+def _of_target(found: Evaluation, name: str) -> float | None:
+    return found["target"] and found["target"][name]
 
 
 def _share(answers: dict[str, bool] | None) -> float | None:

@@ -17,12 +17,15 @@ from ditflow.evaluation.own_flow import OwnFlow, read_own_flow
 from ditflow.models.families import family_of
 from ditflow.pictures.clip_flow import latent_frames
 from ditflow.pictures.flow_pictures import colour_wheel, scale_of, wheel
+from ditflow.report.chosen import moves_target, target_line
 from ditflow.report.parts import filled, jpeg, png
 from ditflow.video import Clip
 
 logger = logging.getLogger(__name__)
 
 LARGEST_PICTURE = 640, 480  # pixels: largest frame behind arrows
+PER_PATCH = 32  # vectors are whole numbers of this part of a patch: 1023 patches fit in 16 bits
+FREE = -(1 << 15)  # stands for NaN
 
 
 def flow_section(run: FinishedRun) -> tuple[str, dict[str, Any] | None]:
@@ -33,9 +36,12 @@ def flow_section(run: FinishedRun) -> tuple[str, dict[str, Any] | None]:
         logger.warning("%s: no motion flow (%s)", run.folder, error)
         return f"<p>Not available: {escape(str(error))}</p>", None
     frames, _, height, width, _ = next(iter(blocks.values())).reference.shape
+    has_target = run.has_target
     largest = scale_of(np.stack([np.stack([flow.reference, flow.result]) for flow in blocks.values()]))
     section = filled(
         "flow.html",
+        asked=target_line(run.settings) if has_target else "",
+        side="target" if has_target else "reference",
         largest=f"{largest:.3g}",
         blocks="".join(f"<option>{block}</option>" for block in blocks),
         last=str(frames - 1),
@@ -43,7 +49,9 @@ def flow_section(run: FinishedRun) -> tuple[str, dict[str, Any] | None]:
         wheel=png(wheel()),
     )
     spans = family_of(run.settings.model).latent_spans(run.settings.frames)
-    pictures = {name: _pictures(run.clip(name), spans) for name in ("reference", "result")}
+    behind = {"reference": "result" if has_target and moves_target(run.settings) else "reference"}
+    behind["result"] = "result"
+    pictures = {side: _pictures(run.clip(name), spans) for side, name in behind.items()}
     found = {str(block): _block(flow, largest) for block, flow in blocks.items()}
     return section, {
         "frames": frames,
@@ -51,14 +59,16 @@ def flow_section(run: FinishedRun) -> tuple[str, dict[str, Any] | None]:
         "width": width,
         "pictures": pictures,
         "blocks": found,
+        "perPatch": PER_PATCH,
+        "free": FREE,
     }
 
 
 def _block(flow: OwnFlow, largest: float) -> dict[str, Any]:
     def side(pairs: np.ndarray) -> dict[str, str]:
         sheet = colour_wheel(rearrange(pairs, "q k h w c -> (q h) (k w) c"), largest)
-        vectors = base64.b64encode(pairs.astype("<i2").tobytes()).decode()  # hard flow is whole patches
-        return {"sheet": png(sheet), "vectors": vectors}
+        parts = np.where(np.isnan(pairs), FREE, np.rint(pairs * PER_PATCH)).astype("<i2")
+        return {"sheet": png(sheet), "vectors": base64.b64encode(parts.tobytes()).decode()}
 
     return {"distance": flow.distance, "reference": side(flow.reference), "result": side(flow.result)}
 

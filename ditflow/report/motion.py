@@ -14,6 +14,7 @@ from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.motion_match import CONTROLS, Pair
 from ditflow.optical_flow.motion import SPAN
 from ditflow.pictures.flow_pictures import colour_wheel, heat, scale_of, wheel
+from ditflow.report.chosen import comparison_line
 from ditflow.report.parts import filled, png
 
 logger = logging.getLogger(__name__)
@@ -30,9 +31,9 @@ NUMBERS = {  # titles of the numbers of an agreement
 
 def motion_section(run: FinishedRun) -> tuple[str, dict[str, Any] | None]:
     """The section and its script's data, or the reason and None if there is no motion to show."""
-    clip, result = (run.clip(name).frames for name in ("reference", "result"))
+    clip, result = (run.clip(name) for name in ("reference", "result"))
     try:
-        pair = Pair.measure(clip, result)
+        pair = Pair.measure(clip.frames, result.frames)
     except DitflowError as error:
         logger.warning("%s: no optical flow (%s)", run.folder, error)
         return f"<p>Not available: {escape(str(error))}</p>", None
@@ -45,9 +46,10 @@ def motion_section(run: FinishedRun) -> tuple[str, dict[str, Any] | None]:
     known = pair.clip.trust[:steps] * pair.result.trust[:steps]
     section = filled(
         "motion.html",
+        compared=comparison_line(run, clip, result),
         numbers=_table(pair.as_mapping()),
         largest=f"{largest:.3g}",
-        span=str(min(SPAN, len(clip) - 1)),
+        span=str(min(SPAN, len(clip.frames) - 1)),
         last=str(steps - 1),
         wheel=png(wheel()),
     )

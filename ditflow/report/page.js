@@ -73,13 +73,16 @@ function picture(source) {
   });
 }
 
+// displacements in patches; NaN where nothing is asked
 function vectors(text) {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  return new Int16Array(bytes.buffer);
+  const { perPatch, free } = data.flow;
+  return Float32Array.from(new Int16Array(bytes.buffer), (part) => (part === free ? NaN : part / perPatch));
 }
 
 const SPACING = 24; // smallest distance between arrows, pixels
 const CANVAS = 640; // smallest width of a canvas with arrows, pixels
+const FREE = "rgba(150, 150, 150, 0.7)"; // veils cells of which nothing is asked
 
 // draw one picture of a sheet of pictures of the same size
 function drawPart(canvas, sheet, { width, height }, row, column) {
@@ -98,11 +101,18 @@ function drawArrows(canvas, frame, found, flow, query, key) {
   const wide = canvas.width / flow.width, high = canvas.height / flow.height;
   const across = Math.ceil(SPACING / wide), down = Math.ceil(SPACING / high);
   const first = (query * flow.frames + key) * flow.height * flow.width;
+  context.fillStyle = FREE;
+  for (let cell = 0; cell < flow.height * flow.width; cell++) {
+    if (!Number.isNaN(found[2 * (first + cell)])) continue;
+    const x = cell % flow.width, y = Math.floor(cell / flow.width);
+    const left = Math.round(x * wide), top = Math.round(y * high); // whole pixels, so that no seams show
+    context.fillRect(left, top, Math.round((x + 1) * wide) - left, Math.round((y + 1) * high) - top);
+  }
   for (let y = down >> 1; y < flow.height; y += down) {
     for (let x = across >> 1; x < flow.width; x += across) {
       const at = 2 * (first + y * flow.width + x);
       const reach = [found[at] * wide, found[at + 1] * high];
-      if (reach[0] || reach[1]) drawArrow(context, [(x + 0.5) * wide, (y + 0.5) * high], reach);
+      if (Math.hypot(...reach) > 0) drawArrow(context, [(x + 0.5) * wide, (y + 0.5) * high], reach);
     }
   }
 }

@@ -63,7 +63,8 @@ def _page(runs: Sequence[FinishedRun]) -> str:
 
 
 def _videos(runs: Sequence[FinishedRun]) -> str:
-    shown = [("reference", runs[0], "reference"), *((run.folder.name, run, "result") for run in runs)]
+    source = "reference" if runs[0].settings.has_clip else "preview of what was drawn"
+    shown = [(source, runs[0], "reference"), *((run.folder.name, run, "result") for run in runs)]
     return "\n".join(
         f'<figure class="{"small" if run.settings.size[0] < SMALL_VIDEO else "large"}">'
         f'<video muted playsinline preload="auto" src="{_mp4(run, name)}"></video>'

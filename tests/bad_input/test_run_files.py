@@ -154,6 +154,7 @@ def test_unknown_scores_are_null_and_dashes():
         },
         "prompt_match": {"clip": 0.5, "made": None},
         "temporal_consistency": None,
+        "target": {"fidelity": None, "reach": None, "compared": None},
         "amf_distance": {"1": None, "2": 3.0},
     }
     assert strict(json_text(as_json([found, found])))["summary"]["amf_distance"] is None

@@ -8,6 +8,7 @@ import numpy as np
 
 from ditflow.pictures.flow_pictures import UNKNOWN, heat
 from ditflow.report.motion import motion_section
+from ditflow.settings import Settings
 from ditflow.small.clips import FRAME_RATE, made_clip
 from ditflow.video import Clip
 
@@ -20,7 +21,8 @@ class Finished(SimpleNamespace):
 
 
 def run(result):
-    return Finished(folder="run", reference=made_clip(0, frames=9).frames, result=result)
+    clip, settings = made_clip(0, frames=9).frames, Settings(video="clip.mp4", model="small")
+    return Finished(folder="run", reference=clip, result=result, settings=settings, has_target=False)
 
 
 def numbers(section):

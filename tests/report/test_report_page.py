@@ -46,6 +46,7 @@ def test_a_page_holds_videos_and_flow(settings, tmp_path, capsys, without_decord
     brightness = np.corrcoef(made.mean(axis=-1).ravel(), shown.mean(axis=-1).ravel())[0, 1]
     assert brightness > 0.8  # noise, compressed again with colours at half the resolution
 
+    assert "<figcaption>reference</figcaption>" in text and ">target<" not in text
     motion = data_of(page)["motion"]
     assert (motion["height"], motion["width"]) == (4, 6)
     for name in ("clip", "result", "difference"):
@@ -56,7 +57,8 @@ def test_a_page_holds_videos_and_flow(settings, tmp_path, capsys, without_decord
     assert (data["frames"], data["frameRate"]) == (10, 10.0)
     for side in ("reference", "result"):
         packed = base64.b64decode(data["flow"]["blocks"]["2"][side]["vectors"])
-        assert (np.frombuffer(packed, "<i2").reshape(flow.result.shape) == getattr(flow, side)).all()
+        vectors = np.frombuffer(packed, "<i2").reshape(flow.result.shape) / data["flow"]["perPatch"]
+        assert (vectors == getattr(flow, side)).all()
         assert len(data["flow"]["pictures"][side]) == data["flow"]["frames"] == 4
 
 
