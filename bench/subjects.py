@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bench.harness import CPU
 from ditflow.guidance.losses import FlowLoss
+from ditflow.guidance.targets import flow_targets
 from ditflow.memory.plain import PlainRunner
 from ditflow.models.cogvideox.transformer import Pieces
 from ditflow.models.cogvideox.vae import ENCODE_TILE, CogVideoXAutoencoder
@@ -147,7 +148,9 @@ def compiled_functions(model: str) -> dict[str, tuple[Callable, tuple]]:
     inputs, _ = random_inputs(transformer, GRAPH_LATENTS, prompt, CPU)
     runner, capture = PlainRunner(transformer), Capture("query_key", (1,))
     grid = transformer.grid(inputs.latents)
-    loss = FlowLoss(runner.features(inputs, {}, capture), grid, Settings(model=model))
+    settings = Settings(model=model)
+    targets = flow_targets(runner.features(inputs, {}, capture), grid, settings)
+    loss = FlowLoss(targets, grid, settings)
 
     def guided(latents: Tensor) -> Tensor:
         return loss(1, runner.read(replace(inputs, latents=latents), {}, capture)[1])

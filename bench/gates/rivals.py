@@ -8,7 +8,7 @@ from bench.gates.gate import Gate, Metrics
 from bench.rivals import RIVAL, runner_of
 from bench.subjects import FULL, Case
 from bench.timed.full import RUNS
-from ditflow.guidance.losses import FlowLoss
+from ditflow.guidance.targets import flow_targets
 from ditflow.memory.tracker import Tracker
 from ditflow.models.protocols import Capture, Loss
 from ditflow.planning.fake import fake_tensors
@@ -26,7 +26,7 @@ def operations(side: str, case: Case) -> Metrics:
     keys = Capture("key_value", settings.injection_blocks)
     with fake_tensors(), runner_of(side, case) as runner:
         inputs, _ = case.inputs()
-        reference = flops(lambda: FlowLoss(runner.features(inputs, {}, flow), case.grid, settings))
+        reference = flops(lambda: flow_targets(runner.features(inputs, {}, flow), case.grid, settings))
         injection = flops(lambda: runner.features(inputs, {}, keys))
         update = flops(lambda: runner.gradient(loss_of(side, case), "latents", inputs, {}, flow, 1.0))
         denoising = flops(lambda: runner.forward([inputs, inputs], {}))

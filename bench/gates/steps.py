@@ -11,6 +11,7 @@ import torch
 from bench.gates.gate import FRAMES, MODELS, Gate, Metrics
 from bench.gates.saved import SavedBytes
 from ditflow.guidance.losses import FlowLoss
+from ditflow.guidance.targets import flow_targets
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.streamed import Streamed
 from ditflow.memory.tracker import Tracker
@@ -73,7 +74,9 @@ def streaming() -> dict[str, Metrics]:
         weights = Streamed(transformer.blocks, torch.device("cpu"), 0)
         runner = BlockwiseRunner(transformer, weights, block_inputs="host")
         inputs, capture = model.inputs(transformer), Capture("query_key", settings.guidance_blocks)
-        loss = FlowLoss(runner.features(inputs, {}, capture), transformer.grid(inputs.latents), settings)
+        grid = model.grid()
+        targets = flow_targets(runner.features(inputs, {}, capture), grid, settings)
+        loss = FlowLoss(targets, grid, settings)
 
         def copies(step, *given: Any) -> Metrics:
             with Tracker(weights.device_buffers()) as found:

@@ -21,6 +21,7 @@ from bench.rivals import PLAIN, RIVAL, SIDES, in_a_batch, plain_decoding, plain_
 from bench.subjects import QUICK, Case
 from bench.timed.bounds import CALLS, PLANTED
 from ditflow.guidance.losses import FlowLoss
+from ditflow.guidance.targets import flow_targets
 from ditflow.models.protocols import Capture, Grid, Injected, Inputs, Runner
 
 OURS = "ours"
@@ -121,7 +122,8 @@ def guided_step(case: Case = CASE) -> Sides:
     def update(runner: Runner) -> Call:
         settings = case.settings
         capture = Capture("query_key", settings.guidance_blocks)
-        loss = FlowLoss(runner.features(clip, {}, capture), case.grid, settings)
+        targets = flow_targets(runner.features(clip, {}, capture), case.grid, settings)
+        loss = FlowLoss(targets, case.grid, settings)
         injected = runner.features(clip, {}, Capture("key_value", settings.injection_blocks))
         return lambda: runner.gradient(loss, "latents", inputs, injected, capture, 1.0)
 

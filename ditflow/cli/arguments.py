@@ -15,12 +15,13 @@ from ditflow.settings.values import is_possible
 from ditflow.settings.yaml_file import check_output
 
 USAGE = 2  # exit code
-GROUPS = ("video", "model", "memory", "speed", "text", "motion", "sampling", "output")
+GROUPS = ("video", "model", "memory", "speed", "text", "motion", "target", "sampling", "output")
+PAIRS = {"learning_rate": ("HIGH", "LOW"), "motion_shift": ("X", "Y")}
 FLOW_OPTIONS = ("source_prompt", "guidance_blocks", "temperature", "reference", "seed")
 PLAN_OPTIONS = (
     *("frames", "size", "model", "dtype", "memory", "weights", "compute", "steps", "guidance_scale"),
     *("guidance", "loss", "x0_after", "optimise", "guided", "optimisation_steps", "guidance_blocks"),
-    *("reference_noise", "initial_latents"),
+    *("reference_noise", "initial_latents", "motion"),
     *("injection", "injection_blocks", "speed", "attention", "attention_forward"),
     *("gradients", "gradient_reuse", "negative", "negative_below", "step_cache"),
 )
@@ -121,7 +122,7 @@ def _add_runs(commands: Any) -> None:
         command.add_argument("--memory", help="GPU memory to use instead of the run's setting")
     flow = _add_command(commands, "flow", "write the motion flow of a video as pictures and as a tensor file")
     _add_block_comparison(flow)
-    groups = ("video", "model", "memory", "output")
+    groups = ("video", "model", "memory", "target", "output")
     shown = [item for item in flags if item.metadata["group"] in groups or item.name in FLOW_OPTIONS]
     _add_settings(flow, [item for item in shown if item.name != "keep_precision"])
     for command in (transfer, flow):
@@ -263,8 +264,8 @@ def _argument(item: Field, kind: Any) -> dict[str, Any]:
     metavar = "{" + ",".join(item.metadata["choices"]) + "}" if item.metadata["choices"] else None
     if kind == tuple[str, ...]:
         return {"action": "append", "metavar": item.name.upper(), "help": text}
-    if item.name == "learning_rate":
-        return {"nargs": 2, "metavar": ("HIGH", "LOW"), "help": text}
+    if item.name in PAIRS:
+        return {"nargs": 2, "metavar": PAIRS[item.name], "help": text}
     if get_origin(kind) is tuple:
         return {"nargs": "+", "metavar": "N", "help": text}
     return {"metavar": metavar or ("WxH" if item.name == "size" else item.name.upper()), "help": text}

@@ -125,7 +125,7 @@ def _amf_distance(run: FinishedRun) -> dict[str, float | None] | None:
 def _matrix(runs: Sequence[FinishedRun], pairs: Sequence[Pair], digests: Sequence[str]) -> Matrix | None:
     names: dict[str, str] = {}  # of clips by digest
     for run, digest in zip(runs, digests, strict=True):
-        name = Path(run.settings.video).stem
+        name = run.settings.source_name
         taken = name in names.values() and digest not in names
         names.setdefault(digest, f"{name} ({run.folder.name})" if taken else name)
     clips = [names[digest] for digest in digests]

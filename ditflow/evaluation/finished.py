@@ -50,9 +50,9 @@ class FinishedRun:
     def clip(self, name: str) -> video.Clip:
         return Run(self.folder).clip(name, self.settings)
 
-    def latents(self) -> tuple[Tensor, Tensor]:
-        """The latents of the reference and of the result, [1, frames, channels, height, width]."""
-        return read_latents(self.folder)
+    def latents(self) -> tuple[Tensor | None, Tensor]:
+        """The latents of the reference, if there was a clip, and of the result; see `read_latents`."""
+        return read_latents(self.folder, self.settings.has_clip)
 
 
 def whole_clip(source: Path) -> video.Clip:

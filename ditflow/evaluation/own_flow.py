@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.guidance.losses import FlowLoss
-from ditflow.guidance.targets import clip_features
+from ditflow.guidance.targets import clip_features, flow_targets
 from ditflow.jobs.session import Job
 from ditflow.models.hub import offline
 from ditflow.models.protocols import Capture
@@ -22,12 +22,12 @@ class OwnFlow:
     """Hard flow of one block, [frames (query), frames (key), height, width, 2] in latent patches, (x, y)."""
 
     distance: float  # mean squared difference, latent patches²: the loss that guidance lowers
-    reference: np.ndarray
+    reference: np.ndarray  # the clip's, or what was chosen instead: any real numbers, NaN where it is free
     result: np.ndarray
 
 
 def read_own_flow(run: FinishedRun) -> dict[int, OwnFlow]:
-    """Compute both in the run's own model, by block.
+    """Read both with the run's own model, by block.
 
     Downloads nothing: the run may be a stranger's. Raises DitflowError if its model is not on this machine.
     """
@@ -36,25 +36,31 @@ def read_own_flow(run: FinishedRun) -> dict[int, OwnFlow]:
         run.settings, memory="auto", preset="auto", compile="off", loss="flow", reference="hard"
     )
     reference, result = run.latents()
-    with offline(), Job.reading(Run(run.folder), settings, reference) as job:
+    with offline(), Job.reading(Run(run.folder), settings, result) as job:
         prompt = job.texts().source_prompt
         return job.memory.run("flow", lambda: _read(job, prompt, reference, result))
 
 
-def _read(job: Job, prompt: Tensor, reference: Tensor, result: Tensor) -> dict[int, OwnFlow]:
+def _read(job: Job, prompt: Tensor, reference: Tensor | None, result: Tensor) -> dict[int, OwnFlow]:
     runner, settings = job.runner(), job.settings
-    grid = runner.transformer.grid(reference)
+    grid = runner.transformer.grid(result)
     embedding = runner.transformer.embedding(grid)
     capture = Capture(FlowLoss.reads, settings.guidance_blocks)
 
     def features(latents: Tensor) -> dict:
         return clip_features(runner, capture, latents.to(job.folder.device), prompt, embedding)
 
-    target, found = FlowLoss(features(reference), grid, settings), features(result)
-    distances = {block: float(target(block, read)) for block, read in found.items()}
-    hard = FlowLoss(found, grid, settings)
+    found = features(result)
+    if reference is None:
+        targets = dict.fromkeys(found, job.chosen.target().to(job.folder.device))
+    else:
+        targets = flow_targets(features(reference), grid, settings, job.chosen)
+    loss, hard = FlowLoss(targets, grid, settings), flow_targets(found, grid, settings)
 
-    def pairs(loss: FlowLoss, block: int) -> np.ndarray:
-        return rearrange(loss.references[block].cpu().numpy(), "q k (h w) c -> q k h w c", h=grid.height)
+    def pairs(flow: Tensor) -> np.ndarray:
+        return rearrange(flow.cpu().numpy(), "q k (h w) c -> q k h w c", h=grid.height)
 
-    return {block: OwnFlow(distances[block], pairs(target, block), pairs(hard, block)) for block in found}
+    return {
+        block: OwnFlow(float(loss(block, read)), pairs(targets[block]), pairs(hard[block]))
+        for block, read in found.items()
+    }

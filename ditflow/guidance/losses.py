@@ -1,7 +1,7 @@
 """Motion losses: the difference between the new video's features and the clip's, block by block.
 
-Each loss names the features it reads (`reads`, see `Capture`) and is built from the clip's features in every
-guided block. It is called as `loss(block, features) -> scalar`.
+Each loss names the features it reads (`reads`, see `Capture`). It is built from the clip's features in every
+guided block; `FlowLoss` from the targets made of them. It is called as `loss(block, features) -> scalar`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,9 @@ from torch import Tensor
 
 from ditflow.models.protocols import Grid, QueryKey
 from ditflow.settings import Settings
-from ditflow_kernels import motion_flow, motion_flow_loss
+from ditflow_kernels import motion_flow_loss
 
 ROUNDING = 1e-5  # how far the features of equal frames may be from their mean
-
-
-def clip_flow(read: QueryKey, grid: Grid, settings: Settings) -> Tensor:
-    """A clip's motion flow in one block [frames (query), frames (key), height * width, 2], to be matched."""
-    return motion_flow(*read, grid, settings.temperature, hard=settings.reference == "hard")
 
 
 class FlowLoss:
@@ -30,19 +25,24 @@ class FlowLoss:
 
     reads: ClassVar[Literal["query_key"]] = "query_key"
 
-    def __init__(self, references: dict[int, QueryKey], grid: Grid, settings: Settings):
-        self.grid, self.temperature, self.rows = grid, settings.temperature, settings.rows
-        self.references = {block: clip_flow(read, grid, settings) for block, read in references.items()}
+    def __init__(
+        self,
+        targets: dict[int, Tensor],  # [frames (query), frames (key), height * width, 2], of `flow_targets`
+        grid: Grid,
+        settings: Settings,
+    ):
+        self.targets, self.grid, self.temperature = targets, grid, settings.temperature
+        self.rows = settings.counted_rows
 
     @property
     def still(self) -> bool:
-        """Whether the clip shows no motion, so that there is nothing to match."""
-        return not any(flow.any() for flow in self.references.values())
+        """Whether there is nothing to match, such as with a clip that shows no motion."""
+        if self.rows == "given":
+            return all(target.isnan().all() for target in self.targets.values())
+        return not any(target.any() for target in self.targets.values())
 
     def __call__(self, block: int, features: QueryKey) -> Tensor:
-        return motion_flow_loss(
-            *features, self.references[block], self.grid, self.temperature, rows=self.rows
-        )
+        return motion_flow_loss(*features, self.targets[block], self.grid, self.temperature, rows=self.rows)
 
 
 class MoftLoss:

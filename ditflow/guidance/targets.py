@@ -1,8 +1,8 @@
-"""Reads the clip's features, which are the target of guidance."""
+"""Makes the target of guidance: the clip's features, or the motion chosen instead."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from ditflow.errors import DitflowError
-from ditflow.guidance.losses import LOSSES, FlowLoss, clip_flow
+from ditflow.guidance.losses import LOSSES, FlowLoss
 from ditflow.guidance.optimise import Guidance, is_still, learning_rates, loss_scaler
-from ditflow.models.protocols import Capture, Grid, Inputs, Loss, Runner, Schedule
+from ditflow.models.protocols import Capture, Grid, Inputs, Loss, QueryKey, Runner, Schedule
+from ditflow.motion.chosen import ChosenMotion
 from ditflow.settings import Settings
+from ditflow_kernels import motion_flow
 
 
 def check_blocks(settings: Settings, depth: int) -> None:
@@ -56,6 +58,27 @@ def clip_flows(
     return runner.features(inputs, {}, capture, lambda _, read: clip_flow(read, grid, settings).cpu())
 
 
+def clip_flow(read: QueryKey, grid: Grid, settings: Settings) -> Tensor:
+    """A clip's motion flow in one block [frames (query), frames (key), height * width, 2]."""
+    return motion_flow(*read, grid, settings.temperature, hard=settings.reference == "hard")
+
+
+def flow_targets(
+    features: Mapping[int, QueryKey],  # of the clip, by block
+    grid: Grid,
+    settings: Settings,
+    chosen: ChosenMotion | None = None,
+) -> dict[int, Tensor]:
+    """What `FlowLoss` compares with: the clip's motion flow by block, or what is chosen instead.
+
+    It is chosen on the host, which takes no memory of the device.
+    """
+    flows = {block: clip_flow(read, grid, settings) for block, read in features.items()}
+    if chosen is None:
+        return flows
+    return {block: chosen.target(flow.cpu()).to(flow.device) for block, flow in flows.items()}
+
+
 @dataclass(frozen=True)
 class NoisedClip:
     """The clip as a target that is read at the noise level of each guided step, after FastVMT."""
@@ -66,12 +89,14 @@ class NoisedClip:
     noise: Tensor  # the run's initial noise, of the same shape
     source_prompt: Tensor  # [1, text tokens, text channels]
     embedding: Tensor  # the native embedding, never an optimised one
+    chosen: ChosenMotion | None = None
 
     def loss(self, runner: Runner, timestep: Tensor) -> Loss:
         """The loss at a timestep [1], from one forward of the clip with its noise and nothing injected."""
         grid = runner.transformer.grid(self.reference)
         noised = self.schedule.add_noise(self.reference, self.noise, timestep)
-        return _read_loss(runner, self.settings, grid, noised, self.source_prompt, self.embedding, timestep)
+        given = noised, self.source_prompt, self.embedding
+        return _read_loss(runner, self.settings, grid, *given, self.chosen, timestep)
 
     @property
     def still(self) -> bool:
@@ -80,11 +105,24 @@ class NoisedClip:
 
 
 def prepare_guidance(
-    runner: Runner, settings: Settings, grid: Grid, latents: Tensor, source_prompt: Tensor, embedding: Tensor
+    runner: Runner,
+    settings: Settings,
+    grid: Grid,
+    latents: Tensor,
+    source_prompt: Tensor,
+    embedding: Tensor,
+    chosen: ChosenMotion | None = None,
 ) -> Guidance:
     """Read the clip's motion and make it the target of every guided step; shapes as in `clip_features`."""
-    loss = _read_loss(runner, settings, grid, latents, source_prompt, embedding)
+    loss = _read_loss(runner, settings, grid, latents, source_prompt, embedding, chosen)
     return _guidance(settings, loss, None, latents.device)
+
+
+def prepare_drawn_guidance(settings: Settings, chosen: ChosenMotion, device: torch.device) -> Guidance:
+    """Make a drawn motion, without a clip, the target of every guided step."""
+    target = chosen.target().to(device)
+    loss = FlowLoss(dict.fromkeys(settings.guidance_blocks, target), chosen.grid, settings)
+    return _guidance(settings, loss, None, device)
 
 
 def prepare_noised_guidance(clip: NoisedClip) -> Guidance:
@@ -99,13 +137,16 @@ def _read_loss(
     latents: Tensor,
     source_prompt: Tensor,
     embedding: Tensor,
+    chosen: ChosenMotion | None,
     timestep: Tensor | None = None,
 ) -> Loss:
-    """The loss whose target is the clip's motion; shapes as in `clip_features`."""
+    """The loss whose target is the clip's motion, or what is chosen of it; shapes as in `clip_features`."""
     kind = LOSSES[settings.loss]
     capture = Capture(kind.reads, settings.guidance_blocks)
-    references = clip_features(runner, capture, latents, source_prompt, embedding, timestep)
-    return kind(references, grid, settings)
+    found = clip_features(runner, capture, latents, source_prompt, embedding, timestep)
+    if kind is FlowLoss:
+        found = flow_targets(found, grid, settings, chosen)
+    return kind(found, grid, settings)
 
 
 def _guidance(

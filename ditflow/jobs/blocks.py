@@ -38,6 +38,10 @@ def compare_blocks(
     Raises DitflowError (SettingsError for wrong settings) with one line that says what to do.
     """
     opencv()  # before any work
+    if settings.chooses_motion:
+        raise SettingsError(
+            f"{settings.chosen_by[0]}: blocks are compared on the whole motion of the clip; leave it out"
+        )
     # only the clip is read: blocks of guidance and injection need not exist, and every noise level counts
     off = {"guidance": False, "reference_noise": "clean", "injection": False, "initial_latents": "noise"}
     settings = replace(settings, **off)

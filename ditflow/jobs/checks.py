@@ -85,6 +85,8 @@ def warn_without_effect(settings: Settings) -> None:
         logger.warning("x0_after: nothing is optimised, so it changes nothing")
     elif settings.x0_after < 1 and settings.gradient_steps == settings.guided_steps:
         logger.warning("x0_after: it rounds to all guided steps, so it changes nothing")
+    if settings.chooses_motion and not settings.optimises:
+        logger.warning("%s: nothing is optimised, so it changes nothing", settings.chosen_by[0])
     if (negative or given("step_cache")) and settings.guided_steps == settings.steps_made:
         logger.warning("negative, negative_below, step_cache: every step is guided, so they change nothing")
     elif negative and {*settings.guidance_scale} == {1} and not settings.dynamic_scale:
@@ -105,6 +107,11 @@ def make_schedule(settings: Settings, folder: ModelFolder, generator: torch.Gene
     return folder.schedule(
         settings.scheduler, settings.steps, settings.size, generator, settings.skipped_steps
     )
+
+
+def source_of(settings: Settings) -> str:
+    """The setting that a job's motion comes from."""
+    return "video" if settings.has_clip else "motion"
 
 
 def check_given(settings: Settings, *names: str) -> None:
@@ -128,9 +135,12 @@ def with_absolute_paths(settings: Settings) -> Settings:
     loras = map(split_lora, settings.lora)
     return replace(
         settings,
-        video=os.path.realpath(os.path.expanduser(settings.video)),
+        video=settings.video and os.path.realpath(os.path.expanduser(settings.video)),
         model=settings.model if settings.model in models() else absolute(settings.model),
         output=os.path.expanduser(settings.output),
+        mask=settings.mask if settings.mask in ("", "auto") else absolute(settings.mask),
+        camera_from=settings.camera_from and absolute(settings.camera_from),
+        motion=settings.motion and absolute(settings.motion),
         saved_embedding=settings.saved_embedding and absolute(settings.saved_embedding),
         weights=tuple(map(absolute_weights, settings.weights)),
         lora=tuple(str(lora._replace(source=absolute(lora.source))) for lora in loras),

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,9 +33,14 @@ from ditflow.models.engine import decode_with_tensorrt, denoise_with_tensorrt
 from ditflow.models.families import family_of
 from ditflow.models.loading import ModelFolder
 from ditflow.models.protocols import Runner, Schedule, Texts
+from ditflow.motion.choose import choose_motion
+from ditflow.motion.chosen import ChosenMotion
+from ditflow.motion.motion_file import read_drawing
+from ditflow.motion.source import source_clip
 from ditflow.planning.fallback import MemoryFallback, reading_only
 from ditflow.progress import Progress
-from ditflow.run_folder.checkpoint import StateFolder, load_clip, save_clip
+from ditflow.run_folder.checkpoint import StateFolder, checksum, load_clip, save_clip
+from ditflow.run_folder.chosen import load_chosen, save_chosen
 from ditflow.run_folder.digests import clip_digest
 from ditflow.run_folder.fingerprint import fingerprint
 from ditflow.run_folder.lock import locked
@@ -70,6 +76,7 @@ class Job:
     checkpoint: StateFolder | None = None  # of an unfinished transfer
     saved_embeddings: list[Tensor] | None = None  # replace optimisation
     resumed: bool = False
+    chosen: ChosenMotion | None = None  # instead of the clip's whole motion as it is
 
     @classmethod
     @contextmanager
@@ -94,31 +101,28 @@ class Job:
     def _begin(cls, settings: Settings, progress: Progress, kind: str, check: Check) -> Iterator[Job]:
         device = choose_device(settings)
         family = family_of(settings.model, download=True)
-        clip = video.read_clip(
-            settings.video,
-            frames=settings.frames,
-            start=settings.start,
-            stride=settings.stride,
-            fps=settings.clip_rate,
-            size=settings.size,
-            fit=settings.fit,
-            default_rate=family.frame_rate if family else None,
-            least_frames=family.least_frames if family else 1,
-        )
-        if clip.few_levels:
-            logger.warning("%s: %s, so its motion is hardly seen", settings.video, clip.few_levels)
+        drawing = read_drawing(Path(settings.motion)) if settings.motion else None
+        clip = source_clip(settings, drawing, family)
         needs_gradient = settings.needs_gradient and kind != "flow"
         settings, folder, saved = check_run(settings, device, needs_gradient)
         check(settings, folder)
         if not kind:
             warn_without_effect(settings)
+        chosen = None
+        if settings.chooses_motion and (settings.optimises or kind == "flow"):
+            spans = folder.family.latent_spans(settings.frames)
+            grid = folder.grid(settings.frames, settings.size)
+            chosen = choose_motion(settings, clip, drawing, grid, spans)
         memory = _plan_memory(settings, folder, reads_only=kind == "flow")
         run = create_run(settings, kind)
         with locked(run.folder):
-            checkpoint = None if kind else _checkpoint(run, memory.resolved, folder, clip)
+            checkpoint = None if kind else _checkpoint(run, memory.resolved, folder, clip, chosen)
             if checkpoint:
                 save_clip(checkpoint, clip, torch.get_num_threads())
-            job = cls(memory, folder, clip, run, Meter(device, progress), checkpoint, saved)
+                if chosen:
+                    save_chosen(run, chosen)
+            meter = Meter(device, progress)
+            job = cls(memory, folder, clip, run, meter, checkpoint, saved, chosen=chosen)
             with job._working(f"run folder: {run.folder}"):
                 yield job
 
@@ -141,11 +145,12 @@ class Job:
                 device = choose_device(settings)
                 settings, folder, saved = check_run(settings, device, settings.needs_gradient)
                 checkpoint = threads = None
+                chosen = _load_chosen(run, settings, folder)
                 if finished:
                     clip = run.clip("reference", settings)
                 else:
                     clip, threads = load_clip(run)
-                    checkpoint = _checkpoint(run, settings, folder, clip)
+                    checkpoint = _checkpoint(run, settings, folder, clip, chosen)
                     shapes = _shapes(settings, folder)
                     if state := checkpoint.check(shapes):  # every file, before any work
                         schedule = make_schedule(settings, folder, torch.Generator())
@@ -153,7 +158,8 @@ class Job:
                         shapes.check_reuse(checkpoint.path("step"), state.reuse)
                 fallback = _plan_memory(settings, folder)
                 meter = Meter(device, progress)
-                job = cls(fallback, folder, clip, run, meter, checkpoint, saved, resumed=True)
+                given = clip, run, meter, checkpoint, saved
+                job = cls(fallback, folder, *given, resumed=True, chosen=chosen)
                 with (
                     computing(settings, threads if device.type == "cpu" else None),
                     job._working(f"continuing {run.folder}"),
@@ -169,16 +175,19 @@ class Job:
             settings, folder, _ = check_run(
                 replace(settings, saved_embedding=""), device, needs_gradient=False
             )
-            shape = folder.family.latent_shape(settings.frames, settings.size, folder.config("vae"))
+            shape = folder.latent_shape(settings.frames, settings.size)
             check_latents_shape(run.folder, latents, shape)  # before planning for wrong settings
             memory = _plan_memory(settings, folder, reads_only=True)
-            job = cls(memory, folder, run.clip("reference", settings), run, Meter(device, Progress()))
+            clip, meter = run.clip("reference", settings), Meter(device, Progress())
+            job = cls(memory, folder, clip, run, meter, chosen=_load_chosen(run, settings, folder))
             with memory:
                 yield job
 
     @contextmanager
     def _working(self, headline: str) -> Iterator[None]:
         """Apply the memory limit, and add to errors how to resume."""
+        if not self.settings.has_clip:
+            logger.info("no clip: no motion is read, and nothing is injected")
         with self.memory, _resume_hint(self.run) if self.checkpoint else nullcontext():
             logger.info("%s, %s", headline, self.memory.summary)
             self.memory.on_change = self.write_settings
@@ -288,16 +297,26 @@ class Job:
             self.checkpoint.remove()
 
 
-def _checkpoint(run: Run, settings: Settings, folder: ModelFolder, clip: video.Clip) -> StateFolder:
-    return StateFolder(run, fingerprint(settings, folder, clip_digest(clip)))
+def _checkpoint(
+    run: Run, settings: Settings, folder: ModelFolder, clip: video.Clip, chosen: ChosenMotion | None
+) -> StateFolder:
+    motion = checksum(chosen.tensors, {}) if chosen else ""
+    return StateFolder(run, fingerprint(settings, folder, clip_digest(clip), motion))
+
+
+def _load_chosen(run: Run, settings: Settings, folder: ModelFolder) -> ChosenMotion | None:
+    """The chosen motion of a run that is guided by one."""
+    if not settings.chooses_motion or not settings.optimises:
+        return None
+    return load_chosen(run, settings, folder.grid(settings.frames, settings.size))
 
 
 def _shapes(settings: Settings, folder: ModelFolder) -> Shapes:
-    family, size = folder.family, settings.size
+    size = settings.size
     return Shapes(
         (settings.frames, size.height, size.width, 3),
-        (1, *family.prompt_shape(folder.config("transformer"))),
-        family.latent_shape(settings.frames, size, folder.config("vae")),
+        (1, *folder.family.prompt_shape(folder.config("transformer"))),
+        folder.latent_shape(settings.frames, size),
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ditflow import video
 from ditflow.errors import DitflowError
+from ditflow.jobs.checks import source_of
 from ditflow.jobs.session import Job
 from ditflow.models.protocols import Schedule, Texts
 from ditflow.progress import Progress
@@ -29,7 +30,7 @@ def transfer(settings: Settings, progress: Progress | None = None) -> Run:
     Raises DitflowError (SettingsError for wrong settings) with one line that says what to do.
     """
     progress = progress or Progress()
-    with Job.begin(settings, progress, needs=("video", "prompt")) as job:
+    with Job.begin(settings, progress, needs=(source_of(settings), "prompt")) as job:
         return _transfer(job, progress)
 
 
@@ -66,17 +67,18 @@ def decode(folder: Path | str, progress: Progress | None = None, memory: str | N
             path = folder / video_name(name, job.settings)
             if path.exists() and (name == "result" or path.is_dir()):  # a comparison's file is replaced
                 raise DitflowError(f"{path} exists: move it away first")
-        _, latents = read_latents(folder)
+        _, latents = read_latents(folder, job.settings.has_clip)
         _write_results(job, job.decode(latents))
     return run
 
 
 def _transfer(job: Job, progress: Progress) -> Run:
     job.write_reference()
-    texts, reference = job.texts(), job.encode()
+    texts, reference = job.texts(), job.encode() if job.settings.has_clip else None
     schedule = job.schedule()
     denoised = _denoise(job, texts, reference, progress, schedule)
-    job.run.write_tensors(LATENTS, {"latents": denoised.latents, "reference": reference})
+    clip = {} if reference is None else {"reference": reference}
+    job.run.write_tensors(LATENTS, {"latents": denoised.latents} | clip)
     if denoised.embeddings:
         facts = embedding_facts(job.settings, schedule.timesteps, job.folder.embedding_kind)
         save_embeddings(job.run, denoised.embeddings, facts)
@@ -92,9 +94,11 @@ def _write_results(job: Job, result: video.Clip) -> None:
     logger.info("result: %s; side by side with the clip: %s", job.run.folder / result, comparison)
 
 
-def _denoise(job: Job, texts: Texts, reference: Tensor, progress: Progress, schedule: Schedule) -> Denoised:
+def _denoise(
+    job: Job, texts: Texts, reference: Tensor | None, progress: Progress, schedule: Schedule
+) -> Denoised:
     settings = job.settings
-    if job.clip.is_still and settings.rows == "moving":
+    if job.clip.is_still and settings.counted_rows == "moving":
         reason = job.clip.few_levels or "the clip shows no motion"
         logger.warning("%s: there is nothing to transfer, so optimisation is skipped", reason)
         settings = replace(settings, guidance=False, reference_noise="clean")
@@ -109,6 +113,8 @@ def _denoise(job: Job, texts: Texts, reference: Tensor, progress: Progress, sche
         texts,
         reference,
         on_step,
+        chosen=job.chosen,
+        shape=job.folder.latent_shape(settings.frames, settings.size),
         saved_embeddings=job.saved_embeddings,
         resume_from=read_state(job.checkpoint),
         stops=(stops := job.folder.expert_stops(schedule)),

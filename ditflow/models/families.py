@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from ditflow.models.protocols import Autoencoder, Schedule, TextEncoder, Transformer
+    from ditflow.models.protocols import Autoencoder, Grid, Schedule, TextEncoder, Transformer
 
 INDEX_SCHEMA = Schema({"_class_name": Text()}, required=("_class_name",))
 
@@ -67,6 +67,9 @@ class ModelFamily(Protocol):
 
         Raises SettingsError for a size that a model with this autoencoder cannot make.
         """
+
+    def grid(self, latent_shape: Sequence[int], config: Mapping[str, Any]) -> Grid:
+        """The tokens of such latents, of `latent_shape`; `config` is the transformer's."""
 
     def prompt_shape(self, config: Mapping[str, Any]) -> tuple[int, int]:
         """(text tokens, text channels) of an encoded prompt."""

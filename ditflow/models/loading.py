@@ -18,7 +18,7 @@ from ditflow.models.families import ModelFamily, family_of, known_model, local_f
 from ditflow.models.gguf_file import check_gguf, load_gguf
 from ditflow.models.hub import INDEX, WITHOUT_WEIGHTS, cached_folder, is_hub_id, missing_files, wanted_files
 from ditflow.models.lora import add_lora, check_fit
-from ditflow.models.protocols import Autoencoder, Schedule, TextEncoder, Transformer
+from ditflow.models.protocols import Autoencoder, Grid, Schedule, TextEncoder, Transformer
 from ditflow.models.storage import store_weights
 from ditflow.models.tensors import check_tensors, weight_files
 from ditflow.models.trust import CONFIGS, check_part, read_json
@@ -72,6 +72,14 @@ class ModelFolder:
         if weights.endswith(".gguf"):
             kind, config = self.family.network("transformer"), self.config("transformer")
             check_gguf(Path(weights), kind, config, self.family.other_name)
+
+    def latent_shape(self, frames: int, size: tuple[int, int]) -> tuple[int, int, int, int, int]:
+        """[1, latent frames, channels, height, width] of a clip of `size` (width, height) in pixels."""
+        return self.family.latent_shape(frames, size, self.config("vae"))
+
+    def grid(self, frames: int, size: tuple[int, int]) -> Grid:
+        """The tokens of a clip of `size` (width, height) in pixels."""
+        return self.family.grid(self.latent_shape(frames, size), self.config("transformer"))
 
     @property
     def depth(self) -> int:

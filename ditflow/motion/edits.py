@@ -54,6 +54,12 @@ def shifted(target: Tensor, grid: Grid, x: float, y: float) -> Tensor:
     return inside(moved.flatten(2, 3), grid)
 
 
+def between_frames(target: Tensor) -> Tensor:
+    """The target, free within each frame, where nothing can move."""
+    within = torch.eye(len(target), dtype=torch.bool, device=target.device)[:, :, None, None]
+    return target.where(~within, torch.nan)
+
+
 def combined(
     within: Tensor,
     cells: Tensor,  # [frames (query), height * width] bool

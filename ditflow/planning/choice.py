@@ -19,6 +19,7 @@ from ditflow.models.storage import check_weights
 from ditflow.planning.phases import Phases
 from ditflow.planning.plan import Plan, make_plan
 from ditflow.settings import Settings
+from ditflow.settings.settings import UNCHANGED
 
 MIB = 1 << 20
 RETRY_SHARE = 0.9  # of the failed plan's peak: the next plan needs at most this much
@@ -29,6 +30,7 @@ ADVICE = "use fewer --frames or a smaller --size"
 
 # settings that do not change what a phase costs
 NEUTRAL = {
+    **UNCHANGED,
     "video": "",
     "start": 0,
     "stride": 1,
@@ -85,6 +87,7 @@ def phases_of(settings: Settings, device: str) -> Phases:
         negative_below=2.0 if settings.negative_below > 1 else 1.0,  # whether a difference is kept
         step_cache="off" if settings.step_threshold is None else "1",
         saved_embedding="a file" if settings.saved_embedding else "",
+        motion="" if settings.has_clip else "a file",
     )
     return _phases(alike, device)
 

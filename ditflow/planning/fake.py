@@ -16,7 +16,7 @@ from ditflow.models.families import ModelFamily, family_of, known_model
 from ditflow.models.gguf_file import load_gguf
 from ditflow.models.loading import ModelFolder, find_folder
 from ditflow.models.precision import as_loaded
-from ditflow.models.protocols import Autoencoder, Inputs, TextEncoder, Transformer
+from ditflow.models.protocols import Autoencoder, Grid, Inputs, TextEncoder, Transformer
 from ditflow.models.storage import store_weights
 from ditflow.sampling.loop import Scale
 from ditflow.settings import Settings
@@ -84,6 +84,12 @@ class FakeModel:
             [Scale(settings.scale_of(expert), settings.dynamic_scale).at(schedule, index) for index in steps]
             for expert, steps in enumerate(map(range, [0, *stops], stops))
         ]
+
+    def grid(self) -> Grid:
+        """The tokens of the settings' video."""
+        settings, configs = self.settings, self._configs
+        shape = self.family.latent_shape(settings.frames, settings.size, configs["vae"])
+        return self.family.grid(shape, configs["transformer"])
 
     def pixels(self) -> torch.Tensor:
         """A clip with unset pixels, uint8 [frames, height, width, 3]."""

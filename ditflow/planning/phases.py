@@ -17,7 +17,12 @@ from torch.utils._pytree import tree_leaves
 
 from ditflow.guidance.estimates import EstimateGuidance, prepare_estimates
 from ditflow.guidance.optimise import Guidance
-from ditflow.guidance.targets import NoisedClip, prepare_guidance, prepare_noised_guidance
+from ditflow.guidance.targets import (
+    NoisedClip,
+    prepare_drawn_guidance,
+    prepare_guidance,
+    prepare_noised_guidance,
+)
 from ditflow.memory.host import HostBuffers, keep_on_host
 from ditflow.memory.placement import make_runner, outside
 from ditflow.memory.streamed import flat_bytes
@@ -31,6 +36,7 @@ from ditflow.models.protocols import (
     TextEncoder,
     Transformer,
 )
+from ditflow.motion.chosen import ChosenMotion
 from ditflow.planning.fake import FakeModel, FakeSchedule, fake_tensors
 from ditflow.sampling.loop import predict
 from ditflow.sampling.reuse import Reuse
@@ -224,6 +230,10 @@ class Phases:
     def _guidance(self, runner: Runner) -> Guidance:
         grid, inputs = self.transformer.grid(self.inputs.latents), self.inputs
         given = inputs.latents, inputs.prompt, inputs.embedding
+        if not self.settings.has_clip:
+            target = torch.empty(grid.frames, grid.frames, grid.height * grid.width, 2)
+            drawn = ChosenMotion(self.settings, grid, drawn=target)
+            return replace(prepare_drawn_guidance(self.settings, drawn, target.device), steps=1)
         if not self.reads_in_steps:
             return replace(prepare_guidance(runner, self.settings, grid, *given), steps=1)
         clip = NoisedClip(self.settings, FakeSchedule(), inputs.latents, *given)
@@ -244,9 +254,10 @@ class Phases:
         """Measure a phase of the transformer, with the tensors that a run holds meanwhile."""
         trace, inputs, transformer = BlockTrace(), self.inputs, self.transformer
         runner = make_runner(transformer, trace, checkpoint, block_inputs)
-        clip, noise = torch.empty_like(inputs.latents), torch.empty_like(inputs.latents)
+        kept = 2 if self.settings.has_clip else 1  # the noise, and the encoded clip
+        kept = [torch.empty_like(inputs.latents) for _ in range(kept)]
         texts = [torch.empty_like(inputs.prompt) for _ in range(PROMPTS)]
-        held = [*held, clip, noise, *texts, inputs.latents, inputs.embedding]
+        held = [*held, *kept, *texts, inputs.latents, inputs.embedding]
         if self.settings.estimate_steps and name != "reference" and name[0] != "optimise":
             held.append(self.estimate_guidance.velocities)
         if name != "injection" and (name != "reference" or self.reads_in_steps):

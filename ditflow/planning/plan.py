@@ -85,7 +85,7 @@ def make_plan(phases: Phases, settings: Settings, preset: Preset, budget: int) -
         max(waiting, 0 if whole else sum(layers)),
         (
             _phase("text", 1, phases.text(), layers, len(layers) if whole else 0),
-            _phase("encode", 1, phases.encode(), [], 0),
+            *([_phase("encode", 1, phases.encode(), [], 0)] if settings.has_clip else []),
             *(_phase(name, times, work, sizes, resident) for name, (times, work) in works.items()),
             _phase("decode", 1, phases.decode(tile), [], 0),
         ),
@@ -96,7 +96,7 @@ def _model_works(
     phases: Phases, settings: Settings, preset: Preset
 ) -> Iterator[tuple[str, tuple[int, Work]]]:
     """The transformer's phases: (name, (executions in a run, work))."""
-    if settings.gradient_steps:
+    if settings.gradient_steps and settings.has_clip:
         times = settings.gradient_steps if phases.reads_in_steps else 1
         yield "reference", (times, phases.reference())
     if settings.estimate_steps:

@@ -22,20 +22,22 @@ from ditflow.settings.values import plain
 
 FORMAT = "2"  # change it when the content or meaning of a checkpoint changes
 OLDER = ("1",)  # formats that can be read: "1" has no clip, and weights by absolute path
-KEYS = ("format", "settings", "weights", "clip")
+KEYS = ("format", "settings", "weights", "clip", "motion")
 IGNORED = ("memory", "preset", "decode_tile", "output")  # settings that do not change the denoised latents
-PATHS = ("video", "model", "saved_embedding")  # settings that name files, whose digests are compared instead
+PATHS = ("video", "model", "saved_embedding", "mask", "camera_from", "motion")  # of files with digests
 
 
-def fingerprint(settings: Settings, folder: ModelFolder, clip: str) -> dict[str, str]:
-    """The settings, and digests of the weights and of the clip, as metadata of a file."""
+def fingerprint(settings: Settings, folder: ModelFolder, clip: str, motion: str = "") -> dict[str, str]:
+    """The settings, and digests of the weights, the clip and the chosen motion, as metadata of a file."""
     values = {
         item.name: plain(getattr(settings, item.name))
         for item in fields(settings)
         if item.name not in IGNORED
     }
     weights = json.dumps(file_digests(weight_files(settings, folder)))
-    return {"format": FORMAT, "settings": json.dumps(values), "weights": weights, "clip": clip}
+    return {"format": FORMAT, "settings": json.dumps(values), "weights": weights, "clip": clip} | (
+        {"motion": motion} if motion else {}
+    )
 
 
 def check_fingerprint(path: Path, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
@@ -59,6 +61,10 @@ def check_fingerprint(path: Path, found: Mapping[str, str], expected: Mapping[st
             )
     if found.get("clip", expected["clip"] if old else None) != expected["clip"]:
         raise DitflowError(f"{path} was made from another clip: restore the file, or start a new run")
+    if found.get("motion") != expected.get("motion"):
+        raise DitflowError(
+            f"{path} was made for another chosen motion: restore the run's motion file, or start a new run"
+        )
 
 
 def check_format(path: Path, found: Mapping[str, str]) -> bool:

@@ -164,15 +164,18 @@ def read_tensors(
         raise DitflowError(f"{path} is damaged ({error}): start a new run") from None
 
 
-def read_latents(folder: Path) -> tuple[Tensor, Tensor]:
-    """The latents of a run's reference and result, [1, frames, channels, height, width].
+def read_latents(folder: Path, has_clip: bool = True) -> tuple[Tensor | None, Tensor]:
+    """The latents of a run's reference, if it has a clip, and of its result.
+
+    Both are [1, frames, channels, height, width].
 
     Raises DitflowError if the file is missing, damaged or not from a transfer.
     """
     path = inside(folder, LATENTS)
     tensors, _ = read_tensors(path, "every transfer writes it", CLIP_BYTES)
     reference, result = tensors.get("reference"), tensors.get("latents")
-    if reference is None or result is None or reference.ndim != 5 or reference.shape != result.shape:
+    wanted = (reference, result) if has_clip else (result,)
+    if any(each is None or each.ndim != 5 or each.shape != result.shape for each in wanted):
         raise DitflowError(f"{path} is damaged: `reference` and `latents` are missing or differ in shape")
     for name, latents in tensors.items():
         if not latents.is_floating_point() or not latents.isfinite().all():
@@ -227,7 +230,7 @@ def create_run(settings: Settings, kind: str = "") -> Run:
 
 def _name(settings: Settings, kind: str) -> str:
     words = [kind] if kind else re.findall(r"\w+", settings.prompt.lower())[:6]
-    return "-".join([Path(settings.video).stem, *words])[:LONGEST_NAME]
+    return "-".join([settings.source_name, *words])[:LONGEST_NAME]
 
 
 def versions() -> dict[str, str]:

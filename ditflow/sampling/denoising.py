@@ -13,8 +13,14 @@ from ditflow.errors import DitflowError
 from ditflow.guidance.estimates import prepare_estimates
 from ditflow.guidance.injection import Injection
 from ditflow.guidance.switched import AnyGuidance, SwitchedGuidance
-from ditflow.guidance.targets import NoisedClip, prepare_guidance, prepare_noised_guidance
+from ditflow.guidance.targets import (
+    NoisedClip,
+    prepare_drawn_guidance,
+    prepare_guidance,
+    prepare_noised_guidance,
+)
 from ditflow.models.protocols import Runner, Schedule, Texts
+from ditflow.motion.chosen import ChosenMotion
 from ditflow.run_folder.checkpoint import State
 from ditflow.run_folder.embeddings import FILE, saved_dtype
 from ditflow.sampling.loop import Scale, Step, denoise
@@ -47,16 +53,18 @@ class Denoising:
         settings: Settings,
         schedule: Schedule,  # with a seeded generator that has drawn nothing yet
         texts: Texts,
-        reference: Tensor,  # [1, frames, channels, height, width] the encoded clip
+        reference: Tensor | None,  # [1, frames, channels, height, width] the encoded clip, if there is one
         on_step: Callable[[Step], None],
         *,
+        chosen: ChosenMotion | None = None,  # instead of the clip's whole motion as it is
+        shape: Sequence[int] | None = None,  # of the latents, if there is no clip
         saved_embeddings: list[Tensor] | None = None,  # one for each guided step, instead of optimisation
         resume_from: State | None = None,
         stops: Sequence[int] | None = None,  # of the experts (see `expert_stops`); None: one for all steps
     ):
         self.settings, self.schedule, self.texts, self.reference = settings, schedule, texts, reference
-        self.on_step, self.saved_embeddings = on_step, saved_embeddings
-        self.noise = schedule.initial_noise(reference.shape)
+        self.on_step, self.saved_embeddings, self.chosen = on_step, saved_embeddings, chosen
+        self.noise = schedule.initial_noise(tuple(shape) if reference is None else reference.shape)
         latents = self.noise
         if settings.starts_from_clip:
             latents = schedule.add_noise(reference, self.noise, schedule.on_device[:1])
@@ -83,7 +91,8 @@ class Denoising:
         settings, state, transformer = self.settings, self.state, runner.transformer
         if expert != self.expert:
             self.guidance, self.expert = None, expert
-        native_embedding = transformer.embedding(transformer.grid(self.reference))
+        device = self.noise.device
+        native_embedding = transformer.embedding(transformer.grid(self.noise))
         if self.saved_embeddings:
             check_shapes(self.saved_embeddings, native_embedding, "optimise them again")
         elif settings.guidance and self.steps_done < settings.guided_steps:
@@ -96,14 +105,14 @@ class Denoising:
         embedding = native_embedding if state.embedding is None else state.embedding.to(native_embedding)
         if self.reuse:
             begins = expert > 0 and self.steps_done == self.stops[expert - 1]
-            self.reuse.restore({} if begins else state.reuse, self.reference.device)
+            self.reuse.restore({} if begins else state.reuse, device)
         injection = None
         if settings.injection:
             injection = Injection(settings.injection_blocks, self.reference, self.noise, native_embedding)
         denoise(
             runner,
             self.schedule,
-            Step(state.index, state.latents.to(self.reference.device), embedding, []),
+            Step(state.index, state.latents.to(device), embedding, []),
             native_embedding,
             self.texts,
             Scale(settings.scale_of(expert), settings.dynamic_scale),
@@ -121,12 +130,15 @@ class Denoising:
 
     def _prepare(self, runner: Runner, native_embedding: Tensor) -> None:
         settings, prompt, first, then = self.settings, self.texts.source_prompt, None, None
-        if settings.gradient_steps and settings.reference_noise == "step":
-            given = settings, self.schedule, self.reference, self.noise, prompt, native_embedding
+        if settings.gradient_steps and not settings.has_clip:
+            first = prepare_drawn_guidance(settings, self.chosen, self.noise.device)
+        elif settings.gradient_steps and settings.reference_noise == "step":
+            given = settings, self.schedule, self.reference, self.noise, prompt, native_embedding, self.chosen
             first = prepare_noised_guidance(NoisedClip(*given))
         elif settings.gradient_steps:
             grid = runner.transformer.grid(self.reference)
-            first = prepare_guidance(runner, settings, grid, self.reference, prompt, native_embedding)
+            given = self.reference, prompt, native_embedding, self.chosen
+            first = prepare_guidance(runner, settings, grid, *given)
         if settings.estimate_steps:
             then = prepare_estimates(settings, self.schedule, self.reference, self.noise, prompt)
         both = first and then

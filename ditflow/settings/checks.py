@@ -27,6 +27,7 @@ def check_together(settings: Settings) -> None:
     _check_gradients(settings)
     _check_estimates(settings)
     _check_reference_noise(settings)
+    _check_chosen_motion(settings)
     _check_step_cache(settings)
 
 
@@ -164,6 +165,37 @@ def _check_reference_noise(settings: Settings) -> None:
     else:
         return
     raise SettingsError(f"reference_noise: step given, but {reason}: leave out --reference-noise")
+
+
+def _check_chosen_motion(settings: Settings) -> None:
+    given = settings.chosen_by
+    if not given:
+        return
+    if not settings.has_clip:
+        needing = settings.changes_clip_motion
+        if settings.starts_from_clip:
+            needing.append("initial_latents")
+        if settings.reference_noise != "clean":
+            needing.append("reference_noise")
+        if needing:
+            raise SettingsError(
+                f"{needing[0]}: it needs a clip, and --motion is given without one; add --video, or leave "
+                f"out {_flag(needing[0])}"
+            )
+    if settings.optimises and (settings.loss != "flow" or settings.estimate_steps):
+        loss = settings.loss if settings.loss != "flow" else "x0 (--x0-after)"
+        raise SettingsError(
+            f"{given[0]}: it sets where each patch goes, and loss {loss} compares features or latents of the "
+            f"whole clip instead; use --loss flow --x0-after 1, or leave out {_flag(given[0])}"
+        )
+    if not settings.masked_by:
+        for name in ("mask_invert", "camera_from"):
+            if getattr(settings, name):
+                raise SettingsError(f"{name}: there is no mask; give --mask FILE or --mask auto")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _check_step_cache(settings: Settings) -> None:

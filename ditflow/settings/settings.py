@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
@@ -18,6 +19,16 @@ from ditflow.settings.checks import check_family, check_together
 from ditflow.settings.speed import SPEEDS, speed_settings
 from ditflow.settings.values import Size, plain, read_value
 
+UNCHANGED = {  # settings with which the clip's motion is transferred as it is
+    "mask": "",
+    "mask_invert": False,
+    "transfer": "all",
+    "camera_from": "",
+    "motion_scale": 1.0,
+    "flip": "none",
+    "reverse_motion": False,
+    "motion_shift": (0.0, 0.0),
+}
 ATTENTION = ("sdpa", "cudnn", "flash", "xformers", "sage")  # of ditflow.models.attention, which needs torch
 FORWARD_ATTENTION = ("same", "auto", *ATTENTION)
 
@@ -179,6 +190,35 @@ class Settings:
         "motion", "transformer blocks to inject them into", least=0, most=999
     )
 
+    mask: str = option(
+        "target",
+        "part of the clip whose motion counts: a video, a folder or an image of the first frame, white where "
+        "it counts; auto: what moves against the camera",
+    )
+    mask_invert: bool = option("target", "what the mask does not cover counts instead")
+    transfer: str = option(
+        "target",
+        "motion of the clip to transfer: all, that of objects (as --mask auto), or the camera's, for the "
+        "whole frame",
+        choices=("all", "object", "camera"),
+    )
+    camera_from: str = option("target", "second clip, whose camera motion counts where the mask does not")
+    motion_scale: float = option(
+        "target", "factor on the clip's motion, such as 0.5 (weaker) or 2 (stronger)", least=0, most=100
+    )
+    flip: str = option("target", "mirror the clip's motion", choices=("none", "horizontal", "vertical"))
+    reverse_motion: bool = option("target", "play the clip's motion backwards")
+    motion_shift: tuple[float, float] = option(
+        "target",
+        "move the clip's motion to another place: shares of the width to the right and of the height down",
+        least=-1,
+        most=1,
+    )
+    motion: str = option(
+        "target",
+        "YAML file of a drawn motion (docs/choosing-motion.md), instead of a clip or on top of one",
+    )
+
     steps: int = option("sampling", "denoising steps", least=1, most=1000)
     initial_latents: str = option(
         "sampling",
@@ -215,9 +255,46 @@ class Settings:
             given = getattr(self, item.name)
             value = read_value(item, kinds[item.name], base[item.name] if given is None else given)
             object.__setattr__(self, item.name, value)
+        if not self.has_clip:
+            object.__setattr__(self, "injection", False)  # there is nothing to inject
         check_together(self)
         if family := family_of(self.model):  # None if a finished run's model is no longer on this machine
             check_family(self, family)
+
+    @property
+    def has_clip(self) -> bool:
+        """Whether there is a clip; without one, a drawn motion stands alone."""
+        return bool(self.video or not self.motion)
+
+    @property
+    def source_name(self) -> str:
+        """The name of the clip, or of the drawn motion if there is no clip, without its suffix."""
+        return Path(self.video or self.motion).stem
+
+    @property
+    def masked_by(self) -> str:
+        """The mask: a file, `auto`, or nothing."""
+        return self.mask or ("auto" if self.transfer == "object" else "")
+
+    @property
+    def changes_clip_motion(self) -> list[str]:
+        """The settings given that change what is asked of the clip's motion."""
+        return [name for name, value in UNCHANGED.items() if getattr(self, name) != value]
+
+    @property
+    def chosen_by(self) -> list[str]:
+        """The settings given that choose the motion that guidance asks for."""
+        return [*self.changes_clip_motion, *(["motion"] if self.motion else [])]
+
+    @property
+    def chooses_motion(self) -> bool:
+        """Whether guidance asks for anything but the clip's whole motion as it is."""
+        return bool(self.chosen_by)
+
+    @property
+    def counted_rows(self) -> str:
+        """The rows of the flow loss that count; where motion is chosen, those that it is asked of."""
+        return "given" if self.chooses_motion else self.rows
 
     @property
     def clip_rate(self) -> Fraction | None:

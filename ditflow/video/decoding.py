@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ditflow.errors import DitflowError
+from ditflow.limits import SOURCE_FRAMES
 from ditflow.video.display import Display, display_of
 from ditflow.video.interlacing import Deinterlacer
 from ditflow.video.timeline import Timeline, open_video, read_timeline
@@ -50,6 +51,16 @@ def read_video(
     if notes:
         logger.warning("%s is read as players show it: %s", source, ", ".join(notes))
     return [found[frame] for frame in shown], clip.count, clip.rate
+
+
+def video_shape(source: Path, fps: Fraction | None = None) -> tuple[int, int, int] | None:
+    """The number of frames, counted as `read_video` does, and the width and height at which they are shown.
+
+    None if no frame can be decoded. Raises DitflowError if the file is not a video.
+    """
+    count = read_timeline(source, SOURCE_FRAMES - 1, fps).resampling.count
+    display, frame = _display(source), next(decoded_frames(source), None)
+    return (count, *display.picture(frame).size) if display and frame else None
 
 
 def decoded_frames(source: Path, key: int | None = None, threads: str = "SLICE") -> Iterator[av.VideoFrame]:

@@ -77,6 +77,12 @@ def read_images(paths: list[Path], to_array: Callable[[Image.Image], np.ndarray]
     return frames
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an upright image, in pixels. Raises DitflowError if it cannot be read."""
+    with _opened(path) as image:
+        return ImageOps.exif_transpose(image).size
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open an image whose pixels are not yet read. An error meanwhile becomes a DitflowError."""

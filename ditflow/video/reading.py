@@ -3,6 +3,7 @@
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -12,11 +13,15 @@ from ditflow.files import regular_file
 from ditflow.limits import CLIP_BYTES, FASTEST, PICTURE_PIXELS, SLOWEST, SOURCE_FRAMES
 from ditflow.video.clip import Clip
 from ditflow.video.deadline import in_time
-from ditflow.video.decoding import ToArray, read_video
+from ditflow.video.decoding import ToArray, read_video, video_shape
 from ditflow.video.fitting import FITS, fitted
-from ditflow.video.folders import image_paths, read_images, warn_of_gaps
+from ditflow.video.folders import image_paths, image_size, read_images, warn_of_gaps
 
 DEFAULT_RATE = 8  # frames a second, for a source that does not state its rate
+NO_FRAMES = (
+    f"none of its frames can be read: it is damaged, or has more than {PICTURE_PIXELS} pixels; "
+    "give another video"
+)
 
 
 def read_clip(
@@ -70,6 +75,27 @@ def read_clip(
     return Clip(np.stack(pictures), min(max(frame_rate / stride, SLOWEST), FASTEST))
 
 
+class Shape(NamedTuple):
+    """How long and how large a source is."""
+
+    frames: int
+    width: int  # pixels, as shown
+    height: int
+
+
+def source_shape(source: Path, fps: Fraction | None = None) -> Shape:
+    """The shape of a video or a folder of images; its frames are counted as `read_clip` does, all of them.
+
+    Raises DitflowError if the source cannot be read.
+    """
+    check_source(source)
+    read = _folder_shape if source.is_dir() else partial(video_shape, fps=fps)
+    found = in_time(partial(read, source), source)
+    if not found:
+        raise DitflowError(f"{source}: {NO_FRAMES}")
+    return Shape(*found)
+
+
 def check_source(source: Path) -> None:
     """Raise DitflowError unless the source is a regular file or a folder: others may never end."""
     try:
@@ -91,11 +117,15 @@ def _read_folder(
     return read_images(used, to_array), len(paths), fps
 
 
+def _folder_shape(source: Path) -> tuple[int, int, int]:
+    paths = image_paths(source)
+    return len(paths), *image_size(paths[0])
+
+
 def _too_short(available: int, wanted: range, least: int, fps: Fraction | None) -> str:
     """What to change if only the first `available` frames can be read."""
     if available == 0:
-        reason = f"it is damaged, or has more than {PICTURE_PIXELS} pixels"
-        return f"none of its frames can be read: {reason}; give another video"
+        return NO_FRAMES
     at_fps = f" at {float(fps):g} frames a second" if fps else ""
     if available < least:
         remedy = "a longer video or a higher --fps" if fps else "a longer video"

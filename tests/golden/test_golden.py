@@ -185,9 +185,9 @@ def test_reference_flow(path):
         tensors["source_embeds"],
         runner.transformer.embedding(grid),
     )
-    assert set(guidance.loss.references) == set(expected)
+    assert set(guidance.loss.targets) == set(expected)
     for block, name in expected.items():
-        found = guidance.loss.references[block].flatten(0, 1)
+        found = guidance.loss.targets[block].flatten(0, 1)
         if settings.reference == "hard":
             assert torch.equal(found, tensors[name])
         else:

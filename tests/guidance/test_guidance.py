@@ -12,7 +12,7 @@ from tiny_models import backbone_of, random_inputs, tiny_backbone, tiny_transfor
 from ditflow.errors import DitflowError
 from ditflow.guidance.losses import FlowLoss, MoftLoss, SmmLoss
 from ditflow.guidance.optimise import LOSS_SCALE, Guidance, learning_rates, loss_scaler
-from ditflow.guidance.targets import check_blocks
+from ditflow.guidance.targets import check_blocks, flow_targets
 from ditflow.memory.plain import PlainRunner
 from ditflow.models.protocols import Capture, Grid, QueryKey
 from ditflow.settings import Settings
@@ -71,13 +71,15 @@ def test_still_clip_is_noticed(kind):
                 if expected
                 else clip[:, None]
             )
-            clip = QueryKey(tokens, tokens)
-        assert kind({0: clip}, GRID, settings()).still == expected
+            found = flow_targets({0: QueryKey(tokens, tokens)}, GRID, settings())
+        else:
+            found = {0: clip}
+        assert kind(found, GRID, settings()).still == expected
 
 
 def test_flow_loss_of_a_still_clip_is_zero_not_nan():
     tokens = torch.eye(20).repeat(3, 1)[:, None]
-    loss = FlowLoss({0: QueryKey(tokens, tokens)}, GRID, settings())
+    loss = FlowLoss(flow_targets({0: QueryKey(tokens, tokens)}, GRID, settings()), GRID, settings())
     query = torch.randn_like(tokens).requires_grad_()
     value = loss(0, QueryKey(query, tokens))
     (gradient,) = torch.autograd.grad(value, query)

@@ -9,6 +9,7 @@ from tiny_models import DEPTH, random_inputs, square, tiny_backbone
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ditflow.guidance.losses import FlowLoss
+from ditflow.guidance.targets import flow_targets
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.streamed import Streamed
@@ -53,11 +54,9 @@ def test_blockwise_equals_plain_autograd(policy, rotary, capture, wrt, monkeypat
 def test_one_chunk_is_bit_for_bit_plain_autograd(policy):
     backbone = tiny_backbone(layers=DEPTH)
     inputs, capture = random_inputs(backbone, 3, 8, 12), Capture("query_key", (3,))
-    loss = FlowLoss(
-        PlainRunner(backbone).features(inputs, {}, capture),
-        Grid(3, 4, 6),
-        Settings(model="small", rows="all"),
-    )
+    features, grid = PlainRunner(backbone).features(inputs, {}, capture), Grid(3, 4, 6)
+    settings = Settings(model="small", rows="all")
+    loss = FlowLoss(flow_targets(features, grid, settings), grid, settings)
     expected = PlainRunner(backbone).gradient(loss, "latents", inputs, {}, capture, 1.0)
     runner = BlockwiseRunner(backbone, **policy)
     for _ in range(2):  # the second run meets what the first has left behind

@@ -4,8 +4,7 @@ import pytest
 import torch
 from tiny_models import DEPTH, random_inputs, tiny_backbone
 
-from ditflow.guidance.losses import clip_flow
-from ditflow.guidance.targets import clip_flows
+from ditflow.guidance.targets import clip_flow, clip_flows
 from ditflow.memory.placement import make_runner, outside
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.presets import presets

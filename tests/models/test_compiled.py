@@ -13,6 +13,7 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from ditflow.errors import DitflowError
 from ditflow.guidance.losses import FlowLoss
+from ditflow.guidance.targets import flow_targets
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.streamed import Streamed
@@ -27,7 +28,8 @@ def test_guided_forward_and_loss_have_no_graph_break():
     runner, capture = PlainRunner(backbone), Capture("query_key", (1, 2))
     inputs = random_inputs(backbone, 3, 8, 12)
     clip = runner.features(random_inputs(backbone, 3, 8, 12), {}, capture)
-    loss = FlowLoss(clip, Grid(3, 4, 6), Settings(model="small"))
+    grid, settings = Grid(3, 4, 6), Settings(model="small")
+    loss = FlowLoss(flow_targets(clip, grid, settings), grid, settings)
 
     def guided(latents):
         read = runner.read(replace(inputs, latents=latents), {}, capture)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ditflow.models.experts import ONE
+from ditflow.models.protocols import Grid
 from ditflow.schema import Number, Schema, Whole, check_equal
 from toy_family.autoencoder import GROUP, SIDE, TILES, ToyAutoencoder, ToyVAE, encoded_frames
 from toy_family.schedule import SCHEDULERS, ToySchedule
 from toy_family.text import ByteTokenizer, ToyTextConfig, ToyTextEncoder, ToyTextModel
-from toy_family.transformer import ToyTransformer, ToyTransformer3DModel
+from toy_family.transformer import PATCH, ToyTransformer, ToyTransformer3DModel
 
 SCHEMAS = {
     "transformer": Schema(
@@ -83,6 +84,10 @@ class ToyFamily:
     ) -> tuple[int, int, int, int, int]:
         width, height = size
         return 1, len(self.latent_spans(frames)), vae["latent_channels"], height // SIDE, width // SIDE
+
+    def grid(self, latent_shape: Sequence[int], config: Mapping[str, Any]) -> Grid:
+        _, frames, _, height, width = latent_shape
+        return Grid(frames, height // PATCH[0], width // PATCH[1])
 
     def prompt_shape(self, config: Mapping[str, Any]) -> tuple[int, int]:
         return config["text_length"], config["text_channels"]

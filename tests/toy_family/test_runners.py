@@ -5,6 +5,7 @@ import torch
 
 from ditflow.guidance.estimates import EstimateGuidance
 from ditflow.guidance.losses import FlowLoss
+from ditflow.guidance.targets import flow_targets
 from ditflow.memory.placement import make_runner
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.presets import presets
@@ -34,7 +35,8 @@ def loss_of(runner, capture, toy_folder):
     other = random_inputs(runner.transformer)
     features = runner.features(other, {}, capture)
     grid = runner.transformer.grid(other.latents)
-    return FlowLoss(features, grid, Settings(model=str(toy_folder), rows="all"))
+    settings = Settings(model=str(toy_folder), rows="all")
+    return FlowLoss(flow_targets(features, grid, settings), grid, settings)
 
 
 def assert_equal(found, expected):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.video import read_clip
+from ditflow.video.reading import source_shape
 
 
 def test_image_folder_in_natural_order_of_any_naming(tmp_path):
@@ -201,6 +202,31 @@ def test_damage_in_the_middle_does_not_shift_the_frames_after_it(videos, tmp_pat
     with pytest.raises(DitflowError, match=r"only (16|17|18|19) frames can be read"):
         read_clip(tmp_path / "damaged.mp4", frames=30, size=None)
     assert indices(read_clip(tmp_path / "damaged.mp4", frames=4, start=30, size=None)) == [30, 31, 32, 33]
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "vp8.webm", "unstamped.avi", "folder"])
+def test_the_shape_of_a_source(videos, tmp_path, name):
+    if name == "folder":
+        for index in range(COUNT):
+            Image.fromarray(made_frame(index)).save(tmp_path / f"{index}.png")
+    source = tmp_path if name == "folder" else videos / name
+    assert source_shape(source) == (COUNT, 64, 48)
+    # images have the rate that is asked for
+    assert source_shape(source, Fraction(5)).frames == (COUNT if name == "folder" else COUNT // 2)
+
+
+def test_the_shape_of_what_is_shown_upright(tmp_path):
+    exif_turned(tmp_path / "one.png")
+    assert source_shape(tmp_path) == (1, 48, 64)
+
+
+def test_the_shape_of_a_video_without_intact_frames(videos, tmp_path):
+    content = bytearray((videos / "front.mp4").read_bytes())
+    start = content.index(b"mdat") + 4
+    content[start:] = b"\xff" * len(content[start:])
+    (tmp_path / "damaged.mp4").write_bytes(content)
+    with pytest.raises(DitflowError, match="damaged.mp4: none of its frames can be read"):
+        source_shape(tmp_path / "damaged.mp4")
 
 
 def two_sizes(path: Path) -> None:

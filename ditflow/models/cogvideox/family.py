@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ditflow.models.cogvideox.text import T5TextEncoder
     from ditflow.models.cogvideox.transformer import CogVideoXTransformer
     from ditflow.models.cogvideox.vae import CogVideoXAutoencoder
+    from ditflow.models.protocols import Grid
 
 
 class CogVideoXFamily:
@@ -59,6 +60,13 @@ class CogVideoXFamily:
         side = 2 ** (len(vae["block_out_channels"]) - 1)  # pixels
         channels = vae.get("latent_channels", 16)
         return 1, len(latent_spans(frames)), channels, height // side, width // side
+
+    def grid(self, latent_shape: Sequence[int], config: Mapping[str, Any]) -> Grid:
+        from ditflow.models.protocols import Grid
+
+        _, frames, _, height, width = latent_shape
+        patch = config.get("patch_size", 2)
+        return Grid(frames, height // patch, width // patch)
 
     def prompt_shape(self, config: Mapping[str, Any]) -> tuple[int, int]:
         return config["max_text_seq_length"], config["text_embed_dim"]

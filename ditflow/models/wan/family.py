@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ditflow.models.protocols import Grid
     from ditflow.models.wan.schedule import WanSchedule
     from ditflow.models.wan.text import UMT5TextEncoder
     from ditflow.models.wan.transformer import WanTransformer
@@ -85,6 +86,13 @@ class WanFamily:
         if width % (multiple := side * PATCH) or height % multiple:
             raise SettingsError(f"size: {width}x{height} given, this model accepts multiples of {multiple}")
         return 1, len(latent_spans(frames)), vae["z_dim"], height // side, width // side
+
+    def grid(self, latent_shape: Sequence[int], config: Mapping[str, Any]) -> Grid:
+        from ditflow.models.protocols import Grid
+
+        _, frames, _, height, width = latent_shape
+        _, rows, columns = config.get("patch_size", (1, 2, 2))
+        return Grid(frames, height // rows, width // columns)
 
     def prompt_shape(self, config: Mapping[str, Any]) -> tuple[int, int]:
         return LENGTH, config["text_dim"]

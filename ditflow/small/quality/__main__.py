@@ -61,10 +61,10 @@ def sample(folder: ModelFolder) -> list[np.ndarray]:
         settings = Settings(model=settings_of(folder), guidance=False, injection=False, seed=seed)
         words = encoder.encode(folder.tokenise([caption(*prompt), ""]))
         texts = Texts(words[:1], words[1:], words[1:])
-        nothing = torch.zeros(folder.family.latent_shape(settings.frames, settings.size, vae))  # no clip
+        shape = folder.family.latent_shape(settings.frames, settings.size, vae)
         generator = torch.Generator().manual_seed(seed)
         schedule = folder.schedule(settings.scheduler, settings.steps, settings.size, generator)
-        denoising = Denoising(settings, schedule, texts, nothing, lambda step: None)
+        denoising = Denoising(settings, schedule, texts, None, lambda step: None, shape=shape)
         latents = denoising.run(runner).latents
         videos.append(autoencoder.decode(latents, settings.frames, TILE).numpy())
     return videos
