@@ -58,7 +58,7 @@ motion: setup
 	done
 
 # the tables of docs/wind-tunnel.md, a stage after the other; STAGES="unguided" measures only some
-STAGES ?= gradients unguided negative speeds guided guided-small wan rates
+STAGES ?= gradients unguided negative speeds guided guided-small wan rates directed-drawn directed-scale directed-mask directed-camera
 tunnel: setup
 	mkdir -p bench/results
 	for stage in $(STAGES); do \

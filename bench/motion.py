@@ -57,16 +57,11 @@ class Pair:
     @classmethod
     def draw(cls, seed: int, index: int, frames: int = 24) -> "Pair":
         generator = np.random.default_rng((seed, index))
-
-        def prompt() -> str:
-            colour, background = generator.choice(list(COLOURS), size=2, replace=False)
-            return caption(str(colour), str(generator.choice(SHAPES)), str(background))
-
         while True:
             clip_seed, noise = (int(number) for number in generator.integers(2**31, size=2))
             clip = made_clip(clip_seed, frames=frames)
             if np.ptp(clip.centroids, axis=0).max() >= FAR:
-                return cls(clip, prompt(), prompt(), noise)
+                return cls(clip, random_prompt(generator), random_prompt(generator), noise)
 
     def settings(self, common: Settings, scratch: Path) -> Settings:
         """The settings of the pair's runs in `scratch`. The clip is written there, unless it is there."""
@@ -75,6 +70,11 @@ class Pair:
             video.write_clip(video.Clip(self.clip.frames, FRAME_RATE), path)
         given = {"video": str(path), "prompt": self.prompt, "seed": self.noise}
         return replace(common, **given, output=str(scratch / "run"))
+
+
+def random_prompt(generator: np.random.Generator) -> str:
+    colour, background = generator.choice(list(COLOURS), size=2, replace=False)
+    return caption(str(colour), str(generator.choice(SHAPES)), str(background))
 
 
 @dataclass(frozen=True)

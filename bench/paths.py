@@ -43,5 +43,14 @@ def reach(found: np.ndarray, true: np.ndarray) -> float:
     return float(gone / should)
 
 
+def growth(areas: np.ndarray) -> float:
+    """Doublings of an object's width from its first SPAN frames to its last; 0 if it is not seen in either.
+
+    areas: [frames], in any unit.
+    """
+    first, last = np.mean(areas[:SPAN]), np.mean(areas[-SPAN:])
+    return float(np.log2(last / first) / 2) if first > 0 and last > 0 else 0.0
+
+
 def _displacements(places: np.ndarray) -> np.ndarray:
     return places[SPAN:] - places[:-SPAN]

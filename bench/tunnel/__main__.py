@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from bench.harness import commit
-from bench.motion import Pair
 from bench.tables import COMPARED, tunnel_tables
 from bench.tunnel.modes import NAMED, Mode, changed, read_mode
 from bench.tunnel.stages import CONTROL, EXACT, STAGES, Found, Stage
@@ -76,7 +75,7 @@ def run(name: str, modes: Sequence[Mode], pairs: int, seed: int) -> list[dict[st
         found = []
         for index in range(pairs):
             with tempfile.TemporaryDirectory() as scratch:
-                pair = Pair.draw(seed, index, frames=settings.frames)
+                pair = stage.draw(seed, index, settings.frames)
                 found.append(stage.measure(pair, settings, modes, Path(scratch)))
         changes = {mode.name: changed(settings, mode) for mode in modes}
         head = {"stage": name, "about": stage.about, "variant": variant}

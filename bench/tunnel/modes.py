@@ -13,6 +13,7 @@ Changes = Mapping[str, Any]
 
 # what a stage or a pair decides, so that a mode is compared with exact on the same task; speeds are in NAMED
 FIXED = {"model", "video", "frames", "size", "prompt", "seed", "steps", "guided", "output", "speed"}
+FIXED |= {"motion", "mask", "camera_from"}
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,22 @@ def _section(name: str, found: Mapping[str, Any] | None) -> str:
 def _warning(table: Mapping[str, Any]) -> Iterator[str]:
     """What a table cannot tell, if it is not known to tell guidance from none."""
     for row in table["modes"]:
-        if row["mode"] == "backbone" and row["verdict"] != "worse":
+        if row["mode"] != "backbone":
+            continue
+        if "verdict" not in row:
+            yield from _of_directed(row["numbers"])
+        elif row["verdict"] != "worse":
             yield (
                 "**Here a run without guidance is not known to be worse than exact.** So `same` does not "
                 "show that a mode keeps the motion: exact itself may transfer none."
             )
+
+
+def _of_directed(differences: Mapping[str, Any]) -> Iterator[str]:
+    """The first number of a stage says whether results do what its settings ask for."""
+    name, found = next(iter(differences.items()))
+    if found["half_width"] is None or found["mean"] + found["half_width"] >= 0:
+        yield (
+            f"**Here a run without guidance is not known to have less {name.replace('_', ' ')}.** So these "
+            "settings are not known to work with this model."
+        )

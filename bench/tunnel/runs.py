@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ditflow.jobs.checks import source_of
 from ditflow.jobs.session import Job
 from ditflow.models.protocols import Runner, Schedule
 from ditflow.progress import Progress
@@ -72,7 +73,7 @@ class Session:
 
     def __init__(self, job: Job):
         self.job, self.settings = job, job.settings
-        self.texts, self.reference = job.texts(), job.encode()
+        self.texts, self.reference = job.texts(), job.encode() if job.settings.has_clip else None
 
     @cached_property
     def runner(self) -> Runner:
@@ -111,6 +112,8 @@ class Session:
             self.texts,
             self.reference,
             lambda step: None,
+            chosen=self.job.chosen,
+            shape=self.job.folder.latent_shape(self.settings.frames, self.settings.size),
             saved_embeddings=self.job.saved_embeddings,
             resume_from=start,
         )
@@ -119,7 +122,7 @@ class Session:
 @contextmanager
 def session(settings: Settings) -> Iterator[Session]:
     """Begin a mode's job. Raises DitflowError if this machine cannot run it."""
-    with Job.begin(settings, Progress(), needs=("video", "prompt"), kind="tunnel") as job:
+    with Job.begin(settings, Progress(), needs=(source_of(settings), "prompt"), kind="tunnel") as job:
         yield Session(job)
 
 

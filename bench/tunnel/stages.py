@@ -10,6 +10,7 @@ from torch.nn.functional import cosine_similarity
 
 from bench.motion import Pair, colours_right
 from bench.paths import displacement_cosine, path_error, reach
+from bench.tunnel.directed import Directed, at_strength, drawn, masked, panned
 from bench.tunnel.modes import Mode
 from bench.tunnel.runs import Session, nudged, session
 from ditflow.settings import Settings, read_settings
@@ -31,6 +32,7 @@ class Stage:
     measure: Callable[[Pair, Settings, Sequence[Mode], Path], Found]
     modes: tuple[str, ...]  # of the committed tables
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
+    draw: Callable[[int, int, int], Any] = Pair.draw  # a pair of a seed, an index and a number of frames
 
     def base(self, variant: str) -> Settings:
         return read_settings(**self.settings, **self.variants[variant])
@@ -110,6 +112,16 @@ def outcome(pair: Pair, tried: Session, latents: Tensor) -> Numbers:
         "reach": reach(path, true),
         "prompt_match": colours_right(frames, pair.prompt),
     }
+
+
+def directed(pair: Directed, settings: Settings, modes: Sequence[Mode], scratch: Path) -> Found:
+    """Results of whole runs, measured against the motion that their settings choose."""
+    settings = pair.settings(settings, scratch)
+    found = {}
+    for name, changed in {EXACT: settings, **{mode.name: mode.apply(settings) for mode in modes}}.items():
+        with session(changed) as tried:
+            found[name] = pair.outcome(tried.frames(tried.run().latents))
+    return found
 
 
 LONG = {"steps": 50, "guided": 0.2}
@@ -193,5 +205,41 @@ STAGES = {
             "learning rate 0.006": {"learning_rate": (0.006, 0.003)},
             "learning rate 0.002, as 5B's": {"learning_rate": (0.002, 0.001)},
         },
+    ),
+    "directed-drawn": Stage(
+        "whole runs that follow a drawn path and no clip",
+        {},
+        12,
+        directed,
+        ("backbone",),
+        BOTH,
+        drawn,
+    ),
+    "directed-scale": Stage(
+        "whole runs that follow a clip's motion, weaker and stronger",
+        {},
+        6,
+        directed,
+        ("motion_scale=0.5", "motion_scale=2", "backbone"),
+        BOTH,
+        at_strength,
+    ),
+    "directed-mask": Stage(
+        "whole runs that follow one of two objects, by a mask",
+        {},
+        8,
+        directed,
+        ("backbone",),
+        BOTH,
+        masked,
+    ),
+    "directed-camera": Stage(
+        "whole runs that follow the camera of a clip whose ground pans",
+        {"transfer": "camera"},
+        4,
+        directed,
+        ("backbone",),
+        BOTH,
+        panned,
     ),
 }

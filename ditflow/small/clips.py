@@ -58,13 +58,13 @@ def made_clip(
     """
     generator = np.random.default_rng(seed)
     scene = _draw_scene(generator, frames, width, height)
-    backdrop = _paint_backdrop(generator, scene, width, height)
+    backdrop = paint_backdrop(generator, scene.background, scene.backdrop, width, height)
     colour = np.array(COLOURS[scene.colour], dtype=np.float64)
     centroids, radii = scene.centroids[painted], scene.radii[painted]
     pictures = np.empty((len(radii), height, width, 3), dtype=np.uint8)
     for picture, centroid, radius in zip(pictures, centroids, radii, strict=True):
-        coverage = _coverage(scene.shape, centroid, radius, width, height)[..., None]
-        picture[:] = np.rint(backdrop + coverage * (colour - backdrop))
+        covered = coverage(scene.shape, centroid, radius, width, height)[..., None]
+        picture[:] = np.rint(backdrop + covered * (colour - backdrop))
     return MadeClip(pictures, caption(scene.colour, scene.shape, scene.background), scene.centroids, scene)
 
 
@@ -78,12 +78,12 @@ def _draw_scene(generator: np.random.Generator, frames: int, width: int, height:
     if generator.random() < 0.5:
         radii = radii[::-1].copy()
     margin = radii.max() * (CIRCUMRADIUS if shape == "triangle" else 1.0)
-    places = _travel(generator, path, time)
+    places = travel(generator, path, time)
     room = np.array([width - 1, height - 1]) - 2 * margin
     return Scene(shape, str(colour), str(background), backdrop, path, margin + places * room, radii)
 
 
-def _travel(generator: np.random.Generator, path: str, time: np.ndarray) -> np.ndarray:
+def travel(generator: np.random.Generator, path: str, time: np.ndarray) -> np.ndarray:
     """Places [frames, 2] on a path in the unit square at times [frames] from 0 to 1."""
     time = time[:, None]
     if path == "arc":
@@ -113,26 +113,32 @@ def _far_apart(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
             return start, end
 
 
-def _paint_backdrop(generator: np.random.Generator, scene: Scene, width: int, height: int) -> np.ndarray:
+def paint_backdrop(
+    generator: np.random.Generator, background: str, backdrop: str, width: int, height: int
+) -> np.ndarray:
     """The background, [height, width, 3] float64, 0 ... 255: shades of one colour."""
-    colour = np.array(COLOURS[scene.background], dtype=np.float64)
     angle = generator.uniform(0, 2 * math.pi)
     waves = generator.uniform(1.5, 4.0)
     y, x = np.mgrid[0:height, 0:width]
     along = (x * math.cos(angle) + y * math.sin(angle)) / math.hypot(width, height)
-    if scene.backdrop == "plain":
+    if backdrop == "plain":
         shade = np.zeros((height, width))
-    elif scene.backdrop == "graded":
+    elif backdrop == "graded":
         shade = (along - along.min()) / np.ptp(along)
     else:
         shade = (1 + np.sin(2 * math.pi * waves * along)) / 2
-    grey = np.full(3, 128.0)
+    return shaded(background, shade)
+
+
+def shaded(name: str, shade: np.ndarray) -> np.ndarray:
+    """Shades of one of COLOURS, [..., 3] float64: from the colour itself at 0 to the greyest at 1."""
+    colour, grey = np.array(COLOURS[name], dtype=np.float64), np.full(3, 128.0)
     return colour + 0.35 * shade[..., None] * (grey - colour)
 
 
-def _coverage(shape: str, centroid: np.ndarray, radius: float, width: int, height: int) -> np.ndarray:
+def coverage(shape: str, centroid: np.ndarray, radius: float, width: int, height: int) -> np.ndarray:
     """The share of each pixel that the shape covers, [height, width], 0 ... 1."""
-    coverage = np.zeros((height, width))
+    covered = np.zeros((height, width))
     reach = radius * CIRCUMRADIUS  # the triangle's, which reaches farthest
     columns, rows = (
         slice(max(0, math.floor(middle - reach)), min(size, math.ceil(middle + reach) + 1))
@@ -148,8 +154,8 @@ def _coverage(shape: str, centroid: np.ndarray, radius: float, width: int, heigh
     else:  # equilateral, one corner up
         inside = np.maximum(y, np.abs(x) * math.sqrt(0.75) - y / 2) <= radius * CIRCUMRADIUS / 2
     parts = (len(y) // SUPERSAMPLING, SUPERSAMPLING, x.size // SUPERSAMPLING, SUPERSAMPLING)
-    coverage[rows, columns] = inside.reshape(parts).mean(axis=(1, 3))
-    return coverage
+    covered[rows, columns] = inside.reshape(parts).mean(axis=(1, 3))
+    return covered
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bench.paths import SPAN, displacement_cosine, path_error, reach, trajectory_correlation
+from bench.paths import SPAN, displacement_cosine, growth, path_error, reach, trajectory_correlation
 from ditflow.small.clips import made_clip
 
 
@@ -65,3 +65,11 @@ def test_an_object_that_is_not_seen_is_a_whole_path_away(line):
     hidden[12:] = np.nan
     assert path_error(hidden, line) == pytest.approx(1 / math.sqrt(2))
     assert reach(hidden, line) == pytest.approx(8 / 20)
+
+
+def test_growth_counts_doublings_of_the_width():
+    widths = 2.0 ** np.linspace(0, 1, 24)
+    assert growth(widths**2) == pytest.approx(20 / 23)  # between the means of the first and last SPAN frames
+    assert growth(7 * widths[::-1] ** 2) == pytest.approx(-20 / 23)
+    assert growth(np.ones(24)) == 0
+    assert growth(np.zeros(24)) == growth(np.r_[np.ones(12), np.zeros(12)]) == 0

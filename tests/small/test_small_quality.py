@@ -32,7 +32,7 @@ def test_a_made_clip_is_detected(clip):
     assert np.abs(sight.centroids - clip.centroids).max() < 0.4
     scene, (height, width) = clip.scene, clip.frames.shape[1:3]
     places = zip(scene.centroids, scene.radii, strict=True)
-    painted = [clips._coverage(scene.shape, place, radius, width, height) for place, radius in places]
+    painted = [clips.coverage(scene.shape, place, radius, width, height) for place, radius in places]
     # a square moves in steps of 1/4 pixel, so the painted centroid is the truth
     truth = np.linalg.norm(np.diff(measured_centroids(np.stack(painted)), n=2, axis=0), axis=1)
     assert np.median(np.abs(sight.acceleration - truth)) < 0.1
