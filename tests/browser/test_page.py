@@ -29,6 +29,19 @@ def page(tmp_path_factory):
     return folder / "page.html"
 
 
+@pytest.fixture(scope="module")
+def drawn_page(tmp_path_factory):
+    """A run whose motion is drawn for one object: the rest of the frame is free."""
+    folder = tmp_path_factory.mktemp("drawn")
+    points = (f"{{time: {time}, center: [{x}, 0.5], size: [0.3, 0.4]}}" for time, x in ((0, 0.2), (1, 0.8)))
+    (folder / "line.yaml").write_text(f"objects: [{{shape: box, path: [{', '.join(points)}]}}]")
+    words = ["transfer", "--model", "small", "--motion", str(folder / "line.yaml"), "--steps", "4"]
+    words += ["--optimisation-steps", "1", "--prompt", "a red circle on a blue background"]
+    assert main([*words, "--output", str(folder / "run"), "--quiet"]) == 0
+    assert main(["report", str(folder / "run"), "--output", str(folder / "page.html")]) == 0
+    return folder / "page.html"
+
+
 @pytest.fixture
 def browser(page):
     with Browser() as browser:
@@ -137,6 +150,41 @@ def test_colours_are_those_of_the_chosen_pair(browser, page):
         const pixels = (canvas) => [...canvas.getContext('2d').getImageData(0, 0, width, height).data];
         return [image.width === frames * width, pixels(own).join() === pixels(cut).join()]"""
     assert browser.run(f"return (async () => {{ {script} }})()") == [True, True]
+
+
+def test_free_cells_are_grey(drawn_page):
+    """Among colours, and under arrows as a veil. Within a frame, nothing is asked of any cell."""
+    script = """const {width, height, frames, blocks, pictures} = data.flow;
+        const target = vectors(Object.values(blocks)[0].reference.vectors);
+        const pixels = (canvas) => {
+          const {width, height} = canvas;
+          return [...canvas.getContext('2d').getImageData(0, 0, width, height).data];
+        };
+        const show = (query, key) => {
+          document.getElementById('query').value = query;
+          document.getElementById('key').value = key;
+          document.getElementById('key').dispatchEvent(new Event('input'));
+        };
+        show(1, 4);
+        const first = (frames + 4) * height * width, cells = [...Array(height * width).keys()];
+        const free = cells.map((cell) => Number.isNaN(target[2 * (first + cell)]));
+        const colours = pixels(document.getElementById('wheel-reference'));
+        const grey = cells.map((cell) => colours.slice(4 * cell, 4 * cell + 3).every((part) => part === 150));
+        show(1, 1);
+        const veiled = document.getElementById('arrows-reference');
+        const plain = new OffscreenCanvas(veiled.width, veiled.height), context = plain.getContext('2d');
+        context.imageSmoothingEnabled = false;
+        context.drawImage(await picture(pictures.reference[1]), 0, 0, plain.width, plain.height);
+        const below = pixels(plain), found = pixels(veiled);
+        const miss = (part, at) => at % 4 === 3 ? 0 : Math.abs(part - 0.3 * below[at] - 0.7 * 150);
+        return [free, grey, found.map(miss).reduce((a, b) => Math.max(a, b))]"""
+    with Browser() as browser:
+        browser.open(drawn_page)
+        until(browser, "return document.getElementById('distance').textContent !== ''")
+        free, grey, miss = browser.run(f"return (async () => {{ {script} }})()")
+        assert free == grey and 0.5 < sum(free) / len(free) < 1
+        assert miss < 3
+        assert browser.complaints() == []
 
 
 @pytest.mark.parametrize("width", [320, 1200])
