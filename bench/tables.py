@@ -48,13 +48,41 @@ def preset_table(plan: Row) -> str:
     for preset in (preset for preset in presets() if preset.name in named):
         cells = [preset.name, preset.cards, CHECKPOINT[preset.checkpoint]]
         for run in (run for run in plan["runs"] if run["preset"] == preset.name):
-            if run["fits"]:
-                cells += [f"{peak_cell(run)}, {gib(run['host_bytes'])}"]
-                cells += [f"{run['resident']} of {run['resident'] + run['streamed']}"]
-            else:
-                cells += [peak_cell(run), "-"]
+            cells += _place_cells(run)
         rows.append(cells)
     return markdown(columns, rows)
+
+
+def _place_cells(run: Row) -> list[str]:
+    """Where a planned run is: its peak on the card and the host, and the blocks that stay on the card."""
+    if not run["fits"]:
+        return [peak_cell(run), "-"]
+    blocks = f"{run['resident']} of {run['resident'] + run['streamed']}"
+    return [f"{peak_cell(run)}, {gib(run['host_bytes'])}", blocks]
+
+
+def run_table(plan: Row) -> str:
+    """README's table of Wan: a row for each run that `bench.presets` has planned."""
+    rows = []
+    for run in plan["runs"]:
+        weights = {"full": "", "int8": ", `--weights int8`"}.get(run["weights"], f", GGUF {run['weights']}")
+        rows.append([f"`{run['model']}`{weights}", run["frames"], run["preset"], *_place_cells(run)])
+    return markdown(["Wan at 832x480", "frames", "preset", "card, host", "blocks on the card"], rows)
+
+
+def card_table(plan: Row) -> str:
+    """The table of docs/models.md: the longest run of each model that fits each card, and its memory."""
+    rows = []
+    for model, runs in groupby(plan["runs"], key=itemgetter("model")):
+        rows.append([f"`{model}`", *map(_longest_cell, runs)])
+    cards = dict.fromkeys(run["card"] for run in plan["runs"])
+    return markdown(["model", *(f"{card} GB" for card in cards)], rows)
+
+
+def _longest_cell(run: Row) -> str:
+    if not run["frames"]:
+        return "-"
+    return f"{run['frames']} ({gib(run['peak_bytes'])}, {gib(run['host_bytes'])})"
 
 
 def speed_table(found: Row) -> str:
