@@ -207,8 +207,8 @@ STAGES = {
         },
     ),
     "directed-drawn": Stage(
-        "whole runs that follow a drawn path and no clip",
-        {},
+        "whole runs that follow a drawn path and no clip, at a learning rate of 0.02",
+        {"learning_rate": (0.02, 0.02)},  # at 0.03, the ground changes its colour with `small` (LOG.md)
         12,
         directed,
         ("backbone",),
