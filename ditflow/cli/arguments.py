@@ -17,7 +17,7 @@ from ditflow.settings.yaml_file import check_output
 USAGE = 2  # exit code
 GROUPS = ("video", "model", "memory", "speed", "text", "motion", "target", "sampling", "output")
 PAIRS = {"learning_rate": ("HIGH", "LOW"), "motion_shift": ("X", "Y")}
-FLOW_OPTIONS = ("source_prompt", "guidance_blocks", "temperature", "reference", "seed")
+FLOW_OPTIONS = ("source_prompt", "guidance_blocks", "temperature", "rows", "reference", "seed")
 PLAN_OPTIONS = (
     *("frames", "size", "model", "dtype", "memory", "weights", "compute", "steps", "guidance_scale"),
     *("guidance", "loss", "x0_after", "optimise", "guided", "optimisation_steps", "guidance_blocks"),
