@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 STAGES = {  # steps
     **{"vae": 1_500, "decoder": 3_800, "rope": 6_000, "sincos": 2_500, "tracking": 500},
-    **{"wan-vae": 1_300, "wan": 8_000},
+    **{"wan-vae": 1_300, "wan": 8_000, "wan-tracking": 400},
 }
 MODELS = {
     "rope": "rope",
     "sincos": "sincos",
     "tracking": "rope",
     "wan": "wan",
+    "wan-tracking": "wan",
 }  # transformer stage: its model
 
 
@@ -114,6 +115,11 @@ def _training(stage: str, checkpoints: Path) -> Training:
         from ditflow.small.training.wan_transformer import wan_training
 
         return wan_training(checkpoints, device)
+
+    if stage == "wan-tracking":
+        from ditflow.small.training.wan_tracking import wan_tracking_training
+
+        return wan_tracking_training(checkpoints, device)
 
     from ditflow.small.training.transformer import transformer_training
 

@@ -1,5 +1,7 @@
 """Training of small-wan: its autoencoder, its transformer, and what is exported."""
 
+import shutil
+
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
@@ -9,7 +11,15 @@ from ditflow.models.loading import ModelFolder
 from ditflow.small import train
 from ditflow.small.clips import made_clip
 from ditflow.small.pipeline import TEXT_LENGTH, TEXT_WIDTH
-from ditflow.small.training import autoencoder, latents, loop, wan_autoencoder, wan_transformer
+from ditflow.small.training import (
+    autoencoder,
+    latents,
+    loop,
+    tracking,
+    wan_autoencoder,
+    wan_tracking,
+    wan_transformer,
+)
 from ditflow.small.training.loop import averaged
 from ditflow.small.wan_pipeline import PROMPT_LENGTH, TRANSFORMER
 
@@ -21,9 +31,13 @@ def tiny_clip(seed, painted=slice(None)):
     return made_clip(seed, frames=8, width=32, height=32, painted=painted)
 
 
+def tiny_clips(seeds, painted=slice(None)):
+    return map(tiny_clip, seeds)
+
+
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """The checkpoints of both stages after some steps on tiny clips, and the model they make."""
+    """The checkpoints of every stage after some steps on tiny clips, and the model they make."""
     folder = tmp_path_factory.mktemp("training")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wan_autoencoder, "BATCHES", ((1, 5, 32, 32),))
@@ -32,11 +46,14 @@ def checkpoints(tmp_path_factory):
         for name, size in {"FRAMES": 8, "HEIGHT": 32, "WIDTH": 32}.items():
             patch.setattr(autoencoder, name, size)
         patch.setattr(latents, "TRAINING_SEEDS", SEEDS)
-        patch.setattr(latents, "training_clips", lambda seeds: map(tiny_clip, seeds))
+        patch.setattr(latents, "training_clips", tiny_clips)
         patch.setattr(torch, "compile", lambda network: network)
         patch.setattr(nn.Module, "compile", lambda network: None)
         patch.setattr(loop, "WARM_UP", 5)
-        patch.setattr(train, "STAGES", {"wan-vae": 40, "wan": 20})
+        patch.setattr(wan_tracking, "TRAINING_SEEDS", SEEDS)
+        patch.setattr(tracking, "training_clips", tiny_clips)
+        patch.setattr(wan_tracking, "WEIGHT", 1.0)
+        patch.setattr(train, "STAGES", {"wan-vae": 40, "wan": 20, "wan-tracking": 20})
         assert train.main(["--checkpoints", str(folder), "--export", str(folder / "models")]) == 0
     return folder
 
@@ -85,9 +102,31 @@ def test_transformer_learns(checkpoints, monkeypatch):
     assert after < 0.9 * before
 
 
+def test_attention_learns_to_follow(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr(wan_tracking, "TRAINING_SEEDS", SEEDS)
+    monkeypatch.setattr(tracking, "training_clips", tiny_clips)
+    monkeypatch.setattr(nn.Module, "compile", lambda network: None)
+    for name in ("wan-vae", "wan-latents", "wan"):
+        shutil.copy(checkpoints / f"{name}.safetensors", tmp_path)
+
+    def errors(folder):
+        """The errors of velocity and tracking, and the step."""
+        training, found = wan_tracking.wan_tracking_training(folder, CPU), []
+        for weight in (0.0, 1.0):
+            monkeypatch.setattr(wan_tracking, "WEIGHT", weight)
+            with torch.no_grad():
+                found.append(float(training.loss(torch.Generator().manual_seed(3))))
+        return found[0], found[1] - found[0], training.step
+
+    (same, before, made), (other, after, since) = errors(tmp_path), errors(checkpoints)
+    assert (made, since) == (0, 20)
+    assert after < 0.95 * before
+    assert same < 1e-6 < other  # the teacher is `wan`
+
+
 def test_export_is_what_was_trained(checkpoints):
     folder = ModelFolder(str(checkpoints / "models/wan"), "float16", CPU)
-    wanted = averaged(checkpoints / "wan.safetensors")
+    wanted = averaged(checkpoints / "wan-tracking.safetensors")
     exported = folder.transformer().network.state_dict()
     assert all(torch.equal(exported[name].half(), weights.half()) for name, weights in wanted.items())
     wanted = wan_autoencoder.trained_wan_autoencoder(checkpoints).state_dict()

@@ -16,6 +16,7 @@ from ditflow.small.training.loop import averaged, progress_of
 from ditflow.small.training.tracking import STYLE as TRACKING_STYLE
 from ditflow.small.training.transformer import trained_transformer
 from ditflow.small.training.wan_autoencoder import trained_wan_autoencoder
+from ditflow.small.training.wan_tracking import NAME as WAN_TRACKING
 from ditflow.small.training.wan_transformer import trained_wan_transformer
 from ditflow.small.wan_pipeline import random_umt5, write_wan_pipeline
 
@@ -42,6 +43,8 @@ def export(style: str, checkpoints: Path, folder: Path) -> None:
 
 def _export_wan(checkpoints: Path, folder: Path) -> None:
     transformer, vae = trained_wan_transformer(checkpoints), trained_wan_autoencoder(checkpoints)
+    if (later := checkpoints / WAN_TRACKING).is_file():
+        transformer.load_state_dict(averaged(later))
     found = material(checkpoints, CPU, WAN)
     mean, std = ([round(value, 4) for value in x.tolist()] for x in (found.mean, 1 / found.scale))
     vae.register_to_config(latents_mean=mean, latents_std=std)

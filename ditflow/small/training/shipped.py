@@ -23,7 +23,8 @@ def adopt_shipped(checkpoints: Path) -> None:
     """
     stages = json.loads((shipped_folder("small").parent / RECORD).read_text(encoding="utf-8"))
     folders = {style: shipped_folder(name) for name, style in SMALL_MODELS.items()}
-    folders["tracking"] = folders["rope"]  # started from it, as the decoder did from the vae
+    # started from these, as the decoder did from the vae
+    folders |= {"tracking": folders["rope"], "wan-tracking": folders["wan"]}
     vae = load_file(folders["rope"] / "vae" / WEIGHTS)
     decoder = "decoder."
     networks = {

@@ -6,6 +6,7 @@ Track4Gen (Jeong et al., CVPR 2025, arXiv 2412.06016) has a similar term for the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -52,7 +53,7 @@ def tracking_training(checkpoints: Path, device: torch.device) -> Training:
     clips = material(checkpoints, device)
     error_of_velocity = velocity_error(transformer, clips, BATCH, teacher)
     grid = grid_of(transformer, clips.latents)
-    flows = true_flows(grid).to(device)
+    flows = true_flows(grid, "small", TRAINING_SEEDS).to(device)
 
     def loss(generator: torch.Generator) -> Tensor:
         error, drawn = error_of_velocity(generator)
@@ -72,10 +73,10 @@ class WatchedAttention(PlainAttention):
         self.query, self.key = query, key
 
 
-def true_flows(grid: Grid) -> Tensor:
-    """True motion of the training clips [clips, frames, frames, height * width, 2] float16, in patches."""
-    clips = training_clips(TRAINING_SEEDS, painted=slice(0))
-    family, flows = family_of("small"), []
+def true_flows(grid: Grid, model: str, seeds: Sequence[int]) -> Tensor:
+    """True motion of training clips [clips, frames, frames, height * width, 2] float16, in patches."""
+    clips = training_clips(seeds, painted=slice(0))
+    family, flows = family_of(model), []
     for clip in clips:
         spans = family.latent_spans(len(clip.centroids))
         flow, _ = true_flow(clip.centroids, clip.scene.radii, clip.frames.shape[2], grid, spans)

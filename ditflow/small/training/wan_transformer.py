@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ditflow.errors import DitflowError
 from ditflow.models.protocols import Grid
 from ditflow.small.pipeline import TEXT_LENGTH
-from ditflow.small.training.latents import WAN, material
+from ditflow.small.training.latents import WAN, Material, material
 from ditflow.small.training.loop import Training, averaged
 from ditflow.small.training.transformer import WITHOUT_WORDS, optimisers
 from ditflow.small.wan_pipeline import FLOW_SHIFT, PROMPT_LENGTH, TRANSFORMER
@@ -28,26 +28,45 @@ def wan_training(checkpoints: Path, device: torch.device) -> Training:
     transformer = new_wan_transformer()
     plain_attention(transformer)
     transformer.to(device)
-    latents, captions, texts, *_ = material(checkpoints, device, WAN)
-    predict = predictor(transformer)
+    error_of_velocity = wan_velocity_error(transformer, material(checkpoints, device, WAN))
+    for block in transformer.blocks:  # identical blocks compile once
+        block.compile()
 
     def loss(generator: torch.Generator) -> Tensor:
+        return error_of_velocity(generator)[0]
+
+    return Training(transformer, optimisers(transformer, transformer.blocks), loss, checkpoints / NAME)
+
+
+def wan_velocity_error(
+    transformer: WanTransformer3DModel, clips: Material, teacher: WanTransformer3DModel | None = None
+) -> Callable[[torch.Generator], tuple[Tensor, Tensor]]:
+    """A function that draws a batch with a generator, and returns the velocity's error and the clips [BATCH].
+
+    The target is the true velocity or, if there is a teacher, the teacher's.
+    """
+    latents, captions, texts, *_ = clips
+    device = latents.device
+
+    def error(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         chance = torch.rand(2, BATCH, generator=generator, device=device)
         drawn = torch.randint(0, len(latents), (BATCH,), generator=generator, device=device)
         level = FLOW_SHIFT * chance[0] / (1 + (FLOW_SHIFT - 1) * chance[0])
         noise = torch.randn(BATCH, *latents.shape[1:], generator=generator, device=device)
         clean, words = latents[drawn].float(), captions[drawn] * (chance[1] > WITHOUT_WORDS)
         share = level.view(-1, 1, 1, 1, 1)
-        found = predict(clean + share * (noise - clean), texts[words], 1000 * level)
-        return (found - (noise - clean)).square().mean()
+        given = clean + share * (noise - clean), texts[words], 1000 * level
+        wanted = noise - clean
+        if teacher is not None:
+            with torch.no_grad():
+                wanted = predictor(teacher)(*given)
+        return (predictor(transformer)(*given) - wanted).square().mean(), drawn
 
-    return Training(transformer, optimisers(transformer, transformer.blocks), loss, checkpoints / NAME)
+    return error
 
 
 def predictor(transformer: WanTransformer3DModel) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """(noisy latents [clips, frames, channels, height, width], texts, timesteps) -> velocity, float32."""
-    for block in transformer.blocks:  # identical blocks compile once
-        block.compile()
 
     def predict(noisy: Tensor, texts: Tensor, timesteps: Tensor) -> Tensor:
         noisy = rearrange(noisy, "b f c h w -> b c f h w")
