@@ -191,7 +191,7 @@ STAGES = {
     "wan": Stage(
         "whole runs with the settings of `small-wan`",
         {"model": "small-wan"},
-        8,
+        6,
         whole,
         ("loss=x0", "loss=moft", "loss=smm", "optimise=embedding", "fast", "backbone"),
     ),
