@@ -13,7 +13,10 @@ from ditflow.settings import Settings
 
 CONFIG = ["transfer", "--model", "small", "--print-config"]
 NUMBERS = {item.name: item.metadata for item in fields(Settings) if item.metadata["least"] is not None}
-LISTS = {"learning_rate": ["0.1"], "guidance_blocks": [], "injection_blocks": []}  # appended to the number
+LISTS = {  # appended to the number
+    **{"learning_rate": ["0.1"], "motion_shift": ["0.1"]},
+    **{"guidance_blocks": [], "injection_blocks": []},
+}
 NOT_NUMBERS = ("", "ten", "nan", "inf", "1e999", "9" * 5000)
 
 
@@ -30,6 +33,8 @@ def settings_with(name: str, value: object) -> list[str]:
     apart = ["--set", "injection=off" if guided else "guidance=off"]
     if name == "gradients":
         apart += ["--set", "optimisation_steps=1000"]
+    if name in ("mask_invert", "camera_from"):
+        apart += ["--set", "mask=auto"]
     values = [str(value), *LISTS.get(name, [])]
     words = ["transfer", "--print-config"] if name == "model" else CONFIG
     return [*words, *apart, "--set", f"{name}={','.join(values)}"]
@@ -37,7 +42,7 @@ def settings_with(name: str, value: object) -> list[str]:
 
 def test_every_number_has_two_limits():
     assert all(metadata["most"] is not None for metadata in NUMBERS.values())
-    assert len(NUMBERS) == 17
+    assert len(NUMBERS) == 19
 
 
 @pytest.mark.parametrize(
@@ -100,6 +105,13 @@ WORDS = {  # a setting that is not a number: values that are accepted, and value
         ("noise", "clip:1", "clip:0.6"),
         ("", "clip", "clip:", "clip:0", "clip:2", "clip:-1", "clip:nan", "clip:1e-1", "0.6", CONTROL),
     ),
+    "mask": PATH,
+    "mask_invert": YES_OR_NO,
+    "transfer": (("all", "object", "camera"), CHOSEN),
+    "camera_from": PATH,
+    "flip": (("none", "horizontal", "vertical"), CHOSEN),
+    "reverse_motion": YES_OR_NO,
+    "motion": PATH,
     "dynamic_scale": YES_OR_NO,
     "scheduler": (("ddim", "dpm"), CHOSEN),
     "output": PATH,
