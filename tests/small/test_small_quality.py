@@ -9,7 +9,7 @@ import pytest
 import torch
 from made_videos import measured_centroids
 
-from ditflow.guidance import losses
+from ditflow.guidance import targets
 from ditflow.models.families import family_of
 from ditflow.small import clips
 from ditflow.small.clips import made_clip
@@ -89,7 +89,7 @@ def test_reading_tells_true_flow_from_noise(monkeypatch):
         noise = generator.integers(-3, 4, truth.shape)
         return torch.from_numpy(truth.round() if block == 4 else noise if block == 1 else 0 * truth)
 
-    monkeypatch.setattr(losses, "motion_flow", flow)
+    monkeypatch.setattr(targets, "motion_flow", flow)
     readings = read_blocks(quality.ModelFolder("small", "float32", torch.device("cpu")), CLIPS[:3])
     assert len(readings) == 6
     assert readings[4].correlation > 0.95 and readings[4].agreement > 0.8 and readings[4].stray == 0
