@@ -86,4 +86,11 @@ def _counted(
             f"mask: nothing is seen to move against the camera in {settings.video}; give --mask FILE"
         )
     logger.info("mask: %.0f %% of the frame moves against the camera", 100 * moving.float().mean())
-    return ~moving if settings.mask_invert else moving
+    if not settings.mask_invert:
+        return moving
+    if moving.all():
+        raise SettingsError(
+            f"mask_invert: all of {settings.video} is seen to move against the camera, so nothing counts; "
+            "give --mask FILE"
+        )
+    return ~moving

@@ -22,6 +22,15 @@ def load_chosen(run: Run, settings: Settings, grid: Grid) -> ChosenMotion:
     tensors, _ = read_tensors(path, "every transfer with a chosen motion writes it; start a new run")
     cells = grid.height * grid.width
     shapes = dict.fromkeys(TENSORS, (grid.frames, grid.frames, cells, 2)) | {"counted": (grid.frames, cells)}
+    chosen_by = {
+        "counted": settings.masked_by,
+        "camera": settings.transfer == "camera",
+        "elsewhere": settings.camera_from,
+        "drawn": settings.motion,
+    }
+    for name, given in chosen_by.items():
+        if bool(given) != (name in tensors):
+            raise DitflowError(f"{path} is damaged: `{name}` is not there as the run's settings say")
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != shapes.get(name) or not tensor.is_floating_point():
             raise DitflowError(f"{path} is damaged: `{name}` is not one of its tensors, or has another shape")

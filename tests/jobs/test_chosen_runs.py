@@ -155,6 +155,9 @@ def test_resume_refuses_another_motion(ditflow, transfer, drawing, tmp_path, mon
     save_file({"drawn": saved["drawn"][1:]}, path)
     code, error = ditflow("resume", "run", fails=True)
     assert code == 1 and "motion.safetensors is damaged" in error
+    save_file({}, path)
+    code, error = ditflow("resume", "run", fails=True)
+    assert code == 1 and "`drawn` is not there as the run's settings say" in error
     path.unlink()
     code, error = ditflow("resume", "run", fails=True)
     assert code == 1 and "has no motion.safetensors" in error
