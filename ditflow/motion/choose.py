@@ -81,16 +81,11 @@ def _counted(
         mask = read_mask(settings.mask, clip, settings, grid, invert=settings.mask_invert)
         return token_mask(mask, grid, spans)
     moving = moving_mask(flow, camera_flow(flow, grid), grid)
-    if not moving.any():
-        raise SettingsError(
-            f"mask: nothing is seen to move against the camera in {settings.video}; give --mask FILE"
-        )
     logger.info("mask: %.0f %% of the frame moves against the camera", 100 * moving.float().mean())
-    if not settings.mask_invert:
-        return moving
-    if moving.all():
+    counted = ~moving if settings.mask_invert else moving
+    if not counted.any():
+        seen = "everything" if settings.mask_invert else "nothing"
         raise SettingsError(
-            f"mask_invert: all of {settings.video} is seen to move against the camera, so nothing counts; "
-            "give --mask FILE"
+            f"mask: {seen} is seen to move against the camera in {settings.video}; give --mask FILE"
         )
-    return ~moving
+    return counted
