@@ -17,6 +17,7 @@ from tiny_pipelines import build_pipeline, quick_settings
 
 from ditflow import video
 from ditflow.cli.main import main
+from ditflow.files import cache_folder
 from ditflow.video import decoding
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests send it, and `nohup make test` would have it ignored
@@ -29,6 +30,12 @@ def isolated_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def fresh_plans():
+    """No test reads what another one has measured for its plans."""
+    shutil.rmtree(cache_folder() / "plans", ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from ditflow.memory.torch_state import torch_state
 from ditflow.models.compute import check_compute
 from ditflow.models.families import family_of
 from ditflow.models.storage import check_weights
+from ditflow.planning.kept import keep, read_kept
 from ditflow.planning.phases import Phases
 from ditflow.planning.plan import Plan, make_plan
 from ditflow.settings import Settings
@@ -57,7 +58,6 @@ NEUTRAL = {
     "format": "mp4",
     "keep_precision": False,
 }
-_phases = lru_cache(maxsize=4)(Phases)
 
 
 def make_plans(
@@ -69,10 +69,13 @@ def make_plans(
 ) -> list[Plan]:
     """The plans of the wanted presets, in their order."""
     phases, found = phases_of(settings, device), []
+    known = len(phases.measured)
     for preset in wanted:
         found.append(make_plan(phases, settings, preset, preset.budget if budget is None else budget))
         if until_one_fits and found[-1].fits:
             break
+    if len(phases.measured) > known:
+        keep(phases)
     return found
 
 
@@ -90,6 +93,14 @@ def phases_of(settings: Settings, device: str) -> Phases:
         motion="" if settings.has_clip else "a file",
     )
     return _phases(alike, device)
+
+
+@lru_cache(maxsize=4)
+def _phases(alike: Settings, device: str) -> Phases:
+    """Phases with what other processes have measured of them."""
+    phases = Phases(alike, device)
+    phases.measured |= read_kept(phases)
+    return phases
 
 
 @torch_state()

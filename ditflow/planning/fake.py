@@ -37,12 +37,12 @@ class FakeModel:
         self.settings, self.dtype = settings, getattr(torch, settings.dtype)
         facts = known_model(settings.model)
         if facts and "transformer" in facts:  # the shapes of published models are in `configs/models/`
-            self._configs: dict[str, Any] = facts
+            self.configs: dict[str, Any] = facts
         else:
             folder = ModelFolder(
                 str(find_folder(settings.model, download=False)), settings.dtype, torch.device("cpu")
             )
-            self._configs = {
+            self.configs = {
                 part: folder.config(part) for part in ("transformer", "vae", "text_encoder", "scheduler")
             }
         self.family: ModelFamily = family_of(settings.model)
@@ -50,7 +50,7 @@ class FakeModel:
     def transformer(self) -> Transformer:
         """The one that takes the most memory, if there are several."""
         settings, family = self.settings, self.family
-        kind, config = family.network("transformer"), self._configs["transformer"]
+        kind, config = family.network("transformer"), self.configs["transformer"]
         weights = max(settings.weight_kinds, key=_file_bytes)
         if weights.endswith(".gguf"):
             network = load_gguf(Path(weights), kind, config, self.dtype, family.other_name)
@@ -63,17 +63,17 @@ class FakeModel:
 
     def text_encoder(self) -> TextEncoder:
         with _default_dtype(self.dtype):
-            network = self.family.empty_text_encoder(self._configs["text_encoder"], self.dtype)
+            network = self.family.empty_text_encoder(self.configs["text_encoder"], self.dtype)
         return self.family.text_encoder(network)
 
     def autoencoder(self) -> Autoencoder:
         with _default_dtype(self.dtype):
-            network = self.family.network("vae").from_config(self._configs["vae"])
+            network = self.family.network("vae").from_config(self.configs["vae"])
         return self.family.autoencoder(network)
 
     def guidance_scales(self, settings: Settings) -> list[list[float]]:
         """For each expert, the guidance scales of its steps in a run with these settings."""
-        config, device = self._configs["scheduler"], torch.device("cpu")
+        config, device = self.configs["scheduler"], torch.device("cpu")
         kind, steps, skipped = settings.scheduler, settings.steps, settings.skipped_steps
         schedule = self.family.schedule(
             kind, config, steps, settings.size, device, torch.Generator(), skipped
@@ -87,7 +87,7 @@ class FakeModel:
 
     def grid(self) -> Grid:
         """The tokens of the settings' video."""
-        settings, configs = self.settings, self._configs
+        settings, configs = self.settings, self.configs
         shape = self.family.latent_shape(settings.frames, settings.size, configs["vae"])
         return self.family.grid(shape, configs["transformer"])
 
@@ -99,7 +99,7 @@ class FakeModel:
     def inputs(self, transformer: Transformer) -> Inputs:
         """The inputs of one forward, with unset values."""
         settings, family = self.settings, self.family
-        latents = torch.empty(family.latent_shape(settings.frames, settings.size, self._configs["vae"]))
+        latents = torch.empty(family.latent_shape(settings.frames, settings.size, self.configs["vae"]))
         tokens, channels = family.prompt_shape(transformer.network.config)
         prompt = torch.empty(1, tokens, channels, dtype=transformer.dtype)
         embedding = transformer.embedding(transformer.grid(latents))

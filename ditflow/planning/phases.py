@@ -76,13 +76,16 @@ class BlockTrace:
         return True
 
 
-def with_fakes(method: Callable) -> Callable:
-    """Decorator: run a method of `Phases` on fake tensors, with the kernels of its device."""
+def measured(method: Callable) -> Callable:
+    """Decorator: run a method of `Phases` on fake tensors as on its device, once for its arguments."""
 
     @wraps(method)
     def run(self: Phases, *given: Any) -> Any:
-        with self.fakes, as_on(self.device):
-            return method(self, *given)
+        name = " ".join(map(str, (method.__name__, *given)))
+        if name not in self.measured:
+            with self.fakes, as_on(self.device):
+                self.measured[name] = method(self, *given)
+        return self.measured[name]
 
     return run
 
@@ -95,21 +98,21 @@ class Phases:
         self.model = FakeModel(settings)
         self.injects = bool(settings.injection and settings.guided_steps)
         self.reads_in_steps = settings.reference_noise == "step"
-        self._measured: dict[Any, Work] = {}
+        self.measured: dict[str, Any] = {}  # by methods and their arguments
 
-    @cached_property
-    @with_fakes
+    @property
+    @measured
     def block_bytes(self) -> list[int]:
         """The size of the weights of each transformer block."""
         return [flat_bytes(block) for block in self.transformer.blocks]
 
-    @cached_property
-    @with_fakes
+    @property
+    @measured
     def layer_bytes(self) -> list[int]:
         """The size of the weights of each text encoder layer."""
         return [flat_bytes(layer) for layer in self.text_encoder.layers]
 
-    @with_fakes
+    @measured
     def pinned_bytes(self, resident: int) -> int:
         """Bytes of host memory that the streamed blocks take."""
         return HostBuffers(self.block_bytes[resident:], pinned=False).bytes
@@ -136,57 +139,56 @@ class Phases:
     def inputs(self) -> Inputs:
         return self.model.inputs(self.transformer)
 
-    @with_fakes
+    @measured
     def text(self) -> Work:
         encoder = self.text_encoder
         tokens = torch.empty(PROMPTS, self.inputs.prompt.shape[1], dtype=torch.int64)
         resident = outside(encoder.network, encoder.layers)
-        return self._measure("text", lambda trace: encoder.encode(tokens, trace), BlockTrace(), resident)
+        return self._measure(lambda trace: encoder.encode(tokens, trace), BlockTrace(), resident)
 
-    @with_fakes
+    @measured
     def encode(self) -> Work:
         autoencoder, pixels = self.autoencoder, self.model.pixels()
         weights = autoencoder.network.parameters()
-        return self._measure("encode", lambda _: autoencoder.encode(pixels), None, weights, tiled=autoencoder)
+        return self._measure(lambda _: autoencoder.encode(pixels), None, weights, tiled=autoencoder)
 
-    @with_fakes
+    @measured
     def decode(self, tile: str) -> Work:
         autoencoder, latents = self.autoencoder, self.inputs.latents
         return self._measure(
-            ("decode", tile),
             lambda _: autoencoder.decode(latents, self.settings.frames, tile),
             None,
             (*autoencoder.network.parameters(), latents),
             tiled=autoencoder,
         )
 
-    @with_fakes
+    @measured
     def reference(self) -> Work:
         """Reading the clip's motion, for the losses with a gradient through the transformer."""
         return self._model_phase("reference", self._guidance)
 
-    @with_fakes
+    @measured
     def x0_reference(self) -> Work:
         """Reading the clip in a guided step with the loss x0."""
         estimates = self.estimate_guidance
         return self._model_phase("x0 reference", lambda runner: estimates.clip_estimate(runner, self.inputs))
 
-    @with_fakes
+    @measured
     def injection(self) -> Work:
         return self._model_phase("injection", self._inject)
 
-    @with_fakes
+    @measured
     def optimise(self, checkpoint: str, block_inputs: str) -> Work:
         """One optimisation step with a gradient through the transformer."""
         injected, guidance = self.injected, self.guidance
         return self._model_phase(
-            ("optimise", checkpoint, block_inputs),
+            "optimise",
             lambda runner: guidance.optimise(runner, self.inputs, injected, 0),
             checkpoint,
             block_inputs,
         )
 
-    @with_fakes
+    @measured
     def x0_optimise(self) -> Work:
         """One optimisation step with the loss x0."""
         injected, estimates = self.injected, self.estimate_guidance
@@ -197,7 +199,7 @@ class Phases:
             held=[clip],
         )
 
-    @with_fakes
+    @measured
     def denoise(self, prompt_only: bool = False) -> Work:
         """One denoising step, with injection if the run injects."""
         scale = 1 if prompt_only else 2  # the cost of every other scale is the same
@@ -209,7 +211,7 @@ class Phases:
             reuse = Reuse(self.settings)
             return reuse.predict(runner, inputs, inputs.prompt, scale), reuse  # which a run keeps
 
-        return self._model_phase(("denoise", prompt_only), step)
+        return self._model_phase("denoise", step)
 
     @cached_property
     def guidance(self) -> Guidance:
@@ -245,7 +247,7 @@ class Phases:
 
     def _model_phase(
         self,
-        name: Any,
+        name: str,
         work: Callable[[Runner], Any],
         checkpoint: str = "block",
         block_inputs: str = "device",
@@ -258,39 +260,36 @@ class Phases:
         kept = [torch.empty_like(inputs.latents) for _ in range(kept)]
         texts = [torch.empty_like(inputs.prompt) for _ in range(PROMPTS)]
         held = [*held, *kept, *texts, inputs.latents, inputs.embedding]
-        if self.settings.estimate_steps and name != "reference" and name[0] != "optimise":
+        if self.settings.estimate_steps and name not in ("reference", "optimise"):
             held.append(self.estimate_guidance.velocities)
         if name != "injection" and (name != "reference" or self.reads_in_steps):
             held += tree_leaves([list(block) for block in self.injected.values()])
-        if name[0] == "denoise" and self.settings.reuses:
+        if name == "denoise" and self.settings.reuses:
             held.append(torch.empty_like(inputs.latents))  # the last difference
-        if name[0] == "denoise" and self.settings.step_threshold is not None:
+        if name == "denoise" and self.settings.step_threshold is not None:
             (tokens, *_), _ = transformer.embed(inputs)
             held += [torch.empty_like(tokens), torch.empty_like(tokens)]  # mark and residual
         held += outside(transformer.network, transformer.blocks)
-        return self._measure(name, lambda _: work(runner), trace, held, runner)
+        return self._measure(lambda _: work(runner), trace, held, runner)
 
     def _measure(
         self,
-        name: Any,
         work: Callable[[BlockTrace | None], Any],
         trace: BlockTrace | None,
         present: Iterable[Tensor],
         runner: Runner | None = None,
         tiled: Autoencoder | None = None,
     ) -> Work:
-        if name not in self._measured:
-            found = Tracker(present)
-            with tiled.each_shape_once(found) if tiled else nullcontext(), found:
-                work(trace)
-            self._measured[name] = Work(
-                found.peak_bytes,
-                found.flops,
-                found.attention_flops,
-                found.int8_flops,
-                found.moved_bytes,
-                tuple(trace.orders) if trace else (),
-                runner.copied_bytes if runner else 0,
-                runner.host_bytes if runner else 0,
-            )
-        return self._measured[name]
+        found = Tracker(present)
+        with tiled.each_shape_once(found) if tiled else nullcontext(), found:
+            work(trace)
+        return Work(
+            found.peak_bytes,
+            found.flops,
+            found.attention_flops,
+            found.int8_flops,
+            found.moved_bytes,
+            tuple(trace.orders) if trace else (),
+            runner.copied_bytes if runner else 0,
+            runner.host_bytes if runner else 0,
+        )

@@ -233,10 +233,10 @@ def _name(settings: Settings, kind: str) -> str:
     return "-".join([settings.source_name, *words])[:LONGEST_NAME]
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the main packages."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of Python, of the main packages and of `more` packages, where they are installed."""
     found = {"python": platform.python_version()}
-    for package in ("ditflow", "torch", "triton", "diffusers", "transformers"):
+    for package in ("ditflow", "torch", "triton", "diffusers", "transformers", *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
