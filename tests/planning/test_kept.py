@@ -118,7 +118,7 @@ def test_a_file_is_for_what_it_depends_on(settings, small_folder, tmp_path, monk
         device = "cpu"
     elif change == "config":
         config = json.loads((model / "vae" / "config.json").read_text())
-        (model / "vae" / "config.json").write_text(json.dumps(config | {"latents_mean": [0.5]}))
+        (model / "vae" / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.5}))
     elif change == "version":
         monkeypatch.setattr(kept, "versions", lambda *_: {"torch": "0.1"})
     elif change == "source":
