@@ -12,7 +12,7 @@ from ditflow.errors import DitflowError
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.guidance.losses import FlowLoss
 from ditflow.guidance.targets import clip_features, flow_targets
-from ditflow.jobs.session import Job
+from ditflow.jobs.job import Job
 from ditflow.models.hub import offline
 from ditflow.models.protocols import Capture
 from ditflow.run_folder.run import Run

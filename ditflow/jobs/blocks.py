@@ -13,7 +13,7 @@ from ditflow.errors import SettingsError
 from ditflow.guidance.targets import clip_flows
 from ditflow.jobs.block_comparison import MEASURED, TRUE, Comparison, compare
 from ditflow.jobs.checks import make_schedule
-from ditflow.jobs.session import Job
+from ditflow.jobs.job import Job
 from ditflow.models.loading import ModelFolder
 from ditflow.models.protocols import Grid, Texts
 from ditflow.optical_flow.dense import opencv

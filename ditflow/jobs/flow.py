@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ditflow.guidance.targets import clip_flows
 from ditflow.jobs.checks import check_given, with_absolute_paths
-from ditflow.jobs.session import Job
+from ditflow.jobs.job import Job
 from ditflow.models.families import family_of
 from ditflow.models.protocols import Grid, Texts
 from ditflow.motion.choose import choose_motion

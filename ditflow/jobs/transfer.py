@@ -11,7 +11,7 @@ from torch import Tensor
 from ditflow import video
 from ditflow.errors import DitflowError
 from ditflow.jobs.checks import source_of
-from ditflow.jobs.session import Job
+from ditflow.jobs.job import Job
 from ditflow.models.protocols import Schedule, Texts
 from ditflow.progress import Progress
 from ditflow.run_folder.checkpoint import StateWriter, clear_leftovers, read_state

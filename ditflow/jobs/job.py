@@ -1,4 +1,4 @@
-"""The session of a job: checked settings, the model's folder, the clip, the run folder and its lock.
+"""A job: checked settings, the model's folder, the clip, the run folder and its lock.
 
 A transfer saves its results so far in its run folder until it is finished, so that it can be reopened.
 """
