@@ -45,7 +45,7 @@ def flow(settings: Settings, progress: Progress | None = None) -> Run:
         job.write_reference()
         texts, reference = job.texts(), job.encode()
         with job.meter.phase("flow"):
-            grid, flows = job.memory.run("flow", lambda: _read(job, texts, reference))
+            grid, flows = job.compute("flow", lambda: _read(job, texts, reference))
         if job.chosen:
             flows = {block: job.chosen.target(seen) for block, seen in flows.items()}
         job.run.write_tensors(FILE, {f"block_{block}": flow for block, flow in flows.items()})

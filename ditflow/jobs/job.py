@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -32,8 +33,10 @@ from ditflow.memory.placement import arrange, place
 from ditflow.memory.torch_state import torch_state
 from ditflow.models.engine import decode_with_tensorrt, denoise_with_tensorrt
 from ditflow.models.families import family_of
+from ditflow.models.kept import KeptParts
 from ditflow.models.loading import ModelFolder
 from ditflow.models.protocols import Runner, Schedule, Texts
+from ditflow.models.tiles import each_tile
 from ditflow.motion.choose import choose_motion
 from ditflow.motion.chosen import ChosenMotion
 from ditflow.motion.motion_file import read_drawing
@@ -60,6 +63,19 @@ from ditflow.settings import Settings
 logger = logging.getLogger(__name__)
 
 Check = Callable[[Settings, ModelFolder], None]  # raises DitflowError
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a caller of this process has in memory already."""
+
+    clip: video.Clip | None = None  # instead of reading `Settings.video`
+    kept: KeptParts | None = None  # of earlier runs
+    exact_folder: bool = False  # whether the run folder's name may get no number
+
+
+NOTHING = Given()
 
 
 @dataclass(frozen=True)
@@ -85,24 +101,27 @@ class Job:
         needs: tuple[str, ...],
         kind: str = "",
         check: Check = lambda settings, folder: None,  # what else the job wants of the model
+        given: Given = NOTHING,
     ) -> Iterator[Job]:
         """Start a new job. The run folder is created only after everything has been read and checked."""
         check_given(settings, *needs)
         check_output_name(settings.output)
         settings = with_absolute_paths(settings)
         settings_text(settings)  # refuses settings that could not be read back
-        with computing(settings), cls._begin(settings, progress, kind, check) as job:
+        with computing(settings), cls._begin(settings, progress, kind, check, given) as job:
             yield job
 
     @classmethod
     @contextmanager
-    def _begin(cls, settings: Settings, progress: Progress, kind: str, check: Check) -> Iterator[Job]:
+    def _begin(
+        cls, settings: Settings, progress: Progress, kind: str, check: Check, given: Given
+    ) -> Iterator[Job]:
         device = choose_device(settings)
         family = family_of(settings.model, download=True)
         drawing = read_drawing(Path(settings.motion)) if settings.motion else None
-        clip = source_clip(settings, drawing, family)
+        clip = source_clip(settings, drawing, family, given.clip)
         needs_gradient = settings.needs_gradient and kind != "flow"
-        settings, folder, saved = check_run(settings, device, needs_gradient)
+        settings, folder, saved = check_run(settings, device, needs_gradient, given.kept)
         check(settings, folder)
         if not kind:
             warn_without_effect(settings)
@@ -112,7 +131,7 @@ class Job:
             grid = folder.grid(settings.frames, settings.size)
             chosen = choose_motion(settings, clip, drawing, grid, spans)
         memory = _plan_memory(settings, folder, reads_only=kind == "flow")
-        run = create_run(settings, kind)
+        run = create_run(settings, kind, given.exact_folder)
         with locked(run.folder):
             checkpoint = None if kind else checkpoint_of(run, memory.resolved, folder, clip, chosen)
             if checkpoint:
@@ -132,6 +151,7 @@ class Job:
         progress: Progress,
         memory: str | None = None,  # replaces the setting that the run had
         finished: bool = False,  # a finished run has results and no checkpoint
+        kept: KeptParts | None = None,
     ) -> Iterator[Job]:
         """Reopen a transfer's folder. Raises DitflowError if it is damaged, has changed or is in use."""
         with locked(run.folder):
@@ -141,7 +161,7 @@ class Job:
                 settings = replace(settings, memory=memory, preset="auto", decode_tile="auto")
             with computing(settings):
                 device = choose_device(settings)
-                settings, folder, saved = check_run(settings, device, settings.needs_gradient)
+                settings, folder, saved = check_run(settings, device, settings.needs_gradient, kept)
                 checkpoint = threads = None
                 chosen = chosen_of(run, settings, folder)
                 if finished:
@@ -189,6 +209,7 @@ class Job:
         with self.memory, _resume_hint(self.run) if self.checkpoint else nullcontext():
             logger.info("%s, %s", headline, self.memory.summary)
             self.memory.on_change = self.write_settings
+            self.meter.progress.begin(self.run.folder)
             self.write_settings()  # from now on the run can be reopened
             yield
 
@@ -220,7 +241,9 @@ class Job:
         pixels = torch.from_numpy(self.clip.frames)
 
         def work() -> dict[str, Tensor]:
-            return {"reference": self.folder.autoencoder().encode(pixels)}
+            autoencoder = self.folder.autoencoder()
+            with each_tile(autoencoder, self.meter.progress.substep):
+                return {"reference": autoencoder.encode(pixels)}
 
         reference = self._once("reference", "encode", work)["reference"]
         if not reference.any():
@@ -236,12 +259,23 @@ class Job:
             tensors, _ = self.checkpoint.read(name)
             return {key: tensor.to(self.folder.device) for key, tensor in tensors.items()}
         with self.meter.phase(phase):
-            found = self.memory.run(phase, work)
+            found = self.compute(phase, work)
         for key, tensor in found.items():
             check_finite(tensor, key)
         if self.checkpoint:
             self.checkpoint.write(name, found)
         return found
+
+    def compute(self, phase: str, work: Callable[[], Result]) -> Result:
+        """The result of `work`, with smaller memory plans if needed; then no kept part is on the device."""
+
+        def attempt() -> Result:
+            try:
+                return work()
+            finally:
+                self.folder.send_home()
+
+        return self.memory.run(phase, attempt)
 
     def schedule(self) -> Schedule:
         """A new schedule whose noise comes from the settings' seed."""
@@ -266,10 +300,11 @@ class Job:
             autoencoder = self.folder.autoencoder()
             if self.settings.engine == "tensorrt":
                 decode_with_tensorrt(autoencoder)
-            return autoencoder.decode(latents, self.settings.frames, self.settings.decode_tile)
+            with each_tile(autoencoder, self.meter.progress.substep):
+                return autoencoder.decode(latents, self.settings.frames, self.settings.decode_tile)
 
         with self.meter.phase("decode"):
-            return video.Clip(self.memory.run("decode", work).numpy(), self.clip.frame_rate)
+            return video.Clip(self.compute("decode", work).numpy(), self.clip.frame_rate)
 
     def write(self, name: str, clip: video.Clip) -> None:
         """Write a clip to the run folder, in the requested format, with the settings as metadata."""
