@@ -44,7 +44,7 @@ class Session:
     """Transfers with one model, one after the other.
 
     What a run has loaded stays in host memory for the next one; between runs nothing of it is on a GPU.
-    `settings` hold for every run that does not give its own. Runs of other threads or sessions of this
+    `settings` hold for every transfer that does not give its own. Runs of other threads or sessions of this
     process wait for their turn, because torch's global settings, which each run sets and restores, are
     shared.
     """
@@ -99,8 +99,12 @@ class Session:
         preview_every: int = 0,
         **settings: Any,
     ) -> Iterator[Event]:
-        """Use the embedding that an earlier run has optimised with another prompt; else as `transfer`."""
-        asked = injection_settings(run, **self.common | settings | {"prompt": prompt})
+        """Use the embedding that an earlier run has optimised with another prompt; else as `transfer`.
+
+        The other settings are that run's.
+        """
+        here = {"device": self.common["device"], "memory": self.common["memory"]}
+        asked = injection_settings(run, **here | settings | {"prompt": prompt})
         return self._started(asked, folder, Given(kept=self.kept), cancel, preview_every)
 
     def resume(

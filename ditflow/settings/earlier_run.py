@@ -29,4 +29,4 @@ def injection_settings(run: str | PathLike, **given: Any) -> Settings:
         "reference_noise": "clean",  # nothing is read of the clip to be matched
     } | given
     embedding = inside(Path(run), "embedding.safetensors")
-    return read_settings(origin, **given, saved_embedding=os.path.realpath(embedding))
+    return read_settings(origin, **given | {"saved_embedding": os.path.realpath(embedding)})
