@@ -24,7 +24,7 @@ from ditflow.errors import SettingsError
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.intervals import Interval, interval
 from ditflow.evaluation.made_shapes import prompt_match
-from ditflow.progress import Progress, quieten_libraries
+from ditflow.progress import Preview, Progress, quieten_libraries
 from ditflow.settings import Settings, read_settings
 from ditflow.small import SMALL_MODELS
 from ditflow.small.clips import FRAME_RATE, MadeClip, made_clip
@@ -91,11 +91,11 @@ class Measured:
 class StepClock(Progress):
     """When denoising began, and when each of its steps ended."""
 
-    def phase(self, name: str, steps: int = 0) -> None:
+    def phase(self, name: str, steps: int = 0, work: Sequence[float] = ()) -> None:
         if name == "denoise":
             self.began, self.ends = time.perf_counter(), []
 
-    def step(self, detail: str) -> None:
+    def step(self, loss: float | None = None, preview: Preview | None = None) -> None:
         self.ends.append(time.perf_counter())
 
 

@@ -2,20 +2,41 @@
 
 from ditflow import Settings, transfer
 run = transfer(Settings(video="clip.mp4", prompt="a red circle on a blue background", model="small"))
+
+docs/api.md describes all of it.
 """
 
+from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
-from ditflow.errors import DitflowError, SettingsError
+from ditflow.errors import Cancelled, DitflowError, SettingsError
 from ditflow.settings import Settings
 
-__all__ = ["DitflowError", "Settings", "SettingsError", "decode", "flow", "resume", "transfer"]
+# module, and the name in it if that is another; imported on first use, because most import torch, which
+# takes seconds
+_WHERE = {
+    "Clip": "video",
+    "Event": "jobs.events",
+    "Session": "jobs.session",
+    "decode": "jobs.transfer",
+    "ensure": "jobs.ensure",
+    "evaluate": "evaluation.evaluate",
+    "flow": "jobs.flow",
+    "inject": "jobs.transfer",
+    "plan": "planning.choice:plan_all",
+    "report": "report.page",
+    "resume": "jobs.transfer",
+    "transfer": "jobs.transfer",
+}
+
+__all__ = ["Cancelled", "DitflowError", "Settings", "SettingsError", "__version__", *_WHERE]
 
 
 def __getattr__(name: str) -> Any:
-    """Import jobs on first use, because they import torch, which takes seconds."""
-    if name in ("decode", "flow", "resume", "transfer"):
-        from ditflow.jobs import flow, transfer
-
-        return flow.flow if name == "flow" else getattr(transfer, name)
+    if name == "__version__":
+        return version("ditflow")
+    if name in _WHERE:
+        module, _, other_name = _WHERE[name].partition(":")
+        return getattr(import_module(f"ditflow.{module}"), other_name or name)
     raise AttributeError(f"module 'ditflow' has no attribute {name!r}")

@@ -12,6 +12,10 @@ class TemporaryError(DitflowError):
     """The cause is outside the job's inputs, such as a full disk, so the same job may succeed later."""
 
 
+class Cancelled(DitflowError):
+    """The caller has cancelled the job. A run that is kept on disk can be resumed."""
+
+
 class NotFinite(DitflowError):
     """NaN or infinity appeared. The steps finished before are valid."""
 

@@ -1,9 +1,17 @@
-"""Progress reports of a running job, silent by default; `cli.screen` shows them on a terminal."""
+"""Progress reports of a job, silent by default: `cli.screen` shows them, `jobs.events` passes them on."""
 
 from __future__ import annotations
 
 import logging
-from typing import Self
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Preview = Callable[[], "np.ndarray"]  # draws a thumbnail, uint8 [latent frames, height, width, 3]
 
 
 def quieten_libraries() -> None:
@@ -24,7 +32,7 @@ def quieten_libraries() -> None:
 
 
 class Progress:
-    """Receives phases and steps and ignores them. Subclasses show them."""
+    """Receives what a job does, and ignores it. Subclasses show it, or raise an error to end the job."""
 
     def __enter__(self) -> Self:
         return self
@@ -32,8 +40,30 @@ class Progress:
     def __exit__(self, *_) -> None:
         return None
 
-    def phase(self, name: str, steps: int = 0) -> None:
-        """Start a phase; `steps` is 0 if they cannot be counted."""
+    def begin(self, folder: Path) -> None:
+        """The job's results go to this folder."""
 
-    def step(self, detail: str) -> None:
-        """Finish one step of the phase."""
+    def phase(self, name: str, steps: int = 0, work: Sequence[float] = ()) -> None:
+        """Start a phase; `steps` is 0 if they cannot be counted.
+
+        `work`: how much each step takes, in any unit; empty if all take the same.
+        """
+
+    def substep(self) -> None:
+        """An optimisation step of a denoising step, or a tile of the autoencoder, is about to begin."""
+
+    def step(self, loss: float | None = None, preview: Preview | None = None) -> None:
+        """Finish one step of the phase: the last loss and a preview, if there are."""
+
+
+class Clock:
+    """Says how long the rest of a phase takes, from the work done so far."""
+
+    def __init__(self, steps: int, work: Sequence[float] = ()):
+        self.work, self.done, self.started = list(work) or [1.0] * steps, 0, time.monotonic()
+
+    def step(self) -> float:
+        """Count a finished step; the seconds that the others will take."""
+        self.done += 1
+        elapsed = time.monotonic() - self.started
+        return elapsed * sum(self.work[self.done :]) / sum(self.work[: self.done])

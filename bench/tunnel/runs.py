@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ditflow.jobs.checks import source_of
-from ditflow.jobs.session import Job
+from ditflow.jobs.job import Job
 from ditflow.models.protocols import Runner, Schedule
 from ditflow.progress import Progress
 from ditflow.run_folder.checkpoint import State

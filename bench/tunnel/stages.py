@@ -216,9 +216,9 @@ STAGES = {
         drawn,
     ),
     "directed-scale": Stage(
-        "whole runs that follow a clip's motion, weaker and stronger",
-        {},
-        6,
+        "whole runs that follow a clip's motion, weaker and stronger, at a learning rate of 0.02",
+        {"learning_rate": (0.02, 0.02)},
+        12,
         directed,
         ("motion_scale=0.5", "motion_scale=2", "backbone"),
         BOTH,
@@ -227,7 +227,7 @@ STAGES = {
     "directed-mask": Stage(
         "whole runs that follow one of two objects, by a mask",
         {},
-        8,
+        12,
         directed,
         ("backbone",),
         BOTH,

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_origin, get_type_hints
 
 from ditflow.errors import SettingsError, shown
-from ditflow.files import inside, shipped_names
-from ditflow.settings import Settings, read_settings
+from ditflow.files import shipped_names
+from ditflow.settings import Settings, injection_settings, read_settings
 from ditflow.settings.values import is_possible
 from ditflow.settings.yaml_file import check_output
 
 USAGE = 2  # exit code
 GROUPS = ("video", "model", "memory", "speed", "text", "motion", "target", "sampling", "output")
+PREVIEW_EVERY = 5  # denoising steps
 PAIRS = {"learning_rate": ("HIGH", "LOW"), "motion_shift": ("X", "Y")}
 FLOW_OPTIONS = ("source_prompt", "guidance_blocks", "temperature", "rows", "reference", "seed")
 PLAN_OPTIONS = (
@@ -67,21 +67,13 @@ def read_options(options: argparse.Namespace) -> Settings:
     if options.command == "flow":
         given["injection"] = False  # injection would exclude blocks that may be read
     if options.command == "inject":
-        given.setdefault("memory", "auto")  # the memory that is free may have changed since that run
+        return injection_settings(options.origin, **given)
     if "memory" in given:  # so the earlier run's resolved choices no longer apply
         given = {"preset": "auto", "decode_tile": "auto"} | given
-    if options.command != "inject":
-        settings = read_settings(options.config, **given)
-        if options.config and not given.get("output"):
-            check_output(options.config, settings.output)
-        return settings
-    origin = inside(options.origin, "settings.yaml")
-    if not origin.is_file():
-        raise SettingsError(f"--from {options.origin} is not a run folder: it has no settings.yaml")
-    given.setdefault("output", "")
-    given.setdefault("reference_noise", "clean")  # nothing is read of the clip to be matched
-    embedding = inside(options.origin, "embedding.safetensors")
-    return read_settings(origin, **given, saved_embedding=os.path.realpath(embedding))
+    settings = read_settings(options.config, **given)
+    if options.config and not given.get("output"):
+        check_output(options.config, settings.output)
+    return settings
 
 
 def _path(text: str) -> Path:
@@ -89,6 +81,12 @@ def _path(text: str) -> Path:
     if "\0" in text or not is_possible(text):
         raise argparse.ArgumentTypeError(f"{shown(text)} is not a possible path; shorten it")
     return Path(text)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{shown(text)} given; accepted: a number from 1")
+    return int(text)
 
 
 def _add_command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
@@ -114,6 +112,15 @@ def _add_runs(commands: Any) -> None:
         _add_settings(command, flags)
         command.add_argument(
             "--profile", metavar="steps=N", help="profile N guided and N plain steps (profiles/README.md)"
+        )
+        command.add_argument(
+            "--preview",
+            nargs="?",
+            type=_count,
+            const=PREVIEW_EVERY,
+            metavar="N",
+            help="write preview.mp4 to the run folder after every N-th step, a small picture of the latents "
+            f"(default: every {PREVIEW_EVERY})",
         )
     resume = _add_command(commands, "resume", "continue an interrupted run after its last finished step")
     decode = _add_command(commands, "decode", "make a run's videos again from its saved latents")

@@ -121,6 +121,10 @@ def run_job(options: argparse.Namespace, settings: Settings) -> None:
     if profile is not None:
         job = profiled(job, request)
     with shown_progress(options.quiet) as progress:
+        if every := vars(options).get("preview"):
+            from ditflow.cli.preview import PreviewFile
+
+            progress = PreviewFile(progress, every)
         run = job(settings, progress)
     print(run.folder)
 
@@ -152,7 +156,7 @@ def continue_run(options: argparse.Namespace) -> None:
 @contextmanager
 def shown_progress(quiet: bool) -> Iterator[Progress]:
     """Show progress and log messages on standard error; if `quiet`, only warnings."""
-    from ditflow.cli.screen import LineHandler, ScreenProgress
+    from ditflow.cli.screen import LineHandler, LineProgress, ScreenProgress
     from ditflow.progress import Progress
 
     logger, handler = logging.getLogger("ditflow"), LineHandler()
@@ -160,7 +164,7 @@ def shown_progress(quiet: bool) -> Iterator[Progress]:
     if quiet:
         progress = Progress()
     else:
-        progress = ScreenProgress()
+        progress = ScreenProgress() if sys.stderr.isatty() else LineProgress()
         handler.emit = progress.log
         logger.setLevel(logging.INFO)
     logger.addHandler(handler)

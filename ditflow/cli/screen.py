@@ -1,19 +1,20 @@
-"""Progress bars, log messages and tables on a terminal, drawn by rich."""
+"""Progress, log messages and tables on a terminal, drawn by rich, or as plain lines elsewhere."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.segment import Segment
 
 from ditflow.cli.terminal import clean, one_line, styled
-from ditflow.progress import Progress
+from ditflow.progress import Clock, Preview, Progress
 
 
 class CleanConsole(Console):
@@ -37,11 +38,10 @@ class ScreenProgress(Progress):
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
             TextColumn("{task.fields[detail]}", markup=False),
             console=self.console,
         )
-        self.current = None
+        self.current, self.clock = None, Clock(0)
 
     def __exit__(self, failure, *_) -> None:
         if failure is None:
@@ -49,25 +49,59 @@ class ScreenProgress(Progress):
         if self.bars.live.is_started:
             self.bars.stop()
 
-    def phase(self, name: str, steps: int = 0) -> None:
+    def phase(self, name: str, steps: int = 0, work: Sequence[float] = ()) -> None:
         self.bars.start()
         self._finish()
         self.current = self.bars.add_task(name, total=max(steps, 1), detail="")
+        self.clock = Clock(steps, work)
 
-    def step(self, detail: str) -> None:
-        self.bars.update(self.current, advance=1, detail=one_line(detail))
+    def step(self, loss: float | None = None, preview: Preview | None = None) -> None:
+        self.bars.update(self.current, advance=1, detail=_detail(self.clock.step(), loss))
 
     def log(self, record: logging.LogRecord) -> None:
         """Print a log record above the bars; warnings are marked."""
-        warns, message = record.levelno >= logging.WARNING, one_line(record.getMessage())
-        text = f"warning: {message}" if warns else message
-        self.console.print(text, style="yellow" if warns else None, markup=False)
+        self.console.print(_line(record), style="yellow" if _warns(record) else None, markup=False)
 
     def _finish(self) -> None:
         if self.current is not None:
             total = self.bars.tasks[self.current].total
-            self.bars.update(self.current, completed=total)
+            self.bars.update(self.current, completed=total, detail="")
             self.current = None
+
+
+class LineProgress(Progress):
+    """A line for each phase and each step on standard error, for a file or another program."""
+
+    def phase(self, name: str, steps: int = 0, work: Sequence[float] = ()) -> None:
+        self.name, self.steps, self.clock = name, steps, Clock(steps, work)
+        if not steps:
+            _print(name)
+
+    def step(self, loss: float | None = None, preview: Preview | None = None) -> None:
+        detail = _detail(self.clock.step(), loss)
+        _print(f"{self.name} {self.clock.done}/{self.steps}: {detail}")
+
+    def log(self, record: logging.LogRecord) -> None:
+        """Print a log record; warnings are marked."""
+        _print(_line(record))
+
+
+def _print(line: str) -> None:
+    print(one_line(line), file=sys.stderr)
+
+
+def _detail(seconds_left: float, loss: float | None) -> str:
+    left = f"{timedelta(seconds=round(seconds_left))} left"
+    return left if loss is None else f"loss {loss:.4f}, {left}"
+
+
+def _warns(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
+
+
+def _line(record: logging.LogRecord) -> str:
+    message = one_line(record.getMessage())
+    return f"warning: {message}" if _warns(record) else message
 
 
 class LineHandler(logging.StreamHandler):

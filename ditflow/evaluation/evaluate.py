@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,17 @@ class Instruments:
     tracker: str = "none"  # of points, "none" or one of tracks.TRACKERS
     tracker_weights: Path | None = None
     clip: ClipModel | None = None
+
+
+def evaluate(*runs: str | PathLike, tracker: str = "none", clip: str = "auto") -> list[Evaluation]:
+    """Score how well the results of finished runs follow their clips and prompts, one mapping each.
+
+    `tracker`: of points, "none" or one of `tracks.TRACKERS`; `clip`: as in `choose_clip`. Raises DitflowError
+    before any work if a folder is not a finished transfer.
+    """
+    folders = [Path(run) for run in runs]
+    model = choose_clip(clip, [FinishedRun.open(folder).settings.prompt for folder in folders])
+    return evaluate_runs(folders, Instruments(tracker, clip=model), Progress())[0]
 
 
 def evaluate_runs(

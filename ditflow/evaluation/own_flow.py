@@ -12,7 +12,7 @@ from ditflow.errors import DitflowError
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.guidance.losses import FlowLoss
 from ditflow.guidance.targets import clip_features, flow_targets
-from ditflow.jobs.session import Job
+from ditflow.jobs.job import Job
 from ditflow.models.hub import offline
 from ditflow.models.protocols import Capture
 from ditflow.run_folder.run import Run
@@ -45,7 +45,7 @@ def read_own_flow(run: FinishedRun) -> dict[int, OwnFlow]:
     reference, result = run.latents()
     with offline(), Job.reading(Run(run.folder), settings, result) as job:
         prompt = job.texts().source_prompt
-        return job.memory.run("flow", lambda: _read(job, prompt, reference, result))
+        return job.compute("flow", lambda: _read(job, prompt, reference, result))
 
 
 def _read(job: Job, prompt: Tensor, reference: Tensor | None, result: Tensor) -> dict[int, OwnFlow]:

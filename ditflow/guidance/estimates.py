@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from ditflow.guidance.optimise import Optimised, in_layout_of, is_still, learning_rates
+from ditflow.guidance.optimise import OnUpdate, Optimised, in_layout_of, is_still, learning_rates
 from ditflow.models.protocols import Injected, Inputs, Runner, Schedule, Variable
 from ditflow.profiling import ranges
 from ditflow.settings import Settings
@@ -75,9 +75,16 @@ class EstimateGuidance:
     skipped: ClassVar[int] = 0
     gradient_reuse: ClassVar[int] = 1
 
-    def optimise(self, runner: Runner, inputs: Inputs, injected: Injected, index: int) -> Optimised:
+    def optimise(
+        self,
+        runner: Runner,
+        inputs: Inputs,
+        injected: Injected,
+        index: int,
+        on_update: OnUpdate = lambda: None,
+    ) -> Optimised:
         """Optimise the latents in guided step `index`."""
-        return self.update(runner, inputs, injected, index, self.clip_estimate(runner, inputs))
+        return self.update(runner, inputs, injected, index, self.clip_estimate(runner, inputs), on_update)
 
     def clip_estimate(self, runner: Runner, inputs: Inputs) -> Tensor:
         """The estimate of the clip's clean latents at the noise level of `inputs`, from one forward."""
@@ -87,7 +94,13 @@ class EstimateGuidance:
         return self.schedule.estimate_clean(prediction, noised, inputs.timestep)
 
     def update(
-        self, runner: Runner, inputs: Inputs, injected: Injected, index: int, clip: Tensor
+        self,
+        runner: Runner,
+        inputs: Inputs,
+        injected: Injected,
+        index: int,
+        clip: Tensor,
+        on_update: OnUpdate = lambda: None,
     ) -> Optimised:
         """The step's updates, each with one forward, towards the clip's estimate."""
         latents, direction = inputs.latents.clone(), self.velocities
@@ -97,6 +110,7 @@ class EstimateGuidance:
         noise = self.schedule.add_noise(zero, one, inputs.timestep)
         losses, gradients, cosine = [], [], None
         for update in ranges.optimisation_steps(index, self.steps):
+            on_update()
             (prediction,) = runner.forward([replace(inputs, latents=latents)], injected)
             clean = self.schedule.estimate_clean(prediction, latents, inputs.timestep)
             velocity = (latents - (signal + noise) * clean) / noise

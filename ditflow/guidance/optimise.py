@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +19,7 @@ from ditflow.profiling import ranges
 if TYPE_CHECKING:
     from ditflow.guidance.targets import NoisedClip
 
+OnUpdate = Callable[[], None]  # called before each optimisation step; an error ends the run
 LOSS_SCALE = 2.0**16
 NEVER = 2**31 - 1  # updates before the scale grows
 SMALLEST = 2.0**-149  # positive float32
@@ -46,7 +47,14 @@ class Guidance:
     gradient_reuse: int = 1  # updates made with each gradient
     clip: NoisedClip | None = None  # read anew in each guided step
 
-    def optimise(self, runner: Runner, inputs: Inputs, injected: Injected, index: int) -> Optimised:
+    def optimise(
+        self,
+        runner: Runner,
+        inputs: Inputs,
+        injected: Injected,
+        index: int,
+        on_update: OnUpdate = lambda: None,
+    ) -> Optimised:
         """Optimise the variable in guided step `index`, with a new Adam in each as in the released code."""
         if self.clip:
             self.loss = None  # frees the last step's target before the next is read
@@ -56,6 +64,7 @@ class Guidance:
         one = torch.ones((), device=variable.device)
         losses, gradients, cosine = [], [], None
         for update in ranges.optimisation_steps(index, self.steps):
+            on_update()
             scale, is_fresh = self.scaler.scale(one), update % self.gradient_reuse == 0
             if is_fresh:
                 before, current = variable.grad, replace(inputs, **{self.variable: variable})

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ditflow.guidance.estimates import EstimateGuidance
-from ditflow.guidance.optimise import Guidance, Optimised
+from ditflow.guidance.optimise import Guidance, OnUpdate, Optimised
 from ditflow.models.protocols import Injected, Inputs, Runner, Variable
 
 
@@ -27,10 +27,17 @@ class SwitchedGuidance:
     def __post_init__(self) -> None:
         self.current = self.first
 
-    def optimise(self, runner: Runner, inputs: Inputs, injected: Injected, index: int) -> Optimised:
+    def optimise(
+        self,
+        runner: Runner,
+        inputs: Inputs,
+        injected: Injected,
+        index: int,
+        on_update: OnUpdate = lambda: None,
+    ) -> Optimised:
         """Optimise the latents in guided step `index`."""
         self.current = self.first if index < self.first_steps else self.then
-        return self.current.optimise(runner, inputs, injected, index)
+        return self.current.optimise(runner, inputs, injected, index, on_update)
 
     @property
     def may_overflow(self) -> bool:

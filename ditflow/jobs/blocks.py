@@ -13,7 +13,7 @@ from ditflow.errors import SettingsError
 from ditflow.guidance.targets import clip_flows
 from ditflow.jobs.block_comparison import MEASURED, TRUE, Comparison, compare
 from ditflow.jobs.checks import make_schedule
-from ditflow.jobs.session import Job
+from ditflow.jobs.job import Job
 from ditflow.models.loading import ModelFolder
 from ditflow.models.protocols import Grid, Texts
 from ditflow.optical_flow.dense import opencv
@@ -58,7 +58,7 @@ def compare_blocks(
         texts, latents = job.texts(), job.encode()
         asked = range(job.folder.depth) if blocks is None else sorted(set(blocks))
         with job.meter.phase("flow"):
-            grid, flows = job.memory.run("flow", lambda: _read(job, texts, latents, asked, timesteps))
+            grid, flows = job.compute("flow", lambda: _read(job, texts, latents, asked, timesteps))
         with job.meter.phase("optical flow"):
             spans = job.folder.family.latent_spans(job.settings.frames)
             references = {MEASURED: token_flow(job.clip.frames, grid, spans)}

@@ -17,6 +17,7 @@ from ditflow.models.compute import check_compute
 from ditflow.models.engine import check_engine
 from ditflow.models.experts import split_expert
 from ditflow.models.families import models
+from ditflow.models.kept import KeptParts
 from ditflow.models.loading import ModelFolder
 from ditflow.models.lora import check_lora, split_lora
 from ditflow.models.protocols import Schedule
@@ -24,12 +25,13 @@ from ditflow.models.storage import check_weights
 from ditflow.run_folder.embeddings import embedding_facts, read_embeddings
 from ditflow.settings import Settings
 from ditflow.settings.speed import speed_settings
+from ditflow.video.reading import IN_MEMORY
 
 logger = logging.getLogger(__name__)
 
 
 def check_run(
-    settings: Settings, device: torch.device, needs_gradient: bool
+    settings: Settings, device: torch.device, needs_gradient: bool, kept: KeptParts | None = None
 ) -> tuple[Settings, ModelFolder, list | None]:
     """Refuse settings that this machine, the model or other settings rule out. Loads no weights.
 
@@ -59,7 +61,7 @@ def check_run(
         check_lora(lora)
     settings = replace(settings, compile="on" if compiles(settings.compile, device) else "off")
 
-    folder = ModelFolder(settings.model, settings.dtype, device)
+    folder = ModelFolder(settings.model, settings.dtype, device, kept)
     folder.check()
     folder.check_loras(settings.lora)
     for kind in settings.weight_kinds:
@@ -135,7 +137,9 @@ def with_absolute_paths(settings: Settings) -> Settings:
     loras = map(split_lora, settings.lora)
     return replace(
         settings,
-        video=settings.video and os.path.realpath(os.path.expanduser(settings.video)),
+        video=settings.video
+        if settings.video in ("", IN_MEMORY)
+        else os.path.realpath(os.path.expanduser(settings.video)),
         model=settings.model if settings.model in models() else absolute(settings.model),
         output=os.path.expanduser(settings.output),
         mask=settings.mask if settings.mask in ("", "auto") else absolute(settings.mask),

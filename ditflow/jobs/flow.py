@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ditflow.guidance.targets import clip_flows
 from ditflow.jobs.checks import check_given, with_absolute_paths
-from ditflow.jobs.session import Job
+from ditflow.jobs.job import Job
 from ditflow.models.families import family_of
 from ditflow.models.protocols import Grid, Texts
 from ditflow.motion.choose import choose_motion
@@ -45,7 +45,7 @@ def flow(settings: Settings, progress: Progress | None = None) -> Run:
         job.write_reference()
         texts, reference = job.texts(), job.encode()
         with job.meter.phase("flow"):
-            grid, flows = job.memory.run("flow", lambda: _read(job, texts, reference))
+            grid, flows = job.compute("flow", lambda: _read(job, texts, reference))
         if job.chosen:
             flows = {block: job.chosen.target(seen) for block, seen in flows.items()}
         job.run.write_tensors(FILE, {f"block_{block}": flow for block, flow in flows.items()})

@@ -1,315 +1,194 @@
-"""The session of a job: checked settings, the model's folder, the clip, the run folder and its lock.
-
-A transfer saves its results so far in its run folder until it is finished, so that it can be reopened.
-"""
+"""Runs transfers from a program: events while they run, and a model that stays in memory between them."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from os import PathLike, fspath
 from pathlib import Path
+from typing import Any, Self
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from ditflow import video
-from ditflow.errors import DitflowError, TemporaryError, interruption
-from ditflow.files import clear_unfinished
-from ditflow.jobs.checks import (
-    check_given,
-    check_run,
-    make_schedule,
-    warn_without_effect,
-    with_absolute_paths,
-)
-from ditflow.jobs.device import choose_device, computing
-from ditflow.jobs.kept import checkpoint_of, chosen_of, shapes_of
-from ditflow.jobs.prompt_cache import encode_texts
-from ditflow.memory.meter import Meter
-from ditflow.memory.placement import arrange, place
-from ditflow.memory.torch_state import torch_state
-from ditflow.models.engine import decode_with_tensorrt, denoise_with_tensorrt
-from ditflow.models.families import family_of
-from ditflow.models.loading import ModelFolder
-from ditflow.models.protocols import Runner, Schedule, Texts
-from ditflow.motion.choose import choose_motion
-from ditflow.motion.chosen import ChosenMotion
-from ditflow.motion.motion_file import read_drawing
-from ditflow.motion.source import source_clip
-from ditflow.planning.fallback import MemoryFallback, reading_only
+from ditflow.errors import SettingsError
+from ditflow.jobs.ensure import ensure_transfer
+from ditflow.jobs.events import CancelToken, Event, events_of
+from ditflow.jobs.job import Given
+from ditflow.jobs.transfer import Transferred, begin_transfer, continue_transfer
+from ditflow.models.kept import KeptParts
 from ditflow.progress import Progress
-from ditflow.run_folder.checkpoint import StateFolder, load_clip, save_clip
-from ditflow.run_folder.chosen import save_chosen
-from ditflow.run_folder.lock import locked
-from ditflow.run_folder.run import (
-    RECORD,
-    SETTINGS,
-    Run,
-    check_latents_shape,
-    check_output_name,
-    create_run,
-    settings_text,
-    versions,
-    video_name,
-)
-from ditflow.sampling.finite import check_finite
-from ditflow.settings import Settings
+from ditflow.run_folder.run import Run, read_latents
+from ditflow.settings import Settings, injection_settings, read_settings
+from ditflow.video import Clip
+from ditflow.video.reading import IN_MEMORY
 
-logger = logging.getLogger(__name__)
-
-Check = Callable[[Settings, ModelFolder], None]  # raises DitflowError
+ClipLike = str | PathLike | Clip | tuple[np.ndarray, float | Fraction]
 
 
 @dataclass(frozen=True)
-class Job:
-    """A validated job that holds its run-folder lock."""
+class Result:
+    """The new video of a run."""
 
-    memory: MemoryFallback
-    folder: ModelFolder
-    clip: video.Clip
-    run: Run
-    meter: Meter
-    checkpoint: StateFolder | None = None  # of an unfinished transfer
-    saved_embeddings: list[Tensor] | None = None  # replace optimisation
-    resumed: bool = False
-    chosen: ChosenMotion | None = None  # instead of the clip's whole motion as it is
+    frames: np.ndarray  # uint8 [frames, height, width, 3]
+    frame_rate: Fraction  # frames a second
+    latents: Tensor  # [1, latent frames, channels, height, width]
+    losses: list[list[float]]  # [guided steps][gradients]
+    folder: Path | None  # None if nothing was kept on disk
 
-    @classmethod
-    @contextmanager
-    def begin(
-        cls,
+
+class Session:
+    """Transfers with one model, one after the other.
+
+    What a run has loaded stays in host memory for the next one; between runs nothing of it is on a GPU.
+    `settings` hold for every transfer that does not give its own. Runs of other threads or sessions of this
+    process wait for their turn, because torch's global settings, which each run sets and restores, are
+    shared.
+    """
+
+    def __init__(self, model: str = "small", *, device: str = "auto", memory: str = "auto", **settings: Any):
+        self.common = {"model": model, "device": device, "memory": memory} | settings
+        self.kept = KeptParts()
+        self.result: Result | None = None  # of the last run that has finished
+        read_settings(**self.common)  # refuses wrong ones now
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back the memory of the model. The session can be used again: the next run loads it anew."""
+        self.kept.clear()
+
+    def transfer(
+        self,
+        clip: ClipLike | None,
+        prompt: str,
+        *,
+        folder: str | PathLike | None = None,
+        cancel: CancelToken | None = None,
+        preview_every: int = 0,
+        **settings: Any,
+    ) -> Iterator[Event]:
+        """Make a new video with the clip's motion and the prompt's content, while the events are iterated.
+
+        `clip`: a video file or folder of images, a `Clip`, or (frames, frames a second) with frames uint8
+        [frames, height, width, 3]; None if `motion` is given. `folder`: of the run, which can be resumed from
+        it; None: nothing is left on disk. `cancel`: looked at before every optimisation step and tile.
+        `preview_every`: denoising steps from one event with a preview to the next; 0: none.
+
+        Raises SettingsError at once for wrong settings. While iterating, raises DitflowError, and
+        Cancelled after the last finished step is on disk.
+        """
+        given, source = self._source(clip)
+        asked = self._settings(settings, prompt=prompt, video=source)
+        return self._started(asked, folder, given, cancel, preview_every)
+
+    def inject(
+        self,
+        run: str | PathLike,
+        prompt: str,
+        *,
+        folder: str | PathLike | None = None,
+        cancel: CancelToken | None = None,
+        preview_every: int = 0,
+        **settings: Any,
+    ) -> Iterator[Event]:
+        """Use the embedding that an earlier run has optimised with another prompt; else as `transfer`.
+
+        The other settings are that run's.
+        """
+        here = {"device": self.common["device"], "memory": self.common["memory"]}
+        asked = injection_settings(run, **here | settings | {"prompt": prompt})
+        return self._started(asked, folder, Given(kept=self.kept), cancel, preview_every)
+
+    def resume(
+        self, folder: str | PathLike, *, cancel: CancelToken | None = None, preview_every: int = 0
+    ) -> Iterator[Event]:
+        """Continue an interrupted run. A finished one has no events, only its result."""
+        run, memory = Run.open(folder), self.common["memory"]
+
+        def work(progress: Progress) -> Result:
+            return _of_run(run) if run.finished else _of(continue_transfer(run, progress, memory, self.kept))
+
+        return events_of(work, self._finish, cancel, preview_every)
+
+    def ensure(
+        self,
         settings: Settings,
-        progress: Progress,
-        needs: tuple[str, ...],
-        kind: str = "",
-        check: Check = lambda settings, folder: None,  # what else the job wants of the model
-    ) -> Iterator[Job]:
-        """Start a new job. The run folder is created only after everything has been read and checked."""
-        check_given(settings, *needs)
-        check_output_name(settings.output)
-        settings = with_absolute_paths(settings)
-        settings_text(settings)  # refuses settings that could not be read back
-        with computing(settings), cls._begin(settings, progress, kind, check) as job:
-            yield job
+        folder: str | PathLike,
+        *,
+        cancel: CancelToken | None = None,
+        preview_every: int = 0,
+    ) -> Iterator[Event]:
+        """The run of these settings in this folder, as `ditflow.ensure`. A finished one has no events."""
 
-    @classmethod
-    @contextmanager
-    def _begin(cls, settings: Settings, progress: Progress, kind: str, check: Check) -> Iterator[Job]:
-        device = choose_device(settings)
-        family = family_of(settings.model, download=True)
-        drawing = read_drawing(Path(settings.motion)) if settings.motion else None
-        clip = source_clip(settings, drawing, family)
-        needs_gradient = settings.needs_gradient and kind != "flow"
-        settings, folder, saved = check_run(settings, device, needs_gradient)
-        check(settings, folder)
-        if not kind:
-            warn_without_effect(settings)
-        chosen = None
-        if settings.chooses_motion and (settings.optimises or kind == "flow"):
-            spans = folder.family.latent_spans(settings.frames)
-            grid = folder.grid(settings.frames, settings.size)
-            chosen = choose_motion(settings, clip, drawing, grid, spans)
-        memory = _plan_memory(settings, folder, reads_only=kind == "flow")
-        run = create_run(settings, kind)
-        with locked(run.folder):
-            checkpoint = None if kind else checkpoint_of(run, memory.resolved, folder, clip, chosen)
-            if checkpoint:
-                save_clip(checkpoint, clip, torch.get_num_threads())
-                if chosen:
-                    save_chosen(run, chosen)
-            meter = Meter(device, progress)
-            job = cls(memory, folder, clip, run, meter, checkpoint, saved, chosen=chosen)
-            with job._working(f"run folder: {run.folder}"):
-                yield job
+        def work(progress: Progress) -> Result:
+            found = ensure_transfer(settings, folder, progress, Given(kept=self.kept))
+            return _of_run(found) if isinstance(found, Run) else _of(found)
 
-    @classmethod
-    @contextmanager
-    def reopen(
-        cls,
-        run: Run,
-        progress: Progress,
-        memory: str | None = None,  # replaces the setting that the run had
-        finished: bool = False,  # a finished run has results and no checkpoint
-    ) -> Iterator[Job]:
-        """Reopen a transfer's folder. Raises DitflowError if it is damaged, has changed or is in use."""
-        with locked(run.folder):
-            clear_unfinished(run.folder)
-            settings = run.settings()
-            if memory:
-                settings = replace(settings, memory=memory, preset="auto", decode_tile="auto")
-            with computing(settings):
-                device = choose_device(settings)
-                settings, folder, saved = check_run(settings, device, settings.needs_gradient)
-                checkpoint = threads = None
-                chosen = chosen_of(run, settings, folder)
-                if finished:
-                    clip = run.clip("reference", settings)
-                else:
-                    clip, threads = load_clip(run)
-                    checkpoint = checkpoint_of(run, settings, folder, clip, chosen)
-                    shapes = shapes_of(settings, folder)
-                    if state := checkpoint.check(shapes):  # every file, before any work
-                        schedule = make_schedule(settings, folder, torch.Generator())
-                        shapes.check_state(checkpoint.path("step"), state.index, state.schedule, schedule)
-                        shapes.check_reuse(checkpoint.path("step"), state.reuse)
-                fallback = _plan_memory(settings, folder)
-                meter = Meter(device, progress)
-                given = clip, run, meter, checkpoint, saved
-                job = cls(fallback, folder, *given, resumed=True, chosen=chosen)
-                with (
-                    computing(settings, threads if device.type == "cpu" else None),
-                    job._working(f"continuing {run.folder}"),
-                ):
-                    yield job
+        return events_of(work, self._finish, cancel, preview_every)
 
-    @classmethod
-    @contextmanager
-    def reading(cls, run: Run, settings: Settings, latents: Tensor) -> Iterator[Job]:
-        """A job that reads the motion of a finished run's latents with its model, and writes nothing."""
-        with computing(settings):
-            device = choose_device(settings)
-            settings, folder, _ = check_run(
-                replace(settings, saved_embedding=""), device, needs_gradient=False
-            )
-            shape = folder.latent_shape(settings.frames, settings.size)
-            check_latents_shape(run.folder, latents, shape)  # before planning for wrong settings
-            memory = _plan_memory(settings, folder, reads_only=True)
-            clip, meter = run.clip("reference", settings), Meter(device, Progress())
-            job = cls(memory, folder, clip, run, meter, chosen=chosen_of(run, settings, folder))
-            with memory:
-                yield job
+    def _started(
+        self,
+        settings: Settings,
+        folder: str | PathLike | None,
+        given: Given,
+        cancel: CancelToken | None,
+        preview_every: int,
+    ) -> Iterator[Event]:
+        def work(progress: Progress) -> Result:
+            with _place(folder) as place:
+                done = begin_transfer(replace(settings, output=str(place)), progress, given)
+            return _of(done, keeps_folder=folder is not None)
 
-    @contextmanager
-    def _working(self, headline: str) -> Iterator[None]:
-        """Apply the memory limit, and add to errors how to resume."""
-        if not self.settings.has_clip:
-            logger.info("no clip: no motion is read, and nothing is injected")
-        with self.memory, _resume_hint(self.run) if self.checkpoint else nullcontext():
-            logger.info("%s, %s", headline, self.memory.summary)
-            self.memory.on_change = self.write_settings
-            self.write_settings()  # from now on the run can be reopened
-            yield
+        return events_of(work, self._finish, cancel, preview_every)
 
-    @property
-    def settings(self) -> Settings:
-        """The settings with `auto` resolved, as a replay needs them."""
-        return self.memory.resolved
+    def _finish(self, result: Result) -> None:
+        self.result = result
 
-    def texts(self) -> Texts:
-        """The encoded prompt, negative prompt and source prompt, from the cache if it has them."""
-        settings, folder = self.settings, self.folder
-        tokens = folder.tokenise([settings.prompt, settings.negative_prompt, settings.source_prompt])
+    def _settings(self, settings: dict[str, Any], **named: Any) -> Settings:
+        return read_settings(**self.common | settings | named)
 
-        def encode(tokens: Tensor) -> Tensor:
-            encoder = folder.text_encoder()
-            resident = len(encoder.layers) if self.memory.plan.preset.text == "whole" else 0
-            # each layer is used once, so gathering the layers in pinned memory would only add a copy
-            weights = place(encoder.network, encoder.layers, folder.device, resident, host="pageable")
-            with torch_state(fp16_sums=False):  # runs that add in float32 read the cached embeddings too
-                return encoder.encode(tokens, weights)
-
-        def work() -> dict[str, Tensor]:
-            return vars(encode_texts(folder, tokens, encode))
-
-        return Texts(**self._once("texts", "text", work))
-
-    def encode(self) -> Tensor:
-        """The clip's latents [1, frames, channels, height, width]."""
-        pixels = torch.from_numpy(self.clip.frames)
-
-        def work() -> dict[str, Tensor]:
-            return {"reference": self.folder.autoencoder().encode(pixels)}
-
-        reference = self._once("reference", "encode", work)["reference"]
-        if not reference.any():
-            raise DitflowError(
-                f"the encoded clip is 0 everywhere: the VAE of {self.settings.model} is damaged (see its "
-                "`scaling_factor`)"
-            )
-        return reference
-
-    def _once(self, name: str, phase: str, work: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """The result of a phase: from the checkpoint if it has it, else computed and saved there."""
-        if self.checkpoint and self.checkpoint.has(name):
-            tensors, _ = self.checkpoint.read(name)
-            return {key: tensor.to(self.folder.device) for key, tensor in tensors.items()}
-        with self.meter.phase(phase):
-            found = self.memory.run(phase, work)
-        for key, tensor in found.items():
-            check_finite(tensor, key)
-        if self.checkpoint:
-            self.checkpoint.write(name, found)
-        return found
-
-    def schedule(self) -> Schedule:
-        """A new schedule whose noise comes from the settings' seed."""
-        generator = torch.Generator("cpu").manual_seed(self.settings.seed)
-        return make_schedule(self.settings, self.folder, generator)
-
-    def runner(self, expert: int = 0) -> Runner:
-        """A runner of an expert's transformer, with the weights placed as the preset says."""
-        settings, plan = self.settings, self.memory.plan
-        compiled = settings.compile == "on"
-        attention = settings.attention, compiled, settings.attention_without_gradient
-        stored = settings.lora, settings.weights_of(expert)
-        transformer = self.folder.transformer(*stored, *attention, settings.compute, expert)
-        if settings.engine == "tensorrt":
-            denoise_with_tensorrt(transformer)
-        return arrange(transformer, self.folder.device, plan.preset, plan.resident)
-
-    def decode(self, latents: Tensor) -> video.Clip:
-        """Decode latents [1, frames, channels, height, width] to a video."""
-
-        def work() -> Tensor:
-            autoencoder = self.folder.autoencoder()
-            if self.settings.engine == "tensorrt":
-                decode_with_tensorrt(autoencoder)
-            return autoencoder.decode(latents, self.settings.frames, self.settings.decode_tile)
-
-        with self.meter.phase("decode"):
-            return video.Clip(self.memory.run("decode", work).numpy(), self.clip.frame_rate)
-
-    def write(self, name: str, clip: video.Clip) -> None:
-        """Write a clip to the run folder, in the requested format, with the settings as metadata."""
-        settings = self.settings
-        with self.run.writing(video_name(name, settings)) as path:
-            own = self.checkpoint is not None  # an unfinished run replaces its own frames
-            video.write_clip(clip, path, metadata=settings.to_yaml(), replace_frames=own)
-
-    def write_reference(self) -> None:
-        """Write the clip as the model sees it, unless that was done before."""
-        if not (self.run.folder / video_name("reference", self.settings)).exists():
-            self.write("reference", self.clip)
-
-    def write_settings(self) -> None:
-        self.run.write_text(SETTINGS, settings_text(self.settings))
-
-    def end(self, **results: object) -> None:
-        """Finish the run: write run.json with this process's measurements, and remove the checkpoint."""
-        record = {"versions": versions(), "device": self.meter.device_name, "phases": self.meter.phases}
-        record["threads"] = torch.get_num_threads()
-        self.run.write_json(RECORD, record | {"resumed": self.resumed} | results)
-        if self.checkpoint:
-            self.checkpoint.remove()
-
-
-def _plan_memory(settings: Settings, folder: ModelFolder, reads_only: bool = False) -> MemoryFallback:
-    """The memory plan of a job. Raises DitflowError if no preset fits."""
-    planned = replace(settings, model=str(folder.path))  # the model by its folder, whatever name was given
-    if reads_only:
-        planned = reading_only(settings, folder.path)
-    return MemoryFallback(settings, folder.device, planned)
+    def _source(self, clip: ClipLike | None) -> tuple[Given, str]:
+        """What is in memory, and the value of `Settings.video`."""
+        if isinstance(clip, tuple):
+            clip = Clip(clip[0], Fraction(clip[1]).limit_denominator(1 << 16))
+        if isinstance(clip, Clip):
+            _check_frames(clip.frames)
+            return Given(clip, self.kept), IN_MEMORY
+        return Given(kept=self.kept), "" if clip is None else fspath(clip)
 
 
 @contextmanager
-def _resume_hint(run: Run) -> Iterator[None]:
-    """Add to interrupts, and to errors that need not recur, how to resume."""
-    try:
-        yield
-    except BaseException as error:
-        may_help = isinstance(error, TemporaryError) or interruption(error)
-        if may_help and (run.folder / SETTINGS).is_file():  # else there is nothing to resume
-            error.add_note(f"`ditflow resume {run.quoted}` continues from there")
-        raise
+def _place(folder: str | PathLike | None) -> Iterator[Path]:
+    """The folder of a run, which is removed in the end if none is given."""
+    if folder is not None:
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="ditflow-") as scratch:
+        yield Path(scratch) / "run"
+
+
+def _check_frames(frames: np.ndarray) -> None:
+    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.shape[3:] != (3,):
+        given = f"{getattr(frames, 'dtype', type(frames).__name__)} {list(getattr(frames, 'shape', []))}"
+        raise SettingsError(f"clip: {given} given; accepted: a uint8 array [frames, height, width, 3]")
+
+
+def _of(done: Transferred, keeps_folder: bool = True) -> Result:
+    clip, folder = done.clip, done.run.folder if keeps_folder else None
+    return Result(clip.frames, clip.frame_rate, done.latents, done.losses, folder)
+
+
+def _of_run(run: Run) -> Result:
+    """The result of a finished run. Raises DitflowError if its files are damaged."""
+    settings = run.settings()
+    clip = run.clip("result", settings)
+    _, latents = read_latents(run.folder, settings.has_clip)
+    return Result(clip.frames, clip.frame_rate, latents, run.record().get("losses", []), run.folder)

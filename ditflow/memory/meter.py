@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,9 +30,9 @@ class Meter:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
     @contextmanager
-    def phase(self, name: str, steps: int = 0) -> Iterator[None]:
-        """Announce and measure a phase; `steps` is 0 if they cannot be counted."""
-        self.progress.phase(name, steps)
+    def phase(self, name: str, steps: int = 0, work: Sequence[float] = ()) -> Iterator[None]:
+        """Announce and measure a phase (see `Progress.phase`)."""
+        self.progress.phase(name, steps, work)
         self._reset_peak()
         started = time.perf_counter()
         with ranges.phase(name):

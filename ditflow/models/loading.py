@@ -1,9 +1,9 @@
-"""Finds a model by name and loads its parts, from the hub or a local folder; safetensors only."""
+"""Loads the parts of a model; safetensors only."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from ditflow.errors import DitflowError, first_line
 from ditflow.models.compute import compute_in
 from ditflow.models.experts import expert_stops
-from ditflow.models.families import ModelFamily, family_of, known_model, local_folder, models
+from ditflow.models.families import ModelFamily, family_of
+from ditflow.models.finding import find_folder
 from ditflow.models.gguf_file import check_gguf, load_gguf
-from ditflow.models.hub import INDEX, WITHOUT_WEIGHTS, cached_folder, is_hub_id, missing_files, wanted_files
-from ditflow.models.lora import add_lora, check_fit
+from ditflow.models.hub import INDEX, WITHOUT_WEIGHTS
+from ditflow.models.kept import KeptParts
+from ditflow.models.lora import add_lora, check_fit, split_lora
 from ditflow.models.protocols import Autoencoder, Grid, Schedule, TextEncoder, Transformer
 from ditflow.models.storage import store_weights
 from ditflow.models.tensors import check_tensors, weight_files
@@ -35,11 +37,14 @@ class ModelFolder:
     The transformer and the text encoder are loaded into host memory, and the caller places them. If `dtype`
     is the files' precision they are memory-mapped: a block is read from disk when it is first moved or used.
 
+    With `kept`, it takes parts from there if they are the same, and leaves them there for the next run.
+
     Raises DitflowError if the model cannot be found, downloaded or read.
     """
 
-    def __init__(self, model: str, dtype: str, device: torch.device):
+    def __init__(self, model: str, dtype: str, device: torch.device, kept: KeptParts | None = None):
         self.name, self.device, self.dtype = model, device, getattr(torch, dtype)
+        self.kept = kept
         self.path = find_folder(model)
         self.family = _family(model)
         self._tokens: dict[tuple[str, ...], Tensor] = {}  # by prompts
@@ -115,11 +120,13 @@ class ModelFolder:
 
     def text_encoder(self) -> TextEncoder:
         """On the host."""
-        return self.family.text_encoder(self._load("text_encoder", dtype=self.dtype))
+        part = "text_encoder"
+        return self._once(part, lambda: self.family.text_encoder(self._load(part, dtype=self.dtype)))
 
     def autoencoder(self) -> Autoencoder:
         """On the device."""
-        return self.family.autoencoder(self._load("vae", torch_dtype=self.dtype).to(self.device))
+        network = self._once("vae", lambda: self._load("vae", torch_dtype=self.dtype))
+        return self.family.autoencoder(network.to(self.device))
 
     def transformer(
         self,
@@ -132,6 +139,21 @@ class ModelFolder:
         expert: int = 0,
     ) -> Transformer:
         """On the host; `expert` counts in `ModelFamily.experts`."""
+        options = tuple(loras), weights, attention, compiled, attention_forward, compute, expert
+        files = [*(split_lora(lora).source for lora in loras), weights]
+        part = self.family.experts[expert].part
+        return self._once(part, lambda: self._load_transformer(*options), options, files)
+
+    def _load_transformer(
+        self,
+        loras: Sequence[str],
+        weights: str,
+        attention: str,
+        compiled: bool,
+        attention_forward: str | None,
+        compute: str,
+        expert: int,
+    ) -> Transformer:
         family = self.family
         if weights.endswith(".gguf"):
             kind, config = family.network("transformer"), self.config("transformer")
@@ -179,6 +201,21 @@ class ModelFolder:
                 return self.family.empty_text_encoder(config, torch.float32)
             return self.family.network(part).from_config(config)
 
+    def send_home(self) -> None:
+        """Take the parts that are kept off the device."""
+        if self.kept:
+            self.kept.send_home()
+
+    def _once(
+        self, part: str, load: Callable[[], Any], options: Hashable = (), files: Sequence[str] = ()
+    ) -> Any:
+        """What `load` returns, from the kept parts if the options and all files are the same."""
+        if not self.kept:
+            return load()
+        paths = [*sorted((self.path / part).glob("*")), *(Path(file) for file in files)]
+        states = tuple((str(path), _state(path)) for path in paths)
+        return self.kept.get(part, (states, self.dtype, self.device, options), load)
+
     def _load(self, part: str, **options: Any) -> Any:
         self._check(part)
         if part != "tokenizer":
@@ -204,22 +241,13 @@ class ModelFolder:
         return DitflowError(f"{self.name}: {part}/ cannot be loaded from {self.path}: {reason}")
 
 
-def find_folder(model: str, download: bool = True) -> Path:
-    """The pipeline folder of a shipped model, a hub id or a local folder.
-
-    With `download`, downloads the files that the hub's cache lacks. Raises DitflowError if there is no such
-    model.
-    """
-    if folder := local_folder(model):
-        if not (folder / INDEX).is_file():
-            raise DitflowError(f"{model} is a folder without {INDEX}: give a diffusers pipeline folder")
-        return folder
-    if not known_model(model) and not is_hub_id(model):
-        raise DitflowError(
-            f"model {model!r}: no such folder or hub id; accepted: {', '.join(models())} (configs/models/), "
-            "OWNER/NAME, a folder"
-        )
-    return _from_hub(model, download)
+def _state(path: Path) -> tuple[int, int] | None:
+    """What changes with a file's content: its size and time of modification; None if there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def _family(model: str) -> ModelFamily:
@@ -227,42 +255,3 @@ def _family(model: str) -> ModelFamily:
     if family is None:
         raise DitflowError(f"model {model}: its {INDEX} cannot be read; give a complete pipeline folder")
     return family
-
-
-def _from_hub(model: str, download: bool) -> Path:
-    from huggingface_hub import is_offline_mode, snapshot_download
-
-    known = known_model(model)
-    weights = known["weights"] if known else {"id": model}
-    family = family_of(model, download)
-    folder = cached_folder(weights["id"], family.parts) if family else None
-    if folder and not missing_files(folder, family.parts):
-        return folder
-    if not download:
-        raise DitflowError(
-            f"model {model!r}: not in configs/models/ ({', '.join(models())}), not a folder and not in the "
-            "hub's cache, so its shape is unknown; give one of these models or a folder"
-        )
-    what = weights["id"]
-    if known:
-        what += f" ({weights['download']}, {weights['licence']})"
-    if is_offline_mode():
-        raise DitflowError(
-            f"the weights of {what} are not on this machine, and downloads are off here; get them with "
-            f"`hf download {weights['id']}`, or give --model FOLDER"
-        )
-    logger.warning("downloading %s", what)
-    try:
-        if family is None:
-            raise OSError(f"its {INDEX} cannot be fetched")
-        folder = Path(snapshot_download(weights["id"], allow_patterns=wanted_files(family.parts)))
-        missing = missing_files(folder, family.parts)
-        if missing:  # offline, snapshot_download returns an incomplete cache
-            raise OSError(f"{missing[0]} is missing")
-        return folder
-    except (OSError, ValueError) as error:
-        reason = first_line(error)
-        raise DitflowError(
-            f"the weights of {what} are not on this machine, and the download failed ({reason}): download "
-            "them on a machine with a network and give --model FOLDER; --model small needs no download"
-        ) from None

@@ -227,7 +227,7 @@ class WorkCounter(Protocol):
 class Autoencoder(Protocol):
     """Encodes video to latents and decodes latents to video. Latents have the transformer's scale."""
 
-    network: nn.Module
+    network: nn.Module  # its parts `encoder` and `decoder` work on one tile at a time
 
     def encode(self, pixels: Tensor) -> Tensor:
         """The mode of the distribution, float32 [1, latent frames, channels, height, width].

@@ -15,22 +15,24 @@ from ditflow.video.reading import DEFAULT_RATE
 logger = logging.getLogger(__name__)
 
 
-def source_clip(settings: Settings, drawing: Drawing | None, family: ModelFamily | None) -> Clip:
-    """The clip that the settings name; without one, a preview of the drawn motion.
+def source_clip(
+    settings: Settings, drawing: Drawing | None, family: ModelFamily | None, given: Clip | None = None
+) -> Clip:
+    """The clip given, or else the one that the settings name; without one, a preview of the drawn motion.
 
     Raises like `read_clip`.
     """
     rate = family.frame_rate if family else DEFAULT_RATE
     if not settings.has_clip:
         return preview(drawing, settings.frames, settings.size, Fraction(rate))
-    clip = read_source(settings, settings.video, rate, family.least_frames if family else 1)
+    clip = read_source(settings, given or settings.video, rate, family.least_frames if family else 1)
     if clip.few_levels:
         logger.warning("%s: %s, so its motion is hardly seen", settings.video, clip.few_levels)
     return clip
 
 
 def read_source(
-    settings: Settings, source: str, default_rate: int = DEFAULT_RATE, least_frames: int = 1
+    settings: Settings, source: str | Clip, default_rate: int = DEFAULT_RATE, least_frames: int = 1
 ) -> Clip:
     """The frames of a source that the settings choose, fitted to their size. Raises like `read_clip`."""
     return read_clip(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -60,6 +61,14 @@ NEUTRAL = {
 }
 
 
+class Choice(NamedTuple):
+    """The plans of all presets, and the one that a run on this machine would use."""
+
+    plans: list[Plan]
+    chosen: Plan | None
+    why: str  # or why none is chosen
+
+
 def make_plans(
     settings: Settings,
     wanted: Iterable[Preset],
@@ -104,7 +113,7 @@ def _phases(alike: Settings, device: str) -> Phases:
 
 
 @torch_state()
-def plan_all(settings: Settings) -> tuple[list[Plan], Plan | None, str]:
+def plan_all(settings: Settings) -> Choice:
     """Every preset's plan, the one that a run on this machine would use, and the reason in words.
 
     Without a GPU and without `settings.memory`, each preset is compared with a card of its size, and none is
@@ -123,15 +132,15 @@ def plan_all(settings: Settings) -> tuple[list[Plan], Plan | None, str]:
         note += EXPERTS
     if not has_budget:
         why = "No preset is chosen, as this machine has no GPU. Give --memory GB to choose one."
-        return plans, None, why + note
+        return Choice(plans, None, why + note)
     name = asked_preset(settings)
     try:
         chosen = _pick(plans, name)
     except DitflowError as error:
-        return plans, None, str(error)
+        return Choice(plans, None, str(error))
     reason = "as requested" if name else "the fastest that fits"
     why = f"{chosen.preset.name} is chosen, {reason}, with a budget of {chosen.budget / GIB:.1f} GiB."
-    return plans, chosen, why + note
+    return Choice(plans, chosen, why + note)
 
 
 @torch_state()

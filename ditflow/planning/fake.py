@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ditflow.models.compute import compute_in
 from ditflow.models.experts import expert_stops
 from ditflow.models.families import ModelFamily, family_of, known_model
+from ditflow.models.finding import find_folder
 from ditflow.models.gguf_file import load_gguf
-from ditflow.models.loading import ModelFolder, find_folder
+from ditflow.models.loading import ModelFolder
 from ditflow.models.precision import as_loaded
 from ditflow.models.protocols import Autoencoder, Grid, Inputs, TextEncoder, Transformer
 from ditflow.models.storage import store_weights

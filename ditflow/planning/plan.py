@@ -115,6 +115,16 @@ def _model_works(
         yield PROMPT_ONLY, (alone, phases.denoise(True))
 
 
+def step_work(plan: Plan, settings: Settings) -> list[int]:
+    """The FLOPs of each denoising step of a run. Steps after the guided ones count as alike."""
+    guided, plain = settings.guided_steps, settings.steps_made - settings.guided_steps
+    total = {phase.name: phase.times * phase.flops for phase in plan.phases}
+    denoising = sum(total.get(name, 0) for name in ("denoise", PROMPT_ONLY)) / settings.steps_made
+    in_guided = ("injection", "optimise", X0_REFERENCE, X0_OPTIMISE)
+    guiding = sum(total.get(name, 0) for name in in_guided) / max(guided, 1)
+    return [round(denoising + guiding)] * guided + [round(denoising)] * plain
+
+
 def steps_of_the_prompt_alone(phases: Phases, settings: Settings) -> int:
     """How many denoising steps run no pass for the negative prompt."""
     alone, done = 0, 0

@@ -211,8 +211,11 @@ def settings_text(settings: Settings) -> str:
     return text
 
 
-def create_run(settings: Settings, kind: str = "") -> Run:
-    """Create the folder `output`, or one named after the clip and the prompt. A taken name gets a number."""
+def create_run(settings: Settings, kind: str = "", exact: bool = False) -> Run:
+    """Create the folder `output`, or one named after the clip and the prompt. A taken name gets a number.
+
+    Raises DitflowError if the folder cannot be made or, if it must be exactly that one, if the name is taken.
+    """
     wanted = Path(settings.output) if settings.output else Path("runs") / _name(settings, kind)
     folder = wanted
     try:
@@ -221,6 +224,8 @@ def create_run(settings: Settings, kind: str = "") -> Run:
             with suppress(FileExistsError):
                 folder.mkdir()
                 return Run(folder)
+            if exact:
+                raise DitflowError(f"{folder} exists: another run has just begun there; wait for it")
             folder = wanted.with_name(f"{wanted.name}-{number}")
     except OSError as error:
         links = [each for each in wanted.parents if each.is_symlink() and not each.exists()]

@@ -12,6 +12,7 @@ from torch import Tensor
 from ditflow.errors import DitflowError
 from ditflow.guidance.estimates import prepare_estimates
 from ditflow.guidance.injection import Injection
+from ditflow.guidance.optimise import OnUpdate
 from ditflow.guidance.switched import AnyGuidance, SwitchedGuidance
 from ditflow.guidance.targets import (
     NoisedClip,
@@ -61,9 +62,11 @@ class Denoising:
         saved_embeddings: list[Tensor] | None = None,  # one for each guided step, instead of optimisation
         resume_from: State | None = None,
         stops: Sequence[int] | None = None,  # of the experts (see `expert_stops`); None: one for all steps
+        on_update: OnUpdate = lambda: None,
     ):
         self.settings, self.schedule, self.texts, self.reference = settings, schedule, texts, reference
-        self.on_step, self.saved_embeddings, self.chosen = on_step, saved_embeddings, chosen
+        self.on_step, self.on_update = on_step, on_update
+        self.saved_embeddings, self.chosen = saved_embeddings, chosen
         self.noise = schedule.initial_noise(tuple(shape) if reference is None else reference.shape)
         latents = self.noise
         if settings.starts_from_clip:
@@ -123,6 +126,7 @@ class Denoising:
             self._on_step,
             self.reuse,
             self.stops[expert],
+            self.on_update,
         )
         if skipped := self.state.skipped:
             logger.warning("%d optimisation steps overflowed in float16 and were skipped", skipped)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from ditflow.guidance.injection import Injection
+from ditflow.guidance.optimise import OnUpdate
 from ditflow.guidance.switched import AnyGuidance
 from ditflow.models.protocols import Injected, Inputs, Runner, Schedule, Texts
 from ditflow.profiling import ranges
@@ -36,6 +38,7 @@ class Step:
     embedding: Tensor  # that this step was computed with
     losses: list[float]  # before each optimisation step; empty if nothing was optimised
     record: dict[str, Any] = field(default_factory=dict)  # for run.json
+    estimate: Callable[[], Tensor] | None = None  # the clean latents that the step has aimed at
 
 
 def denoise(
@@ -52,6 +55,7 @@ def denoise(
     on_step: Callable[[Step], None],
     reuse: Reuse | None = None,
     stop: int | None = None,  # the number of steps after which to stop; None: all
+    on_update: OnUpdate = lambda: None,
 ) -> Tensor:
     """Denoise from noise to clean latents. The first `guided_steps` steps follow the clip's motion.
 
@@ -74,7 +78,7 @@ def denoise(
             if saved_embeddings:
                 inputs = replace(inputs, embedding=saved_embeddings[index].to(native_embedding))
             elif guidance:
-                found = guidance.optimise(runner, inputs, injected, index)
+                found = guidance.optimise(runner, inputs, injected, index, on_update)
                 inputs, losses, gradients = found.inputs, found.losses.tolist(), found.gradients.tolist()
                 check_optimisation(index, losses, gradients, guidance.may_overflow, guidance.gradient_reuse)
                 if found.cosine is not None and found.cosine.isfinite():
@@ -90,7 +94,8 @@ def denoise(
         latents = schedule.step(prediction, index, latents)
         check_latents(index, {"model's prediction": prediction, "step's result": latents})
         record = {"guidance_scale": weight, **passes._asdict(), "gradient_cosine": cosine}
-        on_step(Step(index, latents, inputs.embedding, losses, record))
+        estimate = partial(schedule.estimate_clean, prediction, inputs.latents, timestep)
+        on_step(Step(index, latents, inputs.embedding, losses, record, estimate))
     return latents
 
 

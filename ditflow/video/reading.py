@@ -17,6 +17,7 @@ from ditflow.video.decoding import ToArray, read_video, video_shape
 from ditflow.video.fitting import FITS, fitted
 from ditflow.video.folders import image_paths, image_size, read_images, warn_of_gaps
 
+IN_MEMORY = "(frames in memory)"  # stands for the path of a clip that has none
 DEFAULT_RATE = 8  # frames a second, for a source that does not state its rate
 NO_FRAMES = (
     f"none of its frames can be read: it is damaged, or has more than {PICTURE_PIXELS} pixels; "
@@ -25,7 +26,7 @@ NO_FRAMES = (
 
 
 def read_clip(
-    source: str | Path,
+    source: str | Path | Clip,
     *,
     frames: int,
     start: int = 0,  # index of the first frame, in the source's frames after resampling
@@ -40,17 +41,22 @@ def read_clip(
 
     Frames of variable rate, and of a rate other than `fps`, are resampled by their time stamps first. Images
     in a folder have the rate `fps`. The clip's frame rate is the source's (or the default) over the stride,
-    so motion keeps its speed.
+    so motion keeps its speed. A source in memory is cut and fitted in the same way, but not resampled.
     Raises DitflowError if the source cannot be read or is too short, SettingsError for values out of range.
     """
-    source = Path(source)
+    if isinstance(source, Clip):
+        source, read = IN_MEMORY, partial(_read_memory, source)
+    else:
+        source, read = Path(source), None
     if frames < 1 or stride < 1 or start < 0:
         raise SettingsError(
             f"frames {frames}, start {start}, stride {stride}: give frames and stride from 1, start from 0"
         )
     if fit not in FITS:
         raise SettingsError(f"fit {fit!r}: give one of {', '.join(FITS)}")
-    check_source(source)
+    if read is None:
+        check_source(source)
+        read = partial(_read_folder if source.is_dir() else read_video, source)
     wanted = range(start, start + frames * stride, stride)
     if wanted[-1] >= SOURCE_FRAMES:
         raise SettingsError(
@@ -67,8 +73,7 @@ def read_clip(
             )
         return fitted(image, size, fit)
 
-    read = _read_folder if source.is_dir() else read_video
-    pictures, available, frame_rate = in_time(partial(read, source, wanted, to_array, fps), source)
+    pictures, available, frame_rate = in_time(partial(read, wanted, to_array, fps), source)
     if not pictures:
         raise DitflowError(f"{source}: {_too_short(available, wanted, least_frames, fps)}")
     frame_rate = frame_rate or Fraction(default_rate or DEFAULT_RATE)
@@ -115,6 +120,19 @@ def _read_folder(
     used = [paths[index] for index in wanted]
     warn_of_gaps(used)
     return read_images(used, to_array), len(paths), fps
+
+
+def _read_memory(
+    source: Clip, wanted: range, to_array: ToArray, fps: Fraction | None
+) -> tuple[list[np.ndarray], int, Fraction]:
+    if fps and fps != source.frame_rate:
+        raise SettingsError(
+            f"fps {fps}: frames in memory have the rate {source.frame_rate} and keep it; leave out fps"
+        )
+    if len(source.frames) <= wanted[-1]:
+        return [], len(source.frames), source.frame_rate
+    pictures = [to_array(Image.fromarray(source.frames[index])) for index in wanted]
+    return pictures, len(source.frames), source.frame_rate
 
 
 def _folder_shape(source: Path) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ import pytest
 
 from ditflow import video
 from ditflow.cli.main import main
-from ditflow.jobs.session import Job
+from ditflow.jobs.job import Job
 from ditflow.progress import Progress
 from ditflow.run_folder.run import Run
 from ditflow.settings import Settings

@@ -1,5 +1,6 @@
 """The command line: flags, precedence, exit codes, and answers that do not import torch."""
 
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -12,6 +13,7 @@ from ditflow.errors import DitflowError
 from ditflow.jobs import transfer as jobs
 from ditflow.run_folder.run import Run
 from ditflow.settings import Settings
+from ditflow.video import read_clip
 
 
 def printed_config(capsys, *words):
@@ -148,3 +150,30 @@ def test_memory_on_the_command_line_resets_preset_and_decode_tile(capsys, tmp_pa
         "240x160",
     )
     assert read("inject", "--from", str(tmp_path)) == ("auto", "auto", "auto")
+
+
+def test_elsewhere_than_on_a_terminal_each_step_is_a_line(settings, capsys, tmp_path):
+    """The output of these tests is no terminal."""
+    path = tmp_path / "settings.yaml"
+    path.write_text(settings.to_yaml())
+    assert main(["transfer", "--config", str(path), "--output", str(tmp_path / "one")]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    steps = [line for line in lines if line.startswith("denoise ")]
+    assert len(steps) == settings.steps
+    assert re.fullmatch(r"denoise 1/4: loss \d\.\d{4}, \d:\d\d:\d\d left", steps[0])
+    assert re.fullmatch(r"denoise 4/4: 0:00:00 left", steps[-1])
+    assert [line for line in lines if line in ("text", "encode", "decode")] == ["text", "encode", "decode"]
+
+
+def test_preview_is_written_while_the_run_denoises(settings, ditflow, capsys, tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text(settings.to_yaml())
+    ditflow("transfer", "--config", path, "--output", tmp_path / "one", "--preview", 3)
+    shown = read_clip(tmp_path / "one" / "preview.mp4", frames=4, size=None)  # of the latent frames
+    assert shown.frames.shape[1:3] == (8 * 28, 12 * 28) and shown.frames.std() > 1
+    ditflow("transfer", "--config", path, "--output", tmp_path / "two", "--preview", 5)  # more than it has
+    assert not (tmp_path / "two" / "preview.mp4").exists()
+    with pytest.raises(SystemExit) as stop:
+        ditflow("transfer", "--preview", "0")
+    assert stop.value.code == 2
+    assert "argument --preview: '0' given; accepted: a number from 1" in capsys.readouterr().err

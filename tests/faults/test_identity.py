@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tiny_pipelines import latents, quick_settings
 
 from ditflow import DitflowError, resume, transfer, video
-from ditflow.jobs.session import Job
+from ditflow.jobs.job import Job
 from ditflow.run_folder import digests
 from ditflow.run_folder.checkpoint import StateWriter, checksum
 from ditflow.run_folder.digests import digest_cache, file_digest

@@ -13,7 +13,7 @@ from tiny_pipelines import latents
 from ditflow import DitflowError, SettingsError, decode, files, resume, transfer, video
 from ditflow.cli.main import main
 from ditflow.errors import NotFinite, TemporaryError
-from ditflow.jobs.session import Job
+from ditflow.jobs.job import Job
 from ditflow.run_folder.run import Run, check_output_name, create_run, settings_text
 from ditflow.settings import read_settings
 

@@ -15,7 +15,7 @@ from ditflow import DitflowError, flow, transfer
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.own_flow import read_own_flow
 from ditflow.jobs import checks
-from ditflow.jobs.session import Job
+from ditflow.jobs.job import Job
 from ditflow.memory import torch_state as module
 from ditflow.memory.torch_state import WORKSPACE, torch_state
 from ditflow.models.cogvideox.text import T5TextEncoder

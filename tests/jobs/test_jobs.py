@@ -19,7 +19,7 @@ from tiny_pipelines import latents, quick_settings
 from ditflow import Settings, transfer, video
 from ditflow.cli.main import main
 from ditflow.errors import DitflowError
-from ditflow.jobs.session import Job
+from ditflow.jobs.job import Job
 from ditflow.progress import Progress
 from ditflow.sampling.denoising import Denoising
 from ditflow.settings import read_settings

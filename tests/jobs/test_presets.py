@@ -12,7 +12,8 @@ from torch._guards import detect_fake_mode
 from ditflow import transfer
 from ditflow.cli.main import main
 from ditflow.errors import DitflowError
-from ditflow.jobs import checks, session
+from ditflow.jobs import checks
+from ditflow.jobs import job as jobs
 from ditflow.memory.blockwise import BlockwiseRunner
 from ditflow.memory.presets import PRESETS
 from ditflow.memory.streamed import Streamed
@@ -120,8 +121,8 @@ def test_what_has_no_gradient_can_guide_by_x0(settings, change, monkeypatch):
     """Stand-ins for the packages: the kernel is torch's own, and the engine compiles nothing."""
     kernel = replace(KERNELS["sage"], attend=KERNELS["sdpa"].attend, package=None, architecture=None)
     monkeypatch.setitem(KERNELS, "sage", kernel)
-    monkeypatch.setattr(session, "denoise_with_tensorrt", lambda transformer: None)
-    monkeypatch.setattr(session, "decode_with_tensorrt", lambda autoencoder: None)
+    monkeypatch.setattr(jobs, "denoise_with_tensorrt", lambda transformer: None)
+    monkeypatch.setattr(jobs, "decode_with_tensorrt", lambda autoencoder: None)
     monkeypatch.setattr(engine, "find_spec", lambda name: True)
     monkeypatch.setattr(checks, "check_engine", lambda *given: check_engine(*given[:2], torch.device("cuda")))
     plain = replace(settings, loss="x0")

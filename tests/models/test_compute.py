@@ -168,8 +168,8 @@ def test_a_stopped_run_resumes_bit_for_bit(kind, settings, tmp_path):
     class Stop(Progress):
         steps = 0
 
-        def step(self, detail):
-            self.steps += "loss" in detail
+        def step(self, loss=None, preview=None):
+            self.steps += loss is not None
             if self.steps == 1:
                 raise KeyboardInterrupt
 

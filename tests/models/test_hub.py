@@ -13,8 +13,9 @@ from tiny_models import tiny_transformer
 
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.models.families import family_of, published_settings
+from ditflow.models.finding import find_folder
 from ditflow.models.hub import is_hub_id
-from ditflow.models.loading import ModelFolder, find_folder
+from ditflow.models.loading import ModelFolder
 from ditflow.models.lora import add_lora, check_lora
 
 LORA = "someone/lora-v1.0"

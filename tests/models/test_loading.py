@@ -12,8 +12,9 @@ from tiny_models import tiny_transformer
 
 from ditflow.errors import DitflowError
 from ditflow.models.cogvideox.family import CogVideoXFamily
+from ditflow.models.finding import find_folder
 from ditflow.models.hub import missing_files
-from ditflow.models.loading import ModelFolder, find_folder
+from ditflow.models.loading import ModelFolder
 from ditflow.models.lora import add_lora, split_lora
 
 CPU = torch.device("cpu")
