@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ditflow.cli.arguments import USAGE, build_parser, read_blocks, read_options
+from ditflow.cli.arguments import build_parser, read_blocks, read_options
 from ditflow.cli.interrupts import HungUp, Terminated, terminable
+from ditflow.cli.parser import USAGE
 from ditflow.cli.terminal import Output, one_line, steady_output
 from ditflow.errors import DitflowError, SettingsError, interruption
 from ditflow.files import json_text
