@@ -38,6 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_evaluate(commands)
     _add_report(commands)
+    explain = _add_command(commands, "explain", "say where the time of a profiled run's steps went")
+    explain.add_argument("trace", type=_path, metavar="TRACE", help="trace.json.gz of a run with --profile")
     doctor = _add_command(commands, "doctor", "describe this machine and its packages, for a bug report")
     doctor.add_argument("--json", action="store_true", help="print the description as JSON")
     parser.commands = commands.choices

@@ -16,6 +16,7 @@ from ditflow.cli.parser import USAGE
 from ditflow.cli.terminal import Output, one_line, steady_output
 from ditflow.errors import DitflowError, SettingsError, interruption
 from ditflow.files import json_text
+from ditflow.jobs.given import check_first
 from ditflow.progress import quieten_libraries
 from ditflow.settings import Settings
 
@@ -68,6 +69,8 @@ def run(options: argparse.Namespace) -> None:
     if options.print_config:
         print(settings.to_yaml(), end="")
     elif options.command == "plan":
+        from ditflow.cli.plan import print_plan
+
         print_plan(options, settings)
     elif options.command == "flow" and (given := read_blocks(options)):
         print_blocks(options, settings, *given)
@@ -109,6 +112,7 @@ def output_code(options: argparse.Namespace, output: Output) -> int:
 
 def run_job(options: argparse.Namespace, settings: Settings) -> None:
     """Run a new transfer or flow job and print its folder."""
+    check_first(settings, options.command)
     profile = vars(options).get("profile")  # `flow` has no such option
     if profile is not None:
         from ditflow.profiling.capture import Request, profiled
@@ -130,6 +134,7 @@ def print_blocks(
     options: argparse.Namespace, settings: Settings, blocks: list[int] | None, timesteps: list[int]
 ) -> None:
     """Compare blocks, and print the comparison and its folder; if quiet, only the folder."""
+    check_first(settings, options.command)
     quieten_libraries()
     from ditflow.jobs.blocks import compare_blocks
 
@@ -203,33 +208,19 @@ def write_page(options: argparse.Namespace) -> None:
     print(options.output)
 
 
+def print_explanation(options: argparse.Namespace) -> None:
+    """Print where the time of a profiled run's steps went."""
+    from ditflow.profiling.explain import explain
+    from ditflow.profiling.trace import read_trace
+
+    print(explain(read_trace(options.trace)))
+
+
 def print_doctor(options: argparse.Namespace) -> None:
     """Print a description of this machine and of what a run would use."""
     from ditflow.cli.doctor import print_facts
 
     print_facts(options.json)
-
-
-def print_plan(options: argparse.Namespace, settings: Settings) -> None:
-    """Plan a run with every preset and print the plans."""
-    quieten_libraries()
-    from ditflow.planning import words
-    from ditflow.planning.beside_exact import beside_exact
-    from ditflow.planning.ceilings import read_ceilings
-    from ditflow.planning.choice import plan_all
-
-    ceilings = read_ceilings(options.device_name) if options.device_name else None
-    if ceilings:
-        ceilings.check_compute(settings.compute)
-    plans, chosen, why = plan_all(settings)
-    why += words.attention_kernels(settings)
-    beside = beside_exact(settings, chosen, ceilings.gigabytes if ceilings else None)
-    if options.json:
-        print(json_text(words.as_mapping(plans, chosen, why, ceilings, beside)))
-    else:
-        from ditflow.cli.screen import CleanConsole
-
-        words.print_plans(CleanConsole(), plans, chosen, why, ceilings, beside)
 
 
 # the commands that take no settings
@@ -238,6 +229,7 @@ COMMANDS = {
     "report": write_page,
     "resume": continue_run,
     "decode": continue_run,
+    "explain": print_explanation,
     "doctor": print_doctor,
 }
 

@@ -109,18 +109,6 @@ def make_schedule(settings: Settings, folder: ModelFolder, generator: torch.Gene
     )
 
 
-def source_of(settings: Settings) -> str:
-    """The setting that a job's motion comes from."""
-    return "video" if settings.has_clip else "motion"
-
-
-def check_given(settings: Settings, *names: str) -> None:
-    """Raises SettingsError if one of these settings is empty."""
-    for name in names:
-        if not getattr(settings, name).strip():
-            raise SettingsError(f"{name}: nothing given; use --{name}")
-
-
 def with_absolute_paths(settings: Settings) -> Settings:
     """The settings with absolute paths, so that the run can be repeated from another folder."""
 

@@ -10,7 +10,8 @@ from einops import rearrange
 from torch import Tensor
 
 from ditflow.guidance.targets import clip_flows
-from ditflow.jobs.checks import check_given, with_absolute_paths
+from ditflow.jobs.checks import with_absolute_paths
+from ditflow.jobs.given import check_given
 from ditflow.jobs.session import Job
 from ditflow.models.families import family_of
 from ditflow.models.protocols import Grid, Texts

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ditflow import video
 from ditflow.errors import DitflowError
-from ditflow.jobs.checks import source_of
+from ditflow.jobs.given import transfer_needs
 from ditflow.jobs.session import Job
 from ditflow.models.protocols import Schedule, Texts
 from ditflow.progress import Progress
@@ -30,7 +30,7 @@ def transfer(settings: Settings, progress: Progress | None = None) -> Run:
     Raises DitflowError (SettingsError for wrong settings) with one line that says what to do.
     """
     progress = progress or Progress()
-    with Job.begin(settings, progress, needs=(source_of(settings), "prompt")) as job:
+    with Job.begin(settings, progress, needs=transfer_needs(settings)) as job:
         return _transfer(job, progress)
 
 

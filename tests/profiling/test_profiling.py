@@ -24,12 +24,12 @@ from ditflow.models.compiling import compile_piece
 from ditflow.models.protocols import Capture
 from ditflow.profiling import ranges
 from ditflow.profiling.capture import NsightCapture, Request, StepCapture, TorchCapture
+from ditflow.profiling.explain import explain
+from ditflow.profiling.trace import read_trace
 from ditflow.run_folder.run import Run
 from ditflow.sampling.loop import Scale, Step, denoise
 from ditflow_kernels import int8_linear, motion_flow, motion_flow_loss, qk_norm_rope, quantise_weight
 from ditflow_kernels.fakes import FAKES
-from profiles.explain import explain
-from profiles.trace import read_trace
 
 KERNEL = "kernel/qk_norm_rope"
 
