@@ -112,12 +112,12 @@ def output_code(options: argparse.Namespace, output: Output) -> int:
 
 def run_job(options: argparse.Namespace, settings: Settings) -> None:
     """Run a new transfer or flow job and print its folder."""
-    check_first(settings, options.command)
     profile = vars(options).get("profile")  # `flow` has no such option
     if profile is not None:
         from ditflow.profiling.capture import Request, profiled
 
         request = Request.read(profile)
+    check_first(settings, options.command)
     quieten_libraries()
     from ditflow.jobs.flow import flow
     from ditflow.jobs.transfer import transfer

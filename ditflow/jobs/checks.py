@@ -11,6 +11,7 @@ import torch
 
 from ditflow.errors import SettingsError
 from ditflow.guidance.targets import check_blocks
+from ditflow.jobs.small_models import warn_of_limits
 from ditflow.models.attention import check_attention, fastest_forward
 from ditflow.models.compiling import compiles
 from ditflow.models.compute import check_compute
@@ -67,6 +68,7 @@ def check_run(
     folder.family.latent_shape(settings.frames, settings.size, folder.config("vae"))  # refuses wrong sizes
     check_blocks(settings, folder.depth)
     saved = saved_embeddings(settings, folder)
+    warn_of_limits(settings, needs_gradient)
     folder.tokenise([settings.prompt, settings.negative_prompt, settings.source_prompt])
     return settings, folder, saved
 

@@ -321,8 +321,9 @@ def test_unexpected_error(capfd, monkeypatch):
 
     monkeypatch.setattr(jobs, "transfer", broken)
     told = r"unexpected LookupError: first line second \x1b[31mline; run again with --debug and report it"
-    assert_refused(capfd, ["transfer", "--quiet"], 1, told)
-    found = answer(capfd, ["transfer", "--quiet", "--debug"])
+    words = ["transfer", "--model", "small", "--video", "x", "--prompt", "x", "--quiet"]
+    assert_refused(capfd, words, 1, told)
+    found = answer(capfd, [*words, "--debug"])
     assert found.code == 1 and "Traceback" in found.error and "in broken" in found.error
     assert "report it" not in found.error
 

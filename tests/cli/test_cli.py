@@ -106,7 +106,7 @@ def test_exit_codes(monkeypatch, capsys, tmp_path, outcome, code, message):
         return Run(tmp_path)
 
     monkeypatch.setattr(jobs, "transfer", job)
-    assert main(["transfer", "--model", "small", "--quiet"]) == code
+    assert main(["transfer", "--model", "small", "--video", "x", "--prompt", "x", "--quiet"]) == code
     captured = capsys.readouterr()
     assert captured.err == message
     assert captured.out == (f"{tmp_path}\n" if code == 0 else "")

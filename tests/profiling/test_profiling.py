@@ -297,9 +297,9 @@ def test_the_command_leaves_the_profile_in_the_run_folder(command, loop, monkeyp
         return Run(tmp_path)
 
     monkeypatch.setattr(jobs, "transfer", job)
-    (tmp_path / "settings.yaml").write_text("model: small\n")
-    words = ["inject", "--from", str(tmp_path)] if command == "inject" else ["transfer", "--model", "small"]
-    assert main([*words, "--profile", "steps=1"]) == 0
+    (tmp_path / "settings.yaml").write_text("model: small\nvideo: x\nprompt: x\n")
+    origin = ["--from", tmp_path] if command == "inject" else ["--config", tmp_path / "settings.yaml"]
+    assert main([command, *map(str, origin), "--profile", "steps=1"]) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{tmp_path}\n"
     assert f"profile: {tmp_path / 'profile'}" in captured.err
