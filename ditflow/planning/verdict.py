@@ -120,7 +120,7 @@ def time_in_words(planned: Planned, ceilings: Ceilings | None) -> str:
     """The least time of the run, or how to have it estimated."""
     if ceilings is None:
         names = ", ".join(shipped_names("devices"))
-        return f"Its time is not estimated: this device's rates are unknown (--estimate-on {names})."
+        return f"Its time is not estimated: give --estimate-on with one of {names}."
     plan = planned.chosen or planned.plans[0]
     seconds = ceilings.run_seconds(plan)
     unit, length = next((unit, length) for unit, length in UNITS if seconds >= 2 * length)

@@ -2,10 +2,11 @@
 
 import json
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 
-from bench.ceilings import measure
+from bench.ceilings import facts, measure
 from ditflow.cli.main import main
 from ditflow.errors import SettingsError
 from ditflow.files import shipped, shipped_names
@@ -89,6 +90,16 @@ def test_what_is_measured_makes_a_device():
     assert device.kind == "measured"
     assert all(getattr(device, name) > 0 for name in RATES)
     assert set(found) <= {field.name for field in fields(Ceilings)}
+
+
+def test_a_measured_gpu_is_named(monkeypatch):
+    """So that `plan` finds its rates, and takes it for a GPU."""
+    import torch
+
+    found = SimpleNamespace(name="NVIDIA L40S", total_memory=48_000_000_000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    assert facts(torch.device("cuda")) == {"card": "NVIDIA L40S", "gigabytes": 45}
+    assert facts(torch.device("cpu")) == {}
 
 
 def test_products_in_8_bits_need_a_rate(settings, capsys):
