@@ -14,11 +14,7 @@ from ditflow.errors import nearest
 from ditflow.settings.defaults import default_in_words
 
 USAGE = 2  # exit code
-
-
-FLAG = re.compile(
-    r"-[A-Za-z]$|--[^\s=]+(=|$)"
-)  # a word with a space in its name is a value, such as a prompt
+FLAG = re.compile(r"-[A-Za-z]$|--[^\s=]+(=|$)")  # a word with a space in its name is a value
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,10 +31,9 @@ class Parser(argparse.ArgumentParser):
         own = list(takewhile(FLAG.match, words)) if self.commands else words
         for word in takewhile(lambda word: word != "--", own):
             name = word.partition("=")[0]
-            begun = any(
-                known.startswith(name) for known in self._option_string_actions
-            )  # argparse completes it
-            if FLAG.match(word) and not begun:
+            # argparse completes the beginning of a flag
+            known = any(flag.startswith(name) for flag in self._option_string_actions)
+            if FLAG.match(word) and not known:
                 self._refuse_unknown("flag", name, self._option_string_actions)
         if self.commands and len(own) < len(words) and words[len(own)] not in self.commands:
             self._refuse_unknown("command", words[len(own)], self.commands)

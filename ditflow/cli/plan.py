@@ -1,4 +1,4 @@
-"""`ditflow plan`: plans a run with every preset and prints the plans."""
+"""`ditflow plan`, and what a run is planned for."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def print_plan(options: argparse.Namespace, settings: Settings) -> None:
+    """Plan a run with every preset and print the plans, for a reader or as JSON."""
     ceilings = read_ceilings(options.estimate_on) if options.estimate_on else None
     if ceilings:
         ceilings.check_compute(settings.compute)

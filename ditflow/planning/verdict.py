@@ -117,19 +117,17 @@ def _cards_that_fit(plans: list[Plan]) -> str:
 
 
 def time_in_words(planned: Planned, ceilings: Ceilings | None) -> str:
-    """The least time of the run, or how to have it estimated."""
+    """The least time of the run, or how to have it estimated; nothing if it does not fit."""
     if ceilings is None:
         names = ", ".join(shipped_names("devices"))
         return f"Its time is not estimated: give --estimate-on with one of {names}."
-    plan = planned.chosen or planned.plans[0]
-    seconds = ceilings.run_seconds(plan)
+    if planned.chosen is None:
+        return ""
+    seconds = ceilings.run_seconds(planned.chosen)
     unit, length = next((unit, length) for unit, length in UNITS if seconds >= 2 * length)
     count = seconds / (length or 1)
-    if_chosen = "" if planned.chosen else f", with {plan.preset.name}"
-    return (
-        f"It takes at least {count:.{0 if count >= 10 else 1}f} {unit} on {ceilings.device}{if_chosen} "
-        f"({ceilings.kind} rates)."
-    )
+    digits = 0 if count >= 10 else 1
+    return f"It takes at least {count:.{digits}f} {unit} on {ceilings.device} ({ceilings.kind} rates)."
 
 
 def attention_kernels(settings: Settings) -> list[str]:

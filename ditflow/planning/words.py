@@ -77,8 +77,8 @@ def print_plans(
 ) -> None:
     if not console.is_terminal:
         console.width = FILE_WIDTH
-    console.print(planned.verdict, soft_wrap=True)
-    console.print(time_in_words(planned, ceilings), soft_wrap=True)
+    for line in filter(None, (planned.verdict, time_in_words(planned, ceilings))):
+        console.print(line, soft_wrap=True, markup=False)
     if beside:
         console.print(_beside_table(planned, beside, ceilings))
     console.print(_fit_table(planned))
