@@ -1,4 +1,4 @@
-"""Measures the ceilings for `ditflow plan --device NAME`: `python -m bench.ceilings NAME [--cpu]`.
+"""Measures the ceilings for `ditflow plan --estimate-on NAME`: `python -m bench.ceilings NAME [--cpu]`.
 
 Writes `configs/devices/NAME.yaml`: the best of several rounds of what a block of CogVideoX-5B does at 24
 frames. These are its feed-forward's product, in 16 and in 8 bits, its attention, and copies of its weights,
@@ -27,16 +27,25 @@ FOLDER = Path(__file__).parents[1] / "configs" / "devices"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("name", help="the device's name for `ditflow plan --device`")
+    parser.add_argument("name", help="the device's name for `ditflow plan --estimate-on`")
     parser.add_argument("--cpu", action="store_true", help="measure the CPU even if there is a GPU")
     options = parser.parse_args()
-    found = measure(torch.device("cuda") if torch.cuda.is_available() and not options.cpu else CPU)
+    device = torch.device("cuda") if torch.cuda.is_available() and not options.cpu else CPU
+    found = facts(device) | measure(device)
     path = FOLDER / f"{options.name}.yaml"
     provenance = f"{date.today()}, {commit()}, torch {torch.__version__}"
     path.write_text(
         yaml.safe_dump({"device": options.name, "measured": provenance, **found}, sort_keys=False)
     )
     print(path.read_text(), end="")
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """A GPU's name and gigabytes of memory."""
+    if device.type != "cuda":
+        return {}
+    found = torch.cuda.get_device_properties(device)
+    return {"card": found.name, "gigabytes": round(found.total_memory / 2**30)}
 
 
 def measure(device: torch.device, tokens: int = TOKENS, heads: int = HEADS) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from typing import Any
 from ditflow.errors import Cancelled, DitflowError, SettingsError
 from ditflow.settings import Settings
 
-# module, and the name in it if that is another; imported on first use, because most import torch, which
-# takes seconds
+# modules, imported on first use, because most import torch, which takes seconds
 _WHERE = {
     "Clip": "video",
     "Event": "jobs.events",
@@ -24,7 +23,7 @@ _WHERE = {
     "evaluate": "evaluation.evaluate",
     "flow": "jobs.flow",
     "inject": "jobs.transfer",
-    "plan": "planning.choice:plan_all",
+    "plan": "jobs.plan",
     "report": "report.page",
     "resume": "jobs.transfer",
     "transfer": "jobs.transfer",
@@ -37,6 +36,5 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         return version("ditflow")
     if name in _WHERE:
-        module, _, other_name = _WHERE[name].partition(":")
-        return getattr(import_module(f"ditflow.{module}"), other_name or name)
+        return getattr(import_module(f"ditflow.{_WHERE[name]}"), name)
     raise AttributeError(f"module 'ditflow' has no attribute {name!r}")

@@ -1,5 +1,10 @@
 """Errors that a user can fix: one line that says what was given, what is accepted and what to do."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 LARGER_RANGE = "use --dtype bfloat16 or float32, which have a larger range than float16"  # advice
 SHOWN = 60  # characters of a value in a message
 
@@ -28,6 +33,11 @@ def shown(given: object, most: int = SHOWN) -> str:
     """A value as it stands in a message, cut after `most` characters."""
     text = repr(given)
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def nearest(given: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like a mistyped one; None if none is alike."""
+    return next(iter(difflib.get_close_matches(given, list(known), n=1)), None)
 
 
 def interruption(error: BaseException | None) -> KeyboardInterrupt | None:

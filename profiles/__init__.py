@@ -1,1 +1,1 @@
-"""Show where the time of a run goes, as text and pictures. No other package imports these modules."""
+"""Scripts for NVIDIA's profilers, and a roofline of what they record. No other package imports it."""

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ditflow.jobs.checks import source_of
 from ditflow.jobs.job import Job
+from ditflow.jobs.needs import transfer_needs
 from ditflow.models.protocols import Runner, Schedule
 from ditflow.progress import Progress
 from ditflow.run_folder.checkpoint import State
@@ -122,7 +122,7 @@ class Session:
 @contextmanager
 def session(settings: Settings) -> Iterator[Session]:
     """Begin a mode's job. Raises DitflowError if this machine cannot run it."""
-    with Job.begin(settings, Progress(), needs=(source_of(settings), "prompt"), kind="tunnel") as job:
+    with Job.begin(settings, Progress(), needs=transfer_needs(settings), kind="tunnel") as job:
         yield Session(job)
 
 

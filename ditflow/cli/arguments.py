@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, NoReturn, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
+from ditflow.cli.parser import Parser, Version, WithDefaults
 from ditflow.errors import SettingsError, shown
 from ditflow.files import shipped_names
 from ditflow.settings import Settings, injection_settings, read_settings
 from ditflow.settings.values import is_possible
 from ditflow.settings.yaml_file import check_output
 
-USAGE = 2  # exit code
 GROUPS = ("video", "model", "memory", "speed", "text", "motion", "target", "sampling", "output")
 PREVIEW_EVERY = 5  # denoising steps
 PAIRS = {"learning_rate": ("HIGH", "LOW"), "motion_shift": ("X", "Y")}
@@ -27,25 +27,22 @@ PLAN_OPTIONS = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong argument in one line, without the usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"ditflow: {' '.join(message.split())}; see `{self.prog} --help`\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="ditflow",
         description="Make a video that has the motion of a given clip and the content of a prompt.",
     )
+    parser.add_argument("--version", action=Version, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_runs(commands)
     _add_plan(commands)
     _add_evaluate(commands)
     _add_report(commands)
+    explain = _add_command(commands, "explain", "say where the time of a profiled run's steps went")
+    explain.add_argument("trace", type=_path, metavar="TRACE", help="trace.json.gz of a run with --profile")
     doctor = _add_command(commands, "doctor", "describe this machine and its packages, for a bug report")
     doctor.add_argument("--json", action="store_true", help="print the description as JSON")
+    parser.commands = commands.choices
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -89,17 +86,26 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _add_command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
-    return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+def _add_command(
+    commands: Any, name: str, text: str, formatter: type[argparse.HelpFormatter] = WithDefaults
+) -> argparse.ArgumentParser:
+    described = f"{text[0].upper()}{text[1:]}."
+    return commands.add_parser(name, help=text, description=described, formatter_class=formatter)
+
+
+def _add_continuing(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """A command whose defaults are an earlier run's settings, not the general ones."""
+    return _add_command(commands, name, text, argparse.HelpFormatter)
 
 
 def _add_runs(commands: Any) -> None:
     """The commands that write a run folder or continue one."""
     flags = [item for item in fields(Settings) if item.metadata["flag"]]
     transfer = _add_command(commands, "transfer", "make a video with a clip's motion and a prompt's content")
-    inject = _add_command(
+    inject = _add_continuing(
         commands, "inject", "use the embedding of an earlier run with another prompt; nothing is optimised"
     )
+    inject.description += " Settings that are not given are that run's, except --memory."
     inject.add_argument(
         "--from",
         dest="origin",
@@ -122,8 +128,8 @@ def _add_runs(commands: Any) -> None:
             help="write preview.mp4 to the run folder after every N-th step, a small picture of the latents "
             f"(default: every {PREVIEW_EVERY})",
         )
-    resume = _add_command(commands, "resume", "continue an interrupted run after its last finished step")
-    decode = _add_command(commands, "decode", "make a run's videos again from its saved latents")
+    resume = _add_continuing(commands, "resume", "continue an interrupted run after its last finished step")
+    decode = _add_continuing(commands, "decode", "make a run's videos again from its saved latents")
     for command in (resume, decode):
         command.add_argument("run", type=_path, metavar="RUN", help="folder of a transfer")
         command.add_argument("--memory", help="GPU memory to use instead of the run's setting")
@@ -181,15 +187,14 @@ def _add_plan(commands: Any) -> None:
     )
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     plan.add_argument(
-        "--device",
-        dest="device_name",
+        "--estimate-on",
         metavar="NAME",
-        help=f"estimate run times on a device: {', '.join(shipped_names('devices'))}, or one measured by "
-        "`python -m bench.ceilings`",
+        help=f"plan for this device and estimate run times on it: {', '.join(shipped_names('devices'))}, or "
+        "one measured by `python -m bench.ceilings` (default: this machine's GPU, if it is one of them)",
     )
     _add_config(plan)
     _add_settings(plan, [item for item in fields(Settings) if item.name in PLAN_OPTIONS])
-    plan.add_argument("--quiet", action="store_true", help=argparse.SUPPRESS)  # accepted; changes nothing
+    plan.add_argument("--quiet", action="store_true", help="print only warnings and the plan")
 
 
 def _add_report(commands: Any) -> None:
@@ -200,7 +205,7 @@ def _add_report(commands: Any) -> None:
         type=_path,
         default=Path("report.html"),
         metavar="FILE",
-        help="the page to write (default: report.html)",
+        help="the page to write",
     )
 
 
@@ -248,7 +253,8 @@ def _add_settings(command: argparse.ArgumentParser, items: list[Field]) -> None:
         section = command.add_argument_group(group)
         for item in items:
             if item.metadata["group"] == group:
-                section.add_argument(f"--{item.name.replace('_', '-')}", **_argument(item, kinds[item.name]))
+                flag = section.add_argument(*_flags(item), **_argument(item, kinds[item.name]))
+                flag.setting = item.name  # for `WithDefaults`
     general = command.add_argument_group("general")
     general.add_argument(
         "--set",
@@ -261,6 +267,12 @@ def _add_settings(command: argparse.ArgumentParser, items: list[Field]) -> None:
     general.add_argument(
         "--print-config", action="store_true", help="print the value of every setting and exit"
     )
+
+
+def _flags(item: Field) -> list[str]:
+    """The flag of a setting, in each of its spellings."""
+    names = filter(None, (item.name, item.metadata["spelling"]))
+    return [f"--{name.replace('_', '-')}" for name in names]
 
 
 def _argument(item: Field, kind: Any) -> dict[str, Any]:

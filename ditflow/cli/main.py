@@ -10,11 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ditflow.cli.arguments import USAGE, build_parser, read_blocks, read_options
+from ditflow.cli.arguments import build_parser, read_blocks, read_options
 from ditflow.cli.interrupts import HungUp, Terminated, terminable
+from ditflow.cli.parser import USAGE
 from ditflow.cli.terminal import Output, one_line, steady_output
 from ditflow.errors import DitflowError, SettingsError, interruption
 from ditflow.files import json_text
+from ditflow.jobs.needs import check_first
 from ditflow.progress import quieten_libraries
 from ditflow.settings import Settings
 
@@ -67,6 +69,8 @@ def run(options: argparse.Namespace) -> None:
     if options.print_config:
         print(settings.to_yaml(), end="")
     elif options.command == "plan":
+        from ditflow.cli.plan import print_plan
+
         print_plan(options, settings)
     elif options.command == "flow" and (given := read_blocks(options)):
         print_blocks(options, settings, *given)
@@ -113,6 +117,7 @@ def run_job(options: argparse.Namespace, settings: Settings) -> None:
         from ditflow.profiling.capture import Request, profiled
 
         request = Request.read(profile)
+    check_first(settings, options.command)
     quieten_libraries()
     from ditflow.jobs.flow import flow
     from ditflow.jobs.transfer import transfer
@@ -133,6 +138,7 @@ def print_blocks(
     options: argparse.Namespace, settings: Settings, blocks: list[int] | None, timesteps: list[int]
 ) -> None:
     """Compare blocks, and print the comparison and its folder; if quiet, only the folder."""
+    check_first(settings, options.command)
     quieten_libraries()
     from ditflow.jobs.blocks import compare_blocks
 
@@ -206,33 +212,19 @@ def write_page(options: argparse.Namespace) -> None:
     print(options.output)
 
 
+def print_explanation(options: argparse.Namespace) -> None:
+    """Print where the time of a profiled run's steps went."""
+    from ditflow.profiling.explain import explain
+    from ditflow.profiling.trace import read_trace
+
+    print(explain(read_trace(options.trace)))
+
+
 def print_doctor(options: argparse.Namespace) -> None:
     """Print a description of this machine and of what a run would use."""
     from ditflow.cli.doctor import print_facts
 
     print_facts(options.json)
-
-
-def print_plan(options: argparse.Namespace, settings: Settings) -> None:
-    """Plan a run with every preset and print the plans."""
-    quieten_libraries()
-    from ditflow.planning import words
-    from ditflow.planning.beside_exact import beside_exact
-    from ditflow.planning.ceilings import read_ceilings
-    from ditflow.planning.choice import plan_all
-
-    ceilings = read_ceilings(options.device_name) if options.device_name else None
-    if ceilings:
-        ceilings.check_compute(settings.compute)
-    plans, chosen, why = plan_all(settings)
-    why += words.attention_kernels(settings)
-    beside = beside_exact(settings, chosen, ceilings.gigabytes if ceilings else None)
-    if options.json:
-        print(json_text(words.as_mapping(plans, chosen, why, ceilings, beside)))
-    else:
-        from ditflow.cli.screen import CleanConsole
-
-        words.print_plans(CleanConsole(), plans, chosen, why, ceilings, beside)
 
 
 # the commands that take no settings
@@ -241,6 +233,7 @@ COMMANDS = {
     "report": write_page,
     "resume": continue_run,
     "decode": continue_run,
+    "explain": print_explanation,
     "doctor": print_doctor,
 }
 

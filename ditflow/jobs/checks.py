@@ -11,6 +11,7 @@ import torch
 
 from ditflow.errors import SettingsError
 from ditflow.guidance.targets import check_blocks
+from ditflow.jobs.small_models import warn_of_limits
 from ditflow.models.attention import check_attention, fastest_forward
 from ditflow.models.compiling import compiles
 from ditflow.models.compute import check_compute
@@ -69,6 +70,7 @@ def check_run(
     folder.family.latent_shape(settings.frames, settings.size, folder.config("vae"))  # refuses wrong sizes
     check_blocks(settings, folder.depth)
     saved = saved_embeddings(settings, folder)
+    warn_of_limits(settings, needs_gradient)
     folder.tokenise([settings.prompt, settings.negative_prompt, settings.source_prompt])
     return settings, folder, saved
 
@@ -109,18 +111,6 @@ def make_schedule(settings: Settings, folder: ModelFolder, generator: torch.Gene
     return folder.schedule(
         settings.scheduler, settings.steps, settings.size, generator, settings.skipped_steps
     )
-
-
-def source_of(settings: Settings) -> str:
-    """The setting that a job's motion comes from."""
-    return "video" if settings.has_clip else "motion"
-
-
-def check_given(settings: Settings, *names: str) -> None:
-    """Raises SettingsError if one of these settings is empty."""
-    for name in names:
-        if not getattr(settings, name).strip():
-            raise SettingsError(f"{name}: nothing given; use --{name}")
 
 
 def with_absolute_paths(settings: Settings) -> Settings:

@@ -10,8 +10,9 @@ from einops import rearrange
 from torch import Tensor
 
 from ditflow.guidance.targets import clip_flows
-from ditflow.jobs.checks import check_given, with_absolute_paths
+from ditflow.jobs.checks import with_absolute_paths
 from ditflow.jobs.job import Job
+from ditflow.jobs.needs import check_given
 from ditflow.models.families import family_of
 from ditflow.models.protocols import Grid, Texts
 from ditflow.motion.choose import choose_motion

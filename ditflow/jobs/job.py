@@ -18,15 +18,10 @@ from torch import Tensor
 from ditflow import video
 from ditflow.errors import DitflowError, TemporaryError, interruption
 from ditflow.files import clear_unfinished
-from ditflow.jobs.checks import (
-    check_given,
-    check_run,
-    make_schedule,
-    warn_without_effect,
-    with_absolute_paths,
-)
+from ditflow.jobs.checks import check_run, make_schedule, warn_without_effect, with_absolute_paths
 from ditflow.jobs.device import choose_device, computing
 from ditflow.jobs.kept import checkpoint_of, chosen_of, shapes_of
+from ditflow.jobs.needs import check_given
 from ditflow.jobs.prompt_cache import encode_texts
 from ditflow.memory.meter import Meter
 from ditflow.memory.placement import arrange, place

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ditflow import video
 from ditflow.errors import DitflowError
-from ditflow.jobs.checks import source_of
 from ditflow.jobs.job import NOTHING, Given, Job
+from ditflow.jobs.needs import transfer_needs
 from ditflow.models.kept import KeptParts
 from ditflow.models.protocols import Schedule, Texts
 from ditflow.pictures.thumbnails import Thumbnails
@@ -56,7 +56,7 @@ def inject(run: str | PathLike, prompt: str, progress: Progress | None = None, *
 
 def begin_transfer(settings: Settings, progress: Progress, given: Given = NOTHING) -> Transferred:
     """Make a new video, with what the caller has in memory. Raises like `transfer`."""
-    with Job.begin(settings, progress, needs=(source_of(settings), "prompt"), given=given) as job:
+    with Job.begin(settings, progress, needs=transfer_needs(settings), given=given) as job:
         return _transfer(job, progress)
 
 

@@ -32,6 +32,11 @@ class Preset:
         return "none" if self.decode_tile is None else tiles[min(self.decode_tile, len(tiles) - 1)]
 
     @property
+    def checkpointing(self) -> str:
+        scope = {"none": "off", "attention": "of all but attention", "block": "of every block"}
+        return f"gradient checkpointing {scope[self.checkpoint]}"
+
+    @property
     def budget(self) -> int:
         return budget(self.gigabytes)
 

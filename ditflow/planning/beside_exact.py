@@ -22,27 +22,27 @@ class BesideExact(NamedTuple):
 
 
 @torch_state()
-def beside_exact(settings: Settings, chosen: Plan | None, gigabytes: int | None) -> BesideExact | None:
+def beside_exact(settings: Settings, chosen: Plan | None, device: str = "cuda") -> BesideExact | None:
     """Plans the exact run in the chosen plan's memory; None if nothing that a speed sets differs from it.
 
-    If no plan is chosen, both are for a card of that size, or of the largest preset.
+    If no plan is chosen, both are for a card of the largest preset. `device`: its type.
     """
     without = replace(exact(settings), speed=settings.speed)
     if without == settings:
         return None
     if chosen is None:
-        size = gigabytes or presets()[-1].gigabytes
+        size = presets()[-1].gigabytes
         return BesideExact(plan_for_card(without, size), plan_for_card(settings, size))
     name = asked_preset(settings)
     wanted = presets()[: PRESETS.index(name) + 1] if name else presets()
-    return BesideExact(_fastest(without, wanted, chosen.budget), chosen)
+    return BesideExact(_fastest(without, wanted, device, chosen.budget), chosen)
 
 
 def plan_for_card(settings: Settings, gigabytes: int) -> Plan:
     """The plan with the fastest preset that fits a GPU with so much memory, or with the smallest."""
     wanted = [preset for preset in presets() if preset.gigabytes <= gigabytes]
-    return _fastest(settings, wanted, budget(gigabytes))
+    return _fastest(settings, wanted, "cuda", budget(gigabytes))
 
 
-def _fastest(settings: Settings, wanted: Sequence[Preset], memory: int) -> Plan:
-    return make_plans(settings, wanted[::-1], "cuda", memory, until_one_fits=True)[-1]
+def _fastest(settings: Settings, wanted: Sequence[Preset], device: str, memory: int) -> Plan:
+    return make_plans(settings, wanted[::-1], device, memory, until_one_fits=True)[-1]

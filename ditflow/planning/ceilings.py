@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ditflow.errors import SettingsError
 from ditflow.files import shipped, shipped_names
-from ditflow.models.compute import INT8
-from ditflow.planning.plan import Phase, Plan
+
+if TYPE_CHECKING:
+    from ditflow.planning.plan import Phase, Plan
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Ceilings:
     int8_flops: float | None = None  # per second, in products in 8 bits; None: unknown
     moved_bytes: float | None = None  # per second, in device memory; None: such work is left out
     measured: str | None = None  # date and commit; None: estimated
-    gigabytes: int | None = None  # of device memory, if it is known
+    gigabytes: int | None = None  # of a GPU's memory; None: it is a CPU
+    card: str | None = None  # what torch calls the GPU
 
     @property
     def kind(self) -> str:
@@ -51,10 +53,12 @@ class Ceilings:
 
     def check_compute(self, compute: str) -> None:
         """Raises SettingsError if a run has products whose rate is unknown."""
+        from ditflow.models.compute import INT8  # imports torch
+
         if compute in INT8 and self.int8_flops is None:
             raise SettingsError(
                 f"device {self.device!r}: no rate of products in 8 bits, which --compute {compute} needs; "
-                f"run `python -m bench.ceilings {self.device}` on it, or leave out --device"
+                f"run `python -m bench.ceilings {self.device}` on it, or leave out --estimate-on"
             )
 
 
@@ -67,6 +71,12 @@ def read_ceilings(device: str) -> Ceilings:
             "`python -m bench.ceilings NAME` on it"
         )
     return as_ceilings(shipped(f"devices/{device}.yaml"))
+
+
+def ceilings_of_card(card: str) -> Ceilings | None:
+    """The ceilings of the GPU that torch calls so; None if it is not among the devices."""
+    found = map(read_ceilings, shipped_names("devices"))
+    return next((each for each in found if each.card == card), None)
 
 
 def as_ceilings(file: Mapping[str, Any]) -> Ceilings:

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 
 from ditflow.errors import DitflowError
-from ditflow.guidance.targets import check_blocks
 from ditflow.memory.capacity import usable_bytes
 from ditflow.memory.presets import GIB, PRESETS, Preset, presets
 from ditflow.memory.torch_state import torch_state
-from ditflow.models.compute import check_compute
 from ditflow.models.families import family_of
-from ditflow.models.storage import check_weights
 from ditflow.planning.kept import keep, read_kept
 from ditflow.planning.phases import Phases
 from ditflow.planning.plan import Plan, make_plan
@@ -26,8 +22,6 @@ from ditflow.settings.settings import UNCHANGED
 MIB = 1 << 20
 RETRY_SHARE = 0.9  # of the failed plan's peak: the next plan needs at most this much
 
-STEP_CACHE = " The work is the most that a run takes: only a run shows how often --step-cache reuses blocks."
-EXPERTS = " The model has two transformers of at most this size; the one that a step needs is loaded."
 ADVICE = "use fewer --frames or a smaller --size"
 
 # settings that do not change what a phase costs
@@ -59,14 +53,6 @@ NEUTRAL = {
     "format": "mp4",
     "keep_precision": False,
 }
-
-
-class Choice(NamedTuple):
-    """The plans of all presets, and the one that a run on this machine would use."""
-
-    plans: list[Plan]
-    chosen: Plan | None
-    why: str  # or why none is chosen
 
 
 def make_plans(
@@ -113,37 +99,6 @@ def _phases(alike: Settings, device: str) -> Phases:
 
 
 @torch_state()
-def plan_all(settings: Settings) -> Choice:
-    """Every preset's plan, the one that a run on this machine would use, and the reason in words.
-
-    Without a GPU and without `settings.memory`, each preset is compared with a card of its size, and none is
-    chosen.
-    """
-    for kind in settings.weight_kinds:
-        check_weights(kind)
-        check_compute(settings.compute, kind, settings.engine, getattr(torch, settings.dtype))
-    check_blocks(settings, len(phases_of(settings, "cuda").block_bytes))
-    device = torch.device(*("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else ("cpu",))
-    has_budget = settings.memory != "auto" or settings.preset != "auto" or device.type == "cuda"
-    budget = usable_bytes(settings.memory, device) if has_budget else None
-    plans = make_plans(settings, presets(), "cuda", budget)
-    note = "" if settings.step_threshold is None else STEP_CACHE
-    if len(family_of(settings.model).experts) > 1:
-        note += EXPERTS
-    if not has_budget:
-        why = "No preset is chosen, as this machine has no GPU. Give --memory GB to choose one."
-        return Choice(plans, None, why + note)
-    name = asked_preset(settings)
-    try:
-        chosen = _pick(plans, name)
-    except DitflowError as error:
-        return Choice(plans, None, str(error))
-    reason = "as requested" if name else "the fastest that fits"
-    why = f"{chosen.preset.name} is chosen, {reason}, with a budget of {chosen.budget / GIB:.1f} GiB."
-    return Choice(plans, chosen, why + note)
-
-
-@torch_state()
 def choose_plan(settings: Settings, device: torch.device) -> Plan:
     """The plan of the preset that the settings name, else of the largest preset that fits.
 
@@ -154,7 +109,7 @@ def choose_plan(settings: Settings, device: torch.device) -> Plan:
     candidates = presets()[: PRESETS.index(name) + 1] if name else presets()
     budget = usable_bytes(settings.memory, device)
     tried = make_plans(settings, candidates[::-1], device.type, budget, until_one_fits=True)
-    return _pick(tried[::-1], name)
+    return pick_plan(tried[::-1], name)
 
 
 def asked_preset(settings: Settings) -> str | None:
@@ -162,19 +117,22 @@ def asked_preset(settings: Settings) -> str | None:
     return next((given for given in (settings.preset, settings.memory) if given in PRESETS), None)
 
 
-def _pick(plans: Sequence[Plan], name: str | None) -> Plan:
-    """The plan of the named preset, or the last plan that fits. `plans` start with the smallest preset."""
+def pick_plan(plans: Sequence[Plan], name: str | None) -> Plan:
+    """The plan of the named preset, or the last plan that fits. `plans` start with the smallest preset.
+
+    Raises DitflowError if it does not fit.
+    """
     fitting = [plan for plan in plans if plan.fits]
     if not name:
         if fitting:
             return fitting[-1]
-        raise DitflowError(f"not enough memory: {_excess(plans[0])}; {ADVICE}")
+        raise DitflowError(f"not enough memory: {excess_in_words(plans[0])}; {ADVICE}")
     index = next(index for index, plan in enumerate(plans) if plan.preset.name == name)
     if plans[index].fits:
         return plans[index]
     smaller = [plan.preset.name for plan in plans[:index] if plan.fits]
     advice = f"--memory {smaller[-1]} fits" if smaller else ADVICE
-    raise DitflowError(f"memory preset {name} does not fit: {_excess(plans[index])}; {advice}")
+    raise DitflowError(f"memory preset {name} does not fit: {excess_in_words(plans[index])}; {advice}")
 
 
 @torch_state()
@@ -195,12 +153,14 @@ def smaller_plan(settings: Settings, device: torch.device, failed: Plan, phase: 
     return None
 
 
-def _excess(plan: Plan) -> str:
-    """By how much a plan exceeds its budget."""
+def excess_in_words(plan: Plan) -> str:
+    """By how much a plan exceeds its budget: the phase, what it needs and what there is."""
     phase = plan.largest
-    needed, excess = phase.peak_bytes, phase.peak_bytes - plan.budget
-    return f"{phase.name} needs {_size(needed)}, {_size(excess)} more than the {_size(plan.budget)} available"
+    needed, excess, there = map(
+        size_in_words, (phase.peak_bytes, phase.peak_bytes - plan.budget, plan.budget)
+    )
+    return f"{phase.name} needs {needed}, {excess} more than the {there} available"
 
 
-def _size(count: int) -> str:
+def size_in_words(count: int) -> str:
     return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / MIB:.0f} MiB"

@@ -65,10 +65,8 @@ class MemoryFallback:
     @property
     def summary(self) -> str:
         """The plan in a few words. Presets are named after GPUs, so a CPU run does not mention them."""
-        if self.on_gpu:
-            return f"memory preset {self.plan.preset.name}"
-        scope = {"none": "off", "attention": "of all but attention", "block": "of every block"}
-        return f"gradient checkpointing {scope[self.plan.preset.checkpoint]}"
+        preset = self.plan.preset
+        return f"memory preset {preset.name}" if self.on_gpu else preset.checkpointing
 
     @property
     def resolved(self) -> Settings:

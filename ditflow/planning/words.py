@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -14,19 +14,13 @@ from ditflow.memory.presets import GIB
 from ditflow.planning.beside_exact import BesideExact
 from ditflow.planning.ceilings import Ceilings
 from ditflow.planning.plan import Phase, Plan
-from ditflow.settings import Settings
+from ditflow.planning.verdict import Planned, time_in_words
 
 TERA, PETA = 10**12, 10**15
 FILE_WIDTH = 140  # characters in a line, if the output is not a terminal
 
 
-def as_mapping(
-    plans: Sequence[Plan],
-    chosen: Plan | None,
-    why: str,
-    ceilings: Ceilings | None,
-    beside: BesideExact | None,
-) -> dict[str, Any]:
+def as_mapping(planned: Planned, ceilings: Ceilings | None, beside: BesideExact | None) -> dict[str, Any]:
     """Plans as a mapping for JSON, in bytes, FLOPs and seconds."""
     found: dict[str, Any] = {}
     if ceilings:
@@ -43,11 +37,14 @@ def as_mapping(
             for name, plan in beside._asdict().items()
         }
     return found | {
+        "computes_on": planned.target.device,
+        "verdict": planned.verdict,
+        "notes": planned.notes,
         "presets": [
             {
                 "name": plan.preset.name,
                 "fits": plan.fits,
-                "chosen": plan is chosen,
+                "chosen": plan is planned.chosen,
                 "budget_bytes": plan.budget,
                 "resident_blocks": plan.resident,
                 "streamed_blocks": plan.streamed,
@@ -56,9 +53,8 @@ def as_mapping(
                 **({"estimated_seconds": ceilings.run_seconds(plan)} if ceilings else {}),
                 "phases": [_phase_mapping(phase, ceilings) for phase in plan.phases],
             }
-            for plan in plans
+            for plan in planned.plans
         ],
-        "why": why,
     }
 
 
@@ -76,38 +72,26 @@ def _phase_mapping(phase: Phase, ceilings: Ceilings | None) -> dict[str, Any]:
     }
 
 
-def attention_kernels(settings: Settings) -> str:
-    """A sentence on what the plan does not show; nothing if all attention is `sdpa`, which plans assume."""
-    forward = settings.attention_without_gradient
-    if settings.attention == forward == "sdpa":
-        return ""
-    return (
-        f" Attention is {forward} in forwards without gradient and {settings.attention} in the others; "
-        "memory and times are planned with sdpa."
-    )
-
-
 def print_plans(
-    console: Console,
-    plans: Sequence[Plan],
-    chosen: Plan | None,
-    why: str,
-    ceilings: Ceilings | None,
-    beside: BesideExact | None,
+    console: Console, planned: Planned, ceilings: Ceilings | None, beside: BesideExact | None
 ) -> None:
     if not console.is_terminal:
         console.width = FILE_WIDTH
+    for line in filter(None, (planned.verdict, time_in_words(planned, ceilings))):
+        console.print(line, soft_wrap=True, markup=False)
     if beside:
-        console.print(_beside_table(beside, ceilings))
-    console.print(_fit_table(plans, chosen))
-    console.print(_table("Peak GPU memory of each phase, GiB", plans, lambda p: p.peak_bytes / GIB))
-    console.print(_table("Work of one execution of each phase, TFLOP", plans, lambda p: p.flops / TERA))
-    console.print(
-        _table("Copied to the GPU in one execution of each phase, GiB", plans, lambda p: p.copied_bytes / GIB)
-    )
+        console.print(_beside_table(planned, beside, ceilings))
+    console.print(_fit_table(planned))
+    place = "memory" if planned.on_cpu else "GPU memory"
+    console.print(_table(f"Peak {place} of each phase, GiB", planned, lambda p: p.peak_bytes / GIB))
+    console.print(_table("Work of one execution of each phase, TFLOP", planned, lambda p: p.flops / TERA))
+    if not planned.on_cpu:
+        title = "Copied to the GPU in one execution of each phase, GiB"
+        console.print(_table(title, planned, lambda p: p.copied_bytes / GIB))
     if ceilings:
-        console.print(_table(_rates(ceilings), plans, ceilings.seconds, ceilings.run_seconds))
-    console.print(why)
+        console.print(_table(_rates(ceilings), planned, ceilings.seconds, ceilings.run_seconds))
+    if planned.notes:
+        console.print(planned.notes)
 
 
 def _rates(ceilings: Ceilings) -> str:
@@ -120,11 +104,18 @@ def _rates(ceilings: Ceilings) -> str:
     )
 
 
-def _beside_table(beside: BesideExact, ceilings: Ceilings | None) -> Table:
+def _name(planned: Planned, plan: Plan) -> str:
+    """What a table calls a plan."""
+    return "this run" if planned.on_cpu else plan.preset.name
+
+
+def _beside_table(planned: Planned, beside: BesideExact, ceilings: Ceilings | None) -> Table:
     memory = f"{beside.exact.budget / GIB:.1f} GiB"
     title = f"The exact run and this one, planned with the fastest preset that fits into {memory}"
+    if planned.on_cpu:
+        title = "The exact run and this one"
     table = Table(title=title, title_justify="left", box=SIMPLE)
-    headings = ["", "preset", "run PFLOP", "peak GiB"]
+    headings = ["", *([] if planned.on_cpu else ["preset"]), "run PFLOP", "peak GiB"]
     if ceilings:
         headings.append(f"least seconds on {ceilings.device}, {ceilings.kind}")
     for heading in headings:
@@ -132,23 +123,29 @@ def _beside_table(beside: BesideExact, ceilings: Ceilings | None) -> Table:
     for name, plan in (("exact", beside.exact), ("this run", beside.planned)):
         peak = f"{plan.largest.peak_bytes / GIB:.1f}" + ("" if plan.fits else ", does not fit")
         seconds = [_number(ceilings.run_seconds(plan))] if ceilings else []
-        table.add_row(name, plan.preset.name, f"{plan.total_flops / PETA:.2f}", peak, *seconds)
+        preset = [] if planned.on_cpu else [plan.preset.name]
+        table.add_row(name, *preset, f"{plan.total_flops / PETA:.2f}", peak, *seconds)
     return table
 
 
-def _fit_table(plans: Sequence[Plan], chosen: Plan | None) -> Table:
-    title = "Memory presets, planned on fake tensors (nothing has run)"
-    table = Table(title=title, title_justify="left", box=SIMPLE)
-    for heading in ("", "fits", "peak GiB", "budget GiB", "host GiB", "resident blocks", "run TFLOP"):
+def _fit_table(planned: Planned) -> Table:
+    title = "Memory presets" if not planned.on_cpu else "Memory"
+    table = Table(
+        title=f"{title}, planned on fake tensors (nothing has run)", title_justify="left", box=SIMPLE
+    )
+    columns = ["", "fits", "peak GiB", "budget GiB"]
+    columns += ["run TFLOP"] if planned.on_cpu else ["host GiB", "resident blocks", "run TFLOP"]
+    for heading in columns:
         table.add_column(heading, justify="left" if heading in ("", "fits") else "right", no_wrap=True)
-    for plan in plans:
+    for plan in planned.shown:
+        fits = "yes" if plan.fits else f"no: {plan.largest.name}"
+        on_card = [f"{plan.host_bytes / GIB:.1f}", f"{plan.resident}/{plan.resident + plan.streamed}"]
         table.add_row(
-            plan.preset.name,
-            "chosen" if plan is chosen else "yes" if plan.fits else f"no: {plan.largest.name}",
+            _name(planned, plan),
+            "chosen" if plan is planned.chosen and not planned.on_cpu else fits,
             f"{plan.largest.peak_bytes / GIB:.2f}",
             f"{plan.budget / GIB:.1f}",
-            f"{plan.host_bytes / GIB:.1f}",
-            f"{plan.resident}/{plan.resident + plan.streamed}",
+            *([] if planned.on_cpu else on_card),
             _number(plan.total_flops / TERA),
         )
     return table
@@ -156,16 +153,17 @@ def _fit_table(plans: Sequence[Plan], chosen: Plan | None) -> Table:
 
 def _table(
     title: str,
-    plans: Sequence[Plan],
+    planned: Planned,
     value: Callable[[Phase], float],
     whole: Callable[[Plan], float] | None = None,  # of the whole run
 ) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE)
-    for heading in ("", *(phase.name for phase in plans[0].phases), *(["whole run"] if whole else [])):
+    phases = planned.plans[0].phases
+    for heading in ("", *(phase.name for phase in phases), *(["whole run"] if whole else [])):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    for plan in plans:
+    for plan in planned.shown:
         values = [value(phase) for phase in plan.phases] + ([whole(plan)] if whole else [])
-        table.add_row(plan.preset.name, *map(_number, values))
+        table.add_row(_name(planned, plan), *map(_number, values))
     return table
 
 

@@ -23,14 +23,15 @@ def option(
     least: float | None = None,
     most: float | None = None,
     flag: bool = True,
+    spelling: str | None = None,
 ) -> Any:
     """A field of `Settings`. None means unset: the model's or the speed's value from `configs/` is then used.
 
     `least` and `most` bound a number, each number in a list, or the length of a text in characters.
-    `flag`: whether the command line has a flag for it.
+    `flag`: whether the command line has a flag for it. `spelling`: another name that is accepted for it.
     """
-    metadata = {"group": group, "text": text, "choices": choices, "least": least, "most": most, "flag": flag}
-    return field(default=None, metadata=metadata)
+    metadata = {"group": group, "text": text, "choices": choices, "least": least, "most": most}
+    return field(default=None, metadata=metadata | {"flag": flag, "spelling": spelling})
 
 
 @dataclass(frozen=True)
@@ -134,12 +135,21 @@ class Options:
         most=1,
     )
     optimise: str = option(
-        "motion", "what to optimise: the latents or the positional embedding", choices=("latent", "embedding")
+        "motion",
+        "what to optimise: the latents or the positional embedding",
+        choices=("latent", "embedding"),
+        spelling="optimize",
     )
     guided: float = option(
         "motion", "share of the denoising steps made, from the first, that are guided", least=0, most=1
     )
-    optimisation_steps: int = option("motion", "optimisation steps in each guided step", least=1, most=1000)
+    optimisation_steps: int = option(
+        "motion",
+        "optimisation steps in each guided step",
+        least=1,
+        most=1000,
+        spelling="optimization_steps",
+    )
     learning_rate: tuple[float, float] = option(
         "motion", "learning rate; falls from HIGH to LOW over the guided steps", least=0, most=1e30
     )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ditflow.errors import DitflowError, SettingsError, shown
+from ditflow.errors import DitflowError, SettingsError, nearest, shown
 from ditflow.files import regular_file
 from ditflow.limits import SETTINGS_BYTES
 from ditflow.settings.settings import Settings
@@ -23,19 +23,27 @@ def read_settings(path: Path | None = None, **given: Any) -> Settings:
 
     Raises SettingsError if the file cannot be read, is not a mapping or has a key that is not a setting.
     """
-    values = read_mapping(Path(path)) if path else {}
+    values = _canonical(read_mapping(Path(path))) if path else {}
+    given = _canonical(given)
     if given.get("speed") is not None:
         values = {name: value for name, value in values.items() if name not in speed_settings("exact")}
     values |= {name: value for name, value in given.items() if value is not None}
     known = [item.name for item in fields(Settings)]
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = (
-                f"did you mean {near[0]!r}?" if near else "`ditflow transfer --print-config` lists them all"
-            )
+            near = nearest(name, known)
+            hint = f"did you mean {near!r}?" if near else "`ditflow transfer --print-config` lists them all"
             raise SettingsError(f"unknown setting {name!r}: {hint}")
     return Settings(**values)
+
+
+def _canonical(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values by the settings' own names. Raises SettingsError if one has two spellings."""
+    names = {item.metadata["spelling"]: item.name for item in fields(Settings) if item.metadata["spelling"]}
+    for name in values:
+        if name in names and names[name] in values:
+            raise SettingsError(f"{name} and {names[name]} are the same setting: give only one of them")
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 def read_mapping(path: Path, what: str = "settings file") -> dict[str, Any]:

@@ -15,6 +15,7 @@ COLOURS = {  # name: RGB, 0 ... 255
 }
 SHAPES = ("circle", "square", "triangle")
 LINKING_WORDS = ("a", "an", "on", "background")
+WORDS = (*COLOURS, *SHAPES, *LINKING_WORDS)
 
 # T5's own ids: padding 0, end of sentence 1, unknown 2
 PADDING, END, UNKNOWN = "<pad>", "</s>", "<unk>"
@@ -29,6 +30,12 @@ def caption(colour: str, shape: str, background: str) -> str:
 
 def _with_article(word: str) -> str:
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
+
+
+def unknown_words(prompt: str) -> list[str]:
+    """The words of a prompt that are not above, each once, without punctuation after them."""
+    words = [word.rstrip(string.punctuation) for word in prompt.split()]
+    return list(dict.fromkeys(word for word in words if word and word.casefold() not in WORDS))
 
 
 def tokenizer_model() -> bytes:
@@ -64,7 +71,7 @@ def vocabulary_size() -> int:
 
 
 def _words() -> list[str]:
-    return [WORD_START + word for word in (*COLOURS, *SHAPES, *LINKING_WORDS)]
+    return [WORD_START + word for word in WORDS]
 
 
 def _characters() -> list[str]:

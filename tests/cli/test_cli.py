@@ -1,9 +1,11 @@
 """The command line: flags, precedence, exit codes, and answers that do not import torch."""
 
+import os
 import re
 import subprocess
 import sys
 from dataclasses import fields
+from importlib import metadata
 
 import pytest
 import yaml
@@ -11,8 +13,10 @@ import yaml
 from ditflow.cli.main import main
 from ditflow.errors import DitflowError
 from ditflow.jobs import transfer as jobs
+from ditflow.models.families import models, published_settings
 from ditflow.run_folder.run import Run
 from ditflow.settings import Settings
+from ditflow.settings.defaults import default_in_words
 from ditflow.video import read_clip
 
 
@@ -39,6 +43,88 @@ def test_every_flag_reaches_the_settings(capsys):
     rest |= {"steps": 9, "guided": 0.5, "seed": 8, "format": "gif", "output": "out", "temperature": 5.0}
     rest |= {"moft_channels": 0.5, "source_prompt": "other", "negative_prompt": "bad"}
     assert rest.items() <= config.items()
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"ditflow {metadata.version('ditflow')}\n"
+
+
+def test_another_spelling_is_the_same_setting(capsys, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("optimize: embedding\noptimization_steps: 3\n")
+    for words in (
+        ["--optimize", "embedding", "--optimization-steps", "3"],
+        ["--set", "optimize=embedding", "--set", "optimization-steps=3"],
+        ["--config", str(path)],
+    ):
+        config = printed_config(capsys, "transfer", "--model", "small", *words)
+        assert (config["optimise"], config["optimisation_steps"]) == ("embedding", 3)
+        assert "optimize" not in config
+    config = printed_config(capsys, "transfer", "--config", str(path), "--optimise", "latent")
+    assert (config["optimise"], config["optimisation_steps"]) == ("latent", 3)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["transfer", "--promt", "x"], "unknown flag --promt; did you mean --prompt?"),
+        (
+            ["transfer", "--guidance_blocks=3"],
+            "unknown flag --guidance_blocks; did you mean --guidance-blocks?",
+        ),
+        (["inject", "--form", "run", "--promt", "x"], "unknown flag --promt; did you mean --prompt?"),
+        (["plan", "--device", "h200"], "unknown flag --device; `ditflow plan --help` lists them all"),
+        (["transfer", "-x"], "unknown flag -x; `ditflow transfer --help` lists them all"),
+        (["--verson"], "unknown flag --verson; did you mean --version?"),
+        (["trasfer", "--promt", "x"], "unknown command trasfer; did you mean transfer?"),
+        (["two\nlines"], "unknown command two lines; `ditflow --help` lists them all"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_the_nearest_known_word_is_named(capsys, words, message):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"ditflow: {message}\n"
+
+
+def test_values_that_look_like_flags(capsys):
+    words = ["transfer", "--model", "small", "--prom", "--a dash first", "--negative-prompt=--bad"]
+    config = printed_config(capsys, *words)  # --prom: argparse completes it
+    assert (config["prompt"], config["negative_prompt"]) == ("--a dash first", "--bad")
+
+
+def help_of(capsys, command):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_has_the_defaults(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    said = help_of(capsys, "transfer")
+    for default in (
+        "use every n-th frame of the clip (default: 1)",
+        "seed of all noise (default: 1)",
+        "optimise towards the clip's motion (default: on)",
+        "--compute {bf16,int8,int8-forward,fp16-sums}",
+        "(default: bf16, unless --speed sets it)",
+        "denoising steps (default: the model's)",
+    ):
+        assert default in said
+    assert "video file or a folder of images --frames" in said  # no default
+    assert "the page to write (default: report.html)" in help_of(capsys, "report")
+    assert "(default:" not in help_of(capsys, "resume")
+    said = help_of(capsys, "inject")
+    assert "Settings that are not given are that run's" in said and "default: the model's" not in said
+
+
+def test_every_default_that_a_model_may_change_is_called_the_models():
+    named = {item.name for item in fields(Settings) if default_in_words(item.name) == "the model's"}
+    assert named == {name for model in models() for name in published_settings(model)}
 
 
 def test_order_of_precedence(capsys, tmp_path):
@@ -108,28 +194,45 @@ def test_exit_codes(monkeypatch, capsys, tmp_path, outcome, code, message):
         return Run(tmp_path)
 
     monkeypatch.setattr(jobs, "transfer", job)
-    assert main(["transfer", "--model", "small", "--quiet"]) == code
+    assert main(["transfer", "--model", "small", "--video", "x", "--prompt", "x", "--quiet"]) == code
     captured = capsys.readouterr()
     assert captured.err == message
     assert captured.out == (f"{tmp_path}\n" if code == 0 else "")
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["transfer", "--help"], ["transfer", "--steps", "x"], ["nonsense"]]
+    "words, says",
+    [
+        ("--help", "COMMAND"),
+        ("--version", "ditflow "),
+        ("transfer --help", "(default: latent)"),
+        ("transfer --steps x", "steps: 'x' given"),
+        ("nonsense", "unknown command nonsense"),
+        ("transfer --model small", "video: nothing given"),
+        ("flow --model small --blocks all", "video: nothing given"),
+        ("transfer --model 5b --video x --prompt x", "model 5b needs a CUDA GPU"),
+        ("flow --model 2b --video x", "model 2b needs a CUDA GPU"),
+        ("transfer --model 5b --video x --prompt x --device cuda:1", "this machine has 0 CUDA GPUs"),
+        ("transfer --model 5b --video x --prompt x --device toaster", "accepted: auto, cpu, cuda"),
+        ("plan --model 5b --estimate-on abacus", "'abacus': its rates are unknown"),
+        ("resume", "required: RUN"),
+    ],
 )
-def test_answers_without_torch(words):
-    """Help and usage errors import nothing heavy, which keeps them under half a second."""
+def test_answers_without_torch(words, says):
+    """Help and refusals import nothing heavy, which keeps them under half a second. No GPU is shown."""
     code = f"""if True:
         import sys
         from ditflow.cli.main import main
         try:
-            main({words!r})
+            main({words.split()!r})
         except SystemExit:
             pass
         heavy = {{"torch", "diffusers", "transformers", "numpy", "rich"}} & set(sys.modules)
         sys.exit(f"imported {{heavy}}" if heavy else 0)"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=hidden)
     assert done.returncode == 0, done.stderr
+    assert says in done.stdout + done.stderr
 
 
 def test_memory_on_the_command_line_resets_preset_and_decode_tile(capsys, tmp_path):

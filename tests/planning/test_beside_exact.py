@@ -13,8 +13,8 @@ from bench.tunnel.modes import read_mode
 from bench.tunnel.stages import STAGES
 from ditflow.cli.main import main
 from ditflow.memory.presets import GIB, budget
-from ditflow.planning import choice
 from ditflow.planning.beside_exact import beside_exact, plan_for_card
+from ditflow.planning.verdict import Target, plan_all
 from ditflow.settings.speed import SPEEDS, speed_settings
 
 PLAN = ("plan", "--size", "96x64", "--frames", "9", "--guidance-blocks", "2", "--guidance-scale", "4")
@@ -33,52 +33,62 @@ def rises(settings):
 
 
 def test_an_exact_run_has_nothing_beside_it(settings):
-    assert beside_exact(settings, None, None) is None
-    assert beside_exact(replace(settings, speed="fast", **speed_settings("exact")), None, None) is None
+    assert beside_exact(settings, None) is None
+    assert beside_exact(replace(settings, speed="fast", **speed_settings("exact")), None) is None
 
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_each_option_that_a_speed_sets_has_the_exact_run_beside_it(settings, name):
     run = replace(settings, guidance_scale=4.0, **{name: RIVALS[name]})
-    found = beside_exact(run, None, 12)
-    exact = plan_for_card(replace(settings, guidance_scale=4.0), 12)
-    assert found.exact == exact and found.planned == plan_for_card(run, 12)
-    assert found.exact.budget == budget(12)
+    found = beside_exact(run, None)
+    exact = plan_for_card(replace(settings, guidance_scale=4.0), 80)
+    assert found.exact == exact and found.planned == plan_for_card(run, 80)
+    assert found.exact.budget == budget(80)
     less_work = found.planned.total_flops < exact.total_flops
     assert less_work == (name in ("negative", "gradients"))
 
 
-def test_the_exact_run_is_planned_in_the_same_memory(rises, monkeypatch):
-    monkeypatch.setattr(choice, "usable_bytes", lambda memory, device: 5 * GIB)
+def test_the_exact_run_is_planned_in_the_same_memory(rises):
     run = replace(rises, speed="faster", **speed_settings("faster"), memory="8gb")
-    _, chosen, _ = choice.plan_all(run)
-    found = beside_exact(run, chosen, 141)
+    target = Target("cuda", 5 * GIB)
+    chosen = plan_all(run, target).chosen
+    found = beside_exact(run, chosen)
     assert found.planned is chosen and found.exact.budget == chosen.budget == 5 * GIB
     assert found.exact.preset.name == chosen.preset.name == "8gb"  # as asked, not the fastest that fits
-    fastest = beside_exact(replace(run, memory="5"), choice.plan_all(replace(run, memory="5"))[1], 141)
+    run = replace(run, memory="5")
+    fastest = beside_exact(run, plan_all(run, target).chosen)
     assert fastest.exact.preset.name == "80gb"
 
 
-def test_plan_shows_it_first(settings, capsys):
+def test_plan_shows_it_before_the_presets(settings, capsys):
     words = [*PLAN, "--model", settings.model]
-    assert main([*words, "--speed", "fast", "--device", "rtx-3060"]) == 0
+    assert main([*words, "--speed", "fast", "--estimate-on", "rtx-3060"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("The exact run and this one")
+    assert printed.splitlines()[2].startswith("The exact run and this one")
     assert "least seconds on rtx-3060, estimated" in printed
     assert main(words) == 0
     assert "The exact run" not in capsys.readouterr().out
 
 
 def test_json_has_the_times_of_both(settings, capsys):
-    words = [*PLAN, "--model", settings.model, "--negative", "alternate", "--json", "--device", "rtx-4090"]
+    words = [
+        *PLAN,
+        "--model",
+        settings.model,
+        "--negative",
+        "alternate",
+        "--json",
+        "--estimate-on",
+        "rtx-4090",
+    ]
     assert main(words) == 0
     whole = json.loads(capsys.readouterr().out)
     found = whole["beside_exact"]
-    (listed,) = (preset for preset in whole["presets"] if preset["name"] == "24gb")
+    (listed,) = (preset for preset in whole["presets"] if preset["chosen"])
     for what in ("total_flops", "estimated_seconds", "fits"):
         assert found["planned"][what] == listed[what]
     assert found["planned"]["peak_bytes"] == max(phase["peak_bytes"] for phase in listed["phases"])
-    assert found["exact"]["preset"] == found["planned"]["preset"] == "24gb"
+    assert found["exact"]["preset"] == found["planned"]["preset"] == listed["name"]
     for what in ("total_flops", "estimated_seconds"):
         assert found["planned"][what] < found["exact"][what]
     assert main([*PLAN, "--model", settings.model, "--json"]) == 0

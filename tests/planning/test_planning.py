@@ -208,13 +208,13 @@ def test_plan_as_json(settings, capsys):
 def test_plan_says_which_attention_it_does_not_show(settings, words, says, capsys):
     size = ["--size", "96x64", "--frames", "9", "--guidance-blocks", "2"]
     assert main(["plan", "--model", settings.model, *size, "--json", *words]) == 0
-    why = json.loads(capsys.readouterr().out)["why"]
-    assert (says in why and "planned with sdpa" in why) if says else "Attention" not in why
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert (says in notes and "planned with sdpa" in notes) if says else not notes
 
 
 def test_plan_as_tables(settings, capsys):
     words = ["plan", "--model", settings.model, "--size", "96x64", "--frames", "9", "--guidance-blocks", "2"]
-    assert main(words) == 0
+    assert main([*words, "--estimate-on", "rtx-3060"]) == 0
     printed = capsys.readouterr().out
     assert "planned on fake tensors" in printed
     assert all(name in printed for name in (*PRESETS, "optimise", "denoise", "decode"))
@@ -225,7 +225,7 @@ def test_plan_as_tables(settings, capsys):
     [
         (["--model", "nobody/nothing"], "nobody/nothing.*configs/models"),
         (["--model", "nonsense"], "nonsense.*configs/models"),
-        (["--model", "5b", "--device", "abacus"], "abacus.*its rates are unknown"),
+        (["--model", "5b", "--estimate-on", "abacus"], "abacus.*its rates are unknown"),
         (["--model", "5b", "--memory", "7gb"], "memory: '7gb' given; accepted: auto, gigabytes"),
     ],
     ids=["hub", "model", "device", "memory"],

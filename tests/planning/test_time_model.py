@@ -1,15 +1,16 @@
-"""Estimated times: work by kind, rates that are measured or estimated, and what `plan --device` prints."""
+"""Estimated times: work by kind, measured or estimated rates, and what `plan --estimate-on` prints."""
 
 import json
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 
-from bench.ceilings import measure
+from bench.ceilings import facts, measure
 from ditflow.cli.main import main
 from ditflow.errors import SettingsError
 from ditflow.files import shipped, shipped_names
-from ditflow.planning.ceilings import Ceilings, as_ceilings, read_ceilings
+from ditflow.planning.ceilings import Ceilings, as_ceilings, ceilings_of_card, read_ceilings
 from ditflow.planning.phases import Phases
 from ditflow.planning.plan import Phase
 
@@ -74,6 +75,12 @@ def test_every_device_can_be_read():
     assert kinds["epyc-2-cores"] == "measured"
 
 
+def test_a_gpu_is_known_by_its_name():
+    for name in ESTIMATED:
+        assert ceilings_of_card(read_ceilings(name).card) == read_ceilings(name)
+    assert ceilings_of_card("NVIDIA GeForce RTX 4090 Laptop GPU") is None
+
+
 def test_what_is_measured_makes_a_device():
     """On the device at hand, at a small size."""
     import torch
@@ -85,8 +92,18 @@ def test_what_is_measured_makes_a_device():
     assert set(found) <= {field.name for field in fields(Ceilings)}
 
 
+def test_a_measured_gpu_is_named(monkeypatch):
+    """So that `plan` finds its rates, and takes it for a GPU."""
+    import torch
+
+    found = SimpleNamespace(name="NVIDIA L40S", total_memory=48_000_000_000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    assert facts(torch.device("cuda")) == {"card": "NVIDIA L40S", "gigabytes": 45}
+    assert facts(torch.device("cpu")) == {}
+
+
 def test_products_in_8_bits_need_a_rate(settings, capsys):
-    words = [*PLAN, "--model", settings.model, "--compute", "int8", "--device"]
+    words = [*PLAN, "--model", settings.model, "--compute", "int8", "--estimate-on"]
     assert main([*words, "epyc-2-cores"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "epyc-2-cores" in line and "no rate of products in 8 bits" in line and "bench.ceilings" in line
@@ -103,14 +120,14 @@ def test_products_in_8_bits_need_a_rate(settings, capsys):
     ],
 )
 def test_tables_say_where_times_come_from(settings, device, says, other, capsys):
-    assert main([*PLAN, "--model", settings.model, "--device", device]) == 0
+    assert main([*PLAN, "--model", settings.model, "--estimate-on", device]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert says in printed and other not in printed
 
 
 def test_json_has_the_parts(settings, capsys):
     words = [*PLAN, "--model", settings.model, "--compute", "int8", "--json"]
-    assert main([*words, "--device", "h200"]) == 0
+    assert main([*words, "--estimate-on", "h200"]) == 0
     found, device = json.loads(capsys.readouterr().out), read_ceilings("h200")
     assert found["device"]["kind"] == "estimated"
     assert found["device"]["int8_flops"] == device.int8_flops

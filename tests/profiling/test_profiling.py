@@ -24,12 +24,12 @@ from ditflow.models.compiling import compile_piece
 from ditflow.models.protocols import Capture
 from ditflow.profiling import ranges
 from ditflow.profiling.capture import NsightCapture, Request, StepCapture, TorchCapture
+from ditflow.profiling.explain import explain
+from ditflow.profiling.trace import read_trace
 from ditflow.run_folder.run import Run
 from ditflow.sampling.loop import Scale, Step, denoise
 from ditflow_kernels import int8_linear, motion_flow, motion_flow_loss, qk_norm_rope, quantise_weight
 from ditflow_kernels.fakes import FAKES
-from profiles.explain import explain
-from profiles.trace import read_trace
 
 KERNEL = "kernel/qk_norm_rope"
 
@@ -297,9 +297,9 @@ def test_the_command_leaves_the_profile_in_the_run_folder(command, loop, monkeyp
         return Run(tmp_path)
 
     monkeypatch.setattr(jobs, "transfer", job)
-    (tmp_path / "settings.yaml").write_text("model: small\n")
-    words = ["inject", "--from", str(tmp_path)] if command == "inject" else ["transfer", "--model", "small"]
-    assert main([*words, "--profile", "steps=1"]) == 0
+    (tmp_path / "settings.yaml").write_text("model: small\nvideo: x\nprompt: x\n")
+    origin = ["--from", tmp_path] if command == "inject" else ["--config", tmp_path / "settings.yaml"]
+    assert main([command, *map(str, origin), "--profile", "steps=1"]) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{tmp_path}\n"
     assert f"profile: {tmp_path / 'profile'}" in captured.err

@@ -1,7 +1,7 @@
-"""Show where the time of a step goes: `python -m profiles.explain TRACE`, a trace.json.gz of `--profile`.
+"""Shows where the time of a step goes, from a trace.json.gz of `--profile`.
 
-It lists guided steps, plain steps, and each phase without recorded steps. A step ends with the last work
-that it requested from the device, and the next one starts there. Its time is divided into:
+The report lists guided steps, plain steps, and each phase without recorded steps. A step ends with the last
+work that it requested from the device, and the next one starts there. Its time is divided into:
 
 kernels   the device computes
 copies    the device only copies
@@ -13,15 +13,12 @@ Without a recorded device, the time of all operators counts as host.
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from ditflow.errors import DitflowError
-from profiles.trace import Interval, Range, Trace, Work, read_trace
+from ditflow.profiling.trace import Interval, Range, Trace, Work
 
 ROWS = 12  # in the table of operators or kernels
 STEP = re.compile(r"step/\d+/(guided|plain)")
@@ -43,19 +40,6 @@ class Part:
 
     def holds(self, moment: float) -> bool:
         return any(start <= moment < end for _, start, end in self.asked)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("trace", type=Path, metavar="TRACE", help="trace.json.gz of a run with --profile")
-    try:
-        print(explain(read_trace(parser.parse_args().trace)))
-    except DitflowError as error:
-        print(f"explain: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def explain(trace: Trace) -> str:
@@ -165,7 +149,3 @@ def _overlap(spans: list[Interval], covered: list[Interval]) -> float:
         for start, end in spans
         for other_start, other_end in covered
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

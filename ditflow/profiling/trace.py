@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ditflow.errors import DitflowError
+from ditflow.files import regular_file
 
 WORK = {"kernel": "kernels", "gpu_memcpy": "copies", "gpu_memset": "copies"}  # device categories
 CALLS = ("cuda_runtime", "cuda_driver")  # host categories; each call has the correlation number of its work
@@ -55,7 +57,18 @@ class Trace:
 
 def read_trace(path: Path) -> Trace:
     """Read a trace file. Raises DitflowError if it is not a Chrome trace."""
-    spans = [event for event in _events(path) if event.get("ph") == "X"]
+    try:
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(regular_file(path), "rt", encoding="utf-8") as file:
+            return _trace(json.load(file)["traceEvents"])
+    except OSError as error:
+        raise DitflowError(f"{path}: {error.strerror or error}; give a trace.json.gz of --profile") from None
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError, zlib.error):
+        raise DitflowError(f"{path} is not a Chrome trace: give a trace.json.gz of --profile") from None
+
+
+def _trace(events: list[dict[str, Any]]) -> Trace:
+    spans = [event for event in events if event.get("ph") == "X"]
     operators = [event for event in spans if event.get("cat") == "cpu_op"]
     calls = [event for event in spans if event.get("cat") in CALLS]
     on_device = [event for event in spans if event.get("cat") in WORK]
@@ -74,17 +87,6 @@ def read_trace(path: Path) -> Trace:
         },
         host=[_interval(event) for event in working],
     )
-
-
-def _events(path: Path) -> list[dict[str, Any]]:
-    try:
-        opened = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rt", encoding="utf-8") as file:
-            return json.load(file)["traceEvents"]
-    except OSError as error:
-        raise DitflowError(f"{path}: {error.strerror or error}; give a trace.json.gz of --profile") from None
-    except (ValueError, KeyError, TypeError, EOFError):
-        raise DitflowError(f"{path} is not a Chrome trace: give a trace.json.gz of --profile") from None
 
 
 def _interval(event: dict[str, Any]) -> Interval:

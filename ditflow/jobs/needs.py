@@ -1,0 +1,30 @@
+"""Checks that a job has what it needs, before anything heavy is imported."""
+
+from __future__ import annotations
+
+from ditflow.errors import SettingsError
+from ditflow.jobs.device import device_name
+from ditflow.settings import Settings
+
+
+def check_first(settings: Settings, command: str) -> None:
+    """What a new run refuses before it imports torch: settings that it lacks, and a device that is not there.
+
+    Raises DitflowError.
+    """
+    source, *others = transfer_needs(settings)
+    check_given(settings, source, *(others if command != "flow" else ()))
+    if settings.has_clip or command != "flow":  # else it is drawn without a model
+        device_name(settings)
+
+
+def transfer_needs(settings: Settings) -> tuple[str, ...]:
+    """The settings that a transfer cannot do without."""
+    return "video" if settings.has_clip else "motion", "prompt"
+
+
+def check_given(settings: Settings, *names: str) -> None:
+    """Raises SettingsError if one of these settings is empty."""
+    for name in names:
+        if not getattr(settings, name).strip():
+            raise SettingsError(f"{name}: nothing given; use --{name}")
