@@ -14,7 +14,7 @@ from ditflow.small.clips import main as write_clip
 
 SPACE, LEFT, RIGHT, TAB = " ", "\ue012", "\ue014", "\ue004"
 VIDEOS = "[...document.querySelectorAll('video')]"
-EDGES = "return [...document.querySelectorAll('video, canvas, .wheel')].map(e => getComputedStyle(e).borderTopColor)"
+EDGED = "[...document.querySelectorAll('video, canvas, .wheel')]"
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,8 @@ def test_narrow_and_dark(page, width, dark, tmp_path):
             "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
         )
         assert (max(brightness) < 64) == dark and (min(brightness) > 191) != dark
-        edges = {tuple(map(int, re.findall(r"\d+", each))) for each in browser.run(EDGES)}
+        found = browser.run(f"return {EDGED}.map(each => getComputedStyle(each).borderTopColor)")
+        edges = {tuple(map(int, re.findall(r"\d+", each))) for each in found}
         assert edges and all(contrast(edge, brightness) >= 3 for edge in edges)  # WCAG 1.4.11
         folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
         browser.screenshot(folder / f"page-{width}-{'dark' if dark else 'light'}.png")
