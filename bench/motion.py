@@ -81,7 +81,7 @@ def random_prompt(generator: np.random.Generator) -> str:
 class Measured:
     """The result of one mode for one pair."""
 
-    motion_fidelity: float  # `displacement_cosine` of the shape's path
+    path_fidelity: float  # `displacement_cosine` of the shape's path
     trajectory_correlation: float
     prompt_match: float  # share of colours (shape, background) that are the prompt's
     seconds: float

@@ -11,7 +11,7 @@ SPAN = COMPRESSION  # frames: guidance moves latent frames, inside of one only t
 
 
 def displacement_cosine(found: np.ndarray, true: np.ndarray) -> float:
-    """Mean over displacements in SPAN frames; one that is not seen counts 0."""
+    """Path fidelity: mean cosine of displacements in SPAN frames; one that is not seen counts 0."""
     found, true = _displacements(found), _displacements(true)
     lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(true, axis=1)
     known = lengths > 0  # and not NaN

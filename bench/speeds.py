@@ -54,11 +54,11 @@ def planned(speed: str, frames: int) -> Iterable[dict[str, Any]]:
 
 
 def motion(speed: str) -> dict[str, dict[str, Any]]:
-    """The motion fidelity by model; of speeds other than exact, the difference from it."""
+    """The path fidelity by model; of speeds other than exact, the difference from it."""
     stage, mode = MEASURED[speed]
     tables = json.loads((PLANNED.parent / f"tunnel-{stage}.json").read_text(encoding="utf-8"))["tables"]
     rows = {table["variant"]: {row["mode"]: row for row in table["modes"]} for table in tables}
-    return {model: found[mode]["numbers"]["motion_fidelity"] for model, found in rows.items()}
+    return {model: found[mode]["numbers"]["path_fidelity"] for model, found in rows.items()}
 
 
 if __name__ == "__main__":

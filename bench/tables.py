@@ -107,7 +107,7 @@ def speed_table(found: Row) -> str:
         measured = {
             speed: spread(found["motion"][speed][model], "" if speed == "exact" else "+") for speed in speeds
         }
-        columns[f"motion fidelity, `{model}`"] = list(measured.values())
+        columns[f"path fidelity, `{model}`"] = list(measured.values())
     return markdown(list(columns), zip(*columns.values(), strict=True))
 
 

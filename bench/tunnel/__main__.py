@@ -80,11 +80,13 @@ def run(name: str, modes: Sequence[Mode], pairs: int, seed: int) -> list[dict[st
         changes = {mode.name: changed(settings, mode) for mode in modes}
         head = {"stage": name, "about": stage.about, "variant": variant}
         head["settings"] = {**stage.settings, **stage.variants[variant]}
-        tables.append(head | summary(found, changes))
+        tables.append(head | summary(found, changes, stage.judged))
     return tables
 
 
-def summary(found: Sequence[Found], changes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def summary(
+    found: Sequence[Found], changes: dict[str, dict[str, Any]], judged: bool = True
+) -> dict[str, Any]:
     """Intervals over pairs: of exact itself, and of each mode's differences from exact, which are paired."""
     rows = []
     for mode in found[0]:
@@ -93,8 +95,8 @@ def summary(found: Sequence[Found], changes: dict[str, dict[str, Any]]) -> dict[
         if mode != EXACT:
             own = [paired(numbers[mode], numbers[EXACT]) for numbers in found]
         row["numbers"] = {name: interval([each[name] for each in own]) for name in own[0]}
-        if mode != EXACT and row["numbers"].keys() >= MARGINS.keys():
-            row["worst"] = min(each["motion_fidelity"] for each in own)
+        if mode != EXACT and judged:
+            row["worst"] = min(each["path_fidelity"] for each in own)
             row["verdict"] = verdict({name: row["numbers"][name] for name in MARGINS})
         row["numbers"] = {name: asdict(value) for name, value in row["numbers"].items()}
         rows.append(row)

@@ -21,7 +21,7 @@ def tunnel_page(found: Iterable[Mapping[str, Any]]) -> str:
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         stages="\n".join(stages),
         nudge=f"{100 * NUDGE:.0f}",
-        fidelity=MARGINS["motion_fidelity"],
+        fidelity=MARGINS["path_fidelity"],
         error=MARGINS["path_error"],
         tables="\n\n".join(_section(name, measured.get(name)) for name in STAGES),
     )

@@ -34,6 +34,11 @@ class Stage:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
     draw: Callable[[int, int, int], Any] = Pair.draw  # a pair of a seed, an index and a number of frames
 
+    @property
+    def judged(self) -> bool:
+        """Whether its modes are approximations, whose results can be as good as exact's or worse."""
+        return self.measure not in (gradients, directed)
+
     def base(self, variant: str) -> Settings:
         return read_settings(**self.settings, **self.variants[variant])
 
@@ -107,7 +112,7 @@ def outcome(pair: Pair, tried: Session, latents: Tensor) -> Numbers:
     frames = tried.frames(latents)
     path, true = look(frames).centroids, pair.clip.centroids
     return {
-        "motion_fidelity": displacement_cosine(path, true),
+        "path_fidelity": displacement_cosine(path, true),
         "path_error": path_error(path, true),
         "reach": reach(path, true),
         "prompt_match": colours_right(frames, pair.prompt),

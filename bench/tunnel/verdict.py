@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from ditflow.evaluation.intervals import Interval
 
-MARGINS = {"motion_fidelity": 0.02, "path_error": 0.03}  # differences from exact that do not matter
-UNWANTED = {"motion_fidelity": -1, "path_error": 1}  # the sign of a difference for the worse
+MARGINS = {"path_fidelity": 0.02, "path_error": 0.03}  # differences from exact that do not matter
+UNWANTED = {"path_fidelity": -1, "path_error": 1}  # the sign of a difference for the worse
 
 
 def verdict(differences: Mapping[str, Interval]) -> str:

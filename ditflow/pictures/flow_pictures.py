@@ -20,6 +20,7 @@ RIM = 64  # pixels: radius of a colour wheel
 
 INK, PAPER = (20, 20, 20), (225, 225, 225)  # grey paper, as white means still
 LETTER, GAP, WHEEL = 14, 6, 96  # pixels: letter height, space between pictures, legend wheel
+EDGE, LINE = 16, 24  # pixels: around a sheet and its legend, and from line to line of the legend
 SCALE_SHARE = 95  # percentile of the moving vectors' lengths that is the scale
 
 ARROW_SPACING = 24  # smallest distance between arrows, pixels
@@ -76,12 +77,13 @@ def flow_sheet(
     frames, _, height, width, _ = flow.shape
     font = ImageFont.load_default(LETTER)
     largest = scale_of(flow)
-    margin = ceil(font.getlength(f"query {frames - 1}")) + 2 * GAP
+    margin = EDGE + ceil(font.getlength(f"query {frames - 1}")) + 2 * GAP
     column = max(width * scale, ceil(font.getlength(f"key {frames - 1}"))) + GAP
     row = max(height * scale, LETTER) + GAP
-    top = LETTER + 2 * GAP
+    top = EDGE + LETTER + GAP
     legend = _legend(largest, font, free=bool(np.isnan(flow).any()))
-    size = (max(margin + frames * column, legend.width), top + frames * row + legend.height)
+    right, bottom = margin + frames * column - GAP, top + frames * row - GAP
+    size = (max(right + EDGE, legend.width), bottom + legend.height)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
     for key in range(frames):
@@ -90,11 +92,11 @@ def flow_sheet(
         )
     for query in range(frames):
         y = top + query * row
-        draw.text((margin - GAP, y + height * scale / 2), f"query {query}", INK, font, anchor="rm")
+        draw.text((margin - 2 * GAP, y + height * scale / 2), f"query {query}", INK, font, anchor="rm")
         for key in range(frames):
             picture = _sheet_picture(flow[query, key], largest, scale)
             sheet.paste(Image.fromarray(picture), (margin + key * column, y))
-    sheet.paste(legend, (0, top + frames * row))
+    sheet.paste(legend, (0, bottom))
     return np.asarray(sheet)
 
 
@@ -167,14 +169,16 @@ def _legend(largest: float, font: ImageFont.FreeTypeFont, free: bool) -> Image.I
         "white: still; darker: longer",
         *(["grey with stripes: free, no motion is given"] if free else []),
     ]
-    width = WHEEL + 3 * GAP + ceil(max(font.getlength(line) for line in lines))
-    legend = Image.new("RGB", (width + GAP, WHEEL + 2 * GAP), PAPER)
+    lines = [line.replace(" ", "  ") for line in lines]  # the font's own space is narrow
+    left = WHEEL + 2 * EDGE
+    width = left + ceil(max(font.getlength(line) for line in lines)) + EDGE
+    legend = Image.new("RGB", (width, WHEEL + 2 * EDGE), PAPER)
     reach = (np.arange(WHEEL) + 0.5) / WHEEL * 2 - 1
     wheel = np.stack(np.meshgrid(reach, reach), axis=-1)
     inside = Image.fromarray(np.hypot(wheel[..., 0], wheel[..., 1]) <= 1)
-    legend.paste(Image.fromarray(colour_wheel(wheel, 1.0)), (GAP, GAP), inside)
+    legend.paste(Image.fromarray(colour_wheel(wheel, 1.0)), (EDGE, EDGE), inside)
     draw = ImageDraw.Draw(legend)
     for index, line in enumerate(lines):
-        middle = GAP + WHEEL / 2 + (index - (len(lines) - 1) / 2) * 1.6 * LETTER
-        draw.text((WHEEL + 3 * GAP, middle), line, INK, font, anchor="lm")
+        middle = EDGE + WHEEL / 2 + (index - (len(lines) - 1) / 2) * LINE
+        draw.text((left, middle), line, INK, font, anchor="lm")
     return legend

@@ -11,12 +11,12 @@ from typing import Any
 from ditflow.errors import DitflowError
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.target_match import match_of_run
+from ditflow.report.sharing import FILES
 from ditflow.settings import Settings
 from ditflow.video import Clip
 
 logger = logging.getLogger(__name__)
 
-FILES = ("mask", "camera_from", "motion")  # settings that name files
 MOVED = {"flip", "reverse_motion", "motion_shift"}  # settings that move the clip's motion to other places
 
 

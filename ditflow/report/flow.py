@@ -16,9 +16,10 @@ from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.own_flow import OwnFlow, read_own_flow
 from ditflow.models.families import family_of
 from ditflow.pictures.clip_flow import latent_frames
-from ditflow.pictures.flow_pictures import colour_wheel, scale_of, wheel
+from ditflow.pictures.flow_pictures import colour_wheel, scale_of
 from ditflow.report.chosen import moves_target, target_line
 from ditflow.report.parts import filled, jpeg, png
+from ditflow.report.sharing import shared_text
 from ditflow.video import Clip
 
 logger = logging.getLogger(__name__)
@@ -28,25 +29,27 @@ PER_PATCH = 32  # vectors are whole numbers of this part of a patch: 1023 patche
 FREE = -(1 << 15)  # stands for NaN
 
 
-def flow_section(run: FinishedRun) -> tuple[str, dict[str, Any] | None]:
-    """The section and its script's data, or the reason and None if the flow cannot be read."""
+def flow_section(run: FinishedRun, index: int) -> tuple[str, dict[str, Any] | None]:
+    """The part about a run and its script's data, or the reason and None if the flow cannot be read.
+
+    index: of the run among those on the page.
+    """
     try:
         blocks = read_own_flow(run)
     except DitflowError as error:
         logger.warning("%s: no motion flow (%s)", run.folder, error)
-        return f"<p>Not available: {escape(str(error))}</p>", None
+        return f"<p>Not available: {escape(shared_text(str(error), run))}</p>", None
     frames, _, height, width, _ = next(iter(blocks.values())).reference.shape
     has_target = run.has_target
     largest = scale_of(np.stack([np.stack([flow.reference, flow.result]) for flow in blocks.values()]))
     section = filled(
         "flow.html",
+        index=str(index),
         asked=target_line(run.settings) if has_target else "",
         side="target" if has_target else "reference",
         largest=f"{largest:.3g}",
         blocks="".join(f"<option>{block}</option>" for block in blocks),
         last=str(frames - 1),
-        next=str(min(1, frames - 1)),
-        wheel=png(wheel()),
     )
     spans = family_of(run.settings.model).latent_spans(run.settings.frames)
     behind = {"reference": "result" if has_target and moves_target(run.settings) else "reference"}

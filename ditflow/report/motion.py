@@ -13,9 +13,10 @@ from ditflow.errors import DitflowError
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.motion_match import CONTROLS, Pair
 from ditflow.optical_flow.motion import SPAN
-from ditflow.pictures.flow_pictures import colour_wheel, heat, scale_of, wheel
+from ditflow.pictures.flow_pictures import colour_wheel, heat, scale_of
 from ditflow.report.chosen import comparison_line
 from ditflow.report.parts import filled, png
+from ditflow.report.sharing import shared_text
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +30,17 @@ NUMBERS = {  # titles of the numbers of an agreement
 }
 
 
-def motion_section(run: FinishedRun) -> tuple[str, dict[str, Any] | None]:
-    """The section and its script's data, or the reason and None if there is no motion to show."""
+def motion_section(run: FinishedRun, index: int) -> tuple[str, dict[str, Any] | None]:
+    """The part about a run and its script's data, or the reason and None if there is no motion to show.
+
+    index: of the run among those on the page.
+    """
     clip, result = (run.clip(name) for name in ("reference", "result"))
     try:
         pair = Pair.measure(clip.frames, result.frames)
     except DitflowError as error:
         logger.warning("%s: no optical flow (%s)", run.folder, error)
-        return f"<p>Not available: {escape(str(error))}</p>", None
+        return f"<p>Not available: {escape(shared_text(str(error), run))}</p>", None
     steps = min(len(pair.clip.forward), len(pair.result.forward))
     if not steps:
         return "<p>A single frame has no motion.</p>", None
@@ -46,12 +50,12 @@ def motion_section(run: FinishedRun) -> tuple[str, dict[str, Any] | None]:
     known = pair.clip.trust[:steps] * pair.result.trust[:steps]
     section = filled(
         "motion.html",
+        index=str(index),
         compared=comparison_line(run, clip, result),
         numbers=_table(pair.as_mapping()),
         largest=f"{largest:.3g}",
         span=str(min(SPAN, len(clip.frames) - 1)),
         last=str(steps - 1),
-        wheel=png(wheel()),
     )
     sheets = {
         "clip": png(colour_wheel(_row(fields[0]), largest)),

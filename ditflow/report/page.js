@@ -1,21 +1,26 @@
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const find = (id) => document.getElementById(id);
+const find = (...parts) => document.getElementById(parts.join("-"));
 
-// videos: all follow the first one
+// videos: all keep the time of the longest one, the leader; shorter ones begin again meanwhile
 
-const videos = [...document.querySelectorAll("video")];
-const leader = videos[0];
+const rows = [...document.querySelectorAll(".clip")].map((row, index) => {
+  const { frames, frameRate } = data.clips[index];
+  return { videos: [...row.querySelectorAll("video")], frames, frameRate, seconds: frames / frameRate };
+});
+const longest = rows.reduce((first, row) => (row.seconds > first.seconds ? row : first));
+const leader = longest.videos[0];
 const scrubber = find("frame");
 
 function frameNow() {
-  return Math.min(data.frames - 1, Math.floor(leader.currentTime * data.frameRate + 1e-3));
+  return Math.min(longest.frames - 1, Math.floor(leader.currentTime * longest.frameRate + 1e-3));
 }
 
 function show(frame) {
   // seek to the middle of the frame: at its start the frame before may still be shown
-  for (const video of videos) video.currentTime = Math.min((frame + 0.5) / data.frameRate, video.duration || 1e9);
+  const time = (frame + 0.5) / longest.frameRate;
+  for (const { videos, seconds } of rows) for (const video of videos) video.currentTime = time % seconds;
   updateScrubber(frame);
 }
 
@@ -26,20 +31,27 @@ function updateScrubber(frame) {
 
 function setPlaying(playing) {
   find("play").textContent = playing ? "Pause" : "Play";
-  for (const video of videos) playing ? video.play() : video.pause();
+  for (const { videos } of rows) for (const video of videos) playing ? start(video) : video.pause();
   if (playing) requestAnimationFrame(follow);
+}
+
+async function start(video) {
+  try {
+    await video.play();
+  } catch (error) {
+    if (error.name === "NotAllowedError") setPlaying(false); // this browser plays nothing by itself
+  }
 }
 
 function follow() {
   if (find("play").textContent !== "Pause") return;
-  if (leader.ended) {
-    show(0);
-    setPlaying(true);
-    return;
-  }
-  for (const video of videos.slice(1)) {
-    const late = leader.currentTime - video.currentTime;
-    if (Math.abs(late) > 1 / data.frameRate && !video.ended) video.currentTime = leader.currentTime;
+  for (const { videos, frameRate, seconds } of rows) {
+    const time = leader.currentTime % seconds;
+    for (const video of videos) {
+      const late = Math.abs(time - video.currentTime);
+      // one that has begun again is as near as one that is about to
+      if (Math.min(late, seconds - late) > 1 / frameRate) video.currentTime = time;
+    }
   }
   updateScrubber(frameNow());
   requestAnimationFrame(follow);
@@ -49,7 +61,7 @@ const toggle = () => setPlaying(find("play").textContent === "Play");
 
 function goTo(frame) {
   setPlaying(false);
-  show(Math.max(0, Math.min(data.frames - 1, frame)));
+  show(Math.max(0, Math.min(longest.frames - 1, frame)));
 }
 
 find("play").addEventListener("click", toggle);
@@ -61,6 +73,8 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   actions[event.key]();
 });
+
+setPlaying(!matchMedia("(prefers-reduced-motion: reduce)").matches);
 
 // motion flow
 
@@ -74,9 +88,8 @@ function picture(source) {
 }
 
 // displacements in patches; NaN where nothing is asked
-function vectors(text) {
+function vectors(text, { perPatch, free }) {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  const { perPatch, free } = data.flow;
   return Float32Array.from(new Int16Array(bytes.buffer), (part) => (part === free ? NaN : part / perPatch));
 }
 
@@ -134,44 +147,44 @@ function drawArrow(context, [x, y], [dx, dy]) {
   }
 }
 
-async function startFlow() {
+async function startFlow(flow, run) {
   const frames = {}, sheets = {}, found = {};
   for (const side of ["reference", "result"]) {
-    frames[side] = await Promise.all(data.flow.pictures[side].map(picture));
-    for (const [block, flow] of Object.entries(data.flow.blocks)) {
-      sheets[side + block] = await picture(flow[side].sheet);
-      found[side + block] = vectors(flow[side].vectors);
+    frames[side] = await Promise.all(flow.pictures[side].map(picture));
+    for (const [block, sides] of Object.entries(flow.blocks)) {
+      sheets[side + block] = await picture(sides[side].sheet);
+      found[side + block] = vectors(sides[side].vectors, flow);
     }
   }
   const draw = () => {
-    const query = Number(find("query").value), key = Number(find("key").value), block = find("block").value;
-    find("query-number").value = query;
-    find("key-number").value = key;
-    const distance = data.flow.blocks[block].distance;
-    find("distance").textContent = distance === null ? "unknown" : distance.toFixed(3);
+    const [query, key] = ["query", "key"].map((name) => Number(find(name, run).value));
+    const block = find("block", run).value, { distance } = flow.blocks[block];
+    find("query-number", run).value = query;
+    find("key-number", run).value = key;
+    find("distance", run).textContent = distance === null ? "unknown" : distance.toFixed(3);
     for (const side of ["reference", "result"]) {
-      drawPart(find("wheel-" + side), sheets[side + block], data.flow, query, key);
-      drawArrows(find("arrows-" + side), frames[side][query], found[side + block], data.flow, query, key);
+      drawPart(find("wheel", side, run), sheets[side + block], flow, query, key);
+      drawArrows(find("arrows", side, run), frames[side][query], found[side + block], flow, query, key);
     }
   };
-  for (const id of ["query", "key", "block"]) find(id).addEventListener("input", draw);
+  for (const id of ["query", "key", "block"]) find(id, run).addEventListener("input", draw);
   draw();
 }
 
-if (data.flow) startFlow();
+data.flow.forEach((flow, run) => flow && startFlow(flow, run));
 
 // optical flow
 
-async function startMotion() {
+async function startMotion(motion, run) {
   const sheets = {};
-  for (const [name, source] of Object.entries(data.motion.sheets)) sheets[name] = await picture(source);
+  for (const [name, source] of Object.entries(motion.sheets)) sheets[name] = await picture(source);
   const draw = () => {
-    const step = Number(find("motion-step").value);
-    find("motion-number").value = step;
-    for (const name of Object.keys(sheets)) drawPart(find("wheel-motion-" + name), sheets[name], data.motion, 0, step);
+    const step = Number(find("motion-step", run).value);
+    find("motion-number", run).value = step;
+    for (const name of Object.keys(sheets)) drawPart(find("wheel-motion", name, run), sheets[name], motion, 0, step);
   };
-  find("motion-step").addEventListener("input", draw);
+  find("motion-step", run).addEventListener("input", draw);
   draw();
 }
 
-if (data.motion) startMotion();
+data.motion.forEach((motion, run) => motion && startMotion(motion, run));

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
-from ditflow import video
 from ditflow.errors import DitflowError
 from ditflow.evaluation.finished import FinishedRun
-from ditflow.files import json_text, regular_file, whole_or_absent
-from ditflow.limits import VIDEO_BYTES
+from ditflow.files import json_text, whole_or_absent
 from ditflow.pictures.charts import loss_chart, phase_table
+from ditflow.pictures.flow_pictures import wheel
 from ditflow.report.flow import flow_section
 from ditflow.report.motion import motion_section
-from ditflow.report.parts import data_url, file, filled
+from ditflow.report.parts import file, filled, png
+from ditflow.report.sharing import given_files, shared_yaml
+from ditflow.report.videos import video_rows
 
-SMALL_VIDEO = 320  # pixels: narrower videos are shown unsmoothed
+logger = logging.getLogger(__name__)
+
+Runs = Mapping[str, FinishedRun]  # by a name of their own
+Section = Callable[[FinishedRun, int], tuple[str, dict[str, Any] | None]]
 
 
 def write_report(folders: Sequence[Path], output: Path) -> None:
-    """Write a page about the first run, with the videos, losses and times of the others beside its own.
+    """Write a page with the videos, motion, losses and times of runs. Folders of anything else are skipped.
 
-    Raises DitflowError if a folder is not a finished run or the page cannot be written.
+    Raises DitflowError if no folder is a finished transfer or the page cannot be written.
     """
-    runs = [FinishedRun.open(folder) for folder in folders]
-    page = _page(runs)
+    page = _page(_transfers(folders))
     try:
         with whole_or_absent(output) as unfinished:
             unfinished.write_text(page, encoding="utf-8")
@@ -35,65 +39,74 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
         raise DitflowError(f"{output} cannot be written ({error.strerror}): give another --output") from None
 
 
-def _page(runs: Sequence[FinishedRun]) -> str:
-    first = runs[0]
-    flow, flow_data = flow_section(first)
-    motion, motion_data = motion_section(first)
-    clip = first.clip("result")
-    data = {"frames": len(clip.frames), "frameRate": float(clip.frame_rate), "flow": flow_data}
-    data["motion"] = motion_data
+def _transfers(folders: Sequence[Path]) -> dict[str, FinishedRun]:
+    """The runs by their folders' names, each with a number if it is taken."""
+    runs: dict[str, FinishedRun] = {}
+    skipped = []
+    for folder in folders:
+        try:
+            run = FinishedRun.open(folder)
+        except DitflowError as error:
+            skipped.append(error)
+            continue
+        name, count = folder.resolve().name, 1
+        while (shown := f"{name}-{count}" if count > 1 else name) in runs:
+            count += 1
+        runs[shown] = run
+    if not runs:
+        if len(skipped) == 1:
+            raise skipped[0]
+        raise DitflowError(f"none of the {len(skipped)} folders is a finished transfer: {skipped[0]}")
+    for error in skipped:
+        logger.warning("skipped: %s", error)
+    return runs
+
+
+def _page(runs: Runs) -> str:
+    prompts = list(dict.fromkeys(run.settings.prompt for run in runs.values()))
+    title = prompts[0] if len(prompts) == 1 else f"{len(runs)} runs, {len(prompts)} prompts"
+    videos, clips = video_rows(runs)
+    motion, motion_data = _of_each(runs, motion_section)
+    flow, flow_data = _of_each(runs, flow_section)
+    data = json_text({"clips": clips, "motion": motion_data, "flow": flow_data}, indent=None)
     return filled(
         "page.html",
-        title=escape(f"ditflow: {first.settings.prompt}"),
-        prompt=escape(first.settings.prompt),
-        summary=escape(f"{first.folder.name}: model {first.settings.model}, {first.record['device']}"),
+        title=escape(f"ditflow: {title}"),
+        heading=escape(title),
         style=file("page.css"),
         script=file("page.js"),
-        last_frame=str(len(clip.frames) - 1),
-        videos=_videos(runs),
+        last_frame=str(max(clips, key=lambda clip: clip["frames"] / clip["frameRate"])["frames"] - 1),
+        videos=videos,
+        wheel=png(wheel()),
         motion=motion,
         flow=flow,
-        losses=loss_chart({run.folder.name: run.record.get("losses", []) for run in runs}),
-        phases=phase_table({run.folder.name: run.record["phases"] for run in runs}),
-        settings="\n".join(_settings(run) for run in runs),
-        data=json_text(data, indent=None).replace(
-            "<", "\\u003c"
-        ),  # so that no text in it closes the script element
+        losses=loss_chart({name: run.record.get("losses", []) for name, run in runs.items()}),
+        phases=phase_table({name: run.record["phases"] for name, run in runs.items()}),
+        settings="\n".join(_settings(name, run) for name, run in runs.items()),
+        data=data.replace("<", "\\u003c"),  # so that no text in it closes the script element
     )
 
 
-def _videos(runs: Sequence[FinishedRun]) -> str:
-    source = "reference" if runs[0].settings.has_clip else "preview of what was drawn"
-    shown = [(source, runs[0], "reference"), *((run.folder.name, run, "result") for run in runs)]
-    return "\n".join(
-        f'<figure class="{"small" if run.settings.size[0] < SMALL_VIDEO else "large"}">'
-        f'<video muted playsinline preload="auto" src="{_mp4(run, name)}"></video>'
-        f"<figcaption>{escape(title)}</figcaption></figure>"
-        for title, run, name in shown
-    )
+def _of_each(runs: Runs, section: Section) -> tuple[str, list[dict[str, Any] | None]]:
+    """A section's part about each run, below its name, and their data."""
+    parts, data = [], []
+    for index, (name, run) in enumerate(runs.items()):
+        text, found = section(run, index)
+        heading = f"<h3>{escape(name)}: {escape(run.settings.prompt)}</h3>" if len(runs) > 1 else ""
+        parts.append(f'<div class="run">{heading}\n{text}</div>')
+        data.append(found)
+    return "\n".join(parts), data
 
 
-def _mp4(run: FinishedRun, name: str) -> str:
-    """A run's video as a data URL; a GIF or a folder of frames is converted to MP4."""
-    path = run.video(name)
-    if path.suffix == ".mp4":
-        if (size := regular_file(path).stat().st_size) > VIDEO_BYTES:
-            raise DitflowError(
-                f"{path} has {size} bytes, at most {VIDEO_BYTES} fit on a page: leave out the run"
-            )
-        return data_url("video/mp4", path.read_bytes())
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "made.mp4"
-        video.write_clip(run.clip(name), made)
-        return data_url("video/mp4", made.read_bytes())
-
-
-def _settings(run: FinishedRun) -> str:
-    replay = f"ditflow transfer --config {shlex.quote(str(run.folder.resolve() / 'settings.yaml'))}"
-    versions = ", ".join(f"{name} {version}" for name, version in run.record["versions"].items())
+def _settings(name: str, run: FinishedRun) -> str:
+    config = f"{name}.yaml"
+    replay = f"ditflow transfer --config {shlex.quote(config)}"
+    versions = ", ".join(f"{package} {version}" for package, version in run.record["versions"].items())
+    beside = " and ".join(f"<code>{escape(each)}</code>" for each in given_files(run.settings))
     return (
-        f"<p>{escape(run.folder.name)}, made with {escape(versions)}. To repeat it:</p>"
+        f"<p>{escape(name)}, made with {escape(versions)}. To repeat it, save its settings as "
+        f"<code>{escape(config)}</code> beside {beside}, and run there:</p>"
         f"<pre><code>{escape(replay)}</code></pre>"
-        f"<details><summary>All settings of {escape(run.folder.name)}</summary>"
-        f"<pre>{escape(run.settings.to_yaml())}</pre></details>"
+        f"<details><summary>All settings of {escape(name)}</summary>"
+        f"<pre>{escape(shared_yaml(run.settings))}</pre></details>"
     )

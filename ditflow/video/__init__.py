@@ -2,6 +2,6 @@
 
 from ditflow.video.clip import Clip, side_by_side
 from ditflow.video.reading import read_clip
-from ditflow.video.writing import read_metadata, write_clip
+from ditflow.video.writing import read_metadata, without_metadata, write_clip
 
-__all__ = ["Clip", "read_clip", "read_metadata", "side_by_side", "write_clip"]
+__all__ = ["Clip", "read_clip", "read_metadata", "side_by_side", "without_metadata", "write_clip"]

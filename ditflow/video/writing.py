@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 
 import av
@@ -55,6 +56,25 @@ def read_metadata(path: Path) -> str | None:
         comment = container.metadata.get("comment")
     # bytes that are not UTF-8 were read as surrogates, which cannot be printed
     return comment and comment.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def without_metadata(path: Path) -> bytes:
+    """An MP4 with the frames of another as they are, and nothing else of it.
+
+    Raises DitflowError if the file is not a video that can be copied.
+    """
+    copy = BytesIO()
+    try:
+        with open_video(path) as (container, stream), av.open(copy, "w", format="mp4") as written:
+            copied = written.add_stream_from_template(stream)
+            copied.metadata.clear()
+            for packet in container.demux(stream):
+                if packet.size:
+                    packet.stream = copied
+                    written.mux(packet)
+    except av.FFmpegError as error:
+        raise DitflowError(f"{path} cannot be copied ({error.strerror}): make the run again") from error
+    return copy.getvalue()
 
 
 def _write_mp4(clip: Clip, path: Path, metadata: str | None) -> None:

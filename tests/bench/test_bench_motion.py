@@ -69,8 +69,8 @@ def test_the_command(style, monkeypatch, capsys):
     assert (settings.size, settings.steps, settings.dtype) == ((96, 64), 30, "bfloat16")
     assert found["set"] == ["dtype=bfloat16", "steps=30"] and found["date"] and found["commit"]
     flow, backbone = found["modes"]
-    assert flow["mode"] == "flow" and flow["motion_fidelity"]["mean"] == 2.5
-    assert flow["motion_fidelity"]["half_width"] == pytest.approx(12.706)
+    assert flow["mode"] == "flow" and flow["path_fidelity"]["mean"] == 2.5
+    assert flow["path_fidelity"]["half_width"] == pytest.approx(12.706)
     assert backbone["seconds_guided"] == {"mean": 1.0, "half_width": 0.0, "count": 2}
 
 

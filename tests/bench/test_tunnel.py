@@ -17,7 +17,7 @@ from bench.tunnel.runs import Session
 from bench.tunnel.stages import CONTROL, EXACT, STAGES
 from ditflow.small.vocabulary import COLOURS
 
-MEASURES = {"motion_fidelity", "path_error", "reach", "prompt_match", "latents"}
+MEASURES = {"path_fidelity", "path_error", "reach", "prompt_match", "latents"}
 DIRECTED = {  # the first one says whether results do what the settings ask for
     "directed-drawn": ["path_fidelity", "path_error", "reach", "growth_error", "prompt_match"],
     "directed-scale": ["path_fidelity", "reach", "prompt_match"],
@@ -118,7 +118,7 @@ def drawn(tiny, monkeypatch):
 def test_planted_harm_is_worse_and_nothing_is_the_same(drawn):
     (table,) = tunnel.run("guided", list(map(read_mode, ("no-op", "rows=all", "reference=soft"))), 2, 5)
     found = rows(table)
-    assert found[EXACT]["numbers"]["motion_fidelity"]["mean"] > 0.99
+    assert found[EXACT]["numbers"]["path_fidelity"]["mean"] > 0.99
     assert found[EXACT]["numbers"]["path_error"]["mean"] < 0.01
     assert {mode: row.get("verdict") for mode, row in found.items()} == {
         EXACT: None,
@@ -132,7 +132,7 @@ def test_planted_harm_is_worse_and_nothing_is_the_same(drawn):
 
 
 def numbers(fidelity, error=0.1):
-    return {"motion_fidelity": fidelity, "path_error": error, "reach": 0.8, "prompt_match": 1.0}
+    return {"path_fidelity": fidelity, "path_error": error, "reach": 0.8, "prompt_match": 1.0}
 
 
 def test_differences_are_paired():
@@ -149,12 +149,12 @@ def test_differences_are_paired():
     lost, kept = rows(table)["lost"], rows(table)["kept"]
     assert lost["verdict"] == "worse" and kept["verdict"] == "same"
     assert lost["changes"] == {"rows": "all"}
-    assert lost["numbers"]["motion_fidelity"]["mean"] == pytest.approx(-0.1)
-    assert lost["numbers"]["motion_fidelity"]["half_width"] < 0.01
+    assert lost["numbers"]["path_fidelity"]["mean"] == pytest.approx(-0.1)
+    assert lost["numbers"]["path_fidelity"]["half_width"] < 0.01
     assert lost["numbers"]["latents"]["mean"] == 0.3
     assert lost["worst"] == pytest.approx(-0.101)
     text = tunnel_tables([table])
-    assert "| guided (4 pairs) | motion fidelity | path error |" in text
+    assert "| guided (4 pairs) | path fidelity | path error |" in text
     assert (
         "| lost | -0.100 ± 0.002 | +0.000 ± 0.000 |" in text and "| 0.300 ± 0.000 | -0.101 | worse |" in text
     )
@@ -221,7 +221,7 @@ def test_the_page_says_where_same_means_little():
     document = {"date": "then", "commit": "abc", "torch": "2", "seed": 1, "tables": [table]}
     assert rows(table)["backbone"]["verdict"] == "same" and "**Here a run" in tunnel_page([document])
     for pair in found:
-        pair["backbone"]["motion_fidelity"] -= 0.5
+        pair["backbone"]["path_fidelity"] -= 0.5
     document["tables"] = [table | tunnel.summary(found, {})]
     assert "**Here a run" not in tunnel_page([document])
 
@@ -233,7 +233,8 @@ def test_the_page_says_what_is_not_known_to_work(lost, said):
         {EXACT: {"ground_reach": 0.5, "reach": 0.1}, "backbone": {"ground_reach": 0.5 - each, "reach": 0.9}}
         for each in lost
     ]
-    table = {"stage": "directed-camera", "variant": "small", "about": "it"} | tunnel.summary(found, {})
+    table = {"stage": "directed-camera", "variant": "small", "about": "it"}
+    table |= tunnel.summary(found, {}, judged=False)
     text = tunnel_page([{"date": "then", "commit": "abc", "torch": "2", "seed": 1, "tables": [table]}])
     assert ("not known to have less ground reach" in text) == said
     assert "| exact | 0.500 ± 0.000 | 0.100 ± 0.000 |" in text
@@ -254,7 +255,7 @@ def test_the_small_models_page_quotes_the_tables():
     tables = [
         table for each in committed() for table in each["tables"] if table["stage"] in ("unguided", "rates")
     ]
-    found = [rows(each)[EXACT]["numbers"]["motion_fidelity"] for each in tables if each["variant"] in quoted]
+    found = [rows(each)[EXACT]["numbers"]["path_fidelity"] for each in tables if each["variant"] in quoted]
     assert len(found) == 3
     for each in found:
         assert f"{each['mean']:.2f} ± {each['half_width']:.2f}" in text

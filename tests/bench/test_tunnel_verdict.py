@@ -7,17 +7,17 @@ import pytest
 from bench.tunnel.verdict import MARGINS, verdict
 from ditflow.evaluation.intervals import Interval, interval
 
-FIDELITY, ERROR = MARGINS["motion_fidelity"], MARGINS["path_error"]
+FIDELITY, ERROR = MARGINS["path_fidelity"], MARGINS["path_error"]
 
 
 def judged(fidelity, error):
     """The verdict of intervals (least, most) of both measures."""
-    found = {"motion_fidelity": fidelity, "path_error": error}
+    found = {"path_fidelity": fidelity, "path_error": error}
     return verdict({name: Interval((a + b) / 2, (b - a) / 2, 6) for name, (a, b) in found.items()})
 
 
 def of_pairs(fidelity, error):
-    return verdict({"motion_fidelity": interval(fidelity), "path_error": interval(error)})
+    return verdict({"path_fidelity": interval(fidelity), "path_error": interval(error)})
 
 
 @pytest.mark.parametrize(

@@ -1,28 +1,33 @@
 """The page of `ditflow report` in a real browser: `make test-browser`. Fails without a browser."""
 
 import os
+import re
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from webdriver import Browser
 
 from ditflow.cli.main import main
 from ditflow.small.clips import main as write_clip
 
-SPACE, RIGHT, TAB = " ", "\ue014", "\ue004"
+SPACE, LEFT, RIGHT, TAB = " ", "\ue012", "\ue014", "\ue004"
 VIDEOS = "[...document.querySelectorAll('video')]"
+EDGED = "[...document.querySelectorAll('video, canvas, .wheel')]"
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """Two short runs of the small model, as a page."""
+    """Three short runs of the small model with two clips, as a page."""
     folder = tmp_path_factory.mktemp("page")
-    write_clip([str(folder / "clip.mp4"), "--seed", "5"])
     runs = []
-    for mode in ("flow", "moft"):
+    for mode, seed in (("flow", "5"), ("moft", "5"), ("smm", "6")):
+        clip = folder / f"clip{seed}.mp4"
+        if not clip.exists():
+            write_clip([str(clip), "--seed", seed])
         runs.append(str(folder / mode))
-        words = ["transfer", "--model", "small", "--video", str(folder / "clip.mp4"), "--steps", "4"]
+        words = ["transfer", "--model", "small", "--video", str(clip), "--steps", "4"]
         words += ["--prompt", "a red circle on </script> & a blue background", "--loss", mode]
         assert main([*words, "--output", runs[-1], "--quiet"]) == 0
     assert main(["report", *runs, "--output", str(folder / "page.html")]) == 0
@@ -43,12 +48,19 @@ def drawn_page(tmp_path_factory):
 
 
 @pytest.fixture
-def browser(page):
+def playing(page):
     with Browser() as browser:
         browser.open(page)
         until(browser, f"return {VIDEOS}.every(v => v.readyState >= 3)")
-        until(browser, "return document.getElementById('distance').textContent !== ''")
+        until(browser, "return document.getElementById('distance-2').textContent !== ''")
         yield browser
+
+
+@pytest.fixture
+def browser(playing):
+    """Paused at the first frame."""
+    playing.run("goTo(0)")
+    return playing
 
 
 def until(browser, question, seconds=20):
@@ -59,9 +71,17 @@ def until(browser, question, seconds=20):
     return found
 
 
-def canvases(browser, names="#wheel-reference, #wheel-result, canvas[id^=arrows]"):
+def canvases(browser, names="#wheel-reference-0, #wheel-result-0, canvas[id^=arrows][id$='-0']"):
     """The content of canvases; by default those of motion flow."""
-    return browser.run(f"return [...document.querySelectorAll('{names}')].map(c => c.toDataURL())")
+    return browser.run(f'return [...document.querySelectorAll("{names}")].map(c => c.toDataURL())')
+
+
+def contrast(first, second):
+    """The contrast of two colours (R, G, B), as WCAG defines it."""
+    parts = (np.array((first, second)) / 255).clip(1e-9)
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    dark, light = sorted(linear @ (0.2126, 0.7152, 0.0722))
+    return (light + 0.05) / (dark + 0.05)
 
 
 def test_nothing_goes_wrong(browser):
@@ -72,11 +92,36 @@ def test_nothing_goes_wrong(browser):
     asked = browser.run("return performance.getEntriesByType('resource').map(e => e.name)")
     assert all(name.startswith("data:") for name in asked)  # nothing from a network
     assert "ditflow transfer --config" in browser.run("return document.querySelector('pre').textContent")
-    assert browser.run("return document.querySelectorAll('polyline').length") == 2
+    assert browser.run("return document.querySelectorAll('polyline').length") == 3
+
+
+def test_videos_start_muted_and_loop(playing):
+    assert playing.run("return document.getElementById('play').textContent") == "Pause"
+    assert playing.run(f"return {VIDEOS}.every(v => v.muted && v.loop && v.playsInline && !v.paused)")
+    until(playing, f"return {VIDEOS}.every(v => v.currentTime > 0.2)")
+
+
+def test_nothing_moves_by_itself_where_less_motion_is_wanted(page):
+    with Browser(less_motion=True) as browser:
+        browser.open(page)
+        until(browser, f"return {VIDEOS}.every(v => v.readyState >= 3)")
+        time.sleep(0.5)
+        assert browser.run(f"return {VIDEOS}.every(v => v.paused && v.currentTime === 0)")
+        assert browser.run("return document.getElementById('play').textContent") == "Play"
+        browser.click("#play")
+        until(browser, f"return {VIDEOS}.every(v => v.currentTime > 0.2)")
+
+
+def test_flow_is_first_that_from_the_first_frame_to_the_last(browser):
+    last = browser.run("return data.flow.map(flow => String(flow.frames - 1))")
+    for name, expected in (("query", ["0"] * 3), ("key", last), ("key-number", last)):
+        assert browser.run(f"return [0, 1, 2].map(run => find('{name}', run).value)") == expected
+    assert len(set(canvases(browser, "canvas[id^=wheel-result]"))) == 3  # every run's own
 
 
 def test_videos_advance_in_step(browser):
-    assert browser.run(f"return {VIDEOS}.length") == 3
+    rows = "[...document.querySelectorAll('.clip')].map(row => row.querySelectorAll('video').length)"
+    assert browser.run(f"return {rows}") == [3, 2]  # each clip beside its results
     browser.click("#play")
     until(browser, f"return {VIDEOS}.every(v => v.currentTime > 0.5)")
     times = browser.run(f"return {VIDEOS}.map(v => v.currentTime)")
@@ -105,19 +150,20 @@ def test_keyboard(browser):
     until(browser, f"return {VIDEOS}.every(v => !v.paused)")
     browser.press(SPACE)
     reached = []
-    for _ in range(7):
+    for _ in range(9):
         browser.press(TAB)
         reached.append(browser.run("return document.activeElement.id"))
-    assert reached == ["play", "frame", "motion-step", "block", "query", "key", ""]
+    steps, first = [f"motion-step-{run}" for run in range(3)], ["block-0", "query-0", "key-0", "block-1"]
+    assert reached == ["play", "frame", *steps, *first]
 
 
 def test_sliders_change_the_pictures(browser):
-    browser.run("document.getElementById('key').focus()")
+    browser.run("document.getElementById('key-0').focus()")
     seen = [canvases(browser)]
-    browser.press(RIGHT)
-    assert browser.run("return document.getElementById('key-number').value") == "2"
+    browser.press(LEFT)
+    assert browser.run("return document.getElementById('key-number-0').value") == "4"
     seen.append(canvases(browser))
-    browser.run("document.getElementById('query').focus()")
+    browser.run("document.getElementById('query-0').focus()")
     browser.press(RIGHT)
     seen.append(canvases(browser))
     for first, second in ((0, 1), (1, 2), (0, 2)):
@@ -126,27 +172,27 @@ def test_sliders_change_the_pictures(browser):
 
 
 def test_optical_flow_changes_with_its_step(browser):
-    flow = "canvas[id^=wheel-motion]"
-    browser.run("document.getElementById('motion-step').focus()")
+    flow = "canvas[id^=wheel-motion][id$='-0']"
+    browser.run("document.getElementById('motion-step-0').focus()")
     before = canvases(browser, flow)
     for _ in range(8):
         browser.press(RIGHT)
-    assert browser.run("return document.getElementById('motion-number').value") == "8"
+    assert browser.run("return document.getElementById('motion-number-0').value") == "8"
     after = canvases(browser, flow)
     assert len(before) == 3 and all(a != b for a, b in zip(before, after, strict=True))
 
 
 def test_colours_are_those_of_the_chosen_pair(browser, page):
     """Each pair's picture is cut out of the sheet at its own place."""
-    script = """const image = new Image(), {width, height, frames, blocks} = data.flow;
+    script = """const image = new Image(), {width, height, frames, blocks} = data.flow[0];
         image.src = Object.values(blocks)[0].reference.sheet;
         await image.decode();
-        const own = document.getElementById('wheel-reference');
+        const own = document.getElementById('wheel-reference-0');
         const cut = new OffscreenCanvas(width, height);
         cut.getContext('2d').drawImage(image, -5 * width, -3 * height);
-        document.getElementById('query').value = 3;
-        document.getElementById('key').value = 5;
-        document.getElementById('key').dispatchEvent(new Event('input'));
+        document.getElementById('query-0').value = 3;
+        document.getElementById('key-0').value = 5;
+        document.getElementById('key-0').dispatchEvent(new Event('input'));
         const pixels = (canvas) => [...canvas.getContext('2d').getImageData(0, 0, width, height).data];
         return [image.width === frames * width, pixels(own).join() === pixels(cut).join()]"""
     assert browser.run(f"return (async () => {{ {script} }})()") == [True, True]
@@ -154,24 +200,24 @@ def test_colours_are_those_of_the_chosen_pair(browser, page):
 
 def test_free_cells_are_grey(drawn_page):
     """Among colours, and under arrows as a veil. Within a frame, nothing is asked of any cell."""
-    script = """const {width, height, frames, blocks, pictures} = data.flow;
-        const target = vectors(Object.values(blocks)[0].reference.vectors);
+    script = """const {width, height, frames, blocks, pictures} = data.flow[0];
+        const target = vectors(Object.values(blocks)[0].reference.vectors, data.flow[0]);
         const pixels = (canvas) => {
           const {width, height} = canvas;
           return [...canvas.getContext('2d').getImageData(0, 0, width, height).data];
         };
         const show = (query, key) => {
-          document.getElementById('query').value = query;
-          document.getElementById('key').value = key;
-          document.getElementById('key').dispatchEvent(new Event('input'));
+          document.getElementById('query-0').value = query;
+          document.getElementById('key-0').value = key;
+          document.getElementById('key-0').dispatchEvent(new Event('input'));
         };
         show(1, 4);
         const first = (frames + 4) * height * width, cells = [...Array(height * width).keys()];
         const free = cells.map((cell) => Number.isNaN(target[2 * (first + cell)]));
-        const colours = pixels(document.getElementById('wheel-reference'));
+        const colours = pixels(document.getElementById('wheel-reference-0'));
         const grey = cells.map((cell) => colours.slice(4 * cell, 4 * cell + 3).every((part) => part === 150));
         show(1, 1);
-        const veiled = document.getElementById('arrows-reference');
+        const veiled = document.getElementById('arrows-reference-0');
         const plain = new OffscreenCanvas(veiled.width, veiled.height), context = plain.getContext('2d');
         context.imageSmoothingEnabled = false;
         context.drawImage(await picture(pictures.reference[1]), 0, 0, plain.width, plain.height);
@@ -180,7 +226,7 @@ def test_free_cells_are_grey(drawn_page):
         return [free, grey, found.map(miss).reduce((a, b) => Math.max(a, b))]"""
     with Browser() as browser:
         browser.open(drawn_page)
-        until(browser, "return document.getElementById('distance').textContent !== ''")
+        until(browser, "return document.getElementById('distance-0').textContent !== ''")
         free, grey, miss = browser.run(f"return (async () => {{ {script} }})()")
         assert free == grey and 0.5 < sum(free) / len(free) < 1
         assert miss < 3
@@ -193,12 +239,15 @@ def test_narrow_and_dark(page, width, dark, tmp_path):
     with Browser(width, 1400, dark) as browser:
         browser.open(page)
         until(browser, f"return {VIDEOS}.every(v => v.readyState >= 3)")
-        until(browser, "return document.getElementById('distance').textContent !== ''")
+        until(browser, "return document.getElementById('distance-0').textContent !== ''")
         assert browser.run("return document.documentElement.scrollWidth") <= width
         brightness = browser.run(
             "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
         )
         assert (max(brightness) < 64) == dark and (min(brightness) > 191) != dark
+        found = browser.run(f"return {EDGED}.map(each => getComputedStyle(each).borderTopColor)")
+        edges = {tuple(map(int, re.findall(r"\d+", each))) for each in found}
+        assert edges and all(contrast(edge, brightness) >= 3 for edge in edges)  # WCAG 1.4.11
         folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
         browser.screenshot(folder / f"page-{width}-{'dark' if dark else 'light'}.png")
         assert browser.complaints() == []

@@ -16,7 +16,7 @@ ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's name for an el
 class Browser:
     """One browser window; a context manager that closes the browser at its end."""
 
-    def __init__(self, width: int = 1200, height: int = 1400, dark: bool = False):
+    def __init__(self, width: int = 1200, height: int = 1400, dark: bool = False, less_motion: bool = False):
         driver = shutil.which("chromedriver")
         assert driver, "chromedriver is missing: apt-get install chromium chromium-driver"
         with socket.socket() as free:
@@ -31,7 +31,11 @@ class Browser:
         wanted = {"goog:chromeOptions": {"args": arguments}, "goog:loggingPrefs": {"browser": "ALL"}}
         session = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         self.root += f"/session/{session['sessionId']}"
-        dressing = {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]}
+        wishes = {
+            "prefers-color-scheme": "dark" if dark else "light",
+            "prefers-reduced-motion": "reduce" if less_motion else "no-preference",
+        }
+        dressing = {"features": [{"name": name, "value": value} for name, value in wishes.items()]}
         self._ask("POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": dressing})
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._ask(

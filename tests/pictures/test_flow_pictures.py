@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from ditflow.pictures.clip_flow import draw_flow
-from ditflow.pictures.flow_pictures import arrows, colour_wheel, flow_sheet, scale_of
+from ditflow.pictures.flow_pictures import EDGE, PAPER, WHEEL, arrows, colour_wheel, flow_sheet, scale_of
 from ditflow.video import Clip
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
+LEGEND = WHEEL + 2 * EDGE  # pixels: its height
 
 
 def uniform(x: float, y: float, height: int = 4, width: int = 6) -> np.ndarray:
@@ -92,7 +93,7 @@ def test_one_scale_for_the_sheet_is_written_on_it():
     assert (sheet == colour_wheel(uniform(0.25, 0), 1.0)[0, 0]).all(axis=-1).any()
     assert (sheet == colour_wheel(uniform(10, 0), 1.0)[0, 0]).all(axis=-1).any()
 
-    below = sheet.shape[0] - 96
+    below = sheet.shape[0] - LEGEND
     doubled = flow_sheet(flow * 2, scale=8)
     assert np.array_equal(doubled[:below], sheet[:below])  # the pictures are the same
     changed = np.argwhere((doubled[below:] != sheet[below:]).any(axis=-1))
@@ -188,7 +189,7 @@ def test_free_flow_is_grey_and_does_not_set_the_scale():
 def test_free_flow_has_stripes_in_a_sheet():
     free, flow = partly_free()
     given, sheet = flow_sheet(flow, scale=8), flow_sheet(free, scale=8)
-    height = given.shape[0] - 108  # of all but the legend
+    height = given.shape[0] - LEGEND
     changed = (sheet[:height] != given[:height, : sheet.shape[1]]).any(axis=-1)
     assert changed.sum() == 4 * (4 * 8) * (3 * 8)
     greys = np.unique(sheet[:height][changed], axis=0)
@@ -200,9 +201,28 @@ def test_the_legend_speaks_of_free_flow_only_if_there_is_any():
     free, flow = partly_free()
     given, sheet = flow_sheet(flow, scale=8), flow_sheet(free, scale=8)
     assert sheet.shape == given.shape
-    legends = [ink(each[-108:]).any(axis=1) for each in (given, sheet)]
+    legends = [ink(each[-LEGEND:]).any(axis=1) for each in (given, sheet)]
     lines = [np.count_nonzero(np.diff(rows.astype(int)) == 1) for rows in legends]
     assert lines == [3, 4]
+
+
+@pytest.mark.parametrize("frames", [1, 6], ids=["narrower than its legend", "wider"])
+def test_nothing_in_a_sheet_touches(frames):
+    """Around the sheet, its wheel and its lines of text there is room."""
+    sheet = flow_sheet(np.full((frames, frames, 4, 6, 2), np.nan, np.float32), scale=16)
+    drawn = (sheet != PAPER).any(axis=-1)
+    rows, columns = np.flatnonzero(drawn.any(axis=1)), np.flatnonzero(drawn.any(axis=0))
+    assert min(rows[0], columns[0]) >= EDGE - 2 and rows[-1] < sheet.shape[0] - EDGE
+    assert columns[-1] < sheet.shape[1] - EDGE + 2
+    legend = drawn[-LEGEND:]
+    assert not legend[:EDGE].any()  # below the pictures
+    assert not legend[:, EDGE + WHEEL : EDGE + WHEEL + EDGE - 1].any()  # between wheel and text
+    text = legend[:, WHEEL + 2 * EDGE :].any(axis=1)
+    starts, ends = (np.flatnonzero(np.diff(text.astype(int)) == step) for step in (1, -1))
+    assert len(starts) == 4 and (starts[1:] - ends[:-1]).min() >= 6
+    rows = slice(starts[0] + 1, ends[0] + 1)  # the first line: ten words
+    gaps = np.diff(np.flatnonzero(legend[rows, WHEEL + 2 * EDGE :].any(axis=0))) - 1
+    assert (gaps >= 4).sum() == 9
 
 
 @pytest.mark.filterwarnings("error")

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +23,7 @@ class Finished(SimpleNamespace):
 
 def run(result):
     clip, settings = made_clip(0, frames=9).frames, Settings(video="clip.mp4", model="small")
-    return Finished(folder="run", reference=clip, result=result, settings=settings, has_target=False)
+    return Finished(folder=Path("run"), reference=clip, result=result, settings=settings, has_target=False)
 
 
 def numbers(section):
@@ -31,18 +32,18 @@ def numbers(section):
 
 def test_numbers_and_controls_are_shown():
     frames = made_clip(0, frames=9).frames
-    section, data = motion_section(run(frames[::-1]))
+    section, data = motion_section(run(frames[::-1]), 0)
     found = numbers(section)
     assert float(found["motion"]) < 0.3 and float(found["against the clip reversed"]) > 0.9
     assert (data["height"], data["width"]) == (8, 12)
-    same, _ = motion_section(run(frames))
+    same, _ = motion_section(run(frames), 0)
     assert numbers(same)["motion"] == numbers(same)["reach"] == "1.00"
 
 
 def test_still_and_short_results():
-    still, _ = motion_section(run(np.repeat(made_clip(0, frames=1).frames, 9, axis=0)))
+    still, _ = motion_section(run(np.repeat(made_clip(0, frames=1).frames, 9, axis=0)), 0)
     assert "Nothing moves in the result." in still and numbers(still)["camera"] == "-"
-    assert motion_section(run(made_clip(0, frames=1).frames)) == (
+    assert motion_section(run(made_clip(0, frames=1).frames), 0) == (
         "<p>A single frame has no motion.</p>",
         None,
     )
@@ -50,7 +51,7 @@ def test_still_and_short_results():
 
 def test_without_opencv_the_page_says_why(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    section, data = motion_section(run(made_clip(0, frames=9).frames))
+    section, data = motion_section(run(made_clip(0, frames=9).frames), 0)
     assert data is None and section.startswith("<p>Not available: optical flow needs OpenCV")
     assert "no optical flow" in caplog.text
 

@@ -19,12 +19,12 @@ def found(tmp_path_factory):
 
 
 def test_motion_follows_the_clip(found):
-    assert found["flow"].motion_fidelity > 0.8
+    assert found["flow"].path_fidelity > 0.8
     assert found["flow"].trajectory_correlation > 0.9
 
 
 def test_it_would_not_without_guidance(found):
-    assert found["backbone"].motion_fidelity < 0.25
+    assert found["backbone"].path_fidelity < 0.25
 
 
 def test_colours_are_the_prompts(found):
