@@ -69,7 +69,7 @@ tunnel: setup
 
 # the README's picture
 picture: setup
-	$(BIN)/python -m ditflow.report.showcase docs/guided.gif
+	$(BIN)/python -m ditflow.pages.showcase docs/guided.gif
 
 MEASURED := .benchmarks/ratios.json
 

@@ -91,7 +91,7 @@ setup(
     package_dir=PACKAGES | SUBPACKAGES,
     package_data={
         "ditflow.configs": ["**/*.yaml"],
-        "ditflow.report": ["*.html", "*.css", "*.js"],
+        "ditflow.pages": ["*.html", "*.css", "*.js"],
         "ditflow.small": ["models/**/*"],
     },
     entry_points={"console_scripts": ["ditflow = ditflow.cli.main:main"]},

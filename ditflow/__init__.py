@@ -24,7 +24,7 @@ _WHERE = {
     "flow": "jobs.flow",
     "inject": "jobs.transfer",
     "plan": "jobs.plan",
-    "report": "report.page",
+    "report": "pages.page",
     "resume": "jobs.transfer",
     "transfer": "jobs.transfer",
 }

@@ -205,10 +205,10 @@ def print_evaluation(options: argparse.Namespace) -> None:
 def write_page(options: argparse.Namespace) -> None:
     """Write the page about runs and print its path."""
     quieten_libraries()
-    from ditflow.report.page import write_report
+    from ditflow.pages.page import report
 
     with shown_progress(quiet=True):
-        write_report(options.runs, options.output)
+        report(options.runs, options.output)
     print(options.output)
 
 

@@ -17,7 +17,7 @@ from ditflow.evaluation.finished import FinishedRun
 from ditflow.files import inside
 from ditflow.jobs import transfer as jobs
 from ditflow.models.loading import ModelFolder
-from ditflow.report import flow
+from ditflow.pages import flow
 from ditflow.run_folder.run import Run
 
 PICKLE = ["is a pickle, and loading one can run code: give safetensors"]

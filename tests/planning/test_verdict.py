@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ditflow.cli import plan as command
 from ditflow.cli.main import main
 from ditflow.errors import DitflowError
+from ditflow.jobs import plan as command
 from ditflow.memory.presets import GIB, PRESETS, budget
 from ditflow.planning import verdict
 from ditflow.planning.ceilings import Ceilings, read_ceilings

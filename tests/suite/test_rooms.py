@@ -8,7 +8,7 @@ from repository import ROOT
 
 ROOMS = (  # from the top
     "cli",
-    "report",
+    "pages",
     "evaluation",
     "jobs",
     "small",

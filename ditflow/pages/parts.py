@@ -13,7 +13,7 @@ from PIL import Image
 
 def file(name: str) -> str:
     """The text of a file of this package."""
-    return (files("ditflow.report") / name).read_text(encoding="utf-8")
+    return (files("ditflow.pages") / name).read_text(encoding="utf-8")
 
 
 def filled(template: str, **parts: str) -> str:

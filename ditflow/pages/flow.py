@@ -15,11 +15,11 @@ from ditflow.errors import DitflowError
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.own_flow import OwnFlow, read_own_flow
 from ditflow.models.families import family_of
+from ditflow.pages.chosen import moves_target, target_line
+from ditflow.pages.parts import filled, jpeg, png
+from ditflow.pages.sharing import shared_text
 from ditflow.pictures.clip_flow import latent_frames
 from ditflow.pictures.flow_pictures import colour_wheel, scale_of
-from ditflow.report.chosen import moves_target, target_line
-from ditflow.report.parts import filled, jpeg, png
-from ditflow.report.sharing import shared_text
 from ditflow.video import Clip
 
 logger = logging.getLogger(__name__)

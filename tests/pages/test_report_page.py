@@ -18,8 +18,8 @@ from ditflow import transfer, video
 from ditflow.cli.main import main
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.own_flow import read_own_flow
+from ditflow.pages.sharing import shared_text, shared_yaml
 from ditflow.pictures.charts import loss_chart, phase_table
-from ditflow.report.sharing import shared_text, shared_yaml
 from ditflow.settings import Settings
 
 PLAYED = ("muted", "loop", "playsinline")

@@ -13,10 +13,10 @@ from ditflow.errors import DitflowError
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.motion_match import CONTROLS, Pair
 from ditflow.optical_flow.motion import SPAN
+from ditflow.pages.chosen import comparison_line
+from ditflow.pages.parts import filled, png
+from ditflow.pages.sharing import shared_text
 from ditflow.pictures.flow_pictures import colour_wheel, heat, scale_of
-from ditflow.report.chosen import comparison_line
-from ditflow.report.parts import filled, png
-from ditflow.report.sharing import shared_text
 
 logger = logging.getLogger(__name__)
 

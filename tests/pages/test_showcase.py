@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from ditflow import transfer
-from ditflow.report import showcase
+from ditflow.pages import showcase
 from ditflow.small.clips import made_clip
 from ditflow.video import read_clip
 

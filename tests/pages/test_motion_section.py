@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from ditflow.pages.motion import motion_section
 from ditflow.pictures.flow_pictures import UNKNOWN, heat
-from ditflow.report.motion import motion_section
 from ditflow.settings import Settings
 from ditflow.small.clips import FRAME_RATE, made_clip
 from ditflow.video import Clip

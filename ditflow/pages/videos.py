@@ -13,7 +13,7 @@ from ditflow.errors import DitflowError
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.files import regular_file
 from ditflow.limits import VIDEO_BYTES
-from ditflow.report.parts import data_url
+from ditflow.pages.parts import data_url
 from ditflow.run_folder.digests import clip_digest
 
 SMALL_VIDEO = 320  # pixels: narrower videos are shown unsmoothed

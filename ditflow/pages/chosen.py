@@ -11,7 +11,7 @@ from typing import Any
 from ditflow.errors import DitflowError
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.target_match import match_of_run
-from ditflow.report.sharing import FILES
+from ditflow.pages.sharing import FILES
 from ditflow.settings import Settings
 from ditflow.video import Clip
 

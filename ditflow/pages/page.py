@@ -6,19 +6,20 @@ import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from ditflow.errors import DitflowError
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.files import json_text, whole_or_absent
+from ditflow.pages.flow import flow_section
+from ditflow.pages.motion import motion_section
+from ditflow.pages.parts import file, filled, png
+from ditflow.pages.sharing import given_files, shared_yaml
+from ditflow.pages.videos import video_rows
 from ditflow.pictures.charts import loss_chart, phase_table
 from ditflow.pictures.flow_pictures import wheel
-from ditflow.report.flow import flow_section
-from ditflow.report.motion import motion_section
-from ditflow.report.parts import file, filled, png
-from ditflow.report.sharing import given_files, shared_yaml
-from ditflow.report.videos import video_rows
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +27,14 @@ Runs = Mapping[str, FinishedRun]  # by a name of their own
 Section = Callable[[FinishedRun, int], tuple[str, dict[str, Any] | None]]
 
 
-def write_report(folders: Sequence[Path], output: Path) -> None:
+def report(runs: Sequence[str | PathLike], output: str | PathLike) -> None:
     """Write a page with the videos, motion, losses and times of runs. Folders of anything else are skipped.
 
     Raises DitflowError if no folder is a finished transfer or the page cannot be written.
     """
-    page = _page(_transfers(folders))
+    page = _page(_transfers(list(map(Path, runs))))
     try:
-        with whole_or_absent(output) as unfinished:
+        with whole_or_absent(Path(output)) as unfinished:
             unfinished.write_text(page, encoding="utf-8")
     except OSError as error:
         raise DitflowError(f"{output} cannot be written ({error.strerror}): give another --output") from None

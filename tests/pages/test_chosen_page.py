@@ -15,8 +15,8 @@ from ditflow import transfer
 from ditflow.cli.main import main
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.own_flow import read_own_flow
+from ditflow.pages.chosen import target_line
 from ditflow.pictures.flow_pictures import UNKNOWN
-from ditflow.report.chosen import target_line
 from ditflow.settings import Settings
 
 LINE = """

@@ -1,4 +1,4 @@
-"""Make the README's animated picture of what guidance does: `python -m ditflow.report.showcase OUTPUT.gif`.
+"""Make the README's animated picture of what guidance does: `python -m ditflow.pages.showcase OUTPUT.gif`.
 
 Each row shows a made clip, and two videos of the small model from the same noise and prompt: without guidance
 and with it.
@@ -34,7 +34,7 @@ INK, PAPER = (20, 20, 20), (240, 240, 240)
 
 def main(arguments: list[str] | None = None) -> int:
     """Make the runs and write their videos side by side."""
-    parser = argparse.ArgumentParser(prog="python -m ditflow.report.showcase", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m ditflow.pages.showcase", description=main.__doc__)
     parser.add_argument("output", type=Path, help="the file to write, .gif or .mp4")
     choice = parser.parse_args(arguments)
     quieten_libraries()
