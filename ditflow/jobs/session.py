@@ -94,14 +94,20 @@ class Session:
         run: str | PathLike,
         prompt: str,
         *,
+        clip: ClipLike | None = None,
         folder: str | PathLike | None = None,
         cancel: CancelToken | None = None,
         preview_every: int = 0,
         **settings: Any,
     ) -> Iterator[Event]:
-        """Use the embedding that an earlier run has optimised with another prompt; else as `transfer`."""
-        asked = injection_settings(run, **self.common | settings | {"prompt": prompt})
-        return self._started(asked, folder, Given(kept=self.kept), cancel, preview_every)
+        """Use the embedding that an earlier run has optimised with another prompt; else as `transfer`.
+
+        `clip`: that run's, if it was in memory; None: the one that its settings name.
+        """
+        given, source = self._source(clip)
+        named = {"prompt": prompt} | ({"video": source} if source else {})
+        asked = injection_settings(run, **self.common | settings | named)
+        return self._started(asked, folder, given, cancel, preview_every)
 
     def resume(
         self, folder: str | PathLike, *, cancel: CancelToken | None = None, preview_every: int = 0
