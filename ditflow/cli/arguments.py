@@ -7,6 +7,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_origin, get_type_hints
 
+from ditflow.comfyui import command as comfyui
 from ditflow.errors import SettingsError, shown
 from ditflow.files import shipped_names
 from ditflow.settings import Settings, injection_settings, read_settings
@@ -46,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_report(commands)
     doctor = _add_command(commands, "doctor", "describe this machine and its packages, for a bug report")
     doctor.add_argument("--json", action="store_true", help="print the description as JSON")
+    comfyui.add_arguments(_add_command(commands, "comfyui", "write the folder of the nodes for ComfyUI"))
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ditflow.cli.arguments import USAGE, build_parser, read_blocks, read_options
 from ditflow.cli.interrupts import HungUp, Terminated, terminable
 from ditflow.cli.terminal import Output, one_line, steady_output
+from ditflow.comfyui.command import install_nodes
 from ditflow.errors import DitflowError, SettingsError, interruption
 from ditflow.files import json_text
 from ditflow.progress import quieten_libraries
@@ -242,6 +243,7 @@ COMMANDS = {
     "resume": continue_run,
     "decode": continue_run,
     "doctor": print_doctor,
+    "comfyui": install_nodes,
 }
 
 
