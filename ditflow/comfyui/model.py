@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from comfy import model_management
@@ -13,9 +14,11 @@ from comfy.patcher_extension import CallbacksMP
 from comfy_api.latest import io
 
 from ditflow.comfyui.sockets import CATEGORY, Model, more_settings, read_more
-from ditflow.jobs.session import Session
 from ditflow.models.families import models
 from ditflow.settings.speed import SPEEDS
+
+if TYPE_CHECKING:
+    from ditflow.jobs.session import Session
 
 ALL = 1e30  # bytes, more than any GPU has
 
@@ -103,6 +106,8 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: str, memory: str, speed: str, weights: str, settings: str = "") -> io.NodeOutput:
+        from ditflow.jobs.session import Session  # takes seconds, which ComfyUI's start need not wait for
+
         chosen = {"model": model, "memory": memory, "speed": speed, "weights": weights} | read_more(settings)
         return io.NodeOutput(HeldModel(Session(device=_device(), **chosen)))
 

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 PREVIEW_SCALE = 8  # pixels of a preview for a latent pixel
+LARGEST_PREVIEW = 512  # pixels, ComfyUI's own default
 
 
 def frames_of(
@@ -37,8 +38,8 @@ def latents_of(
 def preview_of(
     preview: np.ndarray,  # uint8 [latent frames, height, width, 3]
     step: int,
-) -> Image.Image:
+) -> tuple[str, Image.Image, int]:  # format, picture, most pixels of a side
     """One latent frame, another one after each step, so that the motion can be seen."""
     picture = Image.fromarray(preview[step % len(preview)])
     size = (PREVIEW_SCALE * picture.width, PREVIEW_SCALE * picture.height)
-    return picture.resize(size, Image.Resampling.BICUBIC)
+    return "JPEG", picture.resize(size, Image.Resampling.BICUBIC), LARGEST_PREVIEW

@@ -8,23 +8,23 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import folder_paths
 from comfy import model_management
-from comfy_api.latest import ComfyAPISync
+from comfy.utils import ProgressBar
 
 from ditflow.comfyui.model import HeldModel
 from ditflow.comfyui.pictures import preview_of
 from ditflow.comfyui.sockets import GivenMotion
 from ditflow.errors import Cancelled
-from ditflow.jobs.events import Event
-from ditflow.jobs.session import Result, Session
-from ditflow.run_folder.run import SETTINGS
-from ditflow.video import write_clip
-from ditflow.video.clip import Clip
+from ditflow.video import Clip, write_clip
 
-Begin = Callable[..., Iterator[Event]]  # Session.transfer or Session.inject with its own arguments
+if TYPE_CHECKING:
+    from ditflow.jobs.events import Event
+    from ditflow.jobs.session import Result, Session
+
+    Begin = Callable[..., Iterator[Event]]  # Session.transfer or Session.inject with its own arguments
 
 
 class Interrupt:
@@ -71,6 +71,8 @@ def result_of(model: HeldModel, place: Path, begin: Callable[[Session], Begin]) 
 
     Raises ComfyUI's exception if it is interrupted.
     """
+    from ditflow.run_folder.run import SETTINGS
+
     folder, watched = place / "run", {"cancel": Interrupt(), "preview_every": 1}
     with model.working() as session:
         if (folder / SETTINGS).is_file():
@@ -84,14 +86,13 @@ def result_of(model: HeldModel, place: Path, begin: Callable[[Session], Begin]) 
 
 def _follow(events: Iterator[Event]) -> None:
     """Show events on the node that runs: denoising steps, and a preview after each."""
-    show, done, total = ComfyAPISync().execution.set_progress, 0, 1
+    bar = ProgressBar(1)
     try:
-        with closing(events):
+        with closing(events):  # which ends the job, should the bar see the interrupt first
             for event in events:
                 if event.steps:
-                    done, total = event.step, event.steps
-                picture = None if event.preview is None else preview_of(event.preview, event.step)
-                show(done, total, preview_image=picture)
+                    picture = None if event.preview is None else preview_of(event.preview, event.step)
+                    bar.update_absolute(event.step, event.steps, picture)
     except Cancelled:
         model_management.throw_exception_if_processing_interrupted()
         raise

@@ -8,8 +8,6 @@ from comfy_api.latest import io, ui
 
 from ditflow.comfyui.model import make_room
 from ditflow.comfyui.sockets import CATEGORY, KeptRun, Run
-from ditflow.evaluation.evaluate import evaluate
-from ditflow.evaluation.tables import NUMBERS
 
 
 class Evaluate(io.ComfyNode):
@@ -47,6 +45,9 @@ class Evaluate(io.ComfyNode):
 
     @classmethod
     def execute(cls, run: KeptRun, tracker: str, clip_model: str) -> io.NodeOutput:
+        from ditflow.evaluation.evaluate import evaluate
+        from ditflow.evaluation.tables import NUMBERS
+
         make_room()
         (found,) = evaluate(run.folder, tracker=tracker, clip=clip_model)
         numbers = {name: number(found) for name, number in NUMBERS.items()}

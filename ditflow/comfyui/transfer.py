@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
@@ -20,9 +21,12 @@ from ditflow.comfyui.sockets import (
     read_more,
 )
 from ditflow.errors import SettingsError
-from ditflow.jobs.session import Result
 from ditflow.limits import SIDE, SOURCE_FRAMES
 from ditflow.video import Clip
+
+if TYPE_CHECKING:
+    from ditflow.comfyui.runs import Begin
+    from ditflow.jobs.session import Result, Session
 
 LARGEST_SEED = 2**63 - 1
 
@@ -78,7 +82,7 @@ class Transfer(io.ComfyNode):
         place = place_of(model, prompt, given, motion.digest)
         chosen = motion_settings(motion, place)
 
-        def begin(session):
+        def begin(session: Session) -> Begin:
             return partial(session.transfer, motion.clip, prompt, **given, **chosen)
 
         return _output(result_of(model, place, begin), motion.clip)
@@ -109,7 +113,7 @@ class Inject(io.ComfyNode):
         given = {"seed": seed, **read_more(settings)}
         place = place_of(model, prompt, given, run.folder)
 
-        def begin(session):
+        def begin(session: Session) -> Begin:
             return partial(session.inject, run.folder, prompt, clip=run.clip, **given)
 
         return _output(result_of(model, place, begin), run.clip)
