@@ -6,15 +6,16 @@ from stand_in import StandIn
 FRAMES, HEIGHT, WIDTH = 9, 32, 48
 
 
-@pytest.fixture
-def comfy(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def comfy(tmp_path_factory):
     """ComfyUI's stand-in, from which `ditflow.comfyui` is imported anew."""
-    stand_in = StandIn(tmp_path / "temp")
-    stand_in.installed(monkeypatch)
-    return stand_in
+    with pytest.MonkeyPatch.context() as patch:
+        stand_in = StandIn(tmp_path_factory.mktemp("temp"))
+        stand_in.installed(patch)
+        yield stand_in
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def nodes(comfy):
     """The nodes by their ids."""
     from ditflow.comfyui.extension import NODES
@@ -22,7 +23,7 @@ def nodes(comfy):
     return {node.define_schema().node_id.removeprefix("Ditflow"): node for node in NODES}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run_node(nodes):
     """Executes a node: inputs that are not given have their defaults; returns its outputs."""
 
@@ -34,7 +35,7 @@ def run_node(nodes):
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def images():
     """A square that moves to the right over noise, as an IMAGE."""
     noise = np.random.default_rng(0).uniform(0, 0.3, (HEIGHT, WIDTH, 3)).astype(np.float32)

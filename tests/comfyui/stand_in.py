@@ -1,8 +1,8 @@
 """Stands for ComfyUI in tests: exactly what `ditflow.comfyui` uses of it, and nothing else.
 
 Written after reading ComfyUI 0.3.64 (2025-10-11): `comfy_api.latest`, `comfy.model_management`,
-`comfy.model_patcher`, `comfy.patcher_extension`, `comfy.utils`, `folder_paths`. Whatever is missing here raises an error, so
-a node that uses more needs the new part here, read from the same or a later version.
+`comfy.model_patcher`, `comfy.patcher_extension`, `comfy.utils`, `folder_paths`. Whatever is missing here
+raises an error, so a node that uses more needs the new part here, read from the same or a later version.
 """
 
 import sys
