@@ -43,8 +43,8 @@ class HeldModel:
 
     @contextmanager
     def working(self) -> Iterator[Session]:
-        """The session, while no other model is on the GPU."""
-        make_room(self.patcher)
+        """The session, while no model of ComfyUI is on the GPU."""
+        make_room()
         try:
             yield self.session
         finally:
@@ -52,12 +52,12 @@ class HeldModel:
             model_management.soft_empty_cache()
 
 
-def make_room(kept: ModelPatcher | None = None) -> None:
-    """Unload all of ComfyUI's models but this one from the GPU: memory is planned by what is free."""
+def make_room() -> None:
+    """Unload ComfyUI's models from the GPU, because memory is planned by what is free; sessions have none."""
     device = model_management.get_torch_device()
     if device.type != "cpu":
         loaded = model_management.current_loaded_models
-        keep = [each for each in loaded if kept is not None and each.model is kept]
+        keep = [each for each in loaded if isinstance(getattr(each.model, "model", None), DitflowWeights)]
         model_management.free_memory(ALL, device, keep_loaded=keep)
         model_management.soft_empty_cache()
 

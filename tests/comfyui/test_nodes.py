@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from stand_in import InterruptProcessingException
+from stand_in import InterruptProcessingException, ModelPatcher
 
 from ditflow import DitflowError, Session, SettingsError, evaluate
 
@@ -233,11 +233,14 @@ def test_a_model_that_comfyui_forgets_is_freed(comfy, run_node):
 
 def test_other_models_leave_the_gpu_before_a_run(comfy, run_node, monkeypatch):
     monkeypatch.setattr(comfy.management, "device", torch.device("cuda"))
+    comfy.management.current_loaded_models.clear()
+    other = ModelPatcher(torch.nn.Linear(1, 1), torch.device("cuda"), torch.device("cpu"))
+    detached = []
+    other.add_callback("on_detach", lambda patcher, unpatch_all: detached.append(unpatch_all))
     (first,), (second,) = run_node("LoadModel"), run_node("LoadModel", model="small-sincos")
-    with first.working(), second.working():
-        pass
-    first.session.kept.get("part", 1, lambda: torch.nn.Linear(1, 1))
-    second.session.kept.get("part", 1, lambda: torch.nn.Linear(1, 1))
+    with first.working() as session:
+        session.kept.get("part", 1, lambda: torch.nn.Linear(1, 1))
+    comfy.management.load_models_gpu([other])
     with second.working():
-        assert [each.model for each in comfy.management.current_loaded_models] == [second.patcher]
-        assert kept(second) and not kept(first)
+        assert [each.model for each in comfy.management.current_loaded_models] == [first.patcher]
+        assert detached == [True] and kept(first)
