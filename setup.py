@@ -91,6 +91,7 @@ setup(
     package_dir=PACKAGES | SUBPACKAGES,
     package_data={
         "ditflow.configs": ["**/*.yaml"],
+        "ditflow.comfyui.pack": ["*.toml", "**/*.json"],
         "ditflow.pages": ["*.html", "*.css", "*.js"],
         "ditflow.small": ["models/**/*"],
     },

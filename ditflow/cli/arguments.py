@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from ditflow.cli.parser import Parser, Version, WithDefaults
+from ditflow.comfyui import command as comfyui
 from ditflow.errors import SettingsError, shown
 from ditflow.files import shipped_names
 from ditflow.settings import Settings, injection_settings, read_settings
@@ -42,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     explain.add_argument("trace", type=_path, metavar="TRACE", help="trace.json.gz of a run with --profile")
     doctor = _add_command(commands, "doctor", "describe this machine and its packages, for a bug report")
     doctor.add_argument("--json", action="store_true", help="print the description as JSON")
+    comfyui.add_arguments(_add_command(commands, "comfyui", "write the folder of the nodes for ComfyUI"))
     parser.commands = commands.choices
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -14,6 +14,7 @@ from ditflow.cli.arguments import build_parser, read_blocks, read_options
 from ditflow.cli.interrupts import HungUp, Terminated, terminable
 from ditflow.cli.parser import USAGE
 from ditflow.cli.terminal import Output, one_line, steady_output
+from ditflow.comfyui.command import install_nodes
 from ditflow.errors import DitflowError, SettingsError, interruption
 from ditflow.files import json_text
 from ditflow.jobs.needs import check_first
@@ -235,6 +236,7 @@ COMMANDS = {
     "decode": continue_run,
     "explain": print_explanation,
     "doctor": print_doctor,
+    "comfyui": install_nodes,
 }
 
 

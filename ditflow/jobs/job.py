@@ -124,7 +124,7 @@ class Job:
         if settings.chooses_motion and (settings.optimises or kind == "flow"):
             spans = folder.family.latent_spans(settings.frames)
             grid = folder.grid(settings.frames, settings.size)
-            chosen = choose_motion(settings, clip, drawing, grid, spans)
+            chosen = choose_motion(settings, clip, drawing, grid, spans, given.clip)
         memory = _plan_memory(settings, folder, reads_only=kind == "flow")
         run = create_run(settings, kind, given.exact_folder)
         with locked(run.folder):

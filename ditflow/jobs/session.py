@@ -94,6 +94,7 @@ class Session:
         run: str | PathLike,
         prompt: str,
         *,
+        clip: ClipLike | None = None,
         folder: str | PathLike | None = None,
         cancel: CancelToken | None = None,
         preview_every: int = 0,
@@ -101,11 +102,14 @@ class Session:
     ) -> Iterator[Event]:
         """Use the embedding that an earlier run has optimised with another prompt; else as `transfer`.
 
-        The other settings are that run's.
+        The other settings are that run's. `clip`: that run's, if it was in memory; None: the one that its
+        settings name.
         """
+        given, source = self._source(clip)
         here = {"device": self.common["device"], "memory": self.common["memory"]}
-        asked = injection_settings(run, **here | settings | {"prompt": prompt})
-        return self._started(asked, folder, Given(kept=self.kept), cancel, preview_every)
+        named = {"prompt": prompt} | ({"video": source} if source else {})
+        asked = injection_settings(run, **here | settings | named)
+        return self._started(asked, folder, given, cancel, preview_every)
 
     def resume(
         self, folder: str | PathLike, *, cancel: CancelToken | None = None, preview_every: int = 0

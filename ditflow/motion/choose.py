@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -31,6 +32,7 @@ def choose_motion(
     drawing: Drawing | None,
     grid: Grid,
     spans: Sequence[range],  # of `ModelFamily.latent_spans`
+    whole: Clip | None = None,  # the source that the clip was read from, if it is in memory
 ) -> ChosenMotion:
     """What the settings ask for. Reads the mask and the second clip.
 
@@ -44,7 +46,9 @@ def choose_motion(
     camera = None
     if settings.transfer == "camera":
         camera = _camera(settings.video, flow, grid)
-    counted = _counted(settings, clip, flow, grid, spans) if settings.masked_by else None
+    counted = None
+    if settings.masked_by:
+        counted = _counted(settings, clip, flow, grid, spans, whole or Path(settings.video))
     elsewhere = None
     if settings.camera_from:
         other = read_source(settings, settings.camera_from)
@@ -75,10 +79,15 @@ def _camera(source: str, flow: np.ndarray, grid: Grid) -> Tensor:
 
 
 def _counted(
-    settings: Settings, clip: Clip, flow: np.ndarray | None, grid: Grid, spans: Sequence[range]
+    settings: Settings,
+    clip: Clip,
+    flow: np.ndarray | None,
+    grid: Grid,
+    spans: Sequence[range],
+    whole: Path | Clip,
 ) -> Tensor:
     if settings.masked_by != "auto":
-        mask = read_mask(settings.mask, clip, settings, grid, invert=settings.mask_invert)
+        mask = read_mask(settings.mask, clip, settings, grid, whole=whole, invert=settings.mask_invert)
         return token_mask(mask, grid, spans)
     moving = moving_mask(flow, camera_flow(flow, grid), grid)
     logger.info("mask: %.0f %% of the frame moves against the camera", 100 * moving.float().mean())

@@ -33,6 +33,7 @@ def read_mask(
     settings: Settings,
     grid: Grid,
     *,
+    whole: Path | Clip,  # the source that this clip was read from
     invert: bool = False,  # black counts instead
 ) -> np.ndarray:  # [frames, height, width] bool, of the clip's shape
     """Which pixels of each frame of the clip the mask covers.
@@ -42,10 +43,10 @@ def read_mask(
     it is followed through the clip; inverted, all else counts in each frame. Another length or size than the
     source clip's, a part that is lost and a mask that covers everything are said in the log.
 
-    Raises SettingsError if the file cannot be read or nothing counts, DitflowError if the settings' video
+    Raises SettingsError if the file cannot be read or nothing counts, DitflowError if the clip's source
     cannot be read, or if one image is given and OpenCV is not installed.
     """
-    source, clip_shape = Path(path), source_shape(Path(settings.video), settings.clip_rate)
+    source, clip_shape = Path(path), source_shape(whole, settings.clip_rate)
     is_image = source.suffix.lower() in SUFFIXES and not source.is_dir()
     try:
         check_source(source)

@@ -58,19 +58,24 @@ def read_mapping(path: Path, what: str = "settings file") -> dict[str, Any]:
         raise SettingsError(f"{what} {error}") from None
     except OSError as error:
         raise SettingsError(f"{what} {path}: {error.strerror}; give a YAML file") from None
+    return parsed_mapping(content, f"{what} {path}")
+
+
+def parsed_mapping(content: bytes, what: str) -> dict[str, Any]:
+    """The values of YAML by name. Raises like `read_mapping`."""
     if len(content) > SETTINGS_BYTES:
-        raise SettingsError(f"{what} {path} is larger than {SETTINGS_BYTES} bytes: give a smaller one")
+        raise SettingsError(f"{what} is larger than {SETTINGS_BYTES} bytes: give a smaller one")
     try:
         values = yaml.load(content.decode("utf-8"), _PlainLoader)
     except SettingsError as error:
-        raise SettingsError(f"{what} {path}, {error}") from None
+        raise SettingsError(f"{what}, {error}") from None
     except RecursionError:
-        raise SettingsError(f"{what} {path} is nested too deeply: give flatter YAML") from None
+        raise SettingsError(f"{what} is nested too deeply: give flatter YAML") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
-        raise SettingsError(f"{what} {path} is not YAML: {reason}") from None
+        raise SettingsError(f"{what} is not YAML: {reason}") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise SettingsError(f"{what} {path}: expected lines of `name: value`")
+        raise SettingsError(f"{what}: expected lines of `name: value`")
     return values
 
 

@@ -88,11 +88,14 @@ class Shape(NamedTuple):
     height: int
 
 
-def source_shape(source: Path, fps: Fraction | None = None) -> Shape:
-    """The shape of a video or a folder of images; its frames are counted as `read_clip` does, all of them.
+def source_shape(source: Path | Clip, fps: Fraction | None = None) -> Shape:
+    """The shape of a source; its frames are counted as `read_clip` does, all of them.
 
     Raises DitflowError if the source cannot be read.
     """
+    if isinstance(source, Clip):
+        frames, height, width, _ = source.frames.shape
+        return Shape(frames, width, height)
     check_source(source)
     read = _folder_shape if source.is_dir() else partial(video_shape, fps=fps)
     found = in_time(partial(read, source), source)

@@ -2,6 +2,7 @@
 
 import logging
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def read(source, small_folder, caplog):
         )
         caplog.clear()
         with caplog.at_level(logging.INFO, "ditflow"):
-            mask = read_mask(str(path), clip, settings, GRID, invert=invert)
+            mask = read_mask(str(path), clip, settings, GRID, whole=Path(settings.video), invert=invert)
         assert mask.dtype == bool and mask.shape == clip.frames.shape[:3]
         return mask, caplog.messages
 

@@ -11,7 +11,7 @@ from made_videos import COUNT, indices, made_frame
 from PIL import Image
 
 from ditflow.errors import DitflowError, SettingsError
-from ditflow.video import read_clip
+from ditflow.video import Clip, read_clip
 from ditflow.video.reading import source_shape
 
 
@@ -213,6 +213,11 @@ def test_the_shape_of_a_source(videos, tmp_path, name):
     assert source_shape(source) == (COUNT, 64, 48)
     # images have the rate that is asked for
     assert source_shape(source, Fraction(5)).frames == (COUNT if name == "folder" else COUNT // 2)
+
+
+def test_the_shape_of_a_source_in_memory():
+    frames = np.stack([made_frame(index) for index in range(3)])
+    assert source_shape(Clip(frames, Fraction(8))) == (3, 64, 48)
 
 
 def test_the_shape_of_what_is_shown_upright(tmp_path):

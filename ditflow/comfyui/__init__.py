@@ -1,0 +1,1 @@
+"""Nodes for ComfyUI (V3 API), and the command that installs them."""
