@@ -28,7 +28,7 @@ ENDINGS = {  # exit codes and messages; the codes are 128 and the signal's numbe
     Terminated: (143, "terminated"),
 }
 LONGEST_SHOWN = 300  # characters of a path in a message
-RUNS = ("transfer", "inject", "flow", "resume", "decode", "report")  # their results are files
+RUNS = ("transfer", "inject", "flow", "resume", "decode", "report", "batch")  # their results are files
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -206,6 +206,16 @@ def write_page(options: argparse.Namespace) -> None:
     print(options.output)
 
 
+def run_batch(options: argparse.Namespace) -> None:
+    """Run a file of jobs and print the path of its index."""
+    from ditflow.batch.command import run_file
+    from ditflow.cli.batch_table import shown_batch
+
+    with shown_batch(options.quiet) as watch:
+        index = run_file(options, watch)
+    print(index)
+
+
 def print_doctor(options: argparse.Namespace) -> None:
     """Print a description of this machine and of what a run would use."""
     from ditflow.cli.doctor import print_facts
@@ -239,6 +249,7 @@ def print_plan(options: argparse.Namespace, settings: Settings) -> None:
 COMMANDS = {
     "evaluate": print_evaluation,
     "report": write_page,
+    "batch": run_batch,
     "resume": continue_run,
     "decode": continue_run,
     "doctor": print_doctor,
