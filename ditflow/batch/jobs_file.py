@@ -8,7 +8,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -50,6 +50,8 @@ def read_jobs(path: Path, output: Path) -> list[BatchJob]:
     if read is None:
         raise SettingsError(f"{WHAT} {path}: give a file named {', '.join('*' + each for each in READERS)}")
     rows = read(path)
+    if len(rows) > BATCH_JOBS:
+        raise SettingsError(f"{WHAT} {path} has more than {BATCH_JOBS} jobs: split it")
     for where, values in rows:
         given = str(values.get("output") or "")
         if given and not is_near(path, given):
@@ -150,7 +152,7 @@ def _read_csv(path: Path) -> list[Row]:
         if len({*names}) < len(names):
             raise SettingsError(f"{WHAT} {path}: a column's name is given twice")
         lines.fieldnames = names
-        for row in _counted(path, lines):
+        for row in lines:
             where = f"{path}, line {lines.line_num}"
             if None in row or None in row.values():
                 raise SettingsError(f"{where}: expected {len(names)} cells, as in the first line")
@@ -162,7 +164,7 @@ def _read_csv(path: Path) -> list[Row]:
 
 def _read_json_lines(path: Path) -> list[Row]:
     rows = []
-    for number, line in enumerate(_counted(path, _text(path).split("\n")), 1):
+    for number, line in enumerate(_text(path).split("\n"), 1):
         where = f"{path}, line {number}"
         try:
             if line.strip():
@@ -177,13 +179,6 @@ def _text(path: Path) -> str:
         return read_bytes(path, WHAT, BATCH_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SettingsError(f"{WHAT} {path} is not UTF-8 ({error.reason}): save it as UTF-8") from None
-
-
-def _counted(path: Path, lines: Iterable[Any]) -> Iterator[Any]:
-    for number, line in enumerate(lines):
-        if number > BATCH_JOBS:
-            raise SettingsError(f"{WHAT} {path} has more than {BATCH_JOBS} jobs: split it")
-        yield line
 
 
 READERS: dict[str, Callable[[Path], list[Row]]] = {
