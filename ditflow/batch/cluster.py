@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,8 +47,6 @@ class Cluster:
                 ray.init(self.address, **quiet)
             else:
                 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-                os.environ["RAY_AUTH_MODE"] = "token"  # Ray listens on the network
-                os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
                 processors = max(os.cpu_count() or 1, self.wanted or 1)
                 own = {"num_cpus": processors, "object_store_memory": STORE_BYTES}
                 ray.init("local", include_dashboard=False, **own, **quiet)

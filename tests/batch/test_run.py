@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from in_process import InProcess
+from batch_workers import InProcess
 from tiny_pipelines import latents
 
 from ditflow.batch.jobs_file import BatchJob
