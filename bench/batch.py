@@ -1,8 +1,8 @@
 """The same jobs as a batch and as a loop of commands: the wall time of both, and their ratio.
 
 `python -m bench.batch [--jobs 24] [--workers 1]`, with the `batch` extra, on a CPU. The jobs are short
-transfers with the small model, so most of the loop's time is what each command does before its first step. The
-batch comes first; both begin with an empty cache.
+transfers with the small model, so most of the loop's time is what each command does before its first step.
+The batch comes first; both begin with an empty cache.
 """
 
 from __future__ import annotations
