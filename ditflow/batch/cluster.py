@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,10 @@ from ditflow.jobs.events import Event
 from ditflow.settings import Settings
 
 LONGEST = 400  # characters of Ray's message
+LOCAL = {  # environment of a Ray of this machine alone
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # as a run without Ray has it
+}
 STORE_BYTES = 1 << 27  # of Ray's object store on this machine: messages are small, results are files
 
 
@@ -40,27 +45,33 @@ class Cluster:
         self.pending: dict[Any, int] = {}  # worker by what it will say
 
     def __enter__(self) -> Self:
-        ray = self.ray
-        quiet = {"log_to_driver": False, "configure_logging": False}
         try:
-            if self.address:
-                ray.init(self.address, **quiet)
-            else:
-                os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-                processors = max(os.cpu_count() or 1, self.wanted or 1)
-                own = {"num_cpus": processors, "object_store_memory": STORE_BYTES}
-                ray.init("local", include_dashboard=False, **own, **quiet)
+            self._connect()
         except Exception as error:  # Ray raises many types
             where = f"at {self.address} " if self.address else ""
             raise DitflowError(f"Ray {where}cannot be used: {_short(error)}") from None
-        resources = ray.cluster_resources()
+        resources, nodes = self.ray.cluster_resources(), self.ray.nodes()
         gpus, processors = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         self.gpus = gpus if self.on_gpus else 0  # a worker on a CPU sees none
-        nodes = sum(node["Alive"] for node in ray.nodes())
-        self.count = min(self.wanted or gpus, gpus) if self.gpus else self.wanted or nodes
+        alive = sum(node["Alive"] for node in nodes)
+        self.count = min(self.wanted or gpus, gpus) if self.gpus else self.wanted or alive
         threads = os.environ.get("OMP_NUM_THREADS", "")
         self.threads = int(threads) if threads.isdigit() else processors // self.count
         return self
+
+    def _connect(self) -> None:
+        """Start a Ray of this machine alone, or connect to that at the address."""
+        quiet = {"log_to_driver": False, "configure_logging": False}
+        ends = signal.getsignal(signal.SIGTERM)
+        if self.address:
+            self.ray.init(self.address, **quiet)
+        else:
+            os.environ |= LOCAL
+            processors = max(os.cpu_count() or 1, self.wanted or 1)
+            own = {"num_cpus": processors, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+            self.ray.init("local", **own, **quiet)
+        if signal.getsignal(signal.SIGTERM) is not ends:  # Ray's exits without a word
+            signal.signal(signal.SIGTERM, ends)
 
     def __exit__(self, *_: object) -> None:
         for actor in self.actors.values():

@@ -10,6 +10,7 @@ import yaml
 from ray.cluster_utils import Cluster as LocalCluster
 from tiny_pipelines import latents, quick_settings
 
+from ditflow.batch.cluster import LOCAL
 from ditflow.batch.command import run_jobs
 from ditflow.batch.jobs_file import check_jobs
 from ditflow.batch.run import INDEX, PAGE
@@ -26,8 +27,8 @@ PROMPTS = "a red circle on a blue background", "a blue square on a white backgro
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch):
     """As the tests' own process has, so that results are the same bit for bit."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in {"OMP_NUM_THREADS": "1", **LOCAL}.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
