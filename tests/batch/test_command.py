@@ -1,10 +1,10 @@
 """`ditflow batch` on the command line, with workers in this process."""
 
+import json
 import sys
 from types import SimpleNamespace
 
 import pytest
-import yaml
 from batch_workers import InProcess
 
 from ditflow.cli.main import main
@@ -17,7 +17,7 @@ def jobs(settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     common = {name: plain(value) for name, value in vars(settings).items() if name != "output"}
     rows = [common, common | {"guidance_blocks": [999]}]
-    (tmp_path / "jobs.yaml").write_text(yaml.safe_dump(rows))
+    (tmp_path / "jobs.yaml").write_text(json.dumps(rows))
     return rows
 
 
@@ -34,7 +34,7 @@ def test_a_failed_job_makes_the_exit_code(jobs, with_workers, tmp_path, capsys):
     assert told[-1].startswith("ditflow: 1 of 2 jobs failed, the first one with: ")
     assert "999" in told[-1] and told[-1].endswith("see all/index.csv")
 
-    (tmp_path / "jobs.yaml").write_text(yaml.safe_dump(jobs[:1]))
+    (tmp_path / "jobs.yaml").write_text(json.dumps(jobs[:1]))
     assert main(["batch", "jobs.yaml", "--output", "all", "--quiet"]) == 0
     said = capsys.readouterr()
     assert said.out == "all/index.csv\n" and not said.err
