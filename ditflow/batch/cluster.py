@@ -79,6 +79,8 @@ class Cluster:
         self.ray.shutdown()
 
     def start(self, worker: int) -> None:
+        if worker in self.actors:
+            self.ray.kill(self.actors[worker])  # only its connection may have been lost
         options = {"num_cpus": 1, "num_gpus": 1 if self.gpus else 0, "scheduling_strategy": "SPREAD"}
         self.actors[worker] = actor = self.ray.remote(Worker).options(**options).remote()
         self.pending[actor.ready.remote(str(self.folder), self.threads)] = worker

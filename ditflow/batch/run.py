@@ -125,7 +125,7 @@ class _Loop:
             self.watch.changed(entry)
         elif worker not in self.idle:
             self.lost_starts += 1
-            if self.lost_starts == LOST_STARTS:
+            if self.lost_starts >= LOST_STARTS and not (self.idle or self.queue.running):
                 raise DitflowError(f"no worker can be started: {ended.error}")
         self.idle.discard(worker)
         if ended.worker_lost:
