@@ -22,7 +22,7 @@ from ditflow.video import Clip, write_clip
 
 COMMAND = [sys.executable, "-m", "ditflow.cli.main"]
 CLIPS, PROMPTS = 4, ("a red circle on a blue background", "a blue square on a white background")
-QUICK = {"model": "small", "frames": 9, "steps": 4, "guided": 0.5, "optimisation_steps": 2, "device": "cpu"}
+QUICK = {"model": "small", "frames": 9, "steps": 2, "guided": 0.5, "optimisation_steps": 1, "device": "cpu"}
 
 
 def make_jobs(folder: Path, count: int) -> list[dict[str, object]]:
