@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: setup test test-browser test-newest-triton reliability soak lint demo motion tunnel picture bench bench-accept bench-accept-ratios bench-compare bench-control
+.PHONY: setup test test-batch test-browser test-newest-triton reliability soak lint demo motion tunnel picture bench bench-accept bench-accept-ratios bench-compare bench-control
 
 setup: $(STAMP)
 
@@ -32,6 +32,11 @@ reliability: setup
 # 200 transfers in one process: fails if its memory grows
 soak: setup
 	$(BIN)/python tests/soak.py
+
+# batches on real Ray, with two nodes on this machine
+test-batch: setup
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e ".[batch]"
+	$(BIN)/pytest -q tests/batch/with_ray
 
 # needs chromium and chromedriver
 test-browser: setup

@@ -33,6 +33,7 @@ EXTRAS = {
     "quantize": ["bitsandbytes>=0.46", "gguf>=0.17.1"],
     "eval": ["opencv-python-headless>=4.10.0.84"],
     "bench": ["pytest-benchmark>=5"],
+    "batch": ["ray>=2.60"],
 }
 EXTRAS["dev"] = [
     "pytest>=8",

@@ -1,7 +1,8 @@
-"""The paper's protocol on DAVIS, for those who have the videos and a GPU. Run again, it continues.
+"""The paper's protocol on DAVIS, for those who have the videos and GPUs. Run again, it continues.
 
-`python -m bench.davis --videos FOLDER --prompts FILE.json [--model 5b|2b] [--modes ...]`. FOLDER holds a
-folder of images or a video for each name in the file:
+`python -m bench.davis --videos FOLDER --prompts FILE.json [--model 5b|2b] [--modes ...]`. The runs are a
+batch on Ray (docs/batch.md), with a worker on each GPU of this machine, or of a cluster with `--address`.
+FOLDER holds a folder of images or a video for each name in the file:
 
     {"blackswan": {"start": 0, "frames": 24,
                    "caption": "A black swan swimming in a river",
@@ -17,22 +18,25 @@ import json
 import logging
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from bench.tables import markdown
+from ditflow.batch.command import add_workers, run_jobs
+from ditflow.batch.jobs_file import BatchJob, check_jobs
+from ditflow.batch.run import INDEX
+from ditflow.cli.batch_table import shown_batch
 from ditflow.errors import DitflowError
 from ditflow.evaluation.clip_scores import DEFAULT, ClipModel
 from ditflow.evaluation.evaluate import Instruments, measure
 from ditflow.evaluation.finished import FinishedRun
 from ditflow.evaluation.motion_match import Pair
 from ditflow.files import whole_or_absent
-from ditflow.jobs.transfer import transfer
 from ditflow.progress import quieten_libraries
-from ditflow.settings import Settings, read_settings
+from ditflow.settings.yaml_file import read_mapping
 
 KINDS = ("caption", "subject", "scene")
 SUFFIXES = ("", ".mp4", ".mov", ".mkv", ".avi", ".webm", ".gif")
@@ -79,21 +83,34 @@ def _find(videos: Path, name: str) -> Path:
     raise DitflowError(f"{videos} has no {name}: expected a folder of images or a video of that name")
 
 
-def run_all(
-    cases: Sequence[Case], modes: Sequence[str], settings: Settings, instruments: Instruments, output: Path
+def all_jobs(
+    cases: Sequence[Case], modes: Sequence[str], common: Mapping[str, Any], output: Path
+) -> list[BatchJob]:
+    """A job for each case in each mode. Raises SettingsError for one that cannot be run."""
+    rows = [
+        (
+            f"{mode}, {case.name}-{case.kind}",
+            {**common, **MODES[mode], **case.part, "video": str(case.video), "prompt": case.prompt}
+            | {"output": str(output / mode / f"{case.name}-{case.kind}")},
+        )
+        for case in cases
+        for mode in modes
+    ]
+    return check_jobs(rows, output)
+
+
+def score_all(
+    cases: Sequence[Case], modes: Sequence[str], instruments: Instruments, output: Path
 ) -> Iterator[dict[str, Any]]:
     """The scores of each case in each mode. A file appears when a run is measured, and is read next time."""
     for case in cases:
         for mode in modes:
-            name = f"{case.name}-{case.kind}"
-            file = output / mode / f"{name}.json"
+            folder = output / mode / f"{case.name}-{case.kind}"
+            file = folder.with_name(f"{folder.name}.json")
             if not file.exists():
-                changes = MODES[mode] | case.part | {"video": str(case.video), "prompt": case.prompt}
-                run = transfer(replace(settings, **changes, output=str(output / mode / name)))
-                row = {"mode": mode, "kind": case.kind} | _measured(FinishedRun.open(run.folder), instruments)
+                row = {"mode": mode, "kind": case.kind} | _measured(FinishedRun.open(folder), instruments)
                 with whole_or_absent(file) as unfinished:
                     unfinished.write_text(json.dumps(row, indent=2) + "\n")
-                print(f"{mode} {name}", flush=True)
             yield json.loads(file.read_text())
 
 
@@ -143,6 +160,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--tracker", default="cotracker", help="cotracker, as in the paper, lk or none")
     parser.add_argument("--tracker-weights", type=Path, metavar="FILE")
     parser.add_argument("--clip", default=DEFAULT, metavar="MODEL", help="CLIP model of IQ, or none")
+    add_workers(parser)
     options = parser.parse_args(words)
     modes = options.modes.split(",")
     if not set(modes) <= MODES.keys():
@@ -152,11 +170,15 @@ def main(words: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s")
     try:
         cases = read_cases(options.videos, options.prompts)
-        settings = read_settings(options.config, model=options.model)
+        common = (read_mapping(options.config) if options.config else {}) | {"model": options.model}
+        folder = options.output / Path(options.model).name
+        with shown_batch(quiet=False) as watch:
+            entries = run_jobs(all_jobs(cases, modes, common, folder), options, folder, watch)
+        if failed := sum(entry.state == "failed" for entry in entries):
+            raise DitflowError(f"{failed} of {len(entries)} runs failed: see {folder / INDEX}")
         clip = None if options.clip == "none" else ClipModel.load(options.clip)
         instruments = Instruments(options.tracker, options.tracker_weights, clip)
-        folder = options.output / Path(options.model).name
-        found = list(run_all(cases, modes, settings, instruments, folder))
+        found = list(score_all(cases, modes, instruments, folder))
     except DitflowError as error:
         raise SystemExit(f"bench.davis: {error}") from None
     print(table(found, PUBLISHED.get(options.model, {})))

@@ -6,6 +6,8 @@ Each is far above what a run can use, and is checked before memory is allocated.
 from fractions import Fraction
 
 SETTINGS_BYTES = 1 << 18  # in a YAML or JSON file about a run or a model
+BATCH_BYTES = 1 << 24  # in a file of jobs
+BATCH_JOBS = 10_000
 VOCABULARY_BYTES = 1 << 26  # in a file of a tokenizer; published ones have some megabytes
 PROMPT_CHARACTERS = 10_000  # CogVideoX reads 226 tokens
 SIDE = 8192  # largest width and height of the new video, pixels

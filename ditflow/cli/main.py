@@ -31,7 +31,7 @@ ENDINGS = {  # exit codes and messages; the codes are 128 and the signal's numbe
     Terminated: (143, "terminated"),
 }
 LONGEST_SHOWN = 300  # characters of a path in a message
-RUNS = ("transfer", "inject", "flow", "resume", "decode", "report")  # their results are files
+RUNS = ("transfer", "inject", "flow", "resume", "decode", "report", "batch")  # their results are files
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -213,6 +213,16 @@ def write_page(options: argparse.Namespace) -> None:
     print(options.output)
 
 
+def run_batch(options: argparse.Namespace) -> None:
+    """Run a file of jobs and print the path of its index."""
+    from ditflow.batch.command import run_file
+    from ditflow.cli.batch_table import shown_batch
+
+    with shown_batch(options.quiet) as watch:
+        index = run_file(options, watch)
+    print(index)
+
+
 def print_explanation(options: argparse.Namespace) -> None:
     """Print where the time of a profiled run's steps went."""
     from ditflow.profiling.explain import explain
@@ -232,6 +242,7 @@ def print_doctor(options: argparse.Namespace) -> None:
 COMMANDS = {
     "evaluate": print_evaluation,
     "report": write_page,
+    "batch": run_batch,
     "resume": continue_run,
     "decode": continue_run,
     "explain": print_explanation,

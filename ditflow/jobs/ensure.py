@@ -44,7 +44,9 @@ def ensure_transfer(
         return begin_transfer(settings, progress, replace(given, exact_folder=True))
     run = Run.open(folder)
     check_same(settings, run)
-    return run if run.finished else continue_transfer(run, progress, settings.memory, given.kept)
+    if run.finished:
+        return run
+    return continue_transfer(run, progress, settings.memory, given.kept, settings.preset)
 
 
 def check_same(settings: Settings, run: Run) -> None:

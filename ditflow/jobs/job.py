@@ -40,6 +40,7 @@ from ditflow.planning.fallback import MemoryFallback, reading_only
 from ditflow.progress import Progress
 from ditflow.run_folder.checkpoint import StateFolder, load_clip, save_clip
 from ditflow.run_folder.chosen import save_chosen
+from ditflow.run_folder.digests import clip_digest
 from ditflow.run_folder.lock import locked
 from ditflow.run_folder.run import (
     RECORD,
@@ -144,7 +145,8 @@ class Job:
         cls,
         run: Run,
         progress: Progress,
-        memory: str | None = None,  # replaces the setting that the run had
+        memory: str | None = None,  # replaces the setting that the run had, and then `preset` its preset
+        preset: str = "auto",
         finished: bool = False,  # a finished run has results and no checkpoint
         kept: KeptParts | None = None,
     ) -> Iterator[Job]:
@@ -153,7 +155,7 @@ class Job:
             clear_unfinished(run.folder)
             settings = run.settings()
             if memory:
-                settings = replace(settings, memory=memory, preset="auto", decode_tile="auto")
+                settings = replace(settings, memory=memory, preset=preset, decode_tile="auto")
             with computing(settings):
                 device = choose_device(settings)
                 settings, folder, saved = check_run(settings, device, settings.needs_gradient, kept)
@@ -235,10 +237,14 @@ class Job:
         """The clip's latents [1, frames, channels, height, width]."""
         pixels = torch.from_numpy(self.clip.frames)
 
-        def work() -> dict[str, Tensor]:
+        def encode() -> Tensor:
             autoencoder = self.folder.autoencoder()
             with each_tile(autoencoder, self.meter.progress.substep):
-                return {"reference": autoencoder.encode(pixels)}
+                return autoencoder.encode(pixels)
+
+        def work() -> dict[str, Tensor]:
+            rounding = torch.get_num_threads(), self.settings.deterministic, self.settings.compute
+            return {"reference": self.folder.encoded((clip_digest(self.clip), *rounding), encode)}
 
         reference = self._once("reference", "encode", work)["reference"]
         if not reference.any():

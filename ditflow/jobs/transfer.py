@@ -74,10 +74,14 @@ def resume(folder: str | PathLike, progress: Progress | None = None, memory: str
 
 
 def continue_transfer(
-    run: Run, progress: Progress, memory: str | None = None, kept: KeptParts | None = None
+    run: Run,
+    progress: Progress,
+    memory: str | None = None,
+    kept: KeptParts | None = None,
+    preset: str = "auto",  # if `memory` is given
 ) -> Transferred:
     """Continue an unfinished transfer, with parts that the caller has in memory. Raises like `resume`."""
-    with Job.reopen(run, progress, memory, kept=kept) as job:
+    with Job.reopen(run, progress, memory, preset, kept=kept) as job:
         return _transfer(job, progress)
 
 

@@ -1,4 +1,4 @@
-"""Parts of a model that stay in host memory between runs, so that the next run need not load them."""
+"""Parts of a model, and the last encoded clip, that stay in host memory between runs for the next one."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class KeptParts:
 
     def __init__(self):
         self._parts: dict[str, _Part] = {}
+        self._encoded: tuple[Hashable, Tensor] | None = None
 
     def get(self, name: str, key: Hashable, load: Callable[[], Any]) -> Any:
         """The part, if it was loaded with an equal key; else what `load` returns, instead of the old one.
@@ -31,14 +32,23 @@ class KeptParts:
             self._parts[name] = _Part(key, part, _tensors(network))
         return self._parts[name].part
 
+    def encoded(self, key: Hashable, encode: Callable[[], Tensor]) -> Tensor:
+        """The latents of the last clip if it had an equal key, else what `encode` returns, on its device."""
+        if self._encoded and self._encoded[0] == key:
+            return self._encoded[1]
+        latents = encode()
+        self._encoded = key, latents.cpu()
+        return latents
+
     def send_home(self) -> None:
         """Take all parts off the device."""
         for part in self._parts.values():
             part.send_home()
 
     def clear(self) -> None:
-        """Forget all parts, and free their memory."""
+        """Forget everything, and free its memory."""
         self._parts.clear()
+        self._encoded = None
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,13 @@ class ModelFolder:
         network = self._once("vae", lambda: self._load("vae", torch_dtype=self.dtype))
         return self.family.autoencoder(network.to(self.device))
 
+    def encoded(self, clip: Hashable, encode: Callable[[], Tensor]) -> Tensor:
+        """What `encode` returns, or the kept latents of an equal `clip` by the same autoencoder."""
+        if not self.kept:
+            return encode()
+        key = clip, self._states("vae"), self.dtype, self.device
+        return self.kept.encoded(key, encode).to(self.device)
+
     def transformer(
         self,
         loras: Sequence[str] = (),
@@ -212,9 +219,13 @@ class ModelFolder:
         """What `load` returns, from the kept parts if the options and all files are the same."""
         if not self.kept:
             return load()
+        key = self._states(part, files), self.dtype, self.device, options
+        return self.kept.get(part, key, load)
+
+    def _states(self, part: str, files: Sequence[str] = ()) -> Hashable:
+        """What changes with the content of a part's folder and of other files."""
         paths = [*sorted((self.path / part).glob("*")), *(Path(file) for file in files)]
-        states = tuple((str(path), _state(path)) for path in paths)
-        return self.kept.get(part, (states, self.dtype, self.device, options), load)
+        return tuple((str(path), _state(path)) for path in paths)
 
     def _load(self, part: str, **options: Any) -> Any:
         self._check(part)

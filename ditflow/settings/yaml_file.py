@@ -18,7 +18,7 @@ from ditflow.settings.settings import Settings
 from ditflow.settings.speed import speed_settings
 
 
-def read_settings(path: Path | None = None, **given: Any) -> Settings:
+def read_settings(path: Path | None = None, /, **given: Any) -> Settings:
     """Settings from an optional YAML file, overridden by `given`; a speed overrides all that a speed sets.
 
     Raises SettingsError if the file cannot be read, is not a mapping or has a key that is not a setting.
@@ -51,22 +51,23 @@ def read_mapping(path: Path, what: str = "settings file") -> dict[str, Any]:
 
     Raises SettingsError if it is not a mapping from names to values.
     """
-    try:
-        with regular_file(path).open("rb") as file:
-            content = file.read(SETTINGS_BYTES + 1)
-    except DitflowError as error:
-        raise SettingsError(f"{what} {error}") from None
-    except OSError as error:
-        raise SettingsError(f"{what} {path}: {error.strerror}; give a YAML file") from None
-    return parsed_mapping(content, f"{what} {path}")
+    return parsed_mapping(read_bytes(path, what), f"{what} {path}")
 
 
 def parsed_mapping(content: bytes, what: str) -> dict[str, Any]:
     """The values of YAML by name. Raises like `read_mapping`."""
     if len(content) > SETTINGS_BYTES:
         raise SettingsError(f"{what} is larger than {SETTINGS_BYTES} bytes: give a smaller one")
+    values = parsed_yaml(content, what)
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise SettingsError(f"{what}: expected lines of `name: value`")
+    return values
+
+
+def parsed_yaml(content: bytes, what: str) -> Any:
+    """The content of YAML; `what` it is, for messages. Raises SettingsError."""
     try:
-        values = yaml.load(content.decode("utf-8"), _PlainLoader)
+        return yaml.load(content.decode("utf-8"), _PlainLoader)
     except SettingsError as error:
         raise SettingsError(f"{what}, {error}") from None
     except RecursionError:
@@ -74,9 +75,20 @@ def parsed_mapping(content: bytes, what: str) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise SettingsError(f"{what} is not YAML: {reason}") from None
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise SettingsError(f"{what}: expected lines of `name: value`")
-    return values
+
+
+def read_bytes(path: Path, what: str, most: int = SETTINGS_BYTES) -> bytes:
+    """The content of a file of at most `most` bytes; `what` it is, for messages. Raises SettingsError."""
+    try:
+        with regular_file(path).open("rb") as file:
+            content = file.read(most + 1)
+    except DitflowError as error:
+        raise SettingsError(f"{what} {error}") from None
+    except OSError as error:
+        raise SettingsError(f"{what} {path}: {error.strerror}; give a readable file") from None
+    if len(content) > most:
+        raise SettingsError(f"{what} {path} is larger than {most} bytes: give a smaller one")
+    return content
 
 
 def check_output(path: Path, output: str) -> None:
@@ -84,12 +96,17 @@ def check_output(path: Path, output: str) -> None:
 
     A settings file from someone else must not choose where on this machine to write.
     """
-    wanted = Path(os.path.realpath(output))
-    if not any(wanted.is_relative_to(os.path.realpath(folder)) for folder in (".", path.parent)):
+    if not is_near(path, output):
         raise SettingsError(
             f"settings file {path}: its output {shown(output)} is neither in the file's folder nor in the "
             "current one; give --output"
         )
+
+
+def is_near(path: Path, output: str) -> bool:
+    """Whether `output` is inside the folder of the file at `path`, or inside the current folder."""
+    wanted = Path(os.path.realpath(os.path.expanduser(output)))
+    return any(wanted.is_relative_to(os.path.realpath(folder)) for folder in (".", path.parent))
 
 
 class _PlainLoader(yaml.SafeLoader):

@@ -160,6 +160,7 @@ def test_no_kernel_is_downloaded(small_folder, tmp_path):
     [
         case("settings with an output elsewhere", "{}/home"),
         case("settings with an output in a parent folder", "../../above"),
+        "~/home",
     ],
 )
 def test_output_of_a_settings_file(output, tmp_path, capfd):

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import yaml
+from batch_workers import InProcess
 
 from bench import davis
 from bench.davis import PUBLISHED, main, table
 from ditflow import video
 from ditflow.errors import DitflowError
 from ditflow.evaluation import tracks
-from ditflow.jobs.transfer import transfer
 from ditflow.small.clips import FRAME_RATE, made_clip
 
 
@@ -49,21 +49,22 @@ def words(tmp_path, small_folder):
 
 
 def test_two_clips(words, tmp_path, capsys, monkeypatch):
-    done = []
+    done, stops = [], [True]
 
-    def stopping(settings):
-        if len(done) == 3:
-            raise KeyboardInterrupt
-        done.append(settings)
-        return transfer(settings)
+    class Stopping(InProcess):
+        def give(self, worker, settings):
+            if stops and len(done) == 3:
+                stops.clear()
+                raise KeyboardInterrupt
+            done.append(settings)
+            super().give(worker, settings)
 
-    monkeypatch.setattr(davis, "transfer", stopping)
+    monkeypatch.setattr("ditflow.batch.cluster.Cluster", lambda *_: Stopping())
     monkeypatch.setattr(tracks, "GRID", 10)  # fewer points, less time
     with pytest.raises(KeyboardInterrupt):
         main(words)
-    done.insert(0, None)  # so that it does not stop at three again
     main(words)
-    runs = done[1:]
+    runs = done
     assert len(runs) == 2 * 3 * 2  # each once
     assert len({(run.video, run.prompt, run.guidance) for run in runs}) == 12
     assert {(run.start, run.frames) for run in runs if run.video.endswith("two")} == {(3, 10)}
@@ -72,7 +73,7 @@ def test_two_clips(words, tmp_path, capsys, monkeypatch):
     assert [line.split(" | ")[:2] for line in last] == [["| flow", "6"], ["| backbone", "6"]]
 
     main(words)
-    assert len(done) == 13  # nothing is repeated
+    assert len(done) == 12  # nothing is repeated
     assert capsys.readouterr().out.splitlines()[-2:] == last
 
 

@@ -1,0 +1,147 @@
+"""The jobs of a batch: which one a worker gets next, and what becomes of one that has failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from ditflow.batch.jobs_file import BatchJob
+from ditflow.batch.messages import Ended, Ending
+from ditflow.errors import DitflowError
+from ditflow.jobs.events import Event
+from ditflow.memory.presets import PRESETS
+from ditflow.run_folder.run import Run
+from ditflow.settings import Settings
+
+State = Literal["waiting", "running", "done", "failed"]
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a job is tried again; it doubles with every try
+
+
+@dataclass
+class Entry:
+    """A job and its state."""
+
+    job: BatchJob
+    state: State = "waiting"
+    settings: Settings = field(init=False)  # of the next try
+    seconds: float = 0.0  # of all tries
+    error: str = ""  # of the last try
+    failures: int = 0  # tries that have failed, since the last one that finished a step
+    steps: int = 0  # denoising steps that any try has finished
+    event: Event | None = None  # the last of the running try
+    started: float = 0.0  # when the running try did
+    not_before: float = 0.0  # when the next try may start
+    advanced: bool = False  # whether the running try has finished a step that no other had
+
+    def __post_init__(self) -> None:
+        self.settings = self.job.settings
+        self.state = "done" if self.job.finished else "waiting"
+
+    @property
+    def model(self) -> tuple:
+        """Equal for jobs that load the same parts of a model."""
+        return self.settings.model, self.settings.dtype, self.settings.weights, self.settings.lora
+
+    @property
+    def clip(self) -> tuple:
+        """Equal for jobs that encode the same clip."""
+        chosen = self.settings
+        return (chosen.video, chosen.start, chosen.stride, chosen.fps, chosen.frames, chosen.size, chosen.fit)
+
+    @property
+    def texts(self) -> set[tuple[str, str]]:
+        """The texts to encode, each with its model."""
+        chosen = self.settings
+        return {
+            (chosen.model, text) for text in (chosen.prompt, chosen.negative_prompt, chosen.source_prompt)
+        }
+
+
+class Queue:
+    """The jobs of a batch in the order of their file. Times are in seconds, of any clock."""
+
+    def __init__(self, jobs: Sequence[BatchJob], retries: int):
+        self.entries = [Entry(job) for job in jobs]
+        self.retries = retries
+        self.running: dict[int, Entry] = {}  # by worker
+        self.last: dict[int, Entry] = {}  # the last job that each worker was given
+        self.encoded: set[tuple[str, str]] = set()  # texts that are in the cache
+
+    @property
+    def finished(self) -> bool:
+        return all(entry.state in ("done", "failed") for entry in self.entries)
+
+    def count(self, state: State) -> int:
+        return sum(entry.state == state for entry in self.entries)
+
+    def take(self, worker: int, now: float) -> Entry | None:
+        """Start the job that suits a worker best; None if none may start now.
+
+        A job with the model and the clip that the worker has comes first, one with a clip that no other
+        worker has next. A text that another worker is encoding is waited for.
+        """
+        encoding = {
+            text for entry in self.running.values() if _encodes(entry) for text in entry.texts
+        } - self.encoded
+        free = [
+            entry
+            for entry in self.entries
+            if entry.state == "waiting" and entry.not_before <= now and not entry.texts & encoding
+        ]
+        if not free:
+            return None
+        own = self.last.get(worker)
+        elsewhere = {entry.clip for number, entry in self.last.items() if number != worker}
+
+        def suits(entry: Entry) -> tuple[bool, ...]:
+            same_model = own is not None and entry.model == own.model
+            return same_model, same_model and entry.clip == own.clip, entry.clip not in elsewhere
+
+        entry = max(free, key=suits)  # the first of equals
+        entry.state, entry.started, entry.event, entry.advanced = "running", now, None, False
+        self.running[worker] = self.last[worker] = entry
+        return entry
+
+    def report(self, worker: int, event: Event) -> None:
+        """Take note of an event of a worker's job."""
+        entry = self.running[worker]
+        entry.event = event
+        if not _encodes(entry):
+            self.encoded |= entry.texts
+        if event.phase == "denoise" and event.step > entry.steps:
+            entry.steps, entry.advanced = event.step, True
+
+    def end(self, worker: int, ended: Ended, now: float) -> Entry:
+        """End a worker's job, or let it wait for its next try."""
+        entry = self.running.pop(worker)
+        entry.seconds += now - entry.started
+        entry.error = ended.error
+        if ended.worker_lost:
+            self.last.pop(worker)
+        if ended.ending in (Ending.DONE, Ending.FAILED):
+            entry.state = ended.ending.value
+            return entry
+        entry.failures = 1 if entry.advanced else entry.failures + 1
+        if entry.failures > self.retries:
+            entry.state = "failed"
+            return entry
+        if ended.ending is Ending.MEMORY:
+            entry.settings = replace(entry.settings, preset=_smaller_preset(entry))
+        entry.state = "waiting"
+        entry.not_before = now + min(FIRST_PAUSE * 2 ** (entry.failures - 1), LONGEST_PAUSE)
+        return entry
+
+
+def _encodes(entry: Entry) -> bool:
+    """Whether a running job may still encode its texts, which it does first."""
+    return entry.event is None or entry.event.phase in ("", "text")
+
+
+def _smaller_preset(entry: Entry) -> str:
+    """The next smaller memory preset than that of the failed try, as its folder says; the smallest stays."""
+    try:
+        failed = Run.open(entry.job.folder).settings().preset
+    except DitflowError:  # it has failed before it had a folder
+        failed = entry.settings.preset
+    return PRESETS[max(0, PRESETS.index(failed) - 1)] if failed in PRESETS else failed

@@ -1,0 +1,111 @@
+"""Whole batches with workers in this process: index, page, lost workers, and a batch that is repeated."""
+
+import csv
+from dataclasses import replace
+
+import pytest
+import torch
+from batch_workers import InProcess
+from tiny_pipelines import latents
+
+from ditflow.batch.jobs_file import BatchJob
+from ditflow.batch.messages import Ended, Ending
+from ditflow.batch.queue import Queue
+from ditflow.batch.run import INDEX, PAGE, Watch, run_batch
+from ditflow.cli.batch_table import Lines, batch_table
+from ditflow.cli.screen import CleanConsole
+from ditflow.errors import DitflowError
+from ditflow.jobs.events import Event
+from ditflow.jobs.transfer import transfer
+from ditflow.run_folder.lock import InUse, locked
+from ditflow.run_folder.run import Run
+
+
+@pytest.fixture
+def jobs(settings, tmp_path):
+    return [
+        BatchJob(
+            seed + 1,
+            replace(settings, seed=seed, format="frames", output=str(tmp_path / f"run {seed}")),
+            finished=False,
+        )
+        for seed in range(3)
+    ]
+
+
+def index(folder):
+    with (folder / INDEX).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def again(jobs):
+    return [replace(job, finished=True) for job in jobs]
+
+
+def test_a_batch_survives_a_lost_worker_and_a_failing_job(jobs, tmp_path, capsys):
+    (tmp_path / "run 1").mkdir()
+    (tmp_path / "run 1" / "mine").touch()  # this one cannot be started
+    workers = InProcess(2, lose=[6])
+    entries = run_batch(jobs, workers, tmp_path / "batch", 2, Lines())
+    assert [entry.state for entry in entries] == ["done", "failed", "done"]
+    assert sorted(workers.starts) == [0, 0, 1]
+    assert [given.seed for _, given in workers.given].count(0) == 2  # lost, then continued
+
+    rows = index(tmp_path / "batch")
+    assert [row["state"] for row in rows] == ["done", "failed", "done"]
+    assert [row["job"] for row in rows] == ["1", "2", "3"]
+    assert rows[0]["folder"] == str(tmp_path / "run 0") and float(rows[0]["seconds"]) > 0
+    assert "is not a run folder" in rows[1]["error"]
+    said = capsys.readouterr().err
+    assert "worker 1 is lost: its worker died" in said
+    assert "will be tried again: its worker died" in said
+
+    page = (tmp_path / "batch" / PAGE).read_text()
+    assert "run 0" in page and "run 2" in page and "run 1" not in page
+    for entry in (entries[0], entries[2]):
+        alone = transfer(replace(entry.job.settings, output=f"{entry.job.folder} alone"))
+        assert torch.equal(latents(alone), latents(Run.open(entry.job.folder)))
+
+
+def test_a_finished_batch_starts_no_worker(jobs, tmp_path):
+    run_batch(jobs[:1], InProcess(), tmp_path / "batch", 0, Watch())
+    workers = InProcess()
+    (entry,) = run_batch(again(jobs[:1]), workers, tmp_path / "batch", 0, Watch())
+    assert entry.state == "done" and not workers.starts
+
+
+def test_a_job_that_always_loses_its_worker_fails(jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr("ditflow.batch.queue.FIRST_PAUSE", 0.0)
+    (entry,) = run_batch(jobs[:1], InProcess(lose=[0] * 9), tmp_path / "batch", 2, Watch())
+    assert entry.state == "failed" and entry.failures == 3
+    assert not (tmp_path / "batch" / PAGE).exists()
+
+
+def test_one_batch_at_a_time_has_a_folder(jobs, tmp_path):
+    (tmp_path / "batch").mkdir()
+    with locked(tmp_path / "batch"), pytest.raises(InUse):
+        run_batch(jobs, InProcess(), tmp_path / "batch", 0, Watch())
+
+
+def test_workers_that_never_start_end_the_batch(jobs, tmp_path):
+    class Broken(InProcess):
+        def start(self, worker):
+            self.starts.append(worker)
+            self.talks[worker] = iter([Ended(Ending.AGAIN, "no room", worker_lost=True)])
+
+    workers = Broken()
+    with pytest.raises(DitflowError, match="no worker can be started: no room"):
+        run_batch(jobs, workers, tmp_path / "batch", 0, Watch())
+    assert len(workers.starts) == 3
+    assert {row["state"] for row in index(tmp_path / "batch")} == {"waiting"}
+
+
+def test_the_table_shows_what_runs(jobs, capsys):
+    queue = Queue(jobs, 0)
+    queue.take(0, 10.0)
+    queue.report(0, Event("denoise", 2, 4, seconds_left=61.0))
+    CleanConsole(width=120).print(batch_table(queue, 15.0))
+    shown = capsys.readouterr().out
+    row = next(line for line in shown.splitlines() if "denoise" in line).split()
+    assert row[0] == "1" and row[1] == "1" and row[-3:] == ["2/4", "5", "0:01:01"]
+    assert "3 jobs: 0 done, 1 running, 2 waiting, 0 failed" in shown
