@@ -33,8 +33,9 @@ reliability: setup
 soak: setup
 	$(BIN)/python tests/soak.py
 
-# needs chromium and chromedriver
+# the pages of `ditflow report` and `ditflow app`; needs chromium and chromedriver
 test-browser: setup
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e ".[dev,app]"
 	$(BIN)/pytest -q tests/browser
 
 # compiles every kernel with the newest Triton, beside the pinned one

@@ -33,6 +33,7 @@ EXTRAS = {
     "quantize": ["bitsandbytes>=0.46", "gguf>=0.17.1"],
     "eval": ["opencv-python-headless>=4.10.0.84"],
     "bench": ["pytest-benchmark>=5"],
+    "app": ["gradio>=6.31", "fastapi>=0.165", "uvicorn>=0.54"],
 }
 EXTRAS["dev"] = [
     "pytest>=8",
@@ -91,6 +92,7 @@ setup(
     package_dir=PACKAGES | SUBPACKAGES,
     package_data={
         "ditflow.configs": ["**/*.yaml"],
+        "ditflow.app": ["*.css"],
         "ditflow.report": ["*.html", "*.css", "*.js"],
         "ditflow.small": ["models/**/*"],
     },

@@ -7,6 +7,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_origin, get_type_hints
 
+from ditflow.app import command as app
 from ditflow.errors import SettingsError, shown
 from ditflow.files import shipped_names
 from ditflow.settings import Settings, injection_settings, read_settings
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_evaluate(commands)
     _add_report(commands)
+    app.add_arguments(_add_command(commands, "app", "open a local page to make runs and look at them"))
     doctor = _add_command(commands, "doctor", "describe this machine and its packages, for a bug report")
     doctor.add_argument("--json", action="store_true", help="print the description as JSON")
     for command in commands.choices.values():

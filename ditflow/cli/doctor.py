@@ -35,6 +35,7 @@ EXTRAS = {
     "quantize": "--weights nf4 or FILE.gguf",
     "eval": "ditflow evaluate",
     "bench": "make bench",
+    "app": "ditflow app",
 }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ditflow.app.command import serve
 from ditflow.cli.arguments import USAGE, build_parser, read_blocks, read_options
 from ditflow.cli.interrupts import HungUp, Terminated, terminable
 from ditflow.cli.terminal import Output, one_line, steady_output
@@ -237,6 +238,7 @@ def print_plan(options: argparse.Namespace, settings: Settings) -> None:
 
 # the commands that take no settings
 COMMANDS = {
+    "app": serve,
     "evaluate": print_evaluation,
     "report": write_page,
     "resume": continue_run,

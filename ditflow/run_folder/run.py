@@ -216,7 +216,7 @@ def create_run(settings: Settings, kind: str = "", exact: bool = False) -> Run:
 
     Raises DitflowError if the folder cannot be made or, if it must be exactly that one, if the name is taken.
     """
-    wanted = Path(settings.output) if settings.output else Path("runs") / _name(settings, kind)
+    wanted = Path(settings.output) if settings.output else Path("runs") / run_name(settings, kind)
     folder = wanted
     try:
         wanted.parent.mkdir(parents=True, exist_ok=True)
@@ -233,7 +233,8 @@ def create_run(settings: Settings, kind: str = "", exact: bool = False) -> Run:
         raise DitflowError(f"cannot make the run folder {folder}: {reason}; give another --output") from None
 
 
-def _name(settings: Settings, kind: str) -> str:
+def run_name(settings: Settings, kind: str = "") -> str:
+    """The name of a run's folder, from the clip and the prompt."""
     words = [kind] if kind else re.findall(r"\w+", settings.prompt.lower())[:6]
     return "-".join([settings.source_name, *words])[:LONGEST_NAME]
 

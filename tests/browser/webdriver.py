@@ -46,8 +46,9 @@ class Browser:
         self.process.terminate()
         self.process.wait(timeout=20)
 
-    def open(self, page: Path) -> None:
-        self._ask("POST", "/url", {"url": page.resolve().as_uri()})
+    def open(self, page: Path | str) -> None:
+        """Open a file or an address."""
+        self._ask("POST", "/url", {"url": page if isinstance(page, str) else page.resolve().as_uri()})
 
     def run(self, script: str):
         """Run a script and return its result; promises are awaited."""
@@ -59,8 +60,11 @@ class Browser:
         self._ask("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
 
     def click(self, selector: str) -> None:
-        found = self._ask("POST", "/element", {"using": "css selector", "value": selector})
-        self._ask("POST", f"/element/{found[ELEMENT]}/click", {})
+        self._ask("POST", f"{self._element(selector)}/click", {})
+
+    def type(self, selector: str, text: str) -> None:
+        """Type into a field, or give a file's path to one for files."""
+        self._ask("POST", f"{self._element(selector)}/value", {"text": text})
 
     def complaints(self) -> list[str]:
         """Console messages of the page since the last call."""
@@ -70,6 +74,10 @@ class Browser:
         """Save a picture of the whole page."""
         shot = {"cmd": "Page.captureScreenshot", "params": {"captureBeyondViewport": True}}
         path.write_bytes(base64.b64decode(self._ask("POST", "/goog/cdp/execute", shot)["data"]))
+
+    def _element(self, selector: str) -> str:
+        found = self._ask("POST", "/element", {"using": "css selector", "value": selector})
+        return f"/element/{found[ELEMENT]}"
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + 30
