@@ -14,7 +14,9 @@ HOST, PORT = "127.0.0.1", 7860
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default=HOST, help=f"address to listen at (default: {HOST}, this machine only)")
+    parser.add_argument(
+        "--host", default=HOST, help=f"address to listen at (default: {HOST}, this machine only)"
+    )
     parser.add_argument("--port", type=int, default=PORT, help=f"port (default: {PORT}; 0: a free one)")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of the runs (default: runs)"
@@ -40,4 +42,6 @@ def listening(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port))
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DitflowError(f"{host}:{port} cannot be used ({reason}): give another --host or --port") from None
+        raise DitflowError(
+            f"{host}:{port} cannot be used ({reason}): give another --host or --port"
+        ) from None

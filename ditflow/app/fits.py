@@ -24,12 +24,17 @@ class Choice(NamedTuple):
     """What a plan depends on."""
 
     model: str
-    speed: str = "exact"
-    frames: int | None = None  # None: the model's own number
+    speed: str
+    frames: int
 
     def settings(self) -> Settings:
         """Raises SettingsError for values that are not accepted."""
         return read_settings(model=self.model, speed=self.speed, frames=self.frames)
+
+
+def default_choice(model: str) -> Choice:
+    """A model with its own number of frames, exact."""
+    return Choice(model, "exact", default_frames(model))
 
 
 def default_frames(model: str) -> int:
@@ -44,7 +49,8 @@ class Planner:
         self._lock = threading.Lock()
         self._found: dict[Choice, str] = {}
         self._shown: Choice | None = None
-        self._others = [Choice(name) for name in sorted(models(), key=lambda name: (not is_shipped(name), name))]
+        by_need = sorted(models(), key=lambda name: (not is_shipped(name), name))
+        self._others = [default_choice(name) for name in by_need]
 
     def text(self, choice: Choice) -> str:
         """How the choice on the page fits; as long as it is unknown, that it is being planned."""
@@ -55,7 +61,8 @@ class Planner:
     def labels(self) -> list[tuple[str, str]]:
         """Each model, with how it fits where that is known, and its name."""
         with self._lock:
-            return [(label(choice.model, self._found.get(choice, PLANNING)), choice.model) for choice in self._others]
+            found = ((choice.model, self._found.get(choice, PLANNING)) for choice in self._others)
+            return [(f"{model}: {text}", model) for model, text in found]
 
     def work(self) -> bool:
         """Plan one choice; False if all are planned."""
@@ -73,10 +80,6 @@ class Planner:
 def is_shipped(model: str) -> bool:
     """Whether a model needs no download."""
     return "package_folder" in known_model(model)["weights"]
-
-
-def label(model: str, fits: str) -> str:
-    return f"{model}: {fits}"
 
 
 def fit(choice: Choice) -> str:

@@ -47,7 +47,7 @@ def list_runs(folder: Path) -> list[ShownRun]:
 
 
 def run_named(folder: Path, name: str) -> Path:
-    """The folder of a run by its name, which may come from a browser. Raises DitflowError if there is none."""
+    """The folder of a run by a name that may come from a browser. Raises DitflowError if there is none."""
     for path in _folders(folder):
         if path.name == name:
             return path
@@ -106,4 +106,6 @@ def _shown(folder: Path) -> ShownRun:
     state = "finished" if (folder / RECORD).is_file() else "unfinished"
     pictures = tuple(name for name in MEDIA if (folder / name).is_file())
     has_embedding = (folder / EMBEDDING).is_file()
-    return ShownRun(folder, str(values.get("prompt")), str(values.get("model")), state, pictures, has_embedding)
+    return ShownRun(
+        folder, str(values.get("prompt")), str(values.get("model")), state, pictures, has_embedding
+    )

@@ -20,6 +20,7 @@ from ditflow.settings.speed import SPEEDS
 
 EXAMPLE_MODEL = "small"
 TICK = 1.0  # seconds from one look at the runner to the next
+DAY = 86400  # seconds after which Gradio removes its own copies of uploads
 RUNS_SHOWN = 12  # more are shown on request
 NOTHING_RUNS = '<p class="hint">Nothing runs. <b>Start</b> makes the example.</p>'
 
@@ -34,7 +35,7 @@ class Page:
     others: Mapping[str, Any]  # settings that the form does not have
 
     def build(self) -> gr.Blocks:
-        with gr.Blocks(title="ditflow", analytics_enabled=False) as page:
+        with gr.Blocks(title="ditflow", analytics_enabled=False, delete_cache=(DAY, DAY)) as page:
             gr.HTML("<h1>ditflow</h1><p>A clip's motion, a prompt's content.</p>")
             with gr.Row():
                 with gr.Column(min_width=320):
@@ -64,9 +65,9 @@ class Page:
         """The form. Returns what a plan depends on, and where it is shown."""
         source = gr.Radio(form.SOURCES, value=form.SAMPLE, label="Motion of", elem_id="source")
         seeds = form.sample_names()
-        with gr.Group() as sampled:
+        with gr.Column() as sampled:
             sample = gr.Dropdown(seeds, value=seeds[0][1], label="Sample", elem_id="sample")
-            shown = gr.HTML(_sample_html(seeds[0][1]), padding=True)
+            shown = gr.HTML(_sample_html(seeds[0][1]))
         upload = gr.Video(label="Clip", sources=["upload"], visible=False, elem_id="upload")
         drawing = gr.Textbox(
             form.EXAMPLE_DRAWING,
@@ -138,7 +139,9 @@ class Page:
                 self._action("Replay", run, actions.replay)
         if run.has_embedding:
             with gr.Row():
-                prompt = gr.Textbox(placeholder="another prompt", show_label=False, max_length=PROMPT_CHARACTERS)
+                prompt = gr.Textbox(
+                    placeholder="another prompt", show_label=False, max_length=PROMPT_CHARACTERS
+                )
                 self._action("Inject", run, actions.inject, prompt)
 
     def _action(self, name: str, run: gallery.ShownRun, action: actions.Action, *inputs: gr.Textbox) -> None:
@@ -164,7 +167,7 @@ class Page:
         jobs = self.runner.jobs()
         job = _shown_job(jobs)
         labels = self.planner.labels()
-        choice = Choice(model, speed, int(frames) if frames else None)
+        choice = Choice(model, speed, int(frames or default_frames(model)))
         now = {
             "status": words.job_html(job) if job else NOTHING_RUNS,
             "picture": self._picture(job),
@@ -205,7 +208,7 @@ def _sample_html(seed: int) -> str:
 
 def _visible_source(source: str) -> list[Any]:
     return [
-        gr.Group(visible=source == form.SAMPLE),
+        gr.Column(visible=source == form.SAMPLE),
         gr.Video(visible=source == form.UPLOAD),
         gr.Textbox(visible=source == form.DRAWN),
     ]

@@ -95,7 +95,10 @@ class _Guarded:
 
         async def guarded(message: Any) -> None:
             if message["type"] == "http.response.start":
-                headers = [(b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff")]
+                headers = [
+                    (b"content-security-policy", POLICY.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
                 message = message | {"headers": [*message.get("headers", ()), *headers]}
             await send(message)
 

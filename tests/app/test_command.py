@@ -23,5 +23,8 @@ def test_without_gradio_it_says_what_to_install(ditflow, monkeypatch):
 
 @pytest.mark.parametrize("port", [None, 70000])
 def test_a_port_that_cannot_be_had(port):
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(DitflowError, match="another --host or --port"):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(DitflowError, match="another --host or --port"),
+    ):
         listening("127.0.0.1", taken.getsockname()[1] if port is None else port)

@@ -47,11 +47,11 @@ def test_the_small_model_is_planned():
 
 def test_a_large_model_without_a_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert fits.fit(Choice("wan-1.3b")) == "needs a CUDA GPU, and this machine has none"
+    assert fits.fit(fits.default_choice("wan-1.3b")) == "needs a CUDA GPU, and this machine has none"
 
 
 def test_settings_that_are_refused():
-    assert fits.fit(Choice("small", frames=0)) == "frames: 0 given, at least 1 accepted"
+    assert fits.fit(Choice("small", "exact", 0)) == "frames: 0 given, at least 1 accepted"
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ def test_samples_have_names():
 
 def test_an_upload_is_kept_beside_the_runs_once(clip, tmp_path):
     first, second = (
-        filled(source=UPLOAD, upload=str(clip), keeps_embedding=True).settings(tmp_path / "runs") for _ in range(2)
+        filled(source=UPLOAD, upload=str(clip), keeps_embedding=True).settings(tmp_path / "runs")
+        for _ in range(2)
     )
     assert first.video == second.video and first.video.startswith(str(tmp_path / "runs" / form.FILES))
     assert first.source_name == clip.stem and first.optimise == "embedding"

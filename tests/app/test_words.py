@@ -31,7 +31,9 @@ def test_progress(event, expected):
     assert words.progress_text(event) == expected
 
 
-@pytest.mark.parametrize("seconds, expected", [(0, "1 s"), (59.4, "59 s"), (200, "3 min"), (4800, "1 h 20 min")])
+@pytest.mark.parametrize(
+    "seconds, expected", [(0, "1 s"), (59.4, "59 s"), (200, "3 min"), (4800, "1 h 20 min")]
+)
 def test_durations(seconds, expected):
     assert words.duration(seconds) == expected
 

@@ -31,12 +31,14 @@ class Browser:
         wanted = {"goog:chromeOptions": {"args": arguments}, "goog:loggingPrefs": {"browser": "ALL"}}
         session = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         self.root += f"/session/{session['sessionId']}"
-        dressing = {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]}
-        self._ask("POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": dressing})
+        self.dress(width, height, dark)
+
+    def dress(self, width: int, height: int, dark: bool) -> None:
+        """Give the window a size, and a preference for light or dark."""
+        preference = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self._ask(
-            "POST", "/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": screen}
-        )
+        self._command("Emulation.setEmulatedMedia", {"features": [preference]})
+        self._command("Emulation.setDeviceMetricsOverride", screen)
 
     def __enter__(self) -> "Browser":
         return self
@@ -72,12 +74,16 @@ class Browser:
 
     def screenshot(self, path: Path) -> None:
         """Save a picture of the whole page."""
-        shot = {"cmd": "Page.captureScreenshot", "params": {"captureBeyondViewport": True}}
-        path.write_bytes(base64.b64decode(self._ask("POST", "/goog/cdp/execute", shot)["data"]))
+        shot = self._command("Page.captureScreenshot", {"captureBeyondViewport": True})
+        path.write_bytes(base64.b64decode(shot["data"]))
 
     def _element(self, selector: str) -> str:
         found = self._ask("POST", "/element", {"using": "css selector", "value": selector})
         return f"/element/{found[ELEMENT]}"
+
+    def _command(self, name: str, parameters: dict):
+        """Run a command of Chromium's own protocol."""
+        return self._ask("POST", "/goog/cdp/execute", {"cmd": name, "params": parameters})
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + 30
