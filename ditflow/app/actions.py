@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +56,6 @@ def resume(runner: Runner, runs: Path, folder: Path) -> Job:
     return runner.add("resume", settings.prompt, settings.model, start)
 
 
-@cache
 def download_note(model: str) -> str:
     """What a run has to download first; empty if the model is on this machine."""
     from ditflow.models.hub import cached_folder, missing_files

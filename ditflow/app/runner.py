@@ -25,7 +25,7 @@ Start = Callable[["Session", "CancelToken"], Iterator["Event"]]
 KEPT = 20  # ended jobs that are still listed
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """What is asked of a session, and what has become of it."""
 

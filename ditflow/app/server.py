@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,4 +104,7 @@ class _Guarded:
                 message = message | {"headers": [*message.get("headers", ()), *headers]}
             await send(message)
 
-        await self.app(scope, receive, guarded)
+        with suppress(asyncio.CancelledError):  # the server ends while the page is open
+            await self.app(scope, receive, guarded)
+            return
+        await send({"type": "http.response.body", "body": b""})
