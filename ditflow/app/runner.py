@@ -81,6 +81,7 @@ class Runner:
             job.cancel.set()
             if job.state == "waiting":
                 job.state, job.message = "cancelled", "cancelled before it began"
+                self._jobs.remove(job)
 
     def close(self) -> None:
         """Cancel all jobs and wait for the end of the running one, which can be resumed later."""

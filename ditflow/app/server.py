@@ -49,6 +49,9 @@ class Server:
             footer_links=[],
             max_file_size=CLIP_BYTES,
             ssr_mode=False,
+            theme=gr.themes.Default(
+                font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
+            ),
             css_paths=Path(__file__).with_name("page.css"),
         )
 
@@ -106,5 +109,3 @@ class _Guarded:
 
         with suppress(asyncio.CancelledError):  # the server ends while the page is open
             await self.app(scope, receive, guarded)
-            return
-        await send({"type": "http.response.body", "body": b""})

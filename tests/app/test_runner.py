@@ -93,6 +93,7 @@ def test_cancelling(runner):
     until(lambda: first.event)
     runner.cancel(second)
     assert ended(second) == ("cancelled", "cancelled before it began")
+    assert runner.jobs() == [first]
     runner.cancel(first)
     assert ended(first) == ("cancelled", "cancelled")
 

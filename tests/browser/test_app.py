@@ -167,6 +167,7 @@ def test_an_error_is_one_line(page):
     page.click("#start")
     page.shows("no clip given: upload one, or choose a sample")
     page.press_label("Drawn motion")
+    page.until("return Boolean(document.querySelector('#drawing textarea'))")
     page.type("#drawing textarea", "\nobjects: 3")
     page.click("#start")
     page.shows("given 2 times; give it once")
