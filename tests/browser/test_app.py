@@ -15,7 +15,7 @@ from webdriver import Browser
 
 from ditflow.small.clips import main as write_clip
 
-SLOW = 240  # seconds that a run may take on a busy machine
+SLOW = 600  # seconds that a run may take on a busy machine
 TEXT = "return document.body.innerText"
 SERVER = """
 import sys
