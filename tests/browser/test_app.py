@@ -144,9 +144,11 @@ def test_how_models_fit_is_said(page):
 def test_a_run_goes_on_without_the_page_and_is_cancelled_and_resumed(page, server, place):
     before = runs_of(place)
     page.click("#start")
+    page.until("return Boolean(document.querySelector('#status .running'))")
     page.click("#start")
     page.shows("waiting: a blue square")
     page.press_button("Remove")
+    page.until("return !document.body.innerText.includes('waiting:')")
     page.visit(server)  # closed and opened again
     page.until("return Boolean(document.querySelector('#status .running'))")
     page.until("return /step ([3-9]|1\\d) of 25/.test(document.querySelector('#status').innerText)")
