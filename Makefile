@@ -38,8 +38,9 @@ test-batch: setup
 	$(BIN)/pip install -q -c $(CONSTRAINTS) -e ".[batch]"
 	$(BIN)/pytest -q tests/batch/with_ray
 
-# needs chromium and chromedriver
+# the pages of `ditflow report` and `ditflow app`; needs chromium and chromedriver
 test-browser: setup
+	$(BIN)/pip install -q -c $(CONSTRAINTS) -e ".[dev,app]"
 	$(BIN)/pytest -q tests/browser
 
 # compiles every kernel with the newest Triton, beside the pinned one

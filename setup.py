@@ -34,6 +34,7 @@ EXTRAS = {
     "eval": ["opencv-python-headless>=4.10.0.84"],
     "bench": ["pytest-benchmark>=5"],
     "batch": ["ray>=2.60"],
+    "app": ["gradio>=6.31", "fastapi>=0.165", "uvicorn>=0.54"],
 }
 EXTRAS["dev"] = [
     "pytest>=8",
@@ -92,6 +93,7 @@ setup(
     package_dir=PACKAGES | SUBPACKAGES,
     package_data={
         "ditflow.configs": ["**/*.yaml"],
+        "ditflow.app": ["*.css"],
         "ditflow.comfyui.pack": ["*.toml", "**/*.json"],
         "ditflow.pages": ["*.html", "*.css", "*.js"],
         "ditflow.small": ["models/**/*"],

@@ -7,6 +7,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+from ditflow.app import command as app
 from ditflow.batch.command import add_batch
 from ditflow.cli.parser import Parser, Version, WithDefaults
 from ditflow.comfyui import command as comfyui
@@ -40,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_evaluate(commands)
     _add_report(commands)
+    app.add_arguments(_add_command(commands, "app", "open a local page to make runs and look at them"))
     add_batch(_add_command(commands, "batch", "run many transfers, on all GPUs or on a Ray cluster"))
     explain = _add_command(commands, "explain", "say where the time of a profiled run's steps went")
     explain.add_argument("trace", type=_path, metavar="TRACE", help="trace.json.gz of a run with --profile")

@@ -36,6 +36,7 @@ EXTRAS = {
     "eval": "ditflow evaluate",
     "bench": "make bench",
     "batch": "ditflow batch",
+    "app": "ditflow app",
 }
 
 

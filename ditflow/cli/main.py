@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ditflow.app.command import serve
 from ditflow.cli.arguments import build_parser, read_blocks, read_options
 from ditflow.cli.interrupts import HungUp, Terminated, terminable
 from ditflow.cli.parser import USAGE
@@ -240,6 +241,7 @@ def print_doctor(options: argparse.Namespace) -> None:
 
 # the commands that take no settings
 COMMANDS = {
+    "app": serve,
     "evaluate": print_evaluation,
     "report": write_page,
     "batch": run_batch,

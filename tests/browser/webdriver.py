@@ -31,16 +31,18 @@ class Browser:
         wanted = {"goog:chromeOptions": {"args": arguments}, "goog:loggingPrefs": {"browser": "ALL"}}
         session = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         self.root += f"/session/{session['sessionId']}"
+        self.dress(width, height, dark, less_motion)
+
+    def dress(self, width: int, height: int, dark: bool, less_motion: bool = False) -> None:
+        """Give the window a size, and preferences for light or dark, and for less motion."""
         wishes = {
             "prefers-color-scheme": "dark" if dark else "light",
             "prefers-reduced-motion": "reduce" if less_motion else "no-preference",
         }
-        dressing = {"features": [{"name": name, "value": value} for name, value in wishes.items()]}
-        self._ask("POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": dressing})
+        preferences = [{"name": name, "value": value} for name, value in wishes.items()]
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self._ask(
-            "POST", "/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": screen}
-        )
+        self._command("Emulation.setEmulatedMedia", {"features": preferences})
+        self._command("Emulation.setDeviceMetricsOverride", screen)
 
     def __enter__(self) -> "Browser":
         return self
@@ -50,8 +52,9 @@ class Browser:
         self.process.terminate()
         self.process.wait(timeout=20)
 
-    def open(self, page: Path) -> None:
-        self._ask("POST", "/url", {"url": page.resolve().as_uri()})
+    def open(self, page: Path | str) -> None:
+        """Open a file or an address."""
+        self._ask("POST", "/url", {"url": page if isinstance(page, str) else page.resolve().as_uri()})
 
     def run(self, script: str):
         """Run a script and return its result; promises are awaited."""
@@ -63,8 +66,11 @@ class Browser:
         self._ask("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
 
     def click(self, selector: str) -> None:
-        found = self._ask("POST", "/element", {"using": "css selector", "value": selector})
-        self._ask("POST", f"/element/{found[ELEMENT]}/click", {})
+        self._ask("POST", f"{self._element(selector)}/click", {})
+
+    def type(self, selector: str, text: str) -> None:
+        """Type into a field, or give a file's path to one for files."""
+        self._ask("POST", f"{self._element(selector)}/value", {"text": text})
 
     def complaints(self) -> list[str]:
         """Console messages of the page since the last call."""
@@ -72,8 +78,16 @@ class Browser:
 
     def screenshot(self, path: Path) -> None:
         """Save a picture of the whole page."""
-        shot = {"cmd": "Page.captureScreenshot", "params": {"captureBeyondViewport": True}}
-        path.write_bytes(base64.b64decode(self._ask("POST", "/goog/cdp/execute", shot)["data"]))
+        shot = self._command("Page.captureScreenshot", {"captureBeyondViewport": True})
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+    def _element(self, selector: str) -> str:
+        found = self._ask("POST", "/element", {"using": "css selector", "value": selector})
+        return f"/element/{found[ELEMENT]}"
+
+    def _command(self, name: str, parameters: dict):
+        """Run a command of Chromium's own protocol."""
+        return self._ask("POST", "/goog/cdp/execute", {"cmd": name, "params": parameters})
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + 30

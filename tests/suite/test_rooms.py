@@ -8,6 +8,7 @@ from repository import ROOT
 
 ROOMS = (  # from the top
     "cli",
+    "app",
     "batch",
     "comfyui",
     "pages",
