@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from ditflow.app.words import NO_FIT, duration
 from ditflow.errors import DitflowError, SettingsError
-from ditflow.files import shipped_names
 from ditflow.memory.presets import GIB
 from ditflow.models.families import known_model, models
 from ditflow.settings import Settings, read_settings
@@ -120,20 +119,13 @@ def fit_text(plan: Plan, seconds: float | None = None) -> str:
 
 def least_seconds(settings: Settings, plan: Plan, gpu: str) -> float | None:
     """The least time of a run, if the GPU's rates are known."""
-    from ditflow.planning.ceilings import read_ceilings
+    from ditflow.planning.ceilings import ceilings_of_card
 
-    name = known_device(gpu, shipped_names("devices"))
-    if name is None:
+    ceilings = ceilings_of_card(gpu)
+    if ceilings is None:
         return None
-    ceilings = read_ceilings(name)
     try:
         ceilings.check_compute(settings.compute)
     except SettingsError:  # it has no rate for these products
         return None
     return ceilings.run_seconds(plan)
-
-
-def known_device(gpu: str, known: Sequence[str]) -> str | None:
-    """The device file of a GPU by its name, such as `NVIDIA GeForce RTX 4090`; None if there is none."""
-    words = gpu.lower().replace("nvidia", "").replace("geforce", "").split()
-    return next((name for name in known if words and name == "-".join(words)), None)

@@ -54,14 +54,6 @@ def test_settings_that_are_refused():
     assert fits.fit(Choice("small", "exact", 0)) == "frames: 0 given, at least 1 accepted"
 
 
-@pytest.mark.parametrize(
-    "gpu, expected",
-    [("NVIDIA GeForce RTX 4090", "rtx-4090"), ("NVIDIA H200", "h200"), ("NVIDIA A10G", None), ("", None)],
-)
-def test_devices_by_name(gpu, expected):
-    assert fits.known_device(gpu, ("h200", "rtx-3060", "rtx-4090")) == expected
-
-
 def test_the_choice_on_the_page_is_planned_first_and_each_once():
     asked = []
     planner = Planner(lambda choice: asked.append(choice) or f"needs {len(asked)}")
