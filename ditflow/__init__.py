@@ -7,7 +7,6 @@ docs/api.md describes all of it.
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
 from ditflow.errors import Cancelled, DitflowError, SettingsError
@@ -34,6 +33,8 @@ __all__ = ["Cancelled", "DitflowError", "Settings", "SettingsError", "__version_
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib.metadata import version
+
         return version("ditflow")
     if name in _WHERE:
         return getattr(import_module(f"ditflow.{_WHERE[name]}"), name)

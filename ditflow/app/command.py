@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import socket
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ditflow.errors import DitflowError
 from ditflow.progress import quieten_libraries
+
+if TYPE_CHECKING:
+    import socket
 
 HOST, PORT = "127.0.0.1", 7860
 
@@ -38,6 +41,8 @@ def serve(options: argparse.Namespace) -> None:
 
 def listening(host: str, port: int) -> socket.socket:
     """A socket that listens at an address. Raises DitflowError if it cannot be had."""
+    import socket
+
     try:
         return socket.create_server((host, port))
     except (OSError, OverflowError) as error:

@@ -6,7 +6,6 @@ import argparse
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from itertools import takewhile
 from typing import Any, NoReturn
 
@@ -56,6 +55,8 @@ class Version(argparse.Action):
         super().__init__(*given, nargs=0, **options)
 
     def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> None:
+        from importlib import metadata  # brings fifty modules, which --help does not need
+
         print(f"ditflow {metadata.version('ditflow')}")
         parser.exit()
 

@@ -36,9 +36,10 @@ def shared_text(text: str, run: FinishedRun) -> str:
     """A message about a run."""
     values = [str(run.folder), str(run.folder.resolve())]
     for name, value in asdict(run.settings).items():
+        given = value if isinstance(value, tuple) else [value]
         if name in FILES + SOURCES:
-            values += value if isinstance(value, tuple) else [value]
-    paths = {split_expert(value)[1] for value in values if "/" in value and not is_hub_id(value)}
+            values += [each for each in given if name in FILES or not is_hub_id(each)]
+    paths = {split_expert(value)[1] for value in values if "/" in value}
     for path in sorted(paths, key=len, reverse=True):  # the longest first: one may begin with another
         text = text.replace(path, Path(path).name)
     return ABSOLUTE.sub("", text)

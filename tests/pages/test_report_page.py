@@ -150,16 +150,18 @@ def test_a_run_can_be_repeated_from_the_page(settings, pages, tmp_path):
     assert (found["video"], found["output"], found["model"]) == (name, "run0", Path(made["model"]).name)
 
 
-def test_what_is_shared_of_paths():
+def test_what_is_shared_of_paths(small_folder):
     settings = Settings(
         video="/a/b/clip.mp4",
-        model="/a/model",
-        lora=("high=/a/x.safetensors:0.5", "owner/name:2", "/a/y.safetensors"),
+        model=str(small_folder),
+        lora=("/a/x.safetensors:0.5", "owner/name:2", "/a/y.safetensors"),
         output="deep/out",
     )
     shared = yaml.safe_load(shared_yaml(settings))
-    assert shared["lora"] == ["high=x.safetensors:0.5", "owner/name:2", "y.safetensors"]
-    assert (shared["video"], shared["output"], shared["model"]) == ("clip.mp4", "out", "model")
+    assert shared["lora"] == ["x.safetensors:0.5", "owner/name:2", "y.safetensors"]
+    assert (shared["video"], shared["output"], shared["model"]) == ("clip.mp4", "out", small_folder.name)
+    one_of_two = Settings(model="wan-a14b", lora=("high=/a/x.safetensors:0.5",))
+    assert yaml.safe_load(shared_yaml(one_of_two))["lora"] == ["high=x.safetensors:0.5"]
     run = FinishedRun(Path("/a b/run"), settings, {})
     text = "/a b/run: clip /a/b/clip.mp4 and ~/.cache/x/y.bin, https://example.org/a/b, 1/2 or 'deep/out'"
     assert shared_text(text, run) == "run: clip clip.mp4 and y.bin, https://example.org/a/b, 1/2 or 'out'"
