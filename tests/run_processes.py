@@ -166,9 +166,9 @@ class Trap:
         phase = Meter.phase
 
         @contextmanager
-        def noticed(meter, name, steps=0):
+        def noticed(meter, name, *steps):
             self._enter(name)
-            with phase(meter, name, steps):
+            with phase(meter, name, *steps):
                 yield
             if name == "decode":
                 self._enter("write")

@@ -196,7 +196,7 @@ STAGES = {
     "wan": Stage(
         "whole runs with the settings of `small-wan`",
         {"model": "small-wan"},
-        6,
+        12,
         whole,
         ("loss=x0", "loss=moft", "loss=smm", "optimise=embedding", "fast", "backbone"),
     ),

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ditflow.errors import DitflowError, SettingsError, shown
-from ditflow.jobs.checks import check_given, source_of, with_absolute_paths
+from ditflow.jobs.checks import with_absolute_paths
+from ditflow.jobs.needs import check_given, transfer_needs
 from ditflow.jobs.ensure import check_same
 from ditflow.limits import BATCH_BYTES, BATCH_JOBS
 from ditflow.run_folder.run import SETTINGS, Run, check_output_name, run_name
@@ -82,7 +83,7 @@ def check_jobs(rows: Iterable[Row], output: Path) -> list[BatchJob]:
 
 def _check(number: int, values: Mapping[str, Any], output: Path) -> BatchJob:
     settings = read_settings(**values)
-    check_given(settings, source_of(settings), "prompt")
+    check_given(settings, *transfer_needs(settings))
     if settings.has_clip:
         check_source(Path(settings.video).expanduser())
     if settings.device not in ("auto", "cpu", "cuda"):

@@ -25,6 +25,7 @@ PACKAGES = {
     "yaml": "pyyaml",
 }
 UNDECLARED = {"flash_attn", "sageattention"}  # not on PyPI as wheels: `--attention` says how to install them
+COMFYUI = {"comfy", "comfy_api", "folder_paths"}  # modules of the program that imports our nodes
 ADVICE = re.compile(r"ditflow\[([\w,-]+)\]")
 
 
@@ -91,7 +92,7 @@ def third_party(path):
 
 
 def test_every_imported_package_is_declared(requirements):
-    ours = sys.stdlib_module_names | UNDECLARED | {"ditflow", "ditflow_kernels"}
+    ours = sys.stdlib_module_names | UNDECLARED | COMFYUI | {"ditflow", "ditflow_kernels"}
     declared = {canonicalize_name(requirement.name) for requirement in requirements}
     used = {
         name: path

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 for library in ("diffusers", "peft", "psutil", "rich.progress", "torch", "transformers"):
     import_module(library)
 
+FOREIGN = (".triton", ".app.", ".comfyui.")  # import packages that need not be installed
 POSIX_MODULES = ("fcntl", "grp", "pwd", "resource", "termios")
 POSIX_NAMES = {
     os: (
@@ -72,7 +73,7 @@ def main() -> int:
 
     for package in (ditflow, ditflow_kernels):
         for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-            if not found.name.endswith("__main__") and ".triton" not in found.name:
+            if not found.name.endswith("__main__") and not any(part in found.name for part in FOREIGN):
                 import_module(found.name)
 
     from ditflow.cli.main import main as command

@@ -260,8 +260,8 @@ def test_evaluate_and_report(ditflow, transfer, tmp_path):
     ditflow("report", run)
     page = (tmp_path / "report.html").read_text()
     data = json.loads(re.search(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', page, re.S)[1])
-    flow = data["flow"]
-    assert (data["frames"], flow["frames"], flow["height"], flow["width"]) == (FRAMES, LATENT_FRAMES, 8, 6)
+    (flow,), (clip,) = data["flow"], data["clips"]
+    assert (clip["frames"], flow["frames"], flow["height"], flow["width"]) == (FRAMES, LATENT_FRAMES, 8, 6)
     assert flow["blocks"].keys() == {"1", "3"}
     for name, distance in found["amf_distance"].items():
         assert flow["blocks"][name]["distance"] == distance

@@ -231,7 +231,7 @@ def test_flow_evaluate_and_report(ditflow, transfer, clip, wan_folders, tmp_path
     ditflow("report", run)
     page = (tmp_path / "report.html").read_text()
     data = json.loads(re.search(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', page, re.S)[1])
-    assert (data["frames"], data["flow"]["frames"]) == (9, 3)
+    assert (data["clips"][0]["frames"], data["flow"][0]["frames"]) == (9, 3)
     words = ("--model", wan_folders(), "--video", clip, "--frames", 9, "--size", "48x32", "--device", "cpu")
     flow = tmp_path / ditflow("flow", *words, "--dtype", "float32", "--blocks", "all", "--quiet").strip()
     assert len(json.loads((flow / "blocks.json").read_text())["references"]) >= 1
