@@ -16,12 +16,12 @@ from typing import Any
 
 from ditflow.errors import DitflowError, SettingsError, shown
 from ditflow.jobs.checks import with_absolute_paths
-from ditflow.jobs.needs import check_given, transfer_needs
 from ditflow.jobs.ensure import check_same
+from ditflow.jobs.needs import check_given, transfer_needs
 from ditflow.limits import BATCH_BYTES, BATCH_JOBS
 from ditflow.run_folder.run import SETTINGS, Run, check_output_name, run_name
 from ditflow.settings import Settings, read_settings
-from ditflow.settings.yaml_file import is_near, read_bytes, read_yaml
+from ditflow.settings.yaml_file import is_near, parsed_yaml, read_bytes
 from ditflow.video.reading import check_source
 
 WHAT = "job file"
@@ -107,7 +107,7 @@ def _default_name(settings: Settings, values: Mapping[str, Any]) -> str:
 
 
 def _read_yaml(path: Path) -> list[Row]:
-    content = read_yaml(path, WHAT, BATCH_BYTES)
+    content = parsed_yaml(read_bytes(path, WHAT, BATCH_BYTES), f"{WHAT} {path}")
     if isinstance(content, list):
         content = {"jobs": content}
     if not isinstance(content, dict) or not content.keys() <= {*PARTS}:
