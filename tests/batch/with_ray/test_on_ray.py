@@ -60,7 +60,7 @@ class Killer(Lines):
         amid = [
             event for event in events if event and event.phase == "denoise" and 0 < event.step < event.steps
         ]
-        if self.node and queue.count("done") >= 6 and len(amid) == 2:
+        if self.node and queue.count("done") >= 3 and len(amid) == 2:
             self.cluster.remove_node(self.node, allow_graceful=False)
             self.node = None
 
@@ -72,7 +72,7 @@ class Killer(Lines):
 def test_a_node_is_lost_amid_24_jobs(nodes, clip, small_folder, tmp_path):
     cluster, second = nodes
     rows = [
-        (f"job {start} {seed}", values(clip, small_folder, start=start, prompt=prompt, seed=seed, steps=6))
+        (f"job {start} {seed}", values(clip, small_folder, start=start, prompt=prompt, seed=seed, steps=16))
         for start in (0, 1, 2, 3)
         for prompt in PROMPTS
         for seed in (0, 1, 2)
