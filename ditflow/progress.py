@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -29,6 +30,19 @@ def quieten_libraries() -> None:
         library.utils.logging.set_verbosity_error()
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def heard_warnings(hear: Callable[[str], None]) -> Iterator[None]:
+    """Call `hear` with each warning that is logged meanwhile, as one line."""
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: hear(" ".join(record.getMessage().split()))
+    logger = logging.getLogger("ditflow")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 class Progress:

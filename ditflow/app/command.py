@@ -17,12 +17,10 @@ HOST, PORT = "127.0.0.1", 7860
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default=HOST, help=f"address to listen at; {HOST}: for this machine only")
+    parser.add_argument("--port", type=int, default=PORT, help="port to listen at; 0: a free one")
     parser.add_argument(
-        "--host", default=HOST, help=f"address to listen at (default: {HOST}, this machine only)"
-    )
-    parser.add_argument("--port", type=int, default=PORT, help=f"port (default: {PORT}; 0: a free one)")
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of the runs (default: runs)"
+        "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of the runs"
     )
 
 

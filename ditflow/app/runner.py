@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ditflow.errors import Cancelled, DitflowError
+from ditflow.progress import heard_warnings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,7 +111,7 @@ class Runner:
     def _run(self, job: Job) -> None:
         state, message = "done", "done"
         try:
-            with _warnings_kept(job):
+            with heard_warnings(job.warnings.append):
                 for event in job.start(self._session_of(job.model), job.cancel):
                     job.event = event
                     if event.preview is not None:
@@ -137,15 +137,3 @@ class Runner:
                 self._session.close()
             self._session = Session(model)
         return self._session
-
-
-@contextmanager
-def _warnings_kept(job: Job) -> Iterator[None]:
-    """Keep what is warned of meanwhile; only one job runs at a time."""
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: job.warnings.append(" ".join(record.getMessage().split()))
-    logging.getLogger("ditflow").addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger("ditflow").removeHandler(handler)

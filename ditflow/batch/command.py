@@ -30,7 +30,7 @@ def add_batch(command: argparse.ArgumentParser) -> None:
         type=Path,
         default=OUTPUT,
         metavar="FOLDER",
-        help=f"where index.csv, report.html and runs without a folder of their own go (default: {OUTPUT})",
+        help="where index.csv, report.html and runs without a folder of their own go",
     )
     add_workers(command)
     command.add_argument("--quiet", action="store_true", help="print only warnings and the index")
@@ -54,7 +54,7 @@ def add_workers(command: argparse.ArgumentParser) -> None:
         default=RETRIES,
         metavar="N",
         help="how often a job that made no progress is tried again after its worker died or a cause that may "
-        f"pass (default: {RETRIES})",
+        "pass",
     )
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ditflow.batch.messages import Ended, Ending, Ready, Warned
 from ditflow.errors import DitflowError, TemporaryError, first_line
+from ditflow.progress import heard_warnings, quieten_libraries
 from ditflow.run_folder.lock import InUse, locked
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ class Worker:
         import torch
 
         from ditflow.jobs.session import Session
-        from ditflow.progress import quieten_libraries
 
         quieten_libraries()
         torch.set_num_threads(max(1, threads))
@@ -39,8 +37,8 @@ class Worker:
 
     def run(self, settings: Settings) -> Iterator[Event | Warned | Ended]:
         """Make sure that the run of these settings exists in its folder. The last message is an Ended."""
-        last = None
-        with _warnings() as warned:
+        last, warned = None, []
+        with heard_warnings(warned.append):
             try:
                 for event in self.session.ensure(settings, settings.output):
                     yield from _taken(warned)
@@ -83,17 +81,3 @@ def _text(error: Exception) -> str:
 def _taken(texts: list[str]) -> Iterator[Warned]:
     while texts:
         yield Warned(texts.pop(0))
-
-
-@contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """The texts of the warnings that are logged meanwhile."""
-    texts: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: texts.append(record.getMessage())
-    logger = logging.getLogger("ditflow")
-    logger.addHandler(handler)
-    try:
-        yield texts
-    finally:
-        logger.removeHandler(handler)

@@ -10,7 +10,7 @@ from pathlib import Path
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.files import clear_unfinished
 from ditflow.jobs.checks import with_absolute_paths
-from ditflow.jobs.job import NOTHING, Given
+from ditflow.jobs.given import NOTHING, Given
 from ditflow.jobs.transfer import Transferred, begin_transfer, continue_transfer
 from ditflow.progress import Progress
 from ditflow.run_folder.chosen import MOTION

@@ -20,6 +20,7 @@ from ditflow.errors import DitflowError, TemporaryError, interruption
 from ditflow.files import clear_unfinished
 from ditflow.jobs.checks import check_run, make_schedule, warn_without_effect, with_absolute_paths
 from ditflow.jobs.device import choose_device, computing
+from ditflow.jobs.given import NOTHING, Given
 from ditflow.jobs.kept import checkpoint_of, chosen_of, shapes_of
 from ditflow.jobs.needs import check_given
 from ditflow.jobs.prompt_cache import encode_texts
@@ -60,18 +61,6 @@ logger = logging.getLogger(__name__)
 
 Check = Callable[[Settings, ModelFolder], None]  # raises DitflowError
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a caller of this process has in memory already."""
-
-    clip: video.Clip | None = None  # instead of reading `Settings.video`
-    kept: KeptParts | None = None  # of earlier runs
-    exact_folder: bool = False  # whether the run folder's name may get no number
-
-
-NOTHING = Given()
 
 
 @dataclass(frozen=True)

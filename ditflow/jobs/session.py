@@ -17,7 +17,7 @@ from torch import Tensor
 from ditflow.errors import SettingsError
 from ditflow.jobs.ensure import ensure_transfer
 from ditflow.jobs.events import CancelToken, Event, events_of
-from ditflow.jobs.job import Given
+from ditflow.jobs.given import Given
 from ditflow.jobs.transfer import Transferred, begin_transfer, continue_transfer
 from ditflow.models.kept import KeptParts
 from ditflow.progress import Progress

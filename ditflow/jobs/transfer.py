@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ditflow import video
 from ditflow.errors import DitflowError
-from ditflow.jobs.job import NOTHING, Given, Job
+from ditflow.jobs.given import NOTHING, Given
+from ditflow.jobs.job import Job
 from ditflow.jobs.needs import transfer_needs
 from ditflow.models.kept import KeptParts
 from ditflow.models.protocols import Schedule, Texts

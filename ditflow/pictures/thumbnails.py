@@ -41,7 +41,7 @@ class Thumbnails:
         colours = rearrange(torch.from_numpy(np.stack(means)), "f h w c -> f c h w")
         colours = interpolate(colours, size=(height, width), mode="area")
         given, wanted = _channels(self.latents), rearrange(colours, "f c h w -> (f h w) c")
-        every = max(1, len(given) // FITTED)
+        every = -(-len(given) // FITTED)
         return torch.linalg.lstsq(given[::every], wanted[::every], driver="gelsd").solution
 
     def draw(
