@@ -1,12 +1,12 @@
 """What a worker says of its job, and that it refuses a folder that the batch does not share with it."""
 
+import logging
 from dataclasses import replace
 
 import pytest
 import torch
 from tiny_pipelines import latents
 
-from ditflow.batch import worker as workers
 from ditflow.batch.messages import Ended, Ending, Warned
 from ditflow.batch.worker import Worker, check_shared
 from ditflow.errors import DitflowError, SettingsError, TemporaryError
@@ -69,7 +69,7 @@ def test_warnings_are_passed_on(worker, settings):
     assert [m.text for m in found if isinstance(m, Warned)] == [
         "gradients, gradient_reuse: nothing is optimised, so they change nothing"
     ]
-    assert not workers.logging.getLogger("ditflow").handlers
+    assert not logging.getLogger("ditflow").handlers
 
 
 def test_a_folder_that_is_not_locked_here_is_not_shared(tmp_path):
