@@ -44,13 +44,17 @@ class Session:
     """Transfers with one model, one after the other.
 
     What a run has loaded stays in host memory for the next one; between runs nothing of it is on a GPU.
-    `settings` hold for every transfer that does not give its own. Runs of other threads or sessions of this
-    process wait for their turn, because torch's global settings, which each run sets and restores, are
-    shared.
+    `settings` hold for every transfer that does not give its own; without a `device`, it is the model's.
+    Runs of other threads or sessions of this process wait for their turn, because torch's global settings,
+    which each run sets and restores, are shared.
     """
 
-    def __init__(self, model: str = "small", *, device: str = "auto", memory: str = "auto", **settings: Any):
-        self.common = {"model": model, "device": device, "memory": memory} | settings
+    def __init__(
+        self, model: str = "small", *, device: str | None = None, memory: str = "auto", **settings: Any
+    ):
+        self.common = {"model": model, "memory": memory} | settings
+        if device is not None:
+            self.common["device"] = device
         self.kept = KeptParts()
         self.result: Result | None = None  # of the last run that has finished
         read_settings(**self.common)  # refuses wrong ones now
@@ -106,7 +110,7 @@ class Session:
         settings name.
         """
         given, source = self._source(clip)
-        here = {"device": self.common["device"], "memory": self.common["memory"]}
+        here = {name: self.common[name] for name in ("device", "memory") if name in self.common}
         named = {"prompt": prompt} | ({"video": source} if source else {})
         asked = injection_settings(run, **here | settings | named)
         return self._started(asked, folder, given, cancel, preview_every)

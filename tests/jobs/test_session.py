@@ -87,6 +87,20 @@ def test_guided_steps_are_known_to_take_longer(session, clip, monkeypatch):
     assert 0 < after_two < 1.5  # of 2 "seconds" so far
 
 
+@pytest.mark.parametrize("given, device", [({}, "cpu"), ({"device": "auto"}, "auto")])
+def test_without_a_device_it_is_the_model_s(given, device, monkeypatch):
+    begun = []
+
+    def begin(settings, *others):
+        begun.append(settings.device)
+        raise DitflowError("begun")
+
+    monkeypatch.setattr("ditflow.jobs.session.begin_transfer", begin)
+    with pytest.raises(DitflowError, match="begun"):
+        list(Session("small", **given).transfer("clip.mp4", PROMPT))
+    assert begun == [device]
+
+
 def test_the_result_is_that_of_a_transfer(session, settings, clip, tmp_path):
     expected = transfer(settings)
     last(session.transfer(clip, PROMPT, folder=tmp_path / "mine", format="frames"))
