@@ -93,6 +93,16 @@ def regular_file(path: Path) -> Path:
     return path
 
 
+def check_source(source: Path) -> None:
+    """Raise DitflowError unless a clip's path is a regular file or a folder: others may never end."""
+    try:
+        if not source.is_dir():
+            regular_file(source)
+    except OSError as error:
+        reason = "does not exist" if not source.exists() else f"cannot be opened ({error.strerror})"
+        raise DitflowError(f"{source} {reason}: give a video file or a folder of images") from None
+
+
 def check_folder(folder: Path) -> None:
     """Raise DitflowError if a folder, or a folder in it, holds a FIFO, a socket or a device.
 

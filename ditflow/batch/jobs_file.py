@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ditflow.errors import DitflowError, SettingsError, shown
+from ditflow.files import check_source
 from ditflow.jobs.checks import with_absolute_paths
 from ditflow.jobs.ensure import check_same
 from ditflow.jobs.needs import check_given, transfer_needs
@@ -22,7 +23,6 @@ from ditflow.limits import BATCH_BYTES, BATCH_JOBS
 from ditflow.run_folder.run import SETTINGS, Run, check_output_name, run_name
 from ditflow.settings import Settings, read_settings
 from ditflow.settings.yaml_file import is_near, parsed_yaml, read_bytes
-from ditflow.video.reading import check_source
 
 WHAT = "job file"
 PARTS = ("common", "each", "jobs")  # of a YAML file that is not a list

@@ -20,6 +20,7 @@ from ditflow.errors import DitflowError, SettingsError, interruption
 from ditflow.files import json_text
 from ditflow.jobs.needs import check_first
 from ditflow.progress import quieten_libraries
+from ditflow.run_folder.kind import check_finished, check_run
 from ditflow.settings import Settings
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def print_blocks(
 
 def continue_run(options: argparse.Namespace) -> None:
     """Resume or decode a run and print its folder."""
+    check_run(options.run)
     quieten_libraries()
     from ditflow.jobs.transfer import decode, resume
 
@@ -189,6 +191,8 @@ def print_evaluation(options: argparse.Namespace) -> None:
     given = options.video, options.reference
     if bool(options.runs) == any(given) or any(given) != all(given):
         raise SettingsError("evaluate: give run folders, or --video and --reference (and --prompt)")
+    for run in options.runs:
+        check_finished(run)
     quieten_libraries()
     from ditflow.evaluation import evaluate, tables
     from ditflow.evaluation.finished import FinishedRun

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from ditflow import video
 from ditflow.errors import DitflowError
-from ditflow.files import inside
+from ditflow.files import check_source, inside
 from ditflow.limits import SOURCE_FRAMES
 from ditflow.models.hub import offline
+from ditflow.run_folder.kind import RECORD, SETTINGS, check_finished
 from ditflow.run_folder.record import read_record
 from ditflow.run_folder.run import Run, read_latents, video_name
 from ditflow.settings import Settings, read_settings
 from ditflow.video.folders import image_paths
-from ditflow.video.reading import check_source
 from ditflow.video.timeline import read_timeline
 
 
@@ -32,11 +32,8 @@ class FinishedRun:
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Read a folder. Raises DitflowError if it is not a finished transfer."""
-        settings, record = inside(folder, "settings.yaml"), inside(folder, "run.json")
-        if not settings.is_file() or not record.is_file():
-            raise DitflowError(
-                f"{folder} is not a finished run: give a folder with settings.yaml and run.json"
-            )
+        check_finished(folder)
+        settings, record = inside(folder, SETTINGS), inside(folder, RECORD)
         with offline():  # they may name a model of the hub
             run = cls(folder, read_settings(settings), read_record(record))
         if not run.video("result").exists():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ditflow.errors import SettingsError
+from ditflow.files import check_source
 from ditflow.jobs.device import device_name
 from ditflow.settings import Settings
 
 
 def check_first(settings: Settings, command: str) -> None:
-    """What a new run refuses before it imports torch: settings that it lacks, and a device that is not there.
+    """Refuse what a new run lacks before torch is imported: settings, a device, a clip.
 
     Raises DitflowError.
     """
@@ -16,6 +19,8 @@ def check_first(settings: Settings, command: str) -> None:
     check_given(settings, source, *(others if command != "flow" else ()))
     if settings.has_clip or command != "flow":  # else it is drawn without a model
         device_name(settings)
+    if settings.has_clip:
+        check_source(Path(settings.video))
 
 
 def transfer_needs(settings: Settings) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ditflow.errors import DitflowError, SettingsError
+from ditflow.files import check_source
 from ditflow.models.protocols import Grid
 from ditflow.optical_flow.dense import grid_of, resized
 from ditflow.optical_flow.following import follow
@@ -19,7 +20,7 @@ from ditflow.settings import Settings
 from ditflow.video import Clip, read_clip
 from ditflow.video.fitting import fitted
 from ditflow.video.folders import SUFFIXES, image_size, read_images
-from ditflow.video.reading import Shape, check_source, source_shape
+from ditflow.video.reading import Shape, source_shape
 
 logger = logging.getLogger(__name__)
 

@@ -23,13 +23,12 @@ from torch import Tensor
 from ditflow.errors import DitflowError, SettingsError, TemporaryError
 from ditflow.files import inside, json_text, refuse_pickle, regular_file, whole_or_absent
 from ditflow.limits import CLIP_BYTES, SETTINGS_BYTES, TENSOR_BYTES
+from ditflow.run_folder.kind import RECORD, SETTINGS, check_run
 from ditflow.run_folder.record import read_record
 from ditflow.settings import Settings, read_settings
 from ditflow.video import Clip, read_clip
 
 LATENTS = "latents.safetensors"
-RECORD = "run.json"
-SETTINGS = "settings.yaml"
 STATE = "state"  # the folder of an unfinished run's checkpoint
 SUFFIXES = {"mp4": ".mp4", "gif": ".gif", "frames": ""}  # by `Settings.format`
 LONGEST_SETTINGS = SETTINGS_BYTES - 1024  # bytes; values that replace `auto` may be longer
@@ -54,10 +53,7 @@ class Run:
     def open(cls, folder: Path | str) -> Run:
         """Open a transfer's folder, finished or not. Raises DitflowError for any other folder."""
         folder = Path(folder)
-        if not inside(folder, SETTINGS).is_file():
-            raise DitflowError(
-                f"{folder} is not a run folder: it has no settings.yaml; give a transfer's folder"
-            )
+        check_run(folder)
         return cls(folder)
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ditflow.errors import DitflowError, SettingsError
-from ditflow.files import regular_file
+from ditflow.files import check_source
 from ditflow.limits import CLIP_BYTES, FASTEST, PICTURE_PIXELS, SLOWEST, SOURCE_FRAMES
 from ditflow.video.clip import Clip
 from ditflow.video.deadline import in_time
@@ -102,16 +102,6 @@ def source_shape(source: Path | Clip, fps: Fraction | None = None) -> Shape:
     if not found:
         raise DitflowError(f"{source}: {NO_FRAMES}")
     return Shape(*found)
-
-
-def check_source(source: Path) -> None:
-    """Raise DitflowError unless the source is a regular file or a folder: others may never end."""
-    try:
-        if not source.is_dir():
-            regular_file(source)
-    except OSError as error:
-        reason = "does not exist" if not source.exists() else f"cannot be opened ({error.strerror})"
-        raise DitflowError(f"{source} {reason}: give a video file or a folder of images") from None
 
 
 def _read_folder(

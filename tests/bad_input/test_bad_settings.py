@@ -315,13 +315,13 @@ def test_words(words, code, parts, clip, small_folder, capfd):
 
 
 @pytest.mark.fault("an unexpected error")
-def test_unexpected_error(capfd, monkeypatch):
+def test_unexpected_error(capfd, monkeypatch, tmp_path):
     def broken(*_):
         raise LookupError("first line\nsecond \x1b[31mline")
 
     monkeypatch.setattr(jobs, "transfer", broken)
     told = r"unexpected LookupError: first line second \x1b[31mline; run again with --debug and report it"
-    words = ["transfer", "--model", "small", "--video", "x", "--prompt", "x", "--quiet"]
+    words = ["transfer", "--model", "small", "--video", str(tmp_path), "--prompt", "x", "--quiet"]
     assert_refused(capfd, words, 1, told)
     found = answer(capfd, [*words, "--debug"])
     assert found.code == 1 and "Traceback" in found.error and "in broken" in found.error
@@ -329,13 +329,14 @@ def test_unexpected_error(capfd, monkeypatch):
 
 
 @pytest.mark.fault("a path that the system refuses to use")
-def test_a_path_that_cannot_be_used(capfd, monkeypatch):
+def test_a_path_that_cannot_be_used(capfd, monkeypatch, tmp_path):
     def denied(*_):
         raise PermissionError(13, "Permission denied", "/mine/\x1b[2J/run")
 
     monkeypatch.setattr(jobs, "resume", denied)
     told = r"/mine/\x1b[2J/run cannot be used (Permission denied): change that, or give another path"
-    assert_refused(capfd, ["resume", "run"], 1, told)
+    (tmp_path / "settings.yaml").touch()
+    assert_refused(capfd, ["resume", str(tmp_path)], 1, told)
 
 
 @pytest.mark.parametrize("command", ["transfer", "inject", "flow", "plan", "evaluate", "report"])

@@ -194,7 +194,8 @@ def test_exit_codes(monkeypatch, capsys, tmp_path, outcome, code, message):
         return Run(tmp_path)
 
     monkeypatch.setattr(jobs, "transfer", job)
-    assert main(["transfer", "--model", "small", "--video", "x", "--prompt", "x", "--quiet"]) == code
+    words = ["--model", "small", "--video", str(tmp_path), "--prompt", "x", "--quiet"]
+    assert main(["transfer", *words]) == code
     captured = capsys.readouterr()
     assert captured.err == message
     assert captured.out == (f"{tmp_path}\n" if code == 0 else "")
@@ -216,6 +217,11 @@ def test_exit_codes(monkeypatch, capsys, tmp_path, outcome, code, message):
         ("transfer --model 5b --video x --prompt x --device toaster", "accepted: auto, cpu, cuda"),
         ("plan --model 5b --estimate-on abacus", "'abacus': its rates are unknown"),
         ("resume", "required: RUN"),
+        ("resume absent", "absent is not a run folder"),
+        ("decode absent", "absent is not a run folder"),
+        ("evaluate absent", "absent is not a finished run"),
+        ("transfer --model small --video absent --prompt x", "absent does not exist"),
+        ("flow --model small --video absent", "absent does not exist"),
     ],
 )
 def test_answers_without_torch(words, says):
