@@ -124,10 +124,8 @@ def reopen_job(
                     schedule = make_schedule(settings, folder, torch.Generator())
                     shapes.check_state(checkpoint.path("step"), state.index, state.schedule, schedule)
                     shapes.check_reuse(checkpoint.path("step"), state.reuse)
-            fallback = _plan_memory(settings, folder)
-            meter = Meter(device, progress)
-            given = clip, run, meter, checkpoint, saved
-            job = Job(fallback, folder, *given, resumed=True, chosen=chosen)
+            fallback, meter = _plan_memory(settings, folder), Meter(device, progress)
+            job = Job(fallback, folder, clip, run, meter, checkpoint, saved, resumed=True, chosen=chosen)
             with (
                 computing(settings, threads if device.type == "cpu" else None),
                 _working(job, f"continuing {run.folder}"),
