@@ -19,7 +19,7 @@ from bench.harness import CPU, Call, commit, seconds
 from ditflow_kernels.int8_linear.products import int8_product
 
 ROUNDS = 8
-TOKENS, HEADS, HEAD_DIM = 8326, 48, 64  # 24 frames of 480x720 and the text
+TOKENS, HEADS, HEAD_DIM = 8326, 48, 64  # 24 frames of 720x480 and the text
 BLOCK_BYTES = 252 << 20
 DTYPE = torch.bfloat16
 FOLDER = Path(__file__).parents[1] / "configs" / "devices"

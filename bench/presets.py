@@ -1,11 +1,11 @@
 """Plan runs of the published models on every size of card: `python -m bench.presets`.
 
-Prints README's tables and the one of docs/models.md. The plans go to bench/results/planned*.json; those of
-CogVideoX-5B are in docs/performance.md too.
+Prints the tables of README and docs/models.md. The plans go to bench/results/planned*.json, from which
+`bench.report` makes the tables of docs/performance.md.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from gguf import GGMLQuantizationType as Kind
 
 from bench.empty_gguf import write_empty_gguf
-from bench.tables import card_table, preset_table, run_table
+from bench.tables import card_table, headline_table
 from ditflow.memory.presets import presets
 from ditflow.planning.beside_exact import plan_for_card
 from ditflow.planning.choice import make_plans
@@ -55,23 +55,20 @@ WAN_RUNS = (
 
 def main() -> None:
     plans = {frames: make_plans(Settings(model="5b", frames=frames), presets(), "cuda") for frames in FRAMES}
-    write(PLANNED, planned(plans), preset_table)
-    write(PLANNED_CARDS, {"kind": "planned-cards", "runs": [*card_rows()]}, card_table)
-    write(PLANNED_WAN, {"kind": "planned-wan", "runs": [*map(wan_row, WAN_RUNS)]}, run_table)
-
-
-def write(path: Path, found: Mapping[str, Any], table: Callable[[Mapping[str, Any]], str]) -> None:
-    """Write plans to a file, and print their table."""
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(table(found), end="\n\n", flush=True)
+    cogvideox = planned(plans)
+    wan = {"kind": "planned-wan", "runs": [*map(wan_row, WAN_RUNS)]}
+    cards = {"kind": "planned-cards", "runs": [*card_rows()]}
+    for path, found in ((PLANNED, cogvideox), (PLANNED_WAN, wan), (PLANNED_CARDS, cards)):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(headline_table(cogvideox, wan), card_table(cards), sep="\n\n")
 
 
 def planned(plans: Mapping[int, Iterable[Plan]]) -> dict[str, Any]:
     """Plans of CogVideoX-5B by frame count."""
     return {
         "kind": "planned",
-        "model": "CogVideoX-5B in bf16, 480x720",
+        "model": "CogVideoX-5B in bf16, 720x480",
         "runs": [{"frames": frames} | plan_row(plan) for frames, row in plans.items() for plan in row],
     }
 

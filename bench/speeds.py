@@ -1,7 +1,7 @@
 """Plan a run of CogVideoX-5B at every speed on every card with estimated rates: `python -m bench.speeds`.
 
-Prints README's table, with what the wind tunnel has measured of each speed on the small models. The plans and
-these numbers go to bench/results/speeds.json.
+Prints the table of docs/speed.md, with what the wind tunnel has measured of each speed on the small models.
+The plans and these numbers go to bench/results/speeds.json.
 """
 
 import json
@@ -28,7 +28,7 @@ PLANNED = Path(__file__).parent / "results" / "speeds.json"
 
 def main() -> None:
     runs = [run for speed in SPEEDS for frames in FRAMES for run in planned(speed, frames)]
-    found = {"kind": "speeds", "model": "CogVideoX-5B in bf16, 480x720", "runs": runs}
+    found = {"kind": "speeds", "model": "CogVideoX-5B in bf16, 720x480", "runs": runs}
     found["motion"] = {speed: motion(speed) for speed in SPEEDS}
     print(speed_table(found))
     PLANNED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

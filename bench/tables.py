@@ -13,6 +13,7 @@ TERA, PETA = 1e12, 1e15
 RATES = (10, 50, 200)  # TFLOP/s that a card may sustain
 CHECKPOINT = {"none": "nothing", "attention": "all but attention", "block": "each block"}
 PREPARED_BLOCKS = 21  # blocks that a guided forward of 5B goes through, the guidance block included
+HEADLINES = ((24, "4gb"), (49, "4gb"), (49, "16gb"))  # frames and presets of CogVideoX-5B in README
 COMPARED = ("latents", "cosine", "displacement", "distance")  # numbers that compare with exact already
 STEP_SIZE, STEP_VARIANT = "5B, 24 frames", {"model": "5b", "frames": 24}  # one size: of passes, of steps
 
@@ -38,7 +39,7 @@ def peak_cell(run: Row) -> str:
 
 
 def preset_table(plan: Row) -> str:
-    """README's table: a row for each preset, from what `bench.presets` has planned."""
+    """The presets of docs/performance.md: a row for each, from what `bench.presets` has planned."""
     lengths = dict.fromkeys(run["frames"] for run in plan["runs"])
     columns = ["preset", "cards", "computed again"]
     for frames in lengths:
@@ -61,13 +62,14 @@ def _place_cells(run: Row) -> list[str]:
     return [f"{peak_cell(run)}, {gib(run['host_bytes'])}", blocks]
 
 
-def run_table(plan: Row) -> str:
-    """README's table of Wan: a row for each run that `bench.presets` has planned."""
+def headline_table(cogvideox: Row, wan: Row) -> str:
+    """README's table: some runs of CogVideoX-5B and all of Wan, from what `bench.presets` has planned."""
+    shown = [run for run in cogvideox["runs"] if (run["frames"], run["preset"]) in HEADLINES]
     rows = []
-    for run in plan["runs"]:
+    for run in [*(run | {"model": "5b", "weights": "full"} for run in shown), *wan["runs"]]:
         weights = {"full": "", "int8": ", `--weights int8`"}.get(run["weights"], f", GGUF {run['weights']}")
         rows.append([f"`{run['model']}`{weights}", run["frames"], run["preset"], *_place_cells(run)])
-    return markdown(["Wan at 832x480", "frames", "preset", "card, host", "blocks on the card"], rows)
+    return markdown(["model", "frames", "preset", "card, host", "blocks on the card"], rows)
 
 
 def card_table(plan: Row) -> str:
@@ -86,7 +88,7 @@ def _longest_cell(run: Row) -> str:
 
 
 def speed_table(found: Row) -> str:
-    """README's table: a row for each speed, from what `bench.speeds` has planned.
+    """The table of docs/speed.md: a row for each speed, from what `bench.speeds` has planned.
 
     A column is its heading and the cell of each speed.
     """

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from quick_runs import interrupted_in
 
 from ditflow.models.wan.schedule import WanSchedule
 
@@ -30,17 +31,9 @@ def killed_in_step(index, folder, *words):
 
 def stop_in_step(index, monkeypatch, run):
     """Call `run`, which is to transfer, and interrupt it in a denoising step (from 0)."""
-    step = WanSchedule.step
-
-    def interrupted(self, prediction, number, latents):
-        if number == index:
-            raise KeyboardInterrupt
-        return step(self, prediction, number, latents)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(WanSchedule, "step", interrupted)
-        with pytest.raises(AssertionError, match="continues from there"):
-            run()
+    interrupted = interrupted_in(index, WanSchedule, monkeypatch)
+    with interrupted, pytest.raises(AssertionError, match="continues from there"):
+        run()
 
 
 def main(last, words):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ditflow.jobs.job import Job
 from ditflow.jobs.needs import transfer_needs
+from ditflow.jobs.opening import begin_job
 from ditflow.models.protocols import Runner, Schedule
 from ditflow.progress import Progress
 from ditflow.run_folder.checkpoint import State
@@ -122,7 +123,7 @@ class Session:
 @contextmanager
 def session(settings: Settings) -> Iterator[Session]:
     """Begin a mode's job. Raises DitflowError if this machine cannot run it."""
-    with Job.begin(settings, Progress(), needs=transfer_needs(settings), kind="tunnel") as job:
+    with begin_job(settings, Progress(), needs=transfer_needs(settings), kind="tunnel") as job:
         yield Session(job)
 
 

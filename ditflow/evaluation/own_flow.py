@@ -13,6 +13,7 @@ from ditflow.evaluation.finished import FinishedRun
 from ditflow.guidance.losses import FlowLoss
 from ditflow.guidance.targets import clip_features, flow_targets
 from ditflow.jobs.job import Job
+from ditflow.jobs.opening import reading_job
 from ditflow.models.hub import offline
 from ditflow.models.protocols import Capture
 from ditflow.run_folder.run import Run
@@ -43,7 +44,7 @@ def read_own_flow(run: FinishedRun) -> dict[int, OwnFlow]:
         run.settings, memory="auto", preset="auto", compile="off", loss="flow", reference="hard"
     )
     reference, result = run.latents()
-    with offline(), Job.reading(Run(run.folder), settings, result) as job:
+    with offline(), reading_job(Run(run.folder), settings, result) as job:
         prompt = job.texts().source_prompt
         return job.compute("flow", lambda: _read(job, prompt, reference, result))
 

@@ -14,6 +14,7 @@ from ditflow.guidance.targets import clip_flows
 from ditflow.jobs.block_comparison import MEASURED, TRUE, Comparison, compare
 from ditflow.jobs.checks import make_schedule
 from ditflow.jobs.job import Job
+from ditflow.jobs.opening import begin_job
 from ditflow.models.loading import ModelFolder
 from ditflow.models.protocols import Grid, Texts
 from ditflow.optical_flow.dense import opencv
@@ -52,7 +53,7 @@ def compare_blocks(
         schedule = make_schedule(settings, folder, torch.Generator())
         _check_timesteps(timesteps, max(schedule.timesteps))
 
-    begin = Job.begin(settings, progress or Progress(), needs=("video",), kind="flow", check=check)
+    begin = begin_job(settings, progress or Progress(), needs=("video",), kind="flow", check=check)
     with begin as job:
         job.write_reference()
         texts, latents = job.texts(), job.encode()

@@ -13,6 +13,7 @@ from ditflow.guidance.targets import clip_flows
 from ditflow.jobs.checks import with_absolute_paths
 from ditflow.jobs.job import Job
 from ditflow.jobs.needs import check_given
+from ditflow.jobs.opening import begin_job
 from ditflow.models.families import family_of
 from ditflow.models.protocols import Grid, Texts
 from ditflow.motion.choose import choose_motion
@@ -42,7 +43,7 @@ def flow(settings: Settings, progress: Progress | None = None) -> Run:
     """
     if not settings.has_clip:
         return _drawn_flow(settings)
-    with Job.begin(settings, progress or Progress(), needs=("video",), kind="flow") as job:
+    with begin_job(settings, progress or Progress(), needs=("video",), kind="flow") as job:
         job.write_reference()
         texts, reference = job.texts(), job.encode()
         with job.meter.phase("flow"):

@@ -1,65 +1,36 @@
-"""A job: checked settings, the model's folder, the clip, the run folder and its lock.
+"""A job and the phases of its run.
 
 A transfer saves its results so far in its run folder until it is finished, so that it can be reopened.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ditflow import video
-from ditflow.errors import DitflowError, TemporaryError, interruption
-from ditflow.files import clear_unfinished
-from ditflow.jobs.checks import check_run, make_schedule, warn_without_effect, with_absolute_paths
-from ditflow.jobs.device import choose_device, computing
-from ditflow.jobs.given import NOTHING, Given
-from ditflow.jobs.kept import checkpoint_of, chosen_of, shapes_of
-from ditflow.jobs.needs import check_given
+from ditflow.errors import DitflowError
+from ditflow.jobs.checks import make_schedule
 from ditflow.jobs.prompt_cache import encode_texts
 from ditflow.memory.meter import Meter
 from ditflow.memory.placement import arrange, place
 from ditflow.memory.torch_state import torch_state
 from ditflow.models.engine import decode_with_tensorrt, denoise_with_tensorrt
-from ditflow.models.families import family_of
-from ditflow.models.kept import KeptParts
 from ditflow.models.loading import ModelFolder
 from ditflow.models.protocols import Runner, Schedule, Texts
 from ditflow.models.tiles import each_tile
-from ditflow.motion.choose import choose_motion
 from ditflow.motion.chosen import ChosenMotion
-from ditflow.motion.motion_file import read_drawing
-from ditflow.motion.source import source_clip
-from ditflow.planning.fallback import MemoryFallback, reading_only
-from ditflow.progress import Progress
-from ditflow.run_folder.checkpoint import StateFolder, load_clip, save_clip
-from ditflow.run_folder.chosen import save_chosen
+from ditflow.planning.fallback import MemoryFallback
+from ditflow.run_folder.checkpoint import StateFolder
 from ditflow.run_folder.digests import clip_digest
-from ditflow.run_folder.lock import locked
-from ditflow.run_folder.run import (
-    RECORD,
-    SETTINGS,
-    Run,
-    check_latents_shape,
-    check_output_name,
-    create_run,
-    settings_text,
-    versions,
-    video_name,
-)
+from ditflow.run_folder.run import RECORD, SETTINGS, Run, settings_text, versions, video_name
 from ditflow.sampling.finite import check_finite
 from ditflow.settings import Settings
 
-logger = logging.getLogger(__name__)
-
-Check = Callable[[Settings, ModelFolder], None]  # raises DitflowError
 Result = TypeVar("Result")
 
 
@@ -76,128 +47,6 @@ class Job:
     saved_embeddings: list[Tensor] | None = None  # replace optimisation
     resumed: bool = False
     chosen: ChosenMotion | None = None  # instead of the clip's whole motion as it is
-
-    @classmethod
-    @contextmanager
-    def begin(
-        cls,
-        settings: Settings,
-        progress: Progress,
-        needs: tuple[str, ...],
-        kind: str = "",
-        check: Check = lambda settings, folder: None,  # what else the job wants of the model
-        given: Given = NOTHING,
-    ) -> Iterator[Job]:
-        """Start a new job. The run folder is created only after everything has been read and checked."""
-        check_given(settings, *needs)
-        check_output_name(settings.output)
-        settings = with_absolute_paths(settings)
-        settings_text(settings)  # refuses settings that could not be read back
-        with computing(settings), cls._begin(settings, progress, kind, check, given) as job:
-            yield job
-
-    @classmethod
-    @contextmanager
-    def _begin(
-        cls, settings: Settings, progress: Progress, kind: str, check: Check, given: Given
-    ) -> Iterator[Job]:
-        device = choose_device(settings)
-        family = family_of(settings.model, download=True)
-        drawing = read_drawing(Path(settings.motion)) if settings.motion else None
-        clip = source_clip(settings, drawing, family, given.clip)
-        needs_gradient = settings.needs_gradient and kind != "flow"
-        settings, folder, saved = check_run(settings, device, needs_gradient, given.kept)
-        check(settings, folder)
-        if not kind:
-            warn_without_effect(settings)
-        chosen = None
-        if settings.chooses_motion and (settings.optimises or kind == "flow"):
-            spans = folder.family.latent_spans(settings.frames)
-            grid = folder.grid(settings.frames, settings.size)
-            chosen = choose_motion(settings, clip, drawing, grid, spans, given.clip)
-        memory = _plan_memory(settings, folder, reads_only=kind == "flow")
-        run = create_run(settings, kind, given.exact_folder)
-        with locked(run.folder):
-            checkpoint = None if kind else checkpoint_of(run, memory.resolved, folder, clip, chosen)
-            if checkpoint:
-                save_clip(checkpoint, clip, torch.get_num_threads())
-                if chosen:
-                    save_chosen(run, chosen)
-            meter = Meter(device, progress)
-            job = cls(memory, folder, clip, run, meter, checkpoint, saved, chosen=chosen)
-            with job._working(f"run folder: {run.folder}"):
-                yield job
-
-    @classmethod
-    @contextmanager
-    def reopen(
-        cls,
-        run: Run,
-        progress: Progress,
-        memory: str | None = None,  # replaces the setting that the run had, and then `preset` its preset
-        preset: str = "auto",
-        finished: bool = False,  # a finished run has results and no checkpoint
-        kept: KeptParts | None = None,
-    ) -> Iterator[Job]:
-        """Reopen a transfer's folder. Raises DitflowError if it is damaged, has changed or is in use."""
-        with locked(run.folder):
-            clear_unfinished(run.folder)
-            settings = run.settings()
-            if memory:
-                settings = replace(settings, memory=memory, preset=preset, decode_tile="auto")
-            with computing(settings):
-                device = choose_device(settings)
-                settings, folder, saved = check_run(settings, device, settings.needs_gradient, kept)
-                checkpoint = threads = None
-                chosen = chosen_of(run, settings, folder)
-                if finished:
-                    clip = run.clip("reference", settings)
-                else:
-                    clip, threads = load_clip(run)
-                    checkpoint = checkpoint_of(run, settings, folder, clip, chosen)
-                    shapes = shapes_of(settings, folder)
-                    if state := checkpoint.check(shapes):  # every file, before any work
-                        schedule = make_schedule(settings, folder, torch.Generator())
-                        shapes.check_state(checkpoint.path("step"), state.index, state.schedule, schedule)
-                        shapes.check_reuse(checkpoint.path("step"), state.reuse)
-                fallback = _plan_memory(settings, folder)
-                meter = Meter(device, progress)
-                given = clip, run, meter, checkpoint, saved
-                job = cls(fallback, folder, *given, resumed=True, chosen=chosen)
-                with (
-                    computing(settings, threads if device.type == "cpu" else None),
-                    job._working(f"continuing {run.folder}"),
-                ):
-                    yield job
-
-    @classmethod
-    @contextmanager
-    def reading(cls, run: Run, settings: Settings, latents: Tensor) -> Iterator[Job]:
-        """A job that reads the motion of a finished run's latents with its model, and writes nothing."""
-        with computing(settings):
-            device = choose_device(settings)
-            settings, folder, _ = check_run(
-                replace(settings, saved_embedding=""), device, needs_gradient=False
-            )
-            shape = folder.latent_shape(settings.frames, settings.size)
-            check_latents_shape(run.folder, latents, shape)  # before planning for wrong settings
-            memory = _plan_memory(settings, folder, reads_only=True)
-            clip, meter = run.clip("reference", settings), Meter(device, Progress())
-            job = cls(memory, folder, clip, run, meter, chosen=chosen_of(run, settings, folder))
-            with memory:
-                yield job
-
-    @contextmanager
-    def _working(self, headline: str) -> Iterator[None]:
-        """Apply the memory limit, and add to errors how to resume."""
-        if not self.settings.has_clip:
-            logger.info("no clip: no motion is read, and nothing is injected")
-        with self.memory, _resume_hint(self.run) if self.checkpoint else nullcontext():
-            logger.info("%s, %s", headline, self.memory.summary)
-            self.memory.on_change = self.write_settings
-            self.meter.progress.begin(self.run.folder)
-            self.write_settings()  # from now on the run can be reopened
-            yield
 
     @property
     def settings(self) -> Settings:
@@ -318,23 +167,3 @@ class Job:
         self.run.write_json(RECORD, record | {"resumed": self.resumed} | results)
         if self.checkpoint:
             self.checkpoint.remove()
-
-
-def _plan_memory(settings: Settings, folder: ModelFolder, reads_only: bool = False) -> MemoryFallback:
-    """The memory plan of a job. Raises DitflowError if no preset fits."""
-    planned = replace(settings, model=str(folder.path))  # the model by its folder, whatever name was given
-    if reads_only:
-        planned = reading_only(settings, folder.path)
-    return MemoryFallback(settings, folder.device, planned)
-
-
-@contextmanager
-def _resume_hint(run: Run) -> Iterator[None]:
-    """Add to interrupts, and to errors that need not recur, how to resume."""
-    try:
-        yield
-    except BaseException as error:
-        may_help = isinstance(error, TemporaryError) or interruption(error)
-        if may_help and (run.folder / SETTINGS).is_file():  # else there is nothing to resume
-            error.add_note(f"`ditflow resume {run.quoted}` continues from there")
-        raise

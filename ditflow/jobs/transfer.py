@@ -14,6 +14,7 @@ from ditflow.errors import DitflowError
 from ditflow.jobs.given import NOTHING, Given
 from ditflow.jobs.job import Job
 from ditflow.jobs.needs import transfer_needs
+from ditflow.jobs.opening import begin_job, reopen_job
 from ditflow.models.kept import KeptParts
 from ditflow.models.protocols import Schedule, Texts
 from ditflow.pictures.thumbnails import Thumbnails
@@ -57,7 +58,7 @@ def inject(run: str | PathLike, prompt: str, progress: Progress | None = None, *
 
 def begin_transfer(settings: Settings, progress: Progress, given: Given = NOTHING) -> Transferred:
     """Make a new video, with what the caller has in memory. Raises like `transfer`."""
-    with Job.begin(settings, progress, needs=transfer_needs(settings), given=given) as job:
+    with begin_job(settings, progress, needs=transfer_needs(settings), given=given) as job:
         return _transfer(job, progress)
 
 
@@ -82,7 +83,7 @@ def continue_transfer(
     preset: str = "auto",  # if `memory` is given
 ) -> Transferred:
     """Continue an unfinished transfer, with parts that the caller has in memory. Raises like `resume`."""
-    with Job.reopen(run, progress, memory, preset, kept=kept) as job:
+    with reopen_job(run, progress, memory, preset, kept=kept) as job:
         return _transfer(job, progress)
 
 
@@ -100,7 +101,7 @@ def decode(folder: str | PathLike, progress: Progress | None = None, memory: str
         )
     if not run.finished:
         return resume(folder, progress, memory)
-    with Job.reopen(run, progress, memory, finished=True) as job:
+    with reopen_job(run, progress, memory, finished=True) as job:
         for name in ("result", "comparison"):
             path = folder / video_name(name, job.settings)
             if path.exists() and (name == "result" or path.is_dir()):  # a comparison's file is replaced

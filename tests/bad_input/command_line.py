@@ -7,7 +7,7 @@ import pytest
 
 from ditflow import video
 from ditflow.cli.main import main
-from ditflow.jobs.job import Job
+from ditflow.jobs.opening import begin_job
 from ditflow.progress import Progress
 from ditflow.run_folder.run import Run
 from ditflow.settings import Settings
@@ -29,14 +29,14 @@ def case(what: str, *values: object):
 
 def begun(settings: Settings, progress: Progress) -> Run:
     """A transfer until everything is checked, the clip read and the run folder made."""
-    with Job.begin(settings, progress, needs=("video", "prompt")) as job:
+    with begin_job(settings, progress, needs=("video", "prompt")) as job:
         job.write_reference()
         return job.run
 
 
 def begun_and_read(settings: Settings, progress: Progress) -> Run:
     """As `begun`, and the prompts encoded."""
-    with Job.begin(settings, progress, needs=("video", "prompt")) as job:
+    with begin_job(settings, progress, needs=("video", "prompt")) as job:
         job.write_reference()
         job.texts()
         return job.run

@@ -20,12 +20,12 @@ from ditflow_kernels.backends import as_on
 TERA = 10**12
 MIB = 1 << 20
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-TOKENS = 226 + 6 * 1350  # text, and 24 frames of 480x720
+TOKENS = 226 + 6 * 1350  # text, and 24 frames of 720x480
 
 
 @pytest.fixture(scope="module")
 def guided():
-    """5B at 24 frames, 480x720."""
+    """5B at 24 frames, 720x480."""
     settings = Settings(model="5b")
     with fake_tensors():
         model = FakeModel(settings)

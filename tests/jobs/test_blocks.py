@@ -18,6 +18,7 @@ from ditflow.cli.main import main
 from ditflow.guidance import targets
 from ditflow.jobs import blocks as job
 from ditflow.jobs.blocks import compare_blocks
+from ditflow.jobs.opening import begin_job
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.streamed import Streamed
 from ditflow.optical_flow.tokens import token_flow
@@ -130,7 +131,7 @@ def test_each_block_is_read_as_flow_reads_it(settings, monkeypatch):
     (clean, zero, flows), (noised, level, noisy) = read
     assert list(flows) == list(noisy) == [0, 1, 3]
     assert (zero.item(), level.item(), level.dtype) == (0, 300, torch.int64)
-    with job.Job.begin(replace(settings, seed=3), Progress(), needs=(), kind="flow") as reading:
+    with begin_job(replace(settings, seed=3), Progress(), needs=(), kind="flow") as reading:
         schedule = reading.schedule()
     noise = schedule.initial_noise(tuple(clean.shape))
     assert torch.equal(noised, schedule.add_noise(clean, noise, level))

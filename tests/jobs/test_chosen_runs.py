@@ -1,23 +1,15 @@
 """Runs whose motion is chosen: drawn, masked, the camera's or changed; through the command line."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
+from quick_runs import PROMPT, interrupted_in, latents, record, written
 from run_processes import contents
 from safetensors.torch import load_file, save_file
 
 from ditflow.models.cogvideox.schedule import CogVideoXSchedule
 
-PROMPT = "a red circle on a blue background"
-QUICK = (
-    *("--prompt", PROMPT, "--negative-prompt", "", "--frames", 10, "--size", "48x32", "--dtype", "float32"),
-    *("--device", "cpu", "--guidance-blocks", 2, "--optimisation-steps", 2, "--learning-rate", 0.05, 0.02),
-    *("--guidance-scale", 2, "--steps", 4, "--guided", 0.5, "--temperature", 8, "--quiet"),
-)
 DRAWN = """
 objects:
   - shape: box
@@ -35,17 +27,6 @@ def drawing(tmp_path):
 
 
 @pytest.fixture
-def transfer(ditflow, small_folder, tmp_path):
-    """Runs a transfer; returns its folder."""
-
-    def run(*words, **options):
-        found = ditflow("transfer", "--model", small_folder, *QUICK, *words, **options)
-        return found if options else tmp_path / found.strip()
-
-    return run
-
-
-@pytest.fixture
 def mask(tmp_path):
     """A folder with the moving square of the clip in white."""
     folder = tmp_path / "mask"
@@ -55,18 +36,6 @@ def mask(tmp_path):
         picture[4 + index : 14 + index, 2 * index : 2 * index + 12] = 255
         Image.fromarray(picture).save(folder / f"{index:02}.png")
     return folder
-
-
-def latents(run):
-    return load_file(run / "latents.safetensors")["latents"]
-
-
-def record(run):
-    return json.loads((run / "run.json").read_text())
-
-
-def written(run):
-    return yaml.safe_load((run / "settings.yaml").read_text())
 
 
 def test_a_drawn_motion_needs_no_clip(transfer, drawing):
@@ -122,17 +91,9 @@ def test_resume_after_an_interruption(
     monkeypatch.chdir(tmp_path / "whole")
     transfer(*words, "--output", "run")
     monkeypatch.chdir(tmp_path)
-    step = CogVideoXSchedule.step
-
-    def interrupted(self, prediction, index, latents):
-        if index == at:
-            raise KeyboardInterrupt
-        return step(self, prediction, index, latents)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CogVideoXSchedule, "step", interrupted)
-        with pytest.raises(AssertionError, match="continues from there"):
-            transfer(*words, "--output", "run")
+    interrupted = interrupted_in(at, CogVideoXSchedule, monkeypatch)
+    with interrupted, pytest.raises(AssertionError, match="continues from there"):
+        transfer(*words, "--output", "run")
     drawing.unlink()
     for path in mask.iterdir():
         path.unlink()
@@ -143,10 +104,9 @@ def test_resume_after_an_interruption(
 
 def test_resume_refuses_another_motion(ditflow, transfer, drawing, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(CogVideoXSchedule, "step", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(AssertionError, match="continues from there"):
-            transfer("--motion", drawing, "--output", "run")
+    interrupted = interrupted_in(0, CogVideoXSchedule, monkeypatch)
+    with interrupted, pytest.raises(AssertionError, match="continues from there"):
+        transfer("--motion", drawing, "--output", "run")
     path = tmp_path / "run" / "motion.safetensors"
     saved = load_file(path)
     save_file({"drawn": saved["drawn"] * 2}, path)

@@ -20,6 +20,7 @@ from ditflow import Settings, transfer, video
 from ditflow.cli.main import main
 from ditflow.errors import DitflowError
 from ditflow.jobs.job import Job
+from ditflow.jobs.opening import begin_job
 from ditflow.progress import Progress
 from ditflow.sampling.denoising import Denoising
 from ditflow.settings import read_settings
@@ -83,7 +84,7 @@ def test_every_mode_gives_other_latents(settings):
         "two-blocks": {"guidance_blocks": [1, 3]},
         "ddim": {"scheduler": "ddim"},
     }
-    with Job.begin(settings, Progress(), needs=()) as job:
+    with begin_job(settings, Progress(), needs=()) as job:
         texts, reference, runner = job.texts(), job.encode(), job.runner()
         results = {}
         for name, change in modes.items():

@@ -1,45 +1,22 @@
 """Runs that read the clip anew in each guided step and start from it, through the command line."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
-import yaml
+from quick_runs import PROMPT, interrupted_in, latents, record, written
 from run_processes import contents
 from safetensors.torch import load_file
 
 from ditflow.models.cogvideox.schedule import CogVideoXSchedule
 
-PROMPT = "a red circle on a blue background"
-QUICK = (
-    *("--prompt", PROMPT, "--negative-prompt", "", "--frames", 10, "--size", "48x32", "--dtype", "float32"),
-    *("--device", "cpu", "--guidance-blocks", 2, "--optimisation-steps", 2, "--learning-rate", 0.05, 0.02),
-    *("--guidance-scale", 2, "--steps", 10, "--guided", 0.5, "--quiet"),
-)
 NOISED = ("--reference-noise", "step", "--initial-latents", "clip:0.6")  # 6 of the 10 steps, 3 guided
 
 
 @pytest.fixture
-def transfer(ditflow, clip, small_folder, tmp_path):
-    """Runs a transfer; returns its folder."""
-
-    def run(*words):
-        given = ("--model", small_folder, "--video", clip, *QUICK)
-        return tmp_path / ditflow("transfer", *given, *words).strip()
-
-    return run
-
-
-def latents(run):
-    return load_file(run / "latents.safetensors")["latents"]
-
-
-def record(run):
-    return json.loads((run / "run.json").read_text())
-
-
-def written(run):
-    return yaml.safe_load((run / "settings.yaml").read_text())
+def transfer(transfer, clip):
+    return partial(transfer, "--video", clip, "--steps", 10)
 
 
 @pytest.mark.parametrize("loss", ["flow", "moft", "smm", "smm-release"])
@@ -78,17 +55,9 @@ def test_resume_after_an_interruption(ditflow, transfer, tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path / "whole")
     transfer(*words)
     monkeypatch.chdir(tmp_path)
-    step = CogVideoXSchedule.step
-
-    def interrupted(self, prediction, index, latents):
-        if index == at:
-            raise KeyboardInterrupt
-        return step(self, prediction, index, latents)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CogVideoXSchedule, "step", interrupted)
-        with pytest.raises(AssertionError, match="continues from there"):
-            transfer(*words)
+    interrupted = interrupted_in(at, CogVideoXSchedule, monkeypatch)
+    with interrupted, pytest.raises(AssertionError, match="continues from there"):
+        transfer(*words)
     ditflow("resume", "run", "--quiet")
     assert record(tmp_path / "run")["resumed"]
     assert contents(tmp_path / "run") == contents(tmp_path / "whole" / "run")
@@ -120,9 +89,8 @@ def test_inject_starts_as_the_other_run_did(ditflow, transfer, tmp_path):
     ],
     ids=" ".join,
 )
-def test_refusals(ditflow, clip, small_folder, words, message):
-    given = ("--model", small_folder, "--video", clip, *QUICK)
-    code, error = ditflow("transfer", *given, *words, fails=True)
+def test_refusals(transfer, words, message):
+    code, error = transfer(*words, fails=True)
     assert code == 2 and error.startswith("ditflow: ") and error.count("\n") == 1
     assert message in error
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from quick_runs import interrupted_in
 from tiny_pipelines import latents
 
 from ditflow import resume, transfer
@@ -31,18 +32,6 @@ def expected():
     return {}
 
 
-def interrupt_in(step, patch):
-    """Stop the run that comes next, in this step."""
-    real = CogVideoXSchedule.step
-
-    def stops(schedule, prediction, index, latents):
-        if index == step:
-            raise KeyboardInterrupt
-        return real(schedule, prediction, index, latents)
-
-    patch.setattr(CogVideoXSchedule, "step", stops)
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_gives_the_same_latents(at_speed, expected, name, monkeypatch):
     def fewest_resident(phases, preset, free, sizes):
@@ -62,8 +51,7 @@ def test_resumes_bit_for_bit(at_speed, expected, speed, step, monkeypatch, tmp_p
     if speed not in expected:
         expected[speed] = latents(transfer(settings))
     stopped = tmp_path / "stopped"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt_in(step, patch)
+    with interrupted_in(step, CogVideoXSchedule, monkeypatch), pytest.raises(KeyboardInterrupt):
         transfer(replace(settings, output=str(stopped)))
     assert not (stopped / "latents.safetensors").exists()
     assert torch.equal(latents(resume(stopped)), expected[speed])

@@ -1,4 +1,4 @@
-"""`plan` of a run that saves work shows the exact run beside it; README's table of speeds is on file."""
+"""`plan` of a run that saves work shows the exact run beside it; docs/speed.md has the speeds on file."""
 
 import json
 from dataclasses import replace
@@ -119,9 +119,9 @@ def test_a_higher_speed_takes_less(on_file):
         assert found == sorted(found, reverse=True)
 
 
-def test_readme_shows_the_speeds_on_file(on_file):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_shows_the_speeds_on_file(on_file):
+    page = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
     table = speed_table(on_file)
     assert table.count("estimated") == len(DEVICES)
     for line in table.splitlines():
-        assert line in readme, f"README is out of date, `python -m bench.speeds` prints its table: {line}"
+        assert line in page, f"speed.md is out of date, `python -m bench.speeds` prints its table: {line}"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from quick_runs import interrupted_in, latents, record
 from repository import ROOT
 from run_processes import contents
 from safetensors.torch import load_file
@@ -30,14 +31,6 @@ from toy_family.family import ToyFamily
 from toy_family.schedule import ToySchedule
 
 DEPTH, FRAMES, LATENT_FRAMES, TOKENS, TEXT, CHANNELS = 5, 9, 3, 8 * 6 * 3, 20, 24
-
-
-def latents(run):
-    return load_file(run / "latents.safetensors")["latents"]
-
-
-def record(run):
-    return json.loads((run / "run.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -210,15 +203,7 @@ def test_resume_after_a_kill(ditflow, transfer, clip, toy_folder, tmp_path, monk
     run = tmp_path / "run"
     assert (run / "state" / "step.safetensors").exists() and not (run / "run.json").exists()
 
-    step = ToySchedule.step
-
-    def interrupted(self, prediction, index, latents):
-        if index == 5:
-            raise KeyboardInterrupt
-        return step(self, prediction, index, latents)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ToySchedule, "step", interrupted)
+    with interrupted_in(5, ToySchedule, monkeypatch):
         code, error = ditflow("resume", "run", "--quiet", fails=True)
     assert code == 130 and "`ditflow resume run` continues from there" in error
     ditflow("resume", "run", "--quiet")

@@ -10,6 +10,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from gguf import GGMLQuantizationType as Kind
 from quantised_models import write_gguf
+from quick_runs import interrupted_in, latents, record
 from run_processes import contents
 from safetensors.torch import load_file, save_file
 from tiny_wan_pipelines import KINDS
@@ -24,14 +25,6 @@ from ditflow.video import read_clip
 
 DEPTH = 5
 NOISED = ("--reference-noise", "step", "--initial-latents", "clip:0.6", "--steps", "10")  # makes 6 steps
-
-
-def latents(run):
-    return load_file(run / "latents.safetensors")["latents"]
-
-
-def record(run):
-    return json.loads((run / "run.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -181,15 +174,7 @@ def test_resume_after_a_kill(ditflow, transfer, clip, wan_folders, tmp_path, mon
     run = tmp_path / "run"
     assert (run / "state" / "step.safetensors").exists() and not (run / "run.json").exists()
 
-    step = WanSchedule.step
-
-    def interrupted(self, prediction, index, latents):
-        if index == 5:
-            raise KeyboardInterrupt
-        return step(self, prediction, index, latents)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(WanSchedule, "step", interrupted)
+    with interrupted_in(5, WanSchedule, monkeypatch):
         code, error = ditflow("resume", "run", "--quiet", fails=True)
     assert code == 130 and "`ditflow resume run` continues from there" in error
     ditflow("resume", "run", "--quiet")

@@ -9,6 +9,7 @@ import yaml
 from diffusers import WanTransformer3DModel
 from gguf import GGMLQuantizationType as Kind
 from quantised_models import write_gguf
+from quick_runs import latents
 from safetensors.torch import load_file, save_file
 from tiny_wan import original_parameter
 from wan_runs import stop_in_step
@@ -19,10 +20,6 @@ KIND = "wan-a14b"
 PARTS = {"high": "transformer", "low": "transformer_2"}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 LAYER = "blocks.1.attn1.to_q"
-
-
-def latents(run):
-    return load_file(run / "latents.safetensors")["latents"]
 
 
 @pytest.fixture(scope="module")

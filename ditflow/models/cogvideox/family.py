@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ditflow.files import shipped
 from ditflow.models.cogvideox.config import SCHEMAS
 from ditflow.models.cogvideox.frames import latent_spans
 from ditflow.models.experts import ONE
+from ditflow.models.t5.family import T5Family
 from ditflow.schema import Schema, check_equal
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ditflow.models.protocols import Grid
 
 
-class CogVideoXFamily:
+class CogVideoXFamily(T5Family):
     """Implements `ModelFamily`."""
 
     pipeline = "CogVideoXPipeline"
@@ -93,11 +93,6 @@ class CogVideoXFamily:
         }
         check_equal("text channels", widths)
 
-    def check_tokenizer(self, folder: Path, encoder: Mapping[str, Any]) -> None:
-        from ditflow.models.t5.tokenizer import check_tokenizer
-
-        check_tokenizer(folder, encoder)
-
     def other_name(self, layer: str) -> str:
         return layer
 
@@ -111,15 +106,6 @@ class CogVideoXFamily:
         else:
             from transformers import T5Tokenizer as found
         return found
-
-    def load_options(self, part: str) -> dict[str, Any]:
-        # a T5 config could name an attention implementation, which would be downloaded and run
-        return {"attn_implementation": "sdpa"} if part == "text_encoder" else {}
-
-    def empty_text_encoder(self, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-        from ditflow.models.t5.encoder import empty_encoder
-
-        return empty_encoder(self.network("text_encoder"), config, dtype)
 
     def transformer(
         self,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ditflow.errors import DitflowError, SettingsError, shown
 from ditflow.files import shipped
 from ditflow.models.experts import EXPERT_NAMES, ONE, Expert
+from ditflow.models.t5.family import T5Family
 from ditflow.models.wan.config import SCHEMAS
 from ditflow.models.wan.frames import GROUP, latent_spans
 from ditflow.models.wan.names import original_name
@@ -31,7 +31,7 @@ TRANSFORMERS = ("transformer", "transformer_2")  # the second runs the steps of 
 
 
 @dataclass(frozen=True)
-class WanFamily:
+class WanFamily(T5Family):
     """Implements `ModelFamily`."""
 
     boundary: float | None = None  # share of the timesteps below which a second transformer runs
@@ -137,11 +137,6 @@ class WanFamily:
         frames = {"in Wan": GROUP, "by vae/ (temperal_downsample)": 2**halvings}
         check_equal("frames to a latent one", frames)
 
-    def check_tokenizer(self, folder: Path, encoder: Mapping[str, Any]) -> None:
-        from ditflow.models.t5.tokenizer import check_tokenizer
-
-        check_tokenizer(folder, encoder)
-
     def other_name(self, layer: str) -> str:
         return original_name(layer)
 
@@ -155,15 +150,6 @@ class WanFamily:
         else:
             from transformers import T5Tokenizer as found
         return found
-
-    def load_options(self, part: str) -> dict[str, Any]:
-        # a config could name an attention implementation, which would be downloaded and run
-        return {"attn_implementation": "sdpa"} if part == "text_encoder" else {}
-
-    def empty_text_encoder(self, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-        from ditflow.models.t5.encoder import empty_encoder
-
-        return empty_encoder(self.network("text_encoder"), config, dtype)
 
     def transformer(
         self,

@@ -46,11 +46,7 @@ def autoencoder_training(checkpoints: Path, device: torch.device) -> Training:
 
     def loss(generator: torch.Generator, clips: Tensor) -> Tensor:
         pixels = to_pixels(clips)
-        with torch.autocast(device.type, torch.bfloat16):
-            found = vae.encode(pixels).latent_dist
-            noise = torch.randn(found.mean.shape, generator=generator, device=device)
-            decoded = vae.decode(found.mean + found.std * noise).sample.float()
-        divergence = (found.mean.float().square() + found.var.float() - 1 - found.logvar.float()).mean() / 2
+        _, decoded, divergence = encoded_and_decoded(vae, pixels, generator)
         return difference(decoded, pixels, _frame_weights(pixels)) + DIVERGENCE_WEIGHT * divergence
 
     return Training(vae, [optimiser(vae)], loss, checkpoints / "vae.safetensors", _draw)
@@ -90,6 +86,18 @@ def optimiser(network: nn.Module) -> torch.optim.Optimizer:
 def _frame_weights(pixels: Tensor) -> tuple[float, ...]:
     later = pixels.shape[2] // COMPRESSION - 1
     return FIRST_WEIGHTS + later * LATER_WEIGHTS
+
+
+def encoded_and_decoded(
+    vae: nn.Module, pixels: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The means of the latents, the pixels decoded from a sample, and the divergence from unit noise []."""
+    with torch.autocast(pixels.device.type, torch.bfloat16):
+        found = vae.encode(pixels).latent_dist
+        noise = torch.randn(found.mean.shape, generator=generator, device=pixels.device)
+        decoded = vae.decode(found.mean + found.std * noise).sample.float()
+    divergence = (found.mean.float().square() + found.var.float() - 1 - found.logvar.float()).mean() / 2
+    return found.mean.float(), decoded, divergence
 
 
 def difference(decoded: Tensor, pixels: Tensor, weights: Sequence[float]) -> Tensor:

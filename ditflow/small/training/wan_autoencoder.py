@@ -18,6 +18,7 @@ from ditflow.small.training.autoencoder import (
     convolve_fast,
     difference,
     draw_clips,
+    encoded_and_decoded,
     optimiser,
     to_pixels,
 )
@@ -42,15 +43,11 @@ def wan_autoencoder_training(checkpoints: Path, device: torch.device) -> Trainin
 
     def loss(generator: torch.Generator, clips: Tensor) -> Tensor:
         pixels = to_pixels(clips)
-        with torch.autocast(device.type, torch.bfloat16):
-            found = vae.encode(pixels).latent_dist
-            noise = torch.randn(found.mean.shape, generator=generator, device=device)
-            decoded = vae.decode(found.mean + found.std * noise).sample.float()
-        divergence = (found.mean.float().square() + found.var.float() - 1 - found.logvar.float()).mean() / 2
+        means, decoded, divergence = encoded_and_decoded(vae, pixels, generator)
         return (
             difference(decoded, pixels, pixels.shape[2] * (1.0,))
             + DIVERGENCE_WEIGHT * divergence
-            + DRIFT_WEIGHT * _drift(found.mean.float(), pixels)
+            + DRIFT_WEIGHT * _drift(means, pixels)
         )
 
     return Training(vae, [optimiser(vae)], loss, checkpoints / NAME, _draw)

@@ -1,0 +1,42 @@
+"""A CogVideoX transfer that takes a second: its words, how to interrupt it, and what its folder holds."""
+
+import json
+from contextlib import contextmanager
+
+import yaml
+from safetensors.torch import load_file
+
+PROMPT = "a red circle on a blue background"
+QUICK = (
+    *("--prompt", PROMPT, "--negative-prompt", "", "--frames", 10, "--size", "48x32", "--dtype", "float32"),
+    *("--device", "cpu", "--guidance-blocks", 2, "--optimisation-steps", 2, "--learning-rate", 0.05, 0.02),
+    *("--guidance-scale", 2, "--steps", 4, "--guided", 0.5, "--temperature", 8, "--quiet"),
+)
+
+
+@contextmanager
+def interrupted_in(index, schedule, monkeypatch):
+    """Runs that are made inside are interrupted in a denoising step (from 0); `schedule` is its class."""
+    step = schedule.step
+
+    def interrupted(self, prediction, number, latents):
+        if number == index:
+            raise KeyboardInterrupt
+        return step(self, prediction, number, latents)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(schedule, "step", interrupted)
+        yield
+
+
+def latents(folder):
+    return load_file(folder / "latents.safetensors")["latents"]
+
+
+def record(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def written(folder):
+    """The settings that a run has written."""
+    return yaml.safe_load((folder / "settings.yaml").read_text())
