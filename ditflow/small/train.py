@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STAGES = {  # steps
     **{"vae": 1_500, "decoder": 3_800, "rope": 6_000, "sincos": 2_500, "tracking": 500},
-    **{"wan-vae": 1_300, "wan": 16_000, "wan-tracking": 400},
+    **{"wan-vae": 1_300, "wan": 24_000, "wan-tracking": 400},
 }
 MODELS = {
     "rope": "rope",
