@@ -81,13 +81,21 @@ class Cluster:
     def start(self, worker: int) -> None:
         if worker in self.actors:
             self.ray.kill(self.actors[worker])  # only its connection may have been lost
-        options = {"num_cpus": 1, "num_gpus": 1 if self.gpus else 0, "scheduling_strategy": "SPREAD"}
-        self.actors[worker] = actor = self.ray.remote(Worker).options(**options).remote()
+        needs = {"num_cpus": 1, "num_gpus": 1 if self.gpus else 0}
+        remote = self.ray.remote(Worker).options(**needs, scheduling_strategy="SPREAD", max_concurrency=2)
+        self.actors[worker] = actor = remote.remote()
         self.pending[actor.ready.remote(str(self.folder), self.threads)] = worker
 
     def give(self, worker: int, settings: Settings) -> None:
         stream = self.actors[worker].run.options(num_returns="streaming").remote(settings)
         self.pending[stream] = worker
+
+    def stop(self) -> None:
+        starts = self.ray.ObjectRef
+        busy = [worker for source, worker in self.pending.items() if not isinstance(source, starts)]
+        stopped = [self.actors[worker].stop.remote() for worker in busy]
+        if stopped:
+            self.ray.wait(stopped, num_returns=len(stopped))  # a worker that dies has stopped, too
 
     def messages(self, seconds: float) -> Iterator[tuple[int, Message]]:
         if not self.pending:  # all workers are idle until a job may be tried again

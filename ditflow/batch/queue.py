@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from ditflow.batch.jobs_file import BatchJob
@@ -131,6 +132,21 @@ class Queue:
         entry.state = "waiting"
         entry.not_before = now + min(FIRST_PAUSE * 2 ** (entry.failures - 1), LONGEST_PAUSE)
         return entry
+
+    def stop(self, now: float) -> None:
+        """The workers have stopped: a running job is done if its folder says so, else it waits."""
+        for entry in self.entries:
+            if entry.state == "running":
+                entry.seconds += now - entry.started
+                entry.state = "done" if _is_finished(entry.job.folder) else "waiting"
+        self.running.clear()
+
+
+def _is_finished(folder: Path) -> bool:
+    try:
+        return Run.open(folder).finished
+    except DitflowError:  # it has not begun
+        return False
 
 
 def _encodes(entry: Entry) -> bool:

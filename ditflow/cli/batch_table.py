@@ -50,6 +50,10 @@ class Lines(Watch):
     def warned(self, entry: Entry, text: str) -> None:
         self.print(f"job {entry.job.number}: warning: {text}")
 
+    def stopping(self, text: str) -> None:
+        if not self.quiet:
+            self.print(text)
+
     def print(self, text: str) -> None:
         print(one_line(text), file=sys.stderr)
 
@@ -64,6 +68,10 @@ class LiveTable(Lines):
     def changed(self, entry: Entry) -> None:
         if entry.state != "running":
             super().changed(entry)
+
+    def stopping(self, text: str) -> None:
+        self.live.stop()  # shows the cursor again, which another Ctrl-C would not
+        super().stopping(text)
 
     def print(self, text: str) -> None:
         self.console.print(one_line(text), markup=False)
