@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -62,16 +63,13 @@ class Cluster:
     def _connect(self) -> None:
         """Start a Ray of this machine alone, or connect to that at the address."""
         quiet = {"log_to_driver": False, "configure_logging": False}
-        ends = signal.getsignal(signal.SIGTERM)
-        if self.address:
-            self.ray.init(self.address, **quiet)
-        else:
+        own = {}
+        if not self.address:
             os.environ |= LOCAL
             processors = max(os.cpu_count() or 1, self.wanted or 1)
             own = {"num_cpus": processors, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-            self.ray.init("local", **own, **quiet)
-        if signal.getsignal(signal.SIGTERM) is not ends:  # Ray's exits without a word
-            signal.signal(signal.SIGTERM, ends)
+        with _sigterm_kept():
+            self.ray.init(self.address or "local", **own, **quiet)
 
     def __exit__(self, *_: object) -> None:
         for actor in self.actors.values():
@@ -117,14 +115,25 @@ class Cluster:
         try:
             return self.ray.get(source if starts else next(source))
         except errors.RayTaskError as error:
-            if starts:
+            if starts and isinstance(error.cause, DitflowError):
                 raise DitflowError(f"a worker cannot start: {_short(error.cause)}") from None
-            return Ended(Ending.AGAIN, _short(error.cause))
+            return Ended(Ending.AGAIN, _short(error.cause), worker_lost=starts)
         except errors.OutOfMemoryError as error:
             ending = Ending.AGAIN if self.gpus else Ending.MEMORY  # smaller presets take more host memory
             return Ended(ending, f"its worker was ended: {_short(error)}", worker_lost=True)
         except errors.RayError as error:
             return Ended(Ending.AGAIN, f"its worker died: {_short(error)}", worker_lost=True)
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Keep Ray from handling SIGTERM: it would exit without a word, or not at all within a finaliser."""
+    real = signal.signal
+    signal.signal = lambda number, handler: None if number == signal.SIGTERM else real(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal = real
 
 
 def _short(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -12,6 +13,7 @@ from typing import Protocol
 from ditflow.batch.jobs_file import BatchJob
 from ditflow.batch.messages import Ended, Message, Ready, Warned
 from ditflow.batch.queue import Entry, Queue
+from ditflow.batch.worker import CLIPS
 from ditflow.errors import DitflowError
 from ditflow.files import whole_or_absent
 from ditflow.pages.page import report
@@ -88,6 +90,7 @@ def run_batch(
             _write_index(queue.entries, output)
             if done := [entry.job.folder for entry in queue.entries if entry.state == "done"]:
                 report(done, output / PAGE)
+        shutil.rmtree(output / CLIPS, ignore_errors=True)
     return queue.entries
 
 

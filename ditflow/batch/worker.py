@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ditflow.jobs.events import Event
     from ditflow.settings import Settings
 
+CLIPS = ".clips"  # encoded, in the batch's folder
+
 
 class Worker:
     """An actor of Ray with two threads: `stop` is called while `run` runs.
@@ -37,11 +39,13 @@ class Worker:
         check_shared(Path(folder))
         import torch
 
+        from ditflow.batch.clips import SharedClips
         from ditflow.jobs.session import Session
 
         quieten_libraries()
         torch.set_num_threads(max(1, threads))
         self.session = Session()
+        self.session.kept = SharedClips(Path(folder) / CLIPS)
         return Ready(socket.gethostname())
 
     def run(self, settings: Settings) -> Iterator[Event | Warned | Ended]:
@@ -88,6 +92,8 @@ def check_shared(folder: Path) -> None:
 def _ending(error: Exception) -> Ending:
     from ditflow.memory.capacity import ran_out
 
+    if isinstance(error, InUse):
+        return Ending.IN_USE
     if ran_out(error) or isinstance(error, MemoryError):
         return Ending.MEMORY
     if isinstance(error, TemporaryError) or not isinstance(error, DitflowError):
