@@ -22,6 +22,11 @@ class Screen:
     def top(self):
         return max(0, len(self.lines) - self.rows)
 
+    @property
+    def shown(self):
+        """The lines on the screen, without empty ones at the end."""
+        return "\n".join(self.lines[self.top :]).rstrip("\n").split("\n")
+
     def write(self, text):
         while text:
             if found := ESCAPE.match(text):
@@ -85,7 +90,7 @@ def drawn(act, columns, rows):
         *amid, rest = data.decode().split("\0")
         for text in amid:
             screen.write(text)
-            pauses.append(([*screen.lines[screen.top :]], screen.cursor))
+            pauses.append((screen.shown, screen.cursor))
             os.write(terminal, b"\n")
         screen.write(rest)
     os.close(terminal)
