@@ -127,13 +127,14 @@ class Cluster:
 
 @contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """Keep Ray from handling SIGTERM: it would exit without a word, or not at all within a finaliser."""
-    real = signal.signal
-    signal.signal = lambda number, handler: None if number == signal.SIGTERM else real(number, handler)
+    """Keep Ray from handling SIGTERM: Python code of Ray would exit without a word, native code abort."""
+    real, handler = signal.signal, signal.getsignal(signal.SIGTERM)
+    signal.signal = lambda number, new: None if number == signal.SIGTERM else real(number, new)
     try:
         yield
     finally:
         signal.signal = real
+        signal.signal(signal.SIGTERM, handler)  # the native handler is Python's again
 
 
 def _short(error: BaseException) -> str:
