@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -62,16 +63,13 @@ class Cluster:
     def _connect(self) -> None:
         """Start a Ray of this machine alone, or connect to that at the address."""
         quiet = {"log_to_driver": False, "configure_logging": False}
-        ends = signal.getsignal(signal.SIGTERM)
-        if self.address:
-            self.ray.init(self.address, **quiet)
-        else:
+        own = {}
+        if not self.address:
             os.environ |= LOCAL
             processors = max(os.cpu_count() or 1, self.wanted or 1)
             own = {"num_cpus": processors, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-            self.ray.init("local", **own, **quiet)
-        if signal.getsignal(signal.SIGTERM) is not ends:  # Ray's exits without a word
-            signal.signal(signal.SIGTERM, ends)
+        with _sigterm_kept():
+            self.ray.init(self.address or "local", **own, **quiet)
 
     def __exit__(self, *_: object) -> None:
         for actor in self.actors.values():
@@ -81,13 +79,21 @@ class Cluster:
     def start(self, worker: int) -> None:
         if worker in self.actors:
             self.ray.kill(self.actors[worker])  # only its connection may have been lost
-        options = {"num_cpus": 1, "num_gpus": 1 if self.gpus else 0, "scheduling_strategy": "SPREAD"}
-        self.actors[worker] = actor = self.ray.remote(Worker).options(**options).remote()
+        needs = {"num_cpus": 1, "num_gpus": 1 if self.gpus else 0}
+        remote = self.ray.remote(Worker).options(**needs, scheduling_strategy="SPREAD", max_concurrency=2)
+        self.actors[worker] = actor = remote.remote()
         self.pending[actor.ready.remote(str(self.folder), self.threads)] = worker
 
     def give(self, worker: int, settings: Settings) -> None:
         stream = self.actors[worker].run.options(num_returns="streaming").remote(settings)
         self.pending[stream] = worker
+
+    def stop(self) -> None:
+        starts = self.ray.ObjectRef
+        busy = [worker for source, worker in self.pending.items() if not isinstance(source, starts)]
+        stopped = [self.actors[worker].stop.remote() for worker in busy]
+        if stopped:
+            self.ray.wait(stopped, num_returns=len(stopped))  # a worker that dies has stopped, too
 
     def messages(self, seconds: float) -> Iterator[tuple[int, Message]]:
         if not self.pending:  # all workers are idle until a job may be tried again
@@ -109,14 +115,26 @@ class Cluster:
         try:
             return self.ray.get(source if starts else next(source))
         except errors.RayTaskError as error:
-            if starts:
+            if starts and isinstance(error.cause, DitflowError):
                 raise DitflowError(f"a worker cannot start: {_short(error.cause)}") from None
-            return Ended(Ending.AGAIN, _short(error.cause))
+            return Ended(Ending.AGAIN, _short(error.cause), worker_lost=starts)
         except errors.OutOfMemoryError as error:
             ending = Ending.AGAIN if self.gpus else Ending.MEMORY  # smaller presets take more host memory
             return Ended(ending, f"its worker was ended: {_short(error)}", worker_lost=True)
         except errors.RayError as error:
             return Ended(Ending.AGAIN, f"its worker died: {_short(error)}", worker_lost=True)
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Keep Ray from handling SIGTERM: Python code of Ray would exit without a word, native code abort."""
+    real, handler = signal.signal, signal.getsignal(signal.SIGTERM)
+    signal.signal = lambda number, new: None if number == signal.SIGTERM else real(number, new)
+    try:
+        yield
+    finally:
+        signal.signal = real
+        signal.signal(signal.SIGTERM, handler)  # the native handler is Python's again
 
 
 def _short(error: BaseException) -> str:

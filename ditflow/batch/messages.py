@@ -15,6 +15,7 @@ class Ending(Enum):
     FAILED = "failed"  # and would fail again
     AGAIN = "again"  # failed, and may succeed the next time
     MEMORY = "out of memory"
+    IN_USE = "in use"  # another process works in the run folder
 
 
 @dataclass(frozen=True)

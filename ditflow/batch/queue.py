@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from ditflow.batch.jobs_file import BatchJob
@@ -16,6 +17,7 @@ from ditflow.settings import Settings
 
 State = Literal["waiting", "running", "done", "failed"]
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a job is tried again; it doubles with every try
+IN_USE_PAUSE = 10.0  # seconds before a run folder in use is looked at again
 
 
 @dataclass
@@ -44,18 +46,19 @@ class Entry:
         return self.settings.model, self.settings.dtype, self.settings.weights, self.settings.lora
 
     @property
-    def clip(self) -> tuple:
-        """Equal for jobs that encode the same clip."""
-        chosen = self.settings
-        return (chosen.video, chosen.start, chosen.stride, chosen.fps, chosen.frames, chosen.size, chosen.fit)
+    def texts(self) -> set[tuple]:
+        """The texts to encode, each with what encodes it."""
+        given = self.settings
+        texts = given.prompt, given.negative_prompt, given.source_prompt
+        return {(given.model, given.dtype, text) for text in texts}
 
     @property
-    def texts(self) -> set[tuple[str, str]]:
-        """The texts to encode, each with its model."""
-        chosen = self.settings
-        return {
-            (chosen.model, text) for text in (chosen.prompt, chosen.negative_prompt, chosen.source_prompt)
-        }
+    def clips(self) -> set[tuple]:
+        """The clip to encode, if there is one, with what its latents depend on."""
+        given = self.settings
+        encoder = given.model, given.dtype, given.compute, given.deterministic
+        chosen = given.video, given.start, given.stride, given.fps, given.frames, given.size, given.fit
+        return {(*encoder, *chosen)} if given.has_clip else set()
 
 
 class Queue:
@@ -65,8 +68,8 @@ class Queue:
         self.entries = [Entry(job) for job in jobs]
         self.retries = retries
         self.running: dict[int, Entry] = {}  # by worker
-        self.last: dict[int, Entry] = {}  # the last job that each worker was given
-        self.encoded: set[tuple[str, str]] = set()  # texts that are in the cache
+        self.models: dict[int, tuple] = {}  # what each worker has loaded
+        self.encoded: set[tuple] = set()  # texts and clips that need not be encoded again
 
     @property
     def finished(self) -> bool:
@@ -76,39 +79,30 @@ class Queue:
         return sum(entry.state == state for entry in self.entries)
 
     def take(self, worker: int, now: float) -> Entry | None:
-        """Start the job that suits a worker best; None if none may start now.
+        """Start the first job with the model that a worker has, else the first one; None if none may start.
 
-        A job with the model and the clip that the worker has comes first, one with a clip that no other
-        worker has next. A text that another worker is encoding is waited for.
+        A text or a clip that another worker is encoding is waited for.
         """
-        encoding = {
-            text for entry in self.running.values() if _encodes(entry) for text in entry.texts
-        } - self.encoded
+        encoding = set().union(*map(_encoding, self.running.values())) - self.encoded
         free = [
             entry
             for entry in self.entries
-            if entry.state == "waiting" and entry.not_before <= now and not entry.texts & encoding
+            if entry.state == "waiting"
+            and entry.not_before <= now
+            and encoding.isdisjoint(entry.texts | entry.clips)
         ]
         if not free:
             return None
-        own = self.last.get(worker)
-        elsewhere = {entry.clip for number, entry in self.last.items() if number != worker}
-
-        def suits(entry: Entry) -> tuple[bool, ...]:
-            same_model = own is not None and entry.model == own.model
-            return same_model, same_model and entry.clip == own.clip, entry.clip not in elsewhere
-
-        entry = max(free, key=suits)  # the first of equals
+        entry = next((each for each in free if each.model == self.models.get(worker)), free[0])
         entry.state, entry.started, entry.event, entry.advanced = "running", now, None, False
-        self.running[worker] = self.last[worker] = entry
+        self.running[worker], self.models[worker] = entry, entry.model
         return entry
 
     def report(self, worker: int, event: Event) -> None:
         """Take note of an event of a worker's job."""
         entry = self.running[worker]
         entry.event = event
-        if not _encodes(entry):
-            self.encoded |= entry.texts
+        self.encoded |= (entry.texts | entry.clips) - _encoding(entry)
         if event.phase == "denoise" and event.step > entry.steps:
             entry.steps, entry.advanced = event.step, True
 
@@ -118,9 +112,12 @@ class Queue:
         entry.seconds += now - entry.started
         entry.error = ended.error
         if ended.worker_lost:
-            self.last.pop(worker)
+            self.models.pop(worker)
         if ended.ending in (Ending.DONE, Ending.FAILED):
             entry.state = ended.ending.value
+            return entry
+        if ended.ending is Ending.IN_USE:  # by a user, or by a node that is gone, whose lock will expire
+            entry.state, entry.not_before = "waiting", now + IN_USE_PAUSE
             return entry
         entry.failures = 1 if entry.advanced else entry.failures + 1
         if entry.failures > self.retries:
@@ -132,10 +129,28 @@ class Queue:
         entry.not_before = now + min(FIRST_PAUSE * 2 ** (entry.failures - 1), LONGEST_PAUSE)
         return entry
 
+    def stop(self, now: float) -> None:
+        """The workers have stopped: a running job is done if its folder says so, else it waits."""
+        for entry in self.entries:
+            if entry.state == "running":
+                entry.seconds += now - entry.started
+                entry.state = "done" if _is_finished(entry.job.folder) else "waiting"
+        self.running.clear()
 
-def _encodes(entry: Entry) -> bool:
-    """Whether a running job may still encode its texts, which it does first."""
-    return entry.event is None or entry.event.phase in ("", "text")
+
+def _is_finished(folder: Path) -> bool:
+    try:
+        return Run.open(folder).finished
+    except DitflowError:  # it has not begun
+        return False
+
+
+def _encoding(entry: Entry) -> set[tuple]:
+    """What a running job may still have to encode: its texts, then its clip."""
+    phase = entry.event.phase if entry.event else ""
+    if phase in ("", "text"):
+        return entry.texts | entry.clips
+    return entry.clips if phase == "encode" else set()
 
 
 def _smaller_preset(entry: Entry) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -12,6 +13,7 @@ from typing import Protocol
 from ditflow.batch.jobs_file import BatchJob
 from ditflow.batch.messages import Ended, Message, Ready, Warned
 from ditflow.batch.queue import Entry, Queue
+from ditflow.batch.worker import CLIPS
 from ditflow.errors import DitflowError
 from ditflow.files import whole_or_absent
 from ditflow.pages.page import report
@@ -39,6 +41,9 @@ class Watch:
     def look(self, queue: Queue) -> None:
         """Called about twice a second."""
 
+    def stopping(self, text: str) -> None:
+        """The batch was asked to end, and waits for its running jobs to stop."""
+
 
 class Workers(Protocol):
     """Workers, counted from 0. `ditflow.batch.cluster` has those of Ray."""
@@ -50,6 +55,9 @@ class Workers(Protocol):
 
     def give(self, worker: int, settings: Settings) -> None:
         """Give a worker that is ready a job, whose last message is an Ended."""
+
+    def stop(self) -> None:
+        """Let running jobs end after their current step, and wait until they have."""
 
     def messages(self, seconds: float) -> Iterable[tuple[int, Message]]:
         """What workers say; waits for it for at most so many seconds."""
@@ -64,7 +72,8 @@ def run_batch(
 ) -> list[Entry]:
     """Run all jobs, and return them in the same order. Workers are opened if any job is unfinished.
 
-    Raises DitflowError if no worker can be started, or if the index or the page cannot be written.
+    Raises DitflowError if no worker can be started, or if the index or the page cannot be written. However it
+    ends, the index and the page are written first; after a KeyboardInterrupt, running jobs end a step first.
     """
     queue = Queue(jobs, retries)
     try:
@@ -73,11 +82,15 @@ def run_batch(
         raise DitflowError(f"{output} cannot be made ({error.strerror}): give another --output") from None
     with locked(output):
         _write_index(queue.entries, output)
-        if not queue.finished:
-            with workers as opened:
-                _Loop(queue, opened, output, watch).run()
-        if done := [entry.job.folder for entry in queue.entries if entry.state == "done"]:
-            report(done, output / PAGE)
+        try:
+            if not queue.finished:
+                with workers as opened:
+                    _Loop(queue, opened, output, watch).run()
+        finally:
+            _write_index(queue.entries, output)
+            if done := [entry.job.folder for entry in queue.entries if entry.state == "done"]:
+                report(done, output / PAGE)
+        shutil.rmtree(output / CLIPS, ignore_errors=True)
     return queue.entries
 
 
@@ -90,13 +103,27 @@ class _Loop:
         self.lost_starts = 0  # workers in a row that ended before they were ready
 
     def run(self) -> None:
-        for worker in range(self.workers.count):
-            self.workers.start(worker)
-        while not self.queue.finished:
-            self._give()
-            for worker, message in self.workers.messages(LOOK):
-                self._take(worker, message)
-            self.watch.look(self.queue)
+        try:
+            for worker in range(self.workers.count):
+                self.workers.start(worker)
+            while not self.queue.finished:
+                self._give()
+                for worker, message in self.workers.messages(LOOK):
+                    self._take(worker, message)
+                self.watch.look(self.queue)
+        except KeyboardInterrupt as request:
+            self._stop()
+            done = self.queue.count("done")
+            request.add_note(f"{done} of {len(self.queue.entries)} jobs are done; the same command continues")
+            raise
+
+    def _stop(self) -> None:
+        """End the running jobs. An interrupt comes at any moment, so only their folders say what is done."""
+        self.watch.stopping("running jobs end after their current step; Ctrl-C ends them at once")
+        try:
+            self.workers.stop()
+        finally:
+            self.queue.stop(time.monotonic())
 
     def _give(self) -> None:
         for worker in sorted(self.idle):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from threading import Event as Flag
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from ditflow.batch.messages import Ended, Ending, Ready, Warned
@@ -16,9 +19,17 @@ if TYPE_CHECKING:
     from ditflow.jobs.events import Event
     from ditflow.settings import Settings
 
+CLIPS = ".clips"  # encoded, in the batch's folder
+
 
 class Worker:
-    """An actor of Ray. Its heavy imports come with `ready`, whose errors reach the batch."""
+    """An actor of Ray with two threads: `stop` is called while `run` runs.
+
+    Its heavy imports come with `ready`, whose errors reach the batch.
+    """
+
+    def __init__(self):
+        self.stopping, self.working = Flag(), Lock()
 
     def ready(self, folder: str, threads: int) -> Ready:
         """Load what jobs need.
@@ -28,27 +39,41 @@ class Worker:
         check_shared(Path(folder))
         import torch
 
+        from ditflow.batch.clips import SharedClips
         from ditflow.jobs.session import Session
 
         quieten_libraries()
         torch.set_num_threads(max(1, threads))
         self.session = Session()
+        self.session.kept = SharedClips(Path(folder) / CLIPS)
         return Ready(socket.gethostname())
 
     def run(self, settings: Settings) -> Iterator[Event | Warned | Ended]:
-        """Make sure that the run of these settings exists in its folder. The last message is an Ended."""
+        """Make sure that the run of these settings exists in its folder.
+
+        The last message is an Ended, unless `stop` has ended the run.
+        """
         last, warned = None, []
-        with heard_warnings(warned.append):
+        with self.working, heard_warnings(warned.append):
             try:
-                for event in self.session.ensure(settings, settings.output):
-                    yield from _taken(warned)
-                    if last != (last := (event.phase, event.step)):
-                        yield event
+                with closing(self.session.ensure(settings, settings.output)) as events:
+                    for event in events:
+                        yield from _taken(warned)
+                        if last != (last := (event.phase, event.step)):
+                            yield event
+                        if self.stopping.is_set() and not event.substep:
+                            return
                 ended = Ended(Ending.DONE)
             except Exception as error:
                 ended = Ended(_ending(error), _text(error))
         yield from _taken(warned)
         yield ended
+
+    def stop(self) -> None:
+        """Let the run end after its current step, and return when its state is on disk."""
+        self.stopping.set()
+        with self.working:
+            pass
 
 
 def check_shared(folder: Path) -> None:
@@ -67,6 +92,8 @@ def check_shared(folder: Path) -> None:
 def _ending(error: Exception) -> Ending:
     from ditflow.memory.capacity import ran_out
 
+    if isinstance(error, InUse):
+        return Ending.IN_USE
     if ran_out(error) or isinstance(error, MemoryError):
         return Ending.MEMORY
     if isinstance(error, TemporaryError) or not isinstance(error, DitflowError):

@@ -20,6 +20,15 @@ from ditflow.cli.screen import CleanConsole
 from ditflow.cli.terminal import one_line
 
 STATES = ("done", "running", "waiting", "failed")
+COLUMNS = {  # `left` is the phase's
+    "worker": "right",
+    "job": "right",
+    "folder": "left",
+    "phase": "left",
+    "step": "right",
+    "seconds": "right",
+    "left": "right",
+}
 
 
 @contextmanager
@@ -30,7 +39,11 @@ def shown_batch(quiet: bool) -> Iterator[Watch]:
         return
     console = CleanConsole(stderr=True)
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        yield LiveTable(console, live)
+        table = LiveTable(console, live)
+        try:
+            yield table
+        finally:
+            table.end()
 
 
 class Lines(Watch):
@@ -50,12 +63,16 @@ class Lines(Watch):
     def warned(self, entry: Entry, text: str) -> None:
         self.print(f"job {entry.job.number}: warning: {text}")
 
+    def stopping(self, text: str) -> None:
+        if not self.quiet:
+            self.print(text)
+
     def print(self, text: str) -> None:
         print(one_line(text), file=sys.stderr)
 
 
 class LiveTable(Lines):
-    """The running jobs in a table that changes in place, below a line for each job that has ended."""
+    """The running jobs in a table that changes in place, below a line for each try that has ended."""
 
     def __init__(self, console: CleanConsole, live: Live):
         super().__init__()
@@ -65,6 +82,14 @@ class LiveTable(Lines):
         if entry.state != "running":
             super().changed(entry)
 
+    def stopping(self, text: str) -> None:
+        self.end()  # shows the cursor again, which another Ctrl-C would not
+        super().stopping(text)
+
+    def end(self) -> None:
+        self.live.update("")  # a table longer than the screen would stay
+        self.live.stop()
+
     def print(self, text: str) -> None:
         self.console.print(one_line(text), markup=False)
 
@@ -73,19 +98,24 @@ class LiveTable(Lines):
 
 
 def batch_table(queue: Queue, now: float) -> Group:
-    """The jobs that run, and how many are in each state."""
-    table = Table("worker", "job", "folder", "phase", "step", "seconds", "phase left", box=None)
+    """How many jobs are in each state, and those that run. The last are left out if they do not fit."""
+    counts = ", ".join(f"{queue.count(state)} {state}" for state in STATES)
+    summary = Text(f"{len(queue.entries)} jobs: {counts}")
+    if not queue.running:
+        return Group(summary)
+    table = Table(box=None, pad_edge=False)
+    for name, side in COLUMNS.items():
+        table.add_column(name, justify=side, no_wrap=name != "folder")  # the folder is what becomes narrower
     for worker, entry in sorted(queue.running.items()):
         event = entry.event
         steps = f"{event.step}/{event.steps}" if event and event.steps else ""
         left = event and event.seconds_left
         table.add_row(
-            *(str(worker + 1), str(entry.job.number), Text(_name(entry.job.folder))),
+            *(str(worker + 1), str(entry.job.number), Text(entry.job.folder.name, no_wrap=True)),
             *(event.phase if event else "starting", steps, f"{now - entry.started:.0f}"),
             "" if left is None else str(timedelta(seconds=round(left))),
         )
-    counts = ", ".join(f"{queue.count(state)} {state}" for state in STATES)
-    return Group(table, Text(f"{len(queue.entries)} jobs: {counts}"))
+    return Group(summary, table)
 
 
 def _line(entry: Entry) -> str:

@@ -24,8 +24,10 @@ REQUESTS = {"SIGINT": KeyboardInterrupt, "SIGTERM": Terminated, "SIGHUP": HungUp
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """Make each of these signals raise in the main thread.
+def terminable() -> Iterator[list[int]]:
+    """Make each of these signals raise in the main thread. Yields the list of those received.
+
+    A library that waits in native code may turn any of them into a plain KeyboardInterrupt.
 
     One that the caller has set to be ignored, as `nohup` does, stays ignored. While the command ends,
     another Ctrl-C ends it at once, and the others are ignored: a closing terminal sends several.
@@ -56,7 +58,7 @@ def terminable() -> Iterator[None]:
             before[number] = signal.signal(number, end)
     sys.unraisablehook = dropped
     try:
-        yield
+        yield received
     finally:
         sys.unraisablehook = hook
         for number, handler in before.items():

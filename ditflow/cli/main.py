@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ditflow.app.command import serve
 from ditflow.cli.arguments import build_parser, read_blocks, read_options
-from ditflow.cli.interrupts import HungUp, Terminated, terminable
+from ditflow.cli.interrupts import REQUESTS, HungUp, Terminated, terminable
 from ditflow.cli.parser import USAGE
 from ditflow.cli.terminal import Output, one_line, steady_output
 from ditflow.comfyui.command import install_nodes
@@ -41,11 +42,11 @@ def main(words: Sequence[str] | None = None) -> int:
 
     0 done, 1 failed, 2 usage, 129 terminal closed, 130 interrupted, 143 terminated.
     """
-    with steady_output() as (output, _), terminable():
-        return _finish(words, output)
+    with steady_output() as (output, _), terminable() as received:
+        return _finish(words, output, received)
 
 
-def _finish(words: Sequence[str] | None, output: Output) -> int:
+def _finish(words: Sequence[str] | None, output: Output, received: Sequence[int]) -> int:
     """Run a command, print its error if there is one, and return its exit code."""
     debug = False
     try:
@@ -55,7 +56,8 @@ def _finish(words: Sequence[str] | None, output: Output) -> int:
         return output_code(options, output)
     except (Exception, KeyboardInterrupt) as error:
         if request := interruption(error):
-            code, message = ENDINGS[type(request)]
+            kind = REQUESTS[signal.Signals(received[0]).name] if received else type(request)
+            code, message = ENDINGS[kind]
             print_error(error, message)
             return code
         known = isinstance(error, DitflowError)

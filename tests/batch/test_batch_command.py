@@ -1,6 +1,7 @@
 """`ditflow batch` on the command line, with workers in this process."""
 
 import json
+import socket
 import sys
 from types import SimpleNamespace
 
@@ -24,13 +25,13 @@ def jobs(settings, tmp_path, monkeypatch):
 @pytest.fixture
 def with_workers(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace())
-    monkeypatch.setattr("ditflow.batch.cluster.Cluster", lambda *_: InProcess())
+    monkeypatch.setattr("ditflow.batch.cluster.Cluster", lambda folder, *_: InProcess(folder))
 
 
 def test_a_failed_job_makes_the_exit_code(jobs, with_workers, tmp_path, capsys):
     assert main(["batch", "jobs.yaml", "--output", "all", "--retries", "0"]) == 1
     told = capsys.readouterr().err.splitlines()
-    assert told[0] == "worker 1 of 1 is ready on here"
+    assert told[0] == f"worker 1 of 1 is ready on {socket.gethostname()}"
     assert told[-1].startswith("ditflow: 1 of 2 jobs failed, the first one with: ")
     assert "999" in told[-1] and told[-1].endswith("see all/index.csv")
 

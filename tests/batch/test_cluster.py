@@ -85,7 +85,23 @@ def test_a_worker_ended_for_memory_takes_less_only_on_a_cpu(cluster, gpus, endin
     assert ended.ending is ending and ended.worker_lost
 
 
-def test_a_job_may_raise_and_a_start_may_not(cluster):
+def test_a_job_may_raise_and_a_refused_start_may_not(cluster):
     assert heard(cluster, job(RayTaskError(OSError("odd")))) == [Ended(Ending.AGAIN, "odd")]
     with pytest.raises(DitflowError, match="a worker cannot start: no such folder"):
         heard(cluster, ObjectRef(RayTaskError(DitflowError("no such folder"))))
+
+
+def test_a_start_that_failed_is_a_lost_worker(cluster):
+    (ended,) = heard(cluster, ObjectRef(RayTaskError(OSError("odd"))))
+    assert ended == Ended(Ending.AGAIN, "odd", worker_lost=True)
+
+
+def test_only_running_jobs_are_stopped(cluster, monkeypatch):
+    waited = []
+    monkeypatch.setattr(cluster.ray, "wait", lambda ends, num_returns: waited.extend(ends))
+    for number in range(3):
+        stop = SimpleNamespace(remote=lambda number=number: f"worker {number} has stopped")
+        cluster.actors[number] = SimpleNamespace(stop=stop)
+    cluster.pending = {ObjectRef(Ready("here")): 0, job(Ended(Ending.DONE)): 1}
+    cluster.stop()
+    assert waited == ["worker 1 has stopped"]

@@ -6,7 +6,7 @@ from tiny_pipelines import quick_settings
 from ditflow.batch import queue as queues
 from ditflow.batch.jobs_file import BatchJob
 from ditflow.batch.messages import Ended, Ending
-from ditflow.batch.queue import FIRST_PAUSE, LONGEST_PAUSE, Queue
+from ditflow.batch.queue import FIRST_PAUSE, IN_USE_PAUSE, LONGEST_PAUSE, Queue
 from ditflow.jobs.events import Event
 
 DONE = Ended(Ending.DONE)
@@ -37,23 +37,6 @@ def encoded(queue, worker):
     queue.report(worker, Event("encode"))
 
 
-def test_a_worker_keeps_its_clip_and_others_take_other_clips(make):
-    queue = make("ax", "bx", "ay", "by", "cy")
-    assert take(queue, 0) == 1
-    encoded(queue, 0)
-    assert take(queue, 1) == 2  # another clip
-    encoded(queue, 1)
-    queue.end(0, DONE, 1.0)
-    assert take(queue, 0) == 3  # its own clip, before the next in the file
-    encoded(queue, 0)
-    queue.end(0, DONE, 1.0)
-    assert take(queue, 0) == 5  # a clip that nobody has
-    encoded(queue, 0)
-    queue.end(0, DONE, 1.0)
-    assert take(queue, 0) == 4  # what is left, though worker 1 has the clip
-    assert take(queue, 2) is None and not queue.finished
-
-
 def test_a_worker_keeps_its_model(make):
     queue = make("ax", ("b", "x", "float16"), "cx")
     assert take(queue, 0) == 1
@@ -64,14 +47,30 @@ def test_a_worker_keeps_its_model(make):
     assert take(queue, 0) == 2
 
 
-def test_a_text_that_is_being_encoded_is_waited_for(make):
-    queue = make("ax", "bx")
+def test_a_text_or_a_clip_that_is_being_encoded_is_waited_for(make):
+    queue = make("ax", "ay", "by")
     assert take(queue, 0) == 1
-    assert take(queue, 1) is None  # both have the prompt and the empty negative prompt
+    assert take(queue, 1) is None  # all have the empty negative prompt
     queue.report(0, Event("text"))
     assert take(queue, 1) is None
     queue.report(0, Event("encode"))
-    assert take(queue, 1) == 2
+    assert take(queue, 1) == 3  # the second job has the same clip
+    queue.report(1, Event("encode"))
+    assert take(queue, 2) is None
+    queue.report(0, Event("denoise", 0, 4))
+    assert take(queue, 2) == 2
+
+
+def test_what_was_encoded_is_not_waited_for_again(make):
+    queue = make("ax", "ax", "ax")
+    take(queue, 0)
+    queue.report(0, Event("denoise", 0, 4))
+    assert take(queue, 1) == 2 and take(queue, 2) == 3
+
+
+def test_other_encoders_are_not_waited_for(make):
+    queue = make("ax", ("a", "x", "float16"))
+    assert take(queue, 0) == 1 and take(queue, 1) == 2
 
 
 def test_a_failed_try_frees_its_texts(make):
@@ -110,12 +109,24 @@ def test_a_try_that_finished_a_new_step_does_not_count(make):
     assert queue.end(0, LOST, 1000.0).state == "failed"
 
 
-def test_a_lost_worker_has_no_clip(make):
-    queue = make("ax", "bx")
+def test_a_lost_worker_has_no_model(make):
+    queue = make("ax", ("b", "x", "float16"))
     take(queue, 0)
-    encoded(queue, 0)
+    queue.end(0, DONE, 0.0)
+    queue.models[0] = queue.entries[1].model
+    assert take(queue, 0) == 2
     queue.end(0, LOST, 0.0)
-    assert queue.last == {} and take(queue, 1, 100.0) == 1
+    assert queue.models == {} and take(queue, 1, 100.0) == 2
+
+
+def test_a_folder_in_use_is_waited_for(make):
+    queue = make("ax", retries=0)
+    for look in range(20):
+        assert take(queue, 0, look * IN_USE_PAUSE) == 1
+        assert queue.end(0, Ended(Ending.IN_USE, "in use"), look * IN_USE_PAUSE).state == "waiting"
+        assert take(queue, 0, (look + 0.9) * IN_USE_PAUSE) is None
+    assert take(queue, 0, 20 * IN_USE_PAUSE) == 1
+    assert queue.end(0, AGAIN, 0.0).state == "failed"
 
 
 @pytest.mark.parametrize("used, then", [("auto", "auto"), ("16gb", "12gb"), ("4gb", "4gb")])

@@ -5,17 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from batch_workers import InProcess
+from batch_workers import InProcess, count_encodings
 from tiny_pipelines import latents
 
 from ditflow.batch.jobs_file import BatchJob
 from ditflow.batch.messages import Ended, Ending
-from ditflow.batch.queue import Queue
 from ditflow.batch.run import INDEX, PAGE, Watch, run_batch
-from ditflow.cli.batch_table import Lines, batch_table
-from ditflow.cli.screen import CleanConsole
+from ditflow.batch.worker import CLIPS
+from ditflow.cli.batch_table import Lines
 from ditflow.errors import DitflowError
-from ditflow.jobs.events import Event
 from ditflow.jobs.transfer import transfer
 from ditflow.run_folder.lock import InUse, locked
 from ditflow.run_folder.run import Run
@@ -45,7 +43,7 @@ def again(jobs):
 def test_a_batch_survives_a_lost_worker_and_a_failing_job(jobs, tmp_path, capsys):
     (tmp_path / "run 1").mkdir()
     (tmp_path / "run 1" / "mine").touch()  # this one cannot be started
-    workers = InProcess(2, lose=[6])
+    workers = InProcess(tmp_path / "batch", 2, lose=[6])
     entries = run_batch(jobs, workers, tmp_path / "batch", 2, Lines())
     assert [entry.state for entry in entries] == ["done", "failed", "done"]
     assert sorted(workers.starts) == [0, 0, 1]
@@ -68,15 +66,17 @@ def test_a_batch_survives_a_lost_worker_and_a_failing_job(jobs, tmp_path, capsys
 
 
 def test_a_finished_batch_starts_no_worker(jobs, tmp_path):
-    run_batch(jobs[:1], InProcess(), tmp_path / "batch", 0, Watch())
-    workers = InProcess()
+    run_batch(jobs[:1], InProcess(tmp_path / "batch"), tmp_path / "batch", 0, Watch())
+    workers = InProcess(tmp_path / "batch")
     (entry,) = run_batch(again(jobs[:1]), workers, tmp_path / "batch", 0, Watch())
     assert entry.state == "done" and not workers.starts
 
 
 def test_a_job_that_always_loses_its_worker_fails(jobs, tmp_path, monkeypatch):
     monkeypatch.setattr("ditflow.batch.queue.FIRST_PAUSE", 0.0)
-    (entry,) = run_batch(jobs[:1], InProcess(lose=[0] * 9), tmp_path / "batch", 2, Watch())
+    (entry,) = run_batch(
+        jobs[:1], InProcess(tmp_path / "batch", lose=[0] * 9), tmp_path / "batch", 2, Watch()
+    )
     assert entry.state == "failed" and entry.failures == 3
     assert not (tmp_path / "batch" / PAGE).exists()
 
@@ -84,7 +84,7 @@ def test_a_job_that_always_loses_its_worker_fails(jobs, tmp_path, monkeypatch):
 def test_one_batch_at_a_time_has_a_folder(jobs, tmp_path):
     (tmp_path / "batch").mkdir()
     with locked(tmp_path / "batch"), pytest.raises(InUse):
-        run_batch(jobs, InProcess(), tmp_path / "batch", 0, Watch())
+        run_batch(jobs, InProcess(tmp_path / "batch"), tmp_path / "batch", 0, Watch())
 
 
 def test_workers_that_never_start_end_the_batch(jobs, tmp_path):
@@ -93,19 +93,75 @@ def test_workers_that_never_start_end_the_batch(jobs, tmp_path):
             self.starts.append(worker)
             self.talks[worker] = iter([Ended(Ending.AGAIN, "no room", worker_lost=True)])
 
-    workers = Broken()
+    workers = Broken(tmp_path / "batch")
     with pytest.raises(DitflowError, match="no worker can be started: no room"):
         run_batch(jobs, workers, tmp_path / "batch", 0, Watch())
     assert len(workers.starts) == 3
     assert {row["state"] for row in index(tmp_path / "batch")} == {"waiting"}
 
 
-def test_the_table_shows_what_runs(jobs, capsys):
-    queue = Queue(jobs, 0)
-    queue.take(0, 10.0)
-    queue.report(0, Event("denoise", 2, 4, seconds_left=61.0))
-    CleanConsole(width=120).print(batch_table(queue, 15.0))
-    shown = capsys.readouterr().out
-    row = next(line for line in shown.splitlines() if "denoise" in line).split()
-    assert row[0] == "1" and row[1] == "1" and row[-3:] == ["2/4", "5", "0:01:01"]
-    assert "3 jobs: 0 done, 1 running, 2 waiting, 0 failed" in shown
+class Interrupting(Lines):
+    """Asks the batch to end when the second job has finished a step."""
+
+    def look(self, queue):
+        event = queue.entries[1].event
+        if event and event.phase == "denoise" and event.step == 1:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_batch_keeps_what_is_done(jobs, tmp_path, capsys):
+    folder = tmp_path / "batch"
+    with pytest.raises(KeyboardInterrupt) as asked:
+        run_batch(jobs, InProcess(folder), folder, 0, Interrupting())
+    assert asked.value.__notes__ == ["1 of 3 jobs are done; the same command continues"]
+    assert "running jobs end after their current step" in capsys.readouterr().err
+    rows = index(folder)
+    assert [row["state"] for row in rows] == ["done", "waiting", "waiting"] and float(rows[1]["seconds"]) > 0
+    page = (folder / PAGE).read_text()
+    assert "run 0" in page and "run 1" not in page
+
+    entries = run_batch([replace(jobs[0], finished=True), *jobs[1:]], InProcess(folder), folder, 0, Watch())
+    assert [entry.state for entry in entries] == ["done"] * 3
+    assert Run.open(jobs[1].folder).record()["resumed"]
+    for job in jobs:
+        alone = transfer(replace(job.settings, output=f"{job.folder} alone"))
+        assert torch.equal(latents(alone), latents(Run.open(job.folder)))
+
+
+def test_a_job_that_ended_just_before_an_interrupt_is_done(jobs, tmp_path):
+    class Late(InProcess):
+        def messages(self, seconds):
+            for worker, message in super().messages(seconds):
+                if isinstance(message, Ended):
+                    raise KeyboardInterrupt
+                yield worker, message
+
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(jobs[:1], Late(tmp_path / "batch"), tmp_path / "batch", 0, Watch())
+    assert [row["state"] for row in index(tmp_path / "batch")] == ["done"]
+
+
+def test_texts_and_clips_are_encoded_once_by_two_workers(settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    encoded = count_encodings(tmp_path / "encoded", monkeypatch.setattr)
+    parts = [(start, prompt) for start in (0, 2) for prompt in ("a red circle", "a blue square")]
+    jobs = [
+        BatchJob(
+            number,
+            replace(settings, start=start, prompt=prompt, output=str(tmp_path / f"run {number}")),
+            False,
+        )
+        for number, (start, prompt) in enumerate(parts, 1)
+    ]
+    folder = tmp_path / "batch"
+    workers = InProcess(folder, 2, lose=[None, 12])  # the second one is lost after it has encoded
+    entries = run_batch(jobs, workers, folder, 1, Watch())
+    assert {entry.state for entry in entries} == {"done"} and {worker for worker, _ in workers.given} == {
+        0,
+        1,
+    }
+    assert sorted(encoded()) == ["clip"] * 2 + ["text"] * 3  # two prompts and the empty negative prompt
+    assert not (folder / CLIPS).exists()
+    for job in jobs:
+        alone = transfer(replace(job.settings, output=f"{job.folder} alone"))
+        assert torch.equal(latents(alone), latents(Run.open(job.folder)))

@@ -2,19 +2,20 @@
 
 import logging
 from dataclasses import replace
+from threading import Thread
 
 import pytest
 import torch
 from tiny_pipelines import latents
 
+from ditflow.batch.clips import SharedClips
 from ditflow.batch.messages import Ended, Ending, Warned
 from ditflow.batch.worker import Worker, check_shared
 from ditflow.errors import DitflowError, SettingsError, TemporaryError
 from ditflow.jobs.events import Event
 from ditflow.jobs.session import Session
-from ditflow.jobs.transfer import transfer
-from ditflow.models.kept import KeptParts
-from ditflow.run_folder.lock import locked
+from ditflow.jobs.transfer import resume, transfer
+from ditflow.run_folder.lock import InUse, locked
 from ditflow.run_folder.run import Run
 
 
@@ -50,6 +51,7 @@ def test_a_job_is_reported_step_by_step(worker, settings):
     [
         (SettingsError("steps: no"), Ended(Ending.FAILED, "steps: no")),
         (DitflowError("damaged"), Ended(Ending.FAILED, "damaged")),
+        (InUse("in use"), Ended(Ending.IN_USE, "in use")),
         (TemporaryError("disk full"), Ended(Ending.AGAIN, "disk full")),
         (ValueError("odd\nmore"), Ended(Ending.AGAIN, "ValueError: odd")),
         (torch.OutOfMemoryError("CUDA"), Ended(Ending.MEMORY, "OutOfMemoryError: CUDA")),
@@ -79,21 +81,30 @@ def test_a_folder_that_is_not_locked_here_is_not_shared(tmp_path):
         check_shared(tmp_path)
 
 
-def test_a_clip_is_encoded_once_and_its_latents_are_the_same_bits(settings, tmp_path, monkeypatch):
-    encoded = []
-    real = KeptParts.encoded
+def test_a_stopped_run_ends_after_its_step(worker, settings):
+    messages = worker.run(settings)
+    for message in messages:
+        if message.phase == "denoise" and message.step == 1:
+            break
+    stopping = Thread(target=worker.stop)
+    stopping.start()
+    assert stopping.is_alive()  # it waits for the run
+    left = list(messages)
+    stopping.join()
+    assert not [message for message in left if isinstance(message, Ended)]
+    run = Run.open(settings.output)
+    assert not run.finished
+    assert torch.equal(
+        latents(transfer(replace(settings, output=f"{settings.output}-alone"))), latents(resume(run.folder))
+    )
 
-    def counted(self, key, encode):
-        return real(self, key, lambda: encoded.append(key) or encode())
 
-    monkeypatch.setattr(KeptParts, "encoded", counted)
-    worker = Worker()
-    worker.session = Session()
-    jobs = [replace(settings, seed=seed, output=str(tmp_path / f"batch-{seed}")) for seed in (0, 1)]
-    jobs += [replace(jobs[0], start=2, output=str(tmp_path / "batch-2"))]
-    for job in jobs:
-        assert list(worker.run(job))[-1] == Ended(Ending.DONE)
-    assert len(encoded) == 2  # the same part of the clip, then another one
-    for job in jobs:
-        alone = transfer(replace(job, output=f"{job.output}-alone"))
-        assert torch.equal(latents(alone), latents(Run.open(job.output)))
+def test_a_damaged_clip_file_is_encoded_again(tmp_path):
+    clips, made = SharedClips(tmp_path), torch.arange(6.0).view(2, 3)
+    assert clips.encoded(("a", 1), lambda: made) is made
+    assert torch.equal(SharedClips(tmp_path).encoded(("a", 1), lambda: pytest.fail("encoded twice")), made)
+    assert torch.equal(clips.encoded(("b", 1), lambda: made + 1), made + 1)
+    first, second = tmp_path.iterdir()
+    second.write_bytes(first.read_bytes())  # one in the place of another
+    found = {key: clips.encoded((key, 1), lambda: -made) for key in "ab"}
+    assert sorted(tensor.sum().item() for tensor in found.values())[0] == -15.0

@@ -59,7 +59,7 @@ def test_two_clips(words, tmp_path, capsys, monkeypatch):
             done.append(settings)
             super().give(worker, settings)
 
-    monkeypatch.setattr("ditflow.batch.cluster.Cluster", lambda *_: Stopping())
+    monkeypatch.setattr("ditflow.batch.cluster.Cluster", lambda folder, *_: Stopping(folder))
     monkeypatch.setattr(tracks, "GRID", 10)  # fewer points, less time
     with pytest.raises(KeyboardInterrupt):
         main(words)

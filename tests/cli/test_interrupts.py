@@ -66,3 +66,17 @@ def test_what_counts_as_a_request():
     except ValueError as error:
         assert isinstance(interruption(error), HungUp)
     assert interruption(ValueError()) is None and interruption(None) is None
+
+
+def test_a_library_that_changes_the_error_does_not_change_the_exit_code(monkeypatch, capsys):
+    def command(options):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(20)
+        except KeyboardInterrupt:
+            pass
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "doctor", command)
+    assert cli.main(["doctor"]) == 143
+    assert capsys.readouterr().err == "ditflow: terminated\n"

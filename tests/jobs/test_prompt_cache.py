@@ -99,19 +99,19 @@ def test_a_moved_encoder_is_the_same(small_folder, folder, tokens, tmp_path, enc
 
 
 def poison(tensors, metadata):
-    tensors["embedding"].view(-1)[0] = float("nan")
+    tensors["encoded"].view(-1)[0] = float("nan")
 
 
 def halve(tensors, metadata):
-    tensors["embedding"] = tensors["embedding"][:, :3].contiguous()
+    tensors["encoded"] = tensors["encoded"][:, :3].contiguous()
 
 
 def double(tensors, metadata):
-    tensors["embedding"] = tensors["embedding"] * 2
+    tensors["encoded"] = tensors["encoded"] * 2
 
 
 def rename(tensors, metadata):
-    tensors["other"] = tensors.pop("embedding")
+    tensors["other"] = tensors.pop("encoded")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_an_entry_that_is_not_as_it_was_written(folder, tokens, encode, cache, c
     expected = encode_texts(folder, tokens, encode)
     for path in cache.iterdir():
         with safe_open(path, "pt") as file:
-            tensors, metadata = {"embedding": file.get_tensor("embedding").clone()}, file.metadata()
+            tensors, metadata = {"encoded": file.get_tensor("encoded").clone()}, file.metadata()
         change(tensors, metadata)
         if resealed:
             metadata["checksum"] = checksum({path.stem: next(iter(tensors.values()))}, {})

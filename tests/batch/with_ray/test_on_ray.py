@@ -1,34 +1,30 @@
 """Batches on real Ray: `make test-batch`. Fails without Ray."""
 
 import csv
+import os
+import sys
 from argparse import Namespace
 from dataclasses import replace
 
 import pytest
 import torch
 import yaml
+from batch_workers import count_encodings
 from ray.cluster_utils import Cluster as LocalCluster
-from tiny_pipelines import latents, quick_settings
+from ray_jobs import values
+from tiny_pipelines import latents
 
-from ditflow.batch.cluster import LOCAL
 from ditflow.batch.command import run_jobs
 from ditflow.batch.jobs_file import check_jobs
 from ditflow.batch.run import INDEX, PAGE
+from ditflow.batch.worker import Worker
 from ditflow.cli.batch_table import Lines
 from ditflow.cli.main import main
 from ditflow.jobs.transfer import transfer
 from ditflow.run_folder.run import Run
-from ditflow.settings.values import plain
 
 NODE = {"num_cpus": 1, "object_store_memory": 1 << 27}
 PROMPTS = "a red circle on a blue background", "a blue square on a white background"
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """As the tests' own process has, so that results are the same bit for bit."""
-    for name, value in {"OMP_NUM_THREADS": "1", **LOCAL}.items():
-        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
@@ -40,12 +36,6 @@ def nodes():
         yield cluster, second
     finally:
         cluster.shutdown()
-
-
-def values(clip, model, **changes):
-    settings = quick_settings(clip, model, **changes)
-    names = vars(quick_settings(clip, model))
-    return {name: plain(getattr(settings, name)) for name in names if name != "output"}
 
 
 class Killer(Lines):
@@ -113,3 +103,23 @@ def test_the_command_on_this_machine(clip, small_folder, tmp_path, monkeypatch, 
         rows = list(csv.DictReader(file))
     assert [row["state"] for row in rows] == ["done"] * 3
     assert [bool(row["seconds"]) for row in rows] == [False, True, False]  # only what was missing has run
+
+
+def test_two_workers_encode_each_text_and_clip_once(clip, small_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "encoded"
+
+    class Counting(Worker):
+        def ready(self, *given):
+            count_encodings(file)
+            return super().ready(*given)
+
+    monkeypatch.setattr("ditflow.batch.cluster.Worker", Counting)
+    parts = [(start, prompt) for start in (0, 2) for prompt in PROMPTS]
+    rows = [(f"job {part}", values(clip, small_folder, start=part[0], prompt=part[1])) for part in parts]
+    output = tmp_path / "batch"
+    options = Namespace(workers=2, address=None, retries=0)
+    entries = run_jobs(check_jobs(rows, output), options, output, Lines())
+    assert {entry.state for entry in entries} == {"done"}
+    assert sorted(file.read_text().split()) == ["clip"] * 2 + ["text"] * 3  # and the empty negative prompt
