@@ -70,7 +70,7 @@ class Page:
         with gr.Column() as sampled:
             sample = gr.Dropdown(seeds, value=seeds[0][1], label="Sample", elem_id="sample")
             shown = gr.HTML(_sample_html(seeds[0][1]))
-        upload = gr.Video(label="Clip", sources=["upload"], visible=False, elem_id="upload")
+        upload = gr.Video(label="Clip", sources=["upload"], height=240, visible=False, elem_id="upload")
         with gr.Column(visible=False) as drawn:
             drawing = gr.Textbox(
                 form.EXAMPLE_DRAWING,

@@ -22,6 +22,7 @@ EARLIER = ["--model", "small", "--optimise", "embedding", "--optimisation-steps"
 PROMPT = "a red circle on a white background"
 TEXT = "return document.body.innerText"
 COMMAND = f"""
+import signal
 import sys
 from functools import partial
 
@@ -30,6 +31,7 @@ def watch(event, given):
         print("asked:", given[1], flush=True)
 
 sys.addaudithook(watch)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in the background
 from ditflow.app import server
 from ditflow.cli.main import main
 
@@ -208,7 +210,7 @@ def test_from_upload_to_a_playing_result(page, place):
     page.until("return document.querySelector('#upload video')?.readyState >= 1")
     page.type("#prompt textarea", " & a circle")
     page.click("#start")
-    page.until("return Boolean(document.querySelector('#picture img.preview'))")
+    page.until("return document.querySelector('#picture img.preview')?.complete")
     page.photograph("preview")
     page.plays()
     (run,) = runs_of(place) - before
