@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ditflow.app.words import NO_FIT
 from ditflow.errors import DitflowError
-from ditflow.memory.presets import GIB
+from ditflow.memory.presets import GIB, presets
 from ditflow.models.families import known_model
 from ditflow.progress import duration
 from ditflow.settings import Settings, read_settings
@@ -65,14 +65,17 @@ def place_of(model: str) -> Place | str:
 
 
 def fit(choice: Choice, place: Place) -> str:
-    """How a choice fits a place. Takes up to some seconds."""
-    from ditflow.planning.verdict import plan_all
+    """How a choice fits a place, by the fastest preset that fits. Takes up to some seconds."""
+    from ditflow.memory.torch_state import torch_state
+    from ditflow.planning.choice import make_plans
 
+    target, fastest_first = place.target, presets()[::-1]
     try:
-        planned = plan_all(choice.settings(), place.target)
+        with torch_state():
+            settings = choice.settings()
+            *_, plan = make_plans(settings, fastest_first, target.device, target.budget, until_one_fits=True)
     except DitflowError as error:
         return reason(error, choice.model)
-    plan = planned.chosen or planned.plans[0]
     return fit_text(plan, place.rates.run_seconds(plan) if place.rates else None)
 
 
