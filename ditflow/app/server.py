@@ -62,16 +62,23 @@ class Server:
         """
         app = _Guarded(self.app, LOOPBACK if host in LOOPBACK else None)
         server = _Uvicorn(uvicorn.Config(app, log_level="warning"))
-        thread = threading.Thread(target=server.run, args=([listening],), name="server")
-        thread.start()
+        ended = threading.Event()  # Python 3.11 takes a thread whose `join` was interrupted for ended
+
+        def answer() -> None:
+            try:
+                server.run([listening])
+            finally:
+                ended.set()
+
+        threading.Thread(target=answer, name="server").start()
         try:
-            while thread.is_alive():
-                thread.join(timeout=1)
+            while not ended.wait(timeout=1):
+                pass
         finally:
             server.should_exit = True
             self.planner.close()
             self.runner.close()  # a report that is being made may wait for the running job
-            thread.join()
+            ended.wait()
 
     def picture(self, name: str, file: str) -> Response:
         path = gallery.picture(self.runs, name, file)
