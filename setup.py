@@ -93,7 +93,7 @@ setup(
     package_dir=PACKAGES | SUBPACKAGES,
     package_data={
         "ditflow.configs": ["**/*.yaml"],
-        "ditflow.app": ["*.css"],
+        "ditflow.app": ["*.css", "*.js"],
         "ditflow.comfyui.pack": ["*.toml", "**/*.json"],
         "ditflow.pages": ["*.html", "*.css", "*.js"],
         "ditflow.small": ["models/**/*"],

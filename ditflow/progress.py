@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     import numpy as np
 
+UNITS = (("hours", 3600), ("minutes", 60), ("seconds", 0))
+
 Preview = Callable[[], "np.ndarray"]  # draws a thumbnail, uint8 [latent frames, height, width, 3]
 
 
@@ -68,6 +70,13 @@ class Progress:
 
     def step(self, loss: float | None = None, preview: Preview | None = None) -> None:
         """Finish one step of the phase: the last loss and a preview, if there are."""
+
+
+def duration(seconds: float) -> str:
+    """A duration in the largest unit of which there are two or more: `1.3 seconds`, `80 minutes`."""
+    unit, length = next((unit, length) for unit, length in UNITS if seconds >= 2 * length)
+    count = seconds / (length or 1)
+    return f"{count:.{0 if count >= 10 else 1}f} {unit}"
 
 
 class Clock:

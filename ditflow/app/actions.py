@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from ditflow.jobs.session import Session
 
 PREVIEW_EVERY = 1  # steps
-
-Action = Callable[..., Job]  # with a runner, the folder of all runs and that of one
 
 
 def transfer(runner: Runner, form: Form, runs: Path, others: Mapping[str, Any]) -> Job:
@@ -44,16 +43,16 @@ def inject(runner: Runner, runs: Path, folder: Path, prompt: str) -> Job:
     return _new_run(runner, "inject", settings, runs)
 
 
-def resume(runner: Runner, runs: Path, folder: Path) -> Job:
-    """Go on with an unfinished run."""
+def resume(runner: Runner, folder: Path) -> Job:
+    """Go on with an unfinished run. Raises DitflowError if its settings are gone or it is in the queue."""
     settings = Run.open(folder).settings()
-    if any(job.folder == folder and job.state == "running" for job in runner.jobs()):
-        raise SettingsError(f"{folder.name} is running: wait for its end")
+    if any(job.folder == folder and job.is_open for job in runner.jobs()):
+        raise SettingsError(f"{folder.name} is in the queue: wait for its end")
 
     def start(session: Session, cancel: CancelToken) -> Iterator[Event]:
         return session.resume(folder, cancel=cancel, preview_every=PREVIEW_EVERY)
 
-    return runner.add("resume", settings.prompt, settings.model, start)
+    return runner.add("resume", settings.prompt, settings.model, start, folder)
 
 
 def download_note(model: str) -> str:
@@ -69,13 +68,23 @@ def download_note(model: str) -> str:
 
 
 def _new_run(runner: Runner, kind: str, settings: Settings, runs: Path) -> Job:
-    settings = replace(settings, output=str(runs / run_name(settings)))
+    folder = _free_folder(runs / run_name(settings), {job.folder for job in runner.jobs()})
     given = asdict(settings)
-    clip, prompt, folder = (given.pop(name) for name in ("video", "prompt", "output"))
+    clip, prompt, _ = (given.pop(name) for name in ("video", "prompt", "output"))
 
     def start(session: Session, cancel: CancelToken) -> Iterator[Event]:
         return session.transfer(
             clip or None, prompt, folder=folder, cancel=cancel, preview_every=PREVIEW_EVERY, **given
         )
 
-    return runner.add(kind, prompt, settings.model, start)
+    return runner.add(kind, prompt, settings.model, start, folder)
+
+
+def _free_folder(wanted: Path, taken: Collection[Path]) -> Path:
+    """The wanted folder, or that name with the next number if it exists or is taken."""
+    folder = wanted
+    for number in count(2):
+        if folder not in taken and not folder.exists():
+            break
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder

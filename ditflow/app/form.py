@@ -24,6 +24,7 @@ objects:
       - {time: 0, center: [0.2, 0.5], size: [0.3, 0.4]}
       - {time: 1, center: [0.8, 0.5], size: [0.3, 0.4]}
 """
+DRAWINGS = [".yaml", ".yml", ".json"]  # how files of drawn motion end
 FILES = "uploads"  # the folder, beside the runs, of what they were made from
 
 
@@ -99,6 +100,14 @@ def keep_text(text: str, files: Path) -> Path:
     with whole_or_absent(kept) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
     return kept.resolve()
+
+
+def drawing_text(file: Path) -> str:
+    """The text of a file of drawn motion. Raises SettingsError if it is not one."""
+    from ditflow.motion.motion_file import read_drawing
+
+    read_drawing(file)
+    return file.read_text(encoding="utf-8")
 
 
 @cache

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 from urllib.parse import quote
 
 from ditflow.errors import DitflowError
 from ditflow.files import inside
+from ditflow.limits import PROMPT_CHARACTERS
 from ditflow.run_folder.embeddings import FILE as EMBEDDING
 from ditflow.run_folder.run import RECORD, SETTINGS
 from ditflow.settings.yaml_file import read_mapping
@@ -33,17 +35,36 @@ class ShownRun:
     has_embedding: bool  # so that it can be injected
 
 
-def stamp(folder: Path) -> tuple[tuple[str, bool, float], ...]:
-    """What changes if a run appears, goes away, ends or is written to."""
-    return tuple(
-        (path.name, (path / RECORD).is_file(), (path / SETTINGS).stat().st_mtime) for path in _folders(folder)
+class Stamp(NamedTuple):
+    """What changes if a run ends or is written to."""
+
+    name: str
+    finished: bool
+    written: float
+
+
+def stamps(folder: Path) -> list[Stamp]:
+    """The stamps of the runs in a folder, the latest first."""
+    found = []
+    for path in _folders(folder):
+        with suppress(FileNotFoundError):  # removed just now
+            written = (path / SETTINGS).stat().st_mtime
+            found.append(Stamp(path.name, (path / RECORD).is_file(), written))
+    return sorted(found, key=lambda stamp: stamp.written, reverse=True)
+
+
+def read_run(folder: Path) -> ShownRun:
+    """What is shown of a run; of a damaged one, what is wrong with it."""
+    try:
+        values = read_mapping(inside(folder, SETTINGS))
+    except DitflowError as error:
+        return ShownRun(folder, str(error), "", "unreadable", (), False)
+    state = "finished" if (folder / RECORD).is_file() else "unfinished"
+    pictures = tuple(name for name in MEDIA if (folder / name).is_file())
+    has_embedding = (folder / EMBEDDING).is_file()
+    return ShownRun(
+        folder, str(values.get("prompt")), str(values.get("model")), state, pictures, has_embedding
     )
-
-
-def list_runs(folder: Path) -> list[ShownRun]:
-    """The runs in a folder, the latest first."""
-    found = sorted(_folders(folder), key=lambda path: (path / SETTINGS).stat().st_mtime, reverse=True)
-    return [_shown(path) for path in found]
 
 
 def run_named(folder: Path, name: str) -> Path:
@@ -63,23 +84,34 @@ def picture(folder: Path, name: str, file: str) -> Path:
 
 
 def card_html(run: ShownRun) -> str:
-    """A run's videos, prompt and model."""
+    """A run's videos, prompt and model, and its buttons."""
     shown = "".join(_media(run.folder, name) for name in run.pictures)
     state = "" if run.state == "finished" else f" · {run.state}"
     return (
         f'<div class="card"><div class="media">{shown}</div><b>{escape(run.prompt)}</b>'
-        f"<small>{escape(run.folder.name)} · {escape(run.model)}{state}</small></div>"
+        f"<small>{escape(run.folder.name)} · {escape(run.model)}{state}</small>{_buttons(run)}</div>"
     )
+
+
+def _buttons(run: ShownRun) -> str:
+    """What can be done with a run; `cards.js` reports what is pressed."""
+    name = escape(run.folder.name)
+    if run.state == "unfinished":
+        return f'<p><button data-action="resume" data-of="{name}">Resume</button></p>'
+    if run.state == "unreadable":
+        return ""
+    link = f'<a href="/report/{quote(run.folder.name, safe="")}" target="_blank">Report</a>'
+    buttons = f'<p>{link}<button data-action="replay" data-of="{name}">Replay</button></p>'
+    if run.has_embedding:
+        field = f'<input name="prompt" placeholder="another prompt" maxlength="{PROMPT_CHARACTERS}">'
+        buttons += f'<form data-action="inject" data-of="{name}">{field}<button>Inject</button></form>'
+    return buttons
 
 
 def result_html(runs: Path, folder: Path) -> str:
     """The new video of a run that has just ended."""
     found = next((name for name in MEDIA if (folder / name).is_file()), None)
     return _media(folder, found) if found and folder.parent == runs else ""
-
-
-def report_link(run: ShownRun) -> str:
-    return f"/report/{quote(run.folder.name, safe='')}"
 
 
 def _media(folder: Path, name: str) -> str:
@@ -96,16 +128,3 @@ def _media(folder: Path, name: str) -> str:
 
 def _folders(folder: Path) -> Iterator[Path]:
     return (path.parent for path in sorted(folder.glob(f"*/{SETTINGS}")))
-
-
-def _shown(folder: Path) -> ShownRun:
-    try:
-        values = read_mapping(inside(folder, SETTINGS))
-    except DitflowError as error:
-        return ShownRun(folder, str(error), "", "unreadable", (), False)
-    state = "finished" if (folder / RECORD).is_file() else "unfinished"
-    pictures = tuple(name for name in MEDIA if (folder / name).is_file())
-    has_embedding = (folder / EMBEDDING).is_file()
-    return ShownRun(
-        folder, str(values.get("prompt")), str(values.get("model")), state, pictures, has_embedding
-    )

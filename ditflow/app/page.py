@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -12,7 +12,8 @@ from typing import Any
 import gradio as gr
 
 from ditflow.app import actions, form, gallery, words
-from ditflow.app.fits import Choice, Planner, default_frames
+from ditflow.app.fits import Choice, default_frames
+from ditflow.app.planner import Planner
 from ditflow.app.runner import Job, Runner
 from ditflow.errors import DitflowError
 from ditflow.limits import PROMPT_CHARACTERS, SETTINGS_BYTES
@@ -22,6 +23,7 @@ EXAMPLE_MODEL = "small"
 TICK = 1.0  # seconds from one look at the runner to the next
 DAY = 86400  # seconds after which Gradio removes its own copies of uploads
 RUNS_SHOWN = 12  # more are shown on request
+LIST = '<div class="cards"></div>'  # filled in by cards.js
 NOTHING_RUNS = '<p class="hint">Nothing runs. <b>Start</b> makes the example.</p>'
 
 
@@ -44,18 +46,18 @@ class Page:
                     status = gr.HTML(NOTHING_RUNS, elem_id="status")
                     picture = gr.HTML(elem_id="picture")
                     cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel")
-                    waiting = gr.State(())
-                    self._queue(waiting)
-            runs, count = gr.State(()), gr.State(RUNS_SHOWN)
+                    waiting = _cards("waiting", self._remove)
             gr.HTML("<h2>Runs</h2>")
-            self._gallery(runs, count)
+            runs, most = _cards("runs", self._act), gr.State(RUNS_SHOWN)
+            more = gr.Button("Show more", size="sm", visible=False)
+            more.click(lambda most: most + RUNS_SHOWN, most, most, show_progress="hidden")
             cancel.click(self._cancel_running, show_progress="hidden")
-            outputs = [status, picture, cancel, waiting, runs, model, fits]
+            outputs = [status, picture, cancel, waiting, runs, more, model, fits]
             before, timer = gr.State({}), gr.Timer(TICK)
             gr.on(
                 [page.load, timer.tick],
                 self._look,
-                [before, model, speed, frames],
+                [before, most, model, speed, frames],
                 [before, *outputs],
                 show_progress="hidden",
             )
@@ -68,15 +70,16 @@ class Page:
         with gr.Column() as sampled:
             sample = gr.Dropdown(seeds, value=seeds[0][1], label="Sample", elem_id="sample")
             shown = gr.HTML(_sample_html(seeds[0][1]))
-        upload = gr.Video(label="Clip", sources=["upload"], visible=False, elem_id="upload")
-        drawing = gr.Textbox(
-            form.EXAMPLE_DRAWING,
-            label="Drawn motion (YAML)",
-            lines=7,
-            max_length=SETTINGS_BYTES,
-            visible=False,
-            elem_id="drawing",
-        )
+        upload = gr.Video(label="Clip", sources=["upload"], height=240, visible=False, elem_id="upload")
+        with gr.Column(visible=False) as drawn:
+            drawing = gr.Textbox(
+                form.EXAMPLE_DRAWING,
+                label="Drawn motion (YAML or JSON)",
+                lines=7,
+                max_length=SETTINGS_BYTES,
+                elem_id="drawing",
+            )
+            file = gr.UploadButton("Read a file", file_types=form.DRAWINGS, size="sm", elem_id="drawing-file")
         prompt = gr.Textbox(
             form.EXAMPLE_PROMPT, label="Prompt", lines=2, max_length=PROMPT_CHARACTERS, elem_id="prompt"
         )
@@ -93,65 +96,13 @@ class Page:
             mask = gr.File(label="Mask: only what is white moves", file_types=["image", "video"], height=120)
             embedding = gr.Checkbox(label="Keep an embedding, to inject it with other prompts")
         start = gr.Button("Start", variant="primary", elem_id="start")
-        source.change(_visible_source, source, [sampled, upload, drawing], show_progress="hidden")
+        source.change(_visible_source, source, [sampled, upload, drawn], show_progress="hidden")
+        file.upload(_text_of, file, drawing, show_progress="hidden")
         sample.change(_sample_html, sample, shown, show_progress="hidden")
         model.input(default_frames, model, frames, show_progress="hidden")
         filled = [source, upload, sample, drawing, prompt, model, speed, frames, mask, embedding]
         start.click(self._start, filled, show_progress="hidden")
         return model, speed, frames, fits
-
-    def _queue(self, waiting: gr.State) -> None:
-        """The jobs that wait for their turn, each with a button that takes it out."""
-
-        @gr.render(inputs=waiting, show_progress="hidden")
-        def show(numbers: tuple[int, ...]) -> None:
-            for job in (each for each in self.runner.jobs() if each.number in numbers):
-                with gr.Row(elem_classes="waiting"):
-                    gr.HTML(f"waiting: {escape(job.title)}")
-                    remove = gr.Button("Remove", size="sm", min_width=80, scale=0)
-                    remove.click(lambda job=job: self.runner.cancel(job), show_progress="hidden")
-
-    def _gallery(self, runs: gr.State, count: gr.State) -> None:
-        """The runs of the folder, the latest first, and what can be done with each."""
-
-        @gr.render(inputs=[runs, count], show_progress="hidden")
-        def show(_: object, most: int) -> None:
-            found = gallery.list_runs(self.runs)
-            active = {job.folder for job in self.runner.jobs() if job.state == "running"}
-            shown = [run for run in found if run.folder not in active][:most]
-            if not shown:
-                gr.HTML(f'<p class="hint">None in {escape(str(self.runs))} yet.</p>')
-            with gr.Row(elem_classes="cards"):
-                for run in shown:
-                    with gr.Column(min_width=300, elem_classes="run"):
-                        self._card(run)
-            if len(found) > len(shown) + len(active):
-                gr.Button("Show more", size="sm").click(lambda: most + RUNS_SHOWN, outputs=count)
-
-    def _card(self, run: gallery.ShownRun) -> None:
-        gr.HTML(gallery.card_html(run))
-        with gr.Row():
-            if run.state == "unfinished":
-                self._action("Resume", run, actions.resume)
-            elif run.state == "finished":
-                link = gallery.report_link(run)
-                gr.Button("Report", size="sm", min_width=80, link=link, link_target="_blank")
-                self._action("Replay", run, actions.replay)
-        if run.has_embedding:
-            with gr.Row():
-                prompt = gr.Textbox(
-                    placeholder="another prompt", show_label=False, max_length=PROMPT_CHARACTERS
-                )
-                self._action("Inject", run, actions.inject, prompt)
-
-    def _action(self, name: str, run: gallery.ShownRun, action: actions.Action, *inputs: gr.Textbox) -> None:
-        button = gr.Button(name, size="sm", min_width=80)
-
-        def act(*given: str) -> None:
-            with _errors_shown():
-                action(self.runner, self.runs, run.folder, *given)
-
-        button.click(act, list(inputs), show_progress="hidden")
 
     def _start(self, *filled: Any) -> None:
         with _errors_shown():
@@ -162,24 +113,47 @@ class Page:
             if job.state == "running":
                 self.runner.cancel(job)
 
-    def _look(self, before: dict[str, Any], model: str, speed: str, frames: float | None) -> list[Any]:
+    def _remove(self, pressed: gr.EventData) -> None:
+        """Take a job that waits out of the queue."""
+        for job in self.runner.jobs():
+            if job.state == "waiting" and str(job.number) == pressed.of:
+                self.runner.cancel(job)
+
+    def _act(self, pressed: gr.EventData) -> None:
+        """Do what a run's button says."""
+        with _errors_shown():
+            folder = gallery.run_named(self.runs, pressed.of)
+            if pressed.action == "resume":
+                actions.resume(self.runner, folder)
+            elif pressed.action == "replay":
+                actions.replay(self.runner, self.runs, folder)
+            elif pressed.action == "inject":
+                actions.inject(self.runner, self.runs, folder, pressed.prompt)
+
+    def _look(
+        self, before: dict[str, Any], most: int, model: str, speed: str, frames: float | None
+    ) -> list[Any]:
         """What has changed since `before`; all else is left as it is, so that nobody is disturbed."""
         jobs = self.runner.jobs()
         job = _shown_job(jobs)
-        labels = self.planner.labels()
         choice = Choice(model, speed, int(frames or default_frames(model)))
+        in_queue = {each.folder.name for each in jobs if each.is_open}
+        runs = [stamp for stamp in gallery.stamps(self.runs) if stamp.name not in in_queue]
         now = {
             "status": words.job_html(job) if job else NOTHING_RUNS,
             "picture": self._picture(job),
             "cancel": bool(job and job.state == "running" and not job.cancel.is_set()),
-            "waiting": tuple(each.number for each in jobs if each.state == "waiting"),
-            "runs": (gallery.stamp(self.runs), job and job.state == "running" and str(job.folder)),
-            "model": labels,
+            "waiting": [words.waiting_html(each) for each in jobs if each.state == "waiting"],
+            "runs": runs[:most],
+            "more": len(runs) > most,
+            "model": self.planner.labels(),
             "fits": words.fits_html(self.planner.text(choice), actions.download_note(model)),
         }
         updates = {
             "cancel": lambda: gr.Button(visible=now["cancel"]),
-            "model": lambda: gr.Dropdown(choices=labels),
+            "runs": lambda: self._run_cards(now["runs"]),
+            "more": lambda: gr.Button(visible=now["more"]),
+            "model": lambda: gr.Dropdown(choices=now["model"]),
         }
         changed = [
             (updates[name]() if name in updates else value) if before.get(name) != value else gr.skip()
@@ -187,13 +161,25 @@ class Page:
         ]
         return [now, *changed]
 
+    def _run_cards(self, shown: list[gallery.Stamp]) -> list[str]:
+        found = [gallery.card_html(gallery.read_run(self.runs / stamp.name)) for stamp in shown]
+        return found or [f'<p class="hint">None in {escape(str(self.runs))} yet.</p>']
+
     def _picture(self, job: Job | None) -> str:
         """The preview of a running job, or the result of one that has ended."""
         if job and job.state == "running":
             return words.preview_html(job.preview) if job.preview is not None else ""
-        if job and job.state == "done" and job.folder:
+        if job and job.state == "done":
             return gallery.result_html(self.runs, job.folder)
         return ""
+
+
+def _cards(name: str, act: Callable[[gr.EventData], None]) -> gr.HTML:
+    """A list of cards; `act` is called when a button in one is pressed."""
+    script = Path(__file__).with_name("cards.js").read_text(encoding="utf-8")
+    shown = gr.HTML([], html_template=LIST, js_on_load=script, apply_default_css=False, elem_id=name)
+    shown.click(act, trigger_mode="multiple", show_progress="hidden")
+    return shown
 
 
 def _shown_job(jobs: list[Job]) -> Job | None:
@@ -210,8 +196,13 @@ def _visible_source(source: str) -> list[Any]:
     return [
         gr.Column(visible=source == form.SAMPLE),
         gr.Video(visible=source == form.UPLOAD),
-        gr.Textbox(visible=source == form.DRAWN),
+        gr.Column(visible=source == form.DRAWN),
     ]
+
+
+def _text_of(file: str) -> str:
+    with _errors_shown():
+        return form.drawing_text(Path(file))
 
 
 @contextmanager

@@ -34,6 +34,7 @@ class Job:
     title: str
     model: str
     start: Start
+    folder: Path  # of the run; another name, if that one is taken when it begins
     cancel: threading.Event = field(default_factory=threading.Event)
     state: State = "waiting"
     event: Event | None = None  # the last one
@@ -42,16 +43,15 @@ class Job:
     warnings: list[str] = field(default_factory=list)
 
     @property
-    def folder(self) -> Path | None:
-        return self.event.folder if self.event else None
+    def is_open(self) -> bool:
+        """Whether it waits or runs."""
+        return self.state in ("waiting", "running")
 
 
 class Runner:
     """Runs jobs in one thread. The model of the last job stays loaded for the next one."""
 
-    def __init__(self, when_idle: Callable[[], bool] = lambda: False):
-        """`when_idle`: does a piece of other work, and says whether there was any; called between jobs."""
-        self._when_idle = when_idle
+    def __init__(self) -> None:
         self._changed = threading.Condition()
         self._jobs: list[Job] = []
         self._numbers = 0
@@ -60,11 +60,11 @@ class Runner:
         self._thread = threading.Thread(target=self._work, name="runner", daemon=True)
         self._thread.start()
 
-    def add(self, kind: str, title: str, model: str, start: Start) -> Job:
+    def add(self, kind: str, title: str, model: str, start: Start, folder: Path) -> Job:
         """Put a job at the end of the queue."""
         with self._changed:
             self._numbers += 1
-            job = Job(self._numbers, kind, title, model, start)
+            job = Job(self._numbers, kind, title, model, start, folder)
             ended = [each for each in self._jobs if each.message]
             self._jobs = [each for each in self._jobs if each not in ended[:-KEPT]] + [job]
             self._changed.notify_all()
@@ -93,19 +93,20 @@ class Runner:
         self._thread.join()
 
     def _work(self) -> None:
-        while not self._closed:
-            if job := self._next():
-                self._run(job)
-            elif not self._when_idle():
-                with self._changed:
-                    self._changed.wait(timeout=1)
+        while job := self._next():
+            self._run(job)
 
     def _next(self) -> Job | None:
-        """The job whose turn it is, if any waits."""
+        """The job whose turn it is; waits for one. None if the queue is closed."""
+
+        def first() -> Job | None:
+            return next((each for each in self._jobs if each.state == "waiting"), None)
+
         with self._changed:
-            job = next((each for each in self._jobs if each.state == "waiting"), None)
-            if job:
-                job.state = "running"
+            self._changed.wait_for(lambda: self._closed or first())
+            if self._closed or not (job := first()):
+                return None
+            job.state = "running"
             return job
 
     def _run(self, job: Job) -> None:
@@ -113,12 +114,12 @@ class Runner:
         try:
             with heard_warnings(job.warnings.append):
                 for event in job.start(self._session_of(job.model), job.cancel):
-                    job.event = event
+                    job.event, job.folder = event, event.folder or job.folder
                     if event.preview is not None:
                         job.preview = event.preview
         except Cancelled:
             state, message = "cancelled", "cancelled"
-            if job.folder:
+            if job.event and job.event.folder:
                 message += "; resume it below"
         except DitflowError as error:
             state, message = "failed", "; ".join([str(error), *getattr(error, "__notes__", [])])

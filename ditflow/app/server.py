@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import tempfile
+import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,26 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 
 from ditflow.app import form, gallery
-from ditflow.app.fits import Planner
 from ditflow.app.page import Page
+from ditflow.app.planner import Planner
 from ditflow.app.runner import Runner
 from ditflow.errors import DitflowError
 from ditflow.limits import CLIP_BYTES
 
-CLOSING = 1  # seconds that open pages have when the server ends
 # the browser asks nobody else for anything, whatever Gradio's page names
 POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'"
 LOOPBACK = ("127.0.0.1", "localhost")
+LATER = """<!doctype html><title>ditflow: report</title><meta charset="utf-8">
+<meta http-equiv="refresh" content="2">
+<p>The report is made when the run under way has ended. This page then shows it."""
 
 
 class Server:
     """The page of a folder of runs. `others`: settings of new runs that the form does not have."""
 
     def __init__(self, runs: Path, others: Mapping[str, Any] | None = None):
-        planner = Planner()
-        self.runs, self.runner = runs.resolve(), Runner(planner.work)
-        page = Page(self.runs, self.runner, planner, others or {}).build()
+        self.runs, self.runner, self.planner = runs.resolve(), Runner(), Planner()
+        page = Page(self.runs, self.runner, self.planner, others or {}).build()
         app = FastAPI(openapi_url=None)
         app.get("/run/{name}/{file}")(self.picture)
         app.get("/report/{name}")(self.report)
@@ -56,22 +56,40 @@ class Server:
         )
 
     def serve(self, listening: Any, host: str) -> None:
-        """Answer at a listening socket until the process is asked to end. Then running jobs are cancelled."""
+        """Answer at a listening socket until the process is asked to end. Then running jobs are cancelled.
+
+        The answering is done in a thread, so that a signal ends the command as it ends every other one.
+        """
         app = _Guarded(self.app, LOOPBACK if host in LOOPBACK else None)
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=CLOSING)
+        server = _Uvicorn(uvicorn.Config(app, log_level="warning"))
+        ended = threading.Event()  # Python 3.11 takes a thread whose `join` was interrupted for ended
+
+        def answer() -> None:
+            try:
+                server.run([listening])
+            finally:
+                ended.set()
+
+        threading.Thread(target=answer, name="server").start()
         try:
-            uvicorn.Server(config).run(sockets=[listening])
+            while not ended.wait(timeout=1):
+                pass
         finally:
-            self.runner.close()
+            server.should_exit = True
+            self.planner.close()
+            self.runner.close()  # a report that is being made may wait for the running job
+            ended.wait()
 
     def picture(self, name: str, file: str) -> Response:
         path = gallery.picture(self.runs, name, file)
         return FileResponse(path, media_type=gallery.MEDIA[file])
 
     def report(self, name: str) -> Response:
-        """The report of a run, made when it is asked for."""
+        """The report of a run, made when it is asked for; while a job runs, a page that asks again."""
         from ditflow.pages.page import report
 
+        if any(job.state == "running" for job in self.runner.jobs()):
+            return HTMLResponse(LATER)
         with tempfile.TemporaryDirectory() as folder:
             page = Path(folder) / "report.html"
             report([gallery.run_named(self.runs, name)], page)
@@ -81,6 +99,14 @@ class Server:
         if seed not in form.SAMPLE_SEEDS:
             raise DitflowError(f"there is no sample {seed}")
         return FileResponse(form.sample_clip(seed, self.runs / form.FILES), media_type="video/mp4")
+
+
+class _Uvicorn(uvicorn.Server):
+    async def shutdown(self, sockets: Any = None) -> None:
+        """End the connections, as if all pages were closed: their event streams do not end by themselves."""
+        for connection in self.server_state.connections:
+            connection.transport.close()
+        await super().shutdown(sockets)
 
 
 class _Guarded:
@@ -107,5 +133,4 @@ class _Guarded:
                 message = message | {"headers": [*message.get("headers", ()), *headers]}
             await send(message)
 
-        with suppress(asyncio.CancelledError):  # the server ends while the page is open
-            await self.app(scope, receive, guarded)
+        await self.app(scope, receive, guarded)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from ditflow.progress import duration
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -17,27 +19,21 @@ if TYPE_CHECKING:
 
 PHASES = {"text": "prompt", "encode": "clip", "denoise": "denoising", "decode": "video"}
 SUBSTEPS = {"denoise": "update"}  # what an event's substeps are; else tiles
+FEW = 10  # seconds that are not counted
 NO_FIT = "does not fit"  # how a plan that is too large begins in words
 PREVIEW_MS = 250  # each latent frame of a preview is shown
 
 
-def duration(seconds: float) -> str:
-    """A duration as people say it: `12 s`, `3 min`, `1 h 20 min`."""
-    if seconds < 60:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def progress_text(event: Event) -> str:
-    """Where a phase is: `step 3 of 25, update 2, about 40 s left`."""
+    """Where a phase is: `step 3 of 25, update 2, about 40 seconds left`."""
     parts = [f"step {min(event.step + 1, event.steps)} of {event.steps}"] if event.steps else []
     if event.substep:
         parts.append(f"{SUBSTEPS.get(event.phase, 'tile')} {event.substep}")
     if event.loss is not None and event.phase == "denoise":
         parts.append(f"loss {event.loss:.3g}")
     if event.seconds_left is not None:
-        parts.append(f"about {duration(event.seconds_left)} left")
+        left = "a few seconds" if event.seconds_left < FEW else f"about {duration(event.seconds_left)}"
+        parts.append(f"{left} left")
     return ", ".join(parts)
 
 
@@ -57,6 +53,12 @@ def job_html(job: Job) -> str:
         text = "is being cancelled"
     bar = f"<ol>{items}</ol><progress{share}></progress><p>{escape(text)}</p>"
     return f'<div class="job running">{title}{bar}{warnings}</div>'
+
+
+def waiting_html(job: Job) -> str:
+    """A job that waits, with a button that takes it out of the queue."""
+    button = f'<button data-action="remove" data-of="{job.number}">Remove</button>'
+    return f'<div class="waiting"><span>waiting: {escape(job.title)}</span>{button}</div>'
 
 
 def fits_html(fits: str, download: str) -> str:

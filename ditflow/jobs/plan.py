@@ -22,11 +22,12 @@ def plan(settings: Settings, estimate_on: str = "") -> Planned:
 
 def plan_with_rates(settings: Settings, asked: Ceilings | None) -> tuple[Planned, Ceilings | None]:
     """The plan for the device asked for, else for this machine, and the device's rates, if known."""
-    target, here = _target(settings, asked)
+    target, here = plan_target(settings, asked)
     return plan_all(settings, target), asked or here
 
 
-def _target(settings: Settings, asked: Ceilings | None) -> tuple[Target, Ceilings | None]:
+def plan_target(settings: Settings, asked: Ceilings | None = None) -> tuple[Target, Ceilings | None]:
+    """What a plan is for: the device asked for, or else this machine, and its GPU's rates, if known."""
     if asked and asked.gigabytes:
         return Target.elsewhere(settings, asked.gigabytes), None
     if asked or is_on_cpu(settings):

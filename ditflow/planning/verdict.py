@@ -25,12 +25,11 @@ from ditflow.planning.choice import (
     size_in_words,
 )
 from ditflow.planning.plan import Plan
+from ditflow.progress import duration
 from ditflow.settings import Settings
 
 STEP_CACHE = "The work is the most that a run takes: only a run shows how often --step-cache reuses blocks."
 EXPERTS = "The model has two transformers of at most this size; the one that a step needs is loaded."
-
-UNITS = (("hours", 3600), ("minutes", 60), ("seconds", 0))  # the first of which there are two or more
 
 
 @dataclass(frozen=True)
@@ -123,11 +122,8 @@ def time_in_words(planned: Planned, ceilings: Ceilings | None) -> str:
         return f"Its time is not estimated: give --estimate-on with one of {names}."
     if planned.chosen is None:
         return ""
-    seconds = ceilings.run_seconds(planned.chosen)
-    unit, length = next((unit, length) for unit, length in UNITS if seconds >= 2 * length)
-    count = seconds / (length or 1)
-    digits = 0 if count >= 10 else 1
-    return f"It takes at least {count:.{digits}f} {unit} on {ceilings.device} ({ceilings.kind} rates)."
+    least = duration(ceilings.run_seconds(planned.chosen))
+    return f"It takes at least {least} on {ceilings.device} ({ceilings.kind} rates)."
 
 
 def attention_kernels(settings: Settings) -> list[str]:

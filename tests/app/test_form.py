@@ -43,6 +43,21 @@ def test_a_drawing(tmp_path):
     assert not settings.has_clip and settings.motion.startswith(str(tmp_path))
 
 
+def test_a_drawing_from_a_file(tmp_path):
+    file = tmp_path / "drawing.json"
+    file.write_text('{"camera": [{"time": 0}]}')
+    assert form.drawing_text(file) == '{"camera": [{"time": 0}]}'
+    for content, said in [
+        (b"camera: 3", "a list of points"),
+        (b"\xff", "not YAML"),
+        (b"#" * (SETTINGS_BYTES + 1), "is larger than"),
+    ]:
+        file.write_bytes(content)
+        with pytest.raises(DitflowError, match=said) as error:
+            form.drawing_text(file)
+        assert "\n" not in str(error.value)
+
+
 def test_a_mask(clip, tmp_path):
     settings = filled(mask=str(clip)).settings(tmp_path)
     assert settings.mask.startswith(str(tmp_path))

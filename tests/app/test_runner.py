@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +58,10 @@ def ended(job):
     return job.state, job.message
 
 
+def add(runner, start, model="small"):
+    return runner.add("transfer", "a prompt", model, start, Path("run"))
+
+
 def held(gate):
     """A job that waits for the gate, or until it is cancelled."""
 
@@ -71,7 +76,7 @@ def held(gate):
 
 def test_jobs_take_turns(runner):
     gate = threading.Event()
-    first, second = (runner.add("transfer", name, "small", held(gate)) for name in "ab")
+    first, second = (add(runner, held(gate)) for _ in range(2))
     until(lambda: first.event)
     assert (first.state, second.state) == ("running", "waiting")
     gate.set()
@@ -83,13 +88,13 @@ def test_another_model_gives_back_the_memory_of_the_first(runner):
     gate = threading.Event()
     gate.set()
     for model in ("small", "small-wan"):
-        ended(runner.add("transfer", "a", model, held(gate)))
+        ended(add(runner, held(gate), model))
     assert [session.closed for session in MADE] == [True, False]
 
 
 def test_cancelling(runner):
     gate = threading.Event()
-    first, second = (runner.add("transfer", name, "small", held(gate)) for name in "ab")
+    first, second = (add(runner, held(gate)) for _ in range(2))
     until(lambda: first.event)
     runner.cancel(second)
     assert ended(second) == ("cancelled", "cancelled before it began")
@@ -107,23 +112,16 @@ def test_an_error_is_one_line_and_the_queue_goes_on(runner, caplog):
 
         return start
 
-    known = runner.add("transfer", "a", "small", failing(DitflowError("not enough\nmemory")))
-    unknown = runner.add("transfer", "a", "small", failing(ZeroDivisionError("no")))
+    known = add(runner, failing(DitflowError("not enough\nmemory")))
+    unknown = add(runner, failing(ZeroDivisionError("no")))
     assert ended(known) == ("failed", "not enough memory")
     assert ended(unknown) == ("failed", "unexpected ZeroDivisionError: no")
     assert known.warnings == ["the clip is still"]
 
 
-def test_idle_work_is_done_between_jobs(monkeypatch):
-    done = []
-    runner = Runner(lambda: len(done) < 3 and not done.append(1))
-    until(lambda: len(done) == 3)
-    runner.close()
-
-
 def test_closing_cancels_what_runs():
     runner, gate = Runner(), threading.Event()
-    job = runner.add("transfer", "a", "small", held(gate))
+    job = add(runner, held(gate))
     until(lambda: job.event)
     runner.close()
     assert job.state == "cancelled"
@@ -137,7 +135,17 @@ def test_a_transfer_is_given_every_setting_of_the_form(runner, tmp_path):
     assert clip.endswith("sample-9.mp4") and prompt == "a red circle"
     assert (given["speed"], given["negative"], given["steps"]) == ("fast", "alternate", 4)
     assert given["device"] == "cpu"  # the model's own, as on the command line
-    assert given["folder"] == str(tmp_path / "sample-9-a-red-circle")
+    assert given["folder"] == job.folder == tmp_path / "sample-9-a-red-circle"
+
+
+def test_no_two_jobs_have_one_folder(runner, tmp_path):
+    gate = threading.Event()
+    add(runner, held(gate))
+    (tmp_path / "sample-9-a-red-circle").mkdir()
+    asked = form.Form("Sample", None, 9, "", "a red circle", "small", "fast", 9, None, False)
+    jobs = [actions.transfer(runner, asked, tmp_path, {"steps": 4}) for _ in range(2)]
+    assert [job.folder.name for job in jobs] == ["sample-9-a-red-circle-2", "sample-9-a-red-circle-3"]
+    gate.set()
 
 
 @pytest.fixture
@@ -153,12 +161,23 @@ def made(tmp_path):
 def test_replay_inject_and_resume(runner, made):
     ended(actions.replay(runner, made.parent, made))
     ended(actions.inject(runner, made.parent, made, "a blue square"))
-    ended(actions.resume(runner, made.parent, made))
+    ended(actions.resume(runner, made))
     replayed, injected, resumed = MADE[0].asked
     assert (replayed[1], replayed[2]["seed"], replayed[2]["saved_embedding"]) == ("a red circle", 7, "")
     assert (injected[1], injected[2]["seed"]) == ("a blue square", 7)
     assert injected[2]["saved_embedding"] == str(made / "embedding.safetensors")
     assert resumed[0] == made
+
+
+def test_a_run_is_resumed_once_at_a_time(runner, made):
+    gate = threading.Event()
+    add(runner, held(gate))
+    job = actions.resume(runner, made)
+    with pytest.raises(SettingsError, match="one is in the queue"):
+        actions.resume(runner, made)
+    gate.set()
+    ended(job)
+    ended(actions.resume(runner, made))
 
 
 def test_what_cannot_be_done_is_refused_at_once(runner, made):

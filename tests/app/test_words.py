@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,9 +22,9 @@ from ditflow.jobs.events import Event
         (Event("denoise", 0, 25), "step 1 of 25"),
         (
             Event("denoise", 2, 25, 3, loss=0.12345, seconds_left=41.2),
-            "step 3 of 25, update 3, loss 0.123, about 41 s left",
+            "step 3 of 25, update 3, loss 0.123, about 41 seconds left",
         ),
-        (Event("denoise", 25, 25, seconds_left=0), "step 25 of 25, about 1 s left"),
+        (Event("denoise", 25, 25, seconds_left=0), "step 25 of 25, a few seconds left"),
         (Event("decode", substep=4), "tile 4"),
     ],
 )
@@ -31,15 +32,8 @@ def test_progress(event, expected):
     assert words.progress_text(event) == expected
 
 
-@pytest.mark.parametrize(
-    "seconds, expected", [(0, "1 s"), (59.4, "59 s"), (200, "3 min"), (4800, "1 h 20 min")]
-)
-def test_durations(seconds, expected):
-    assert words.duration(seconds) == expected
-
-
 def job(**given):
-    return Job(1, "transfer", "<b>a red circle", "small", start=None, **given)
+    return Job(1, "transfer", "<b>a red circle", "small", start=None, folder=Path("run"), **given)
 
 
 def test_phases_of_a_running_job():
@@ -63,6 +57,11 @@ def test_a_job_that_is_being_cancelled():
 def test_a_failed_job():
     page = words.job_html(job(state="failed", message="no <memory>", warnings=["the clip is still"]))
     assert "no &lt;memory&gt;" in page and "the clip is still" in page and "failed" in page
+
+
+def test_a_waiting_job_can_be_removed():
+    page = words.waiting_html(job())
+    assert "&lt;b&gt;a red circle" in page and 'data-action="remove" data-of="1"' in page
 
 
 def test_a_preview_is_a_moving_picture():

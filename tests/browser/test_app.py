@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,45 +17,28 @@ from webdriver import Browser
 from ditflow.small.clips import main as write_clip
 
 SLOW = 600  # seconds that a run may take on a busy machine
+QUICK = {"optimisation_steps": 1, "frames": 9}
+EARLIER = ["--model", "small", "--optimise", "embedding", "--optimisation-steps", "1", "--frames", "9"]
+PROMPT = "a red circle on a white background"
 TEXT = "return document.body.innerText"
-SERVER = """
+COMMAND = f"""
+import signal
 import sys
-from pathlib import Path
+from functools import partial
 
 def watch(event, given):
     if event == "socket.connect" and given[1][0] != "127.0.0.1":
         print("asked:", given[1], flush=True)
 
 sys.addaudithook(watch)
-from ditflow.app.command import listening
-from ditflow.app.server import Server
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in the background
+from ditflow.app import server
+from ditflow.cli.main import main
 
-with listening("127.0.0.1", 0) as found:
-    server = Server(Path(sys.argv[1]), {"optimisation_steps": 1, "frames": 9})
-    print("port:", found.getsockname()[1], flush=True)
-    server.serve(found, "127.0.0.1")
+server.Server = partial(server.Server, others={QUICK})
+sys.exit(main(["app", "--port", "0", "--runs", *sys.argv[1:]]))
 """
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("app")
-
-
-@pytest.fixture(scope="module")
-def server(place):
-    """The address of a server whose runs take few updates; at the end it must close as it is asked to."""
-    log = (place / "log").open("w+")
-    command = [sys.executable, "-c", SERVER, str(place / "runs")]
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
-    until(lambda: "port: " in (place / "log").read_text() or process.poll() is not None)
-    said = (place / "log").read_text()
-    assert process.poll() is None, said
-    yield f"http://127.0.0.1:{said.partition('port: ')[2].split()[0]}"
-    process.send_signal(signal.SIGTERM)
-    process.wait(timeout=SLOW)
-    said = (place / "log").read_text()
-    assert "asked:" not in said, said
+OWN = "Method not implemented."  # what Gradio's client says whenever it closes its stream of events
 
 
 def until(question, seconds=SLOW):
@@ -65,11 +49,35 @@ def until(question, seconds=SLOW):
     return found
 
 
+@contextmanager
+def serving(runs):
+    """The address of `ditflow app`, whose runs take few updates; in the end it gets a Ctrl-C."""
+    with runs.with_suffix(".log").open("w+") as log:
+        command = [sys.executable, "-c", COMMAND, str(runs)]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
+
+        def said():
+            log.seek(0)
+            return log.read()
+
+        try:
+            until(lambda: "Ctrl-C" in said() or process.poll() is not None)
+            assert process.poll() is None, said()
+            yield said().split()[0]
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=SLOW) == 128 + signal.SIGINT, said()
+        finally:
+            process.kill()
+            process.wait()
+        assert said().splitlines()[1:] == ["ditflow: interrupted"], said()
+
+
 class Page(Browser):
     """The page in one browser, which tests open again."""
 
     def visit(self, address):
         self.open("about:blank")
+        self.complaints()  # of the page that was left
         self.open(address)
         self.until("return document.querySelector('video.sample')?.readyState >= 2")
 
@@ -80,21 +88,55 @@ class Page(Browser):
     def shows(self, words):
         return self.until(f"return document.body.innerText.includes({json.dumps(words)})")
 
-    def press_button(self, name):
-        """Press the first visible button of that name."""
-        pressed = f"""const found = [...document.querySelectorAll('button')]
-            .find((button) => button.innerText.trim() === {json.dumps(name)} && button.offsetParent);
-            found?.click(); return Boolean(found)"""
-        assert self.until(pressed)
+    def runs(self, what=""):
+        """Wait until the job that is shown runs, `what` it is."""
+        return self.until(
+            f"return document.querySelector('#status .running')?.innerText.includes({json.dumps(what)})"
+        )
+
+    def plays(self):
+        """Wait until the job that is shown has ended and its new video plays."""
+        return self.until("return document.querySelector('#picture video')?.currentTime > 0.2")
+
+    def cancel(self):
+        self.until("return document.querySelector('#cancel')?.offsetParent")
+        self.click("#cancel")
+        self.until("return Boolean(document.querySelector('#status .cancelled'))")
 
     def press_label(self, name):
         """Choose where the motion is from."""
         labels = "[...document.querySelectorAll('#source label')]"
         self.run(f"{labels}.find((each) => each.innerText.trim() === '{name}').click()")
 
+    def complaints(self):
+        return [line for line in super().complaints() if OWN not in line]
+
     def asked_elsewhere(self):
         names = self.run("return performance.getEntriesByType('resource').map((entry) => entry.name)")
         return [name for name in names if not name.startswith(("data:", "blob:", "http://127.0.0.1:"))]
+
+    def photograph(self, name):
+        """Save a picture of the page, if SCREENSHOTS names a folder."""
+        if folder := os.environ.get("SCREENSHOTS"):
+            self.screenshot(Path(folder) / f"app-{name}.png")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The folder of a folder of runs, which has a finished one with an embedding, and of a clip."""
+    place = tmp_path_factory.mktemp("app")
+    write_clip([str(place / "mine.mp4"), "--seed", "5"])
+    given = [
+        "--video",
+        str(place / "mine.mp4"),
+        "--prompt",
+        PROMPT,
+        "--output",
+        str(place / "runs" / "earlier"),
+    ]
+    command = [sys.executable, "-m", "ditflow.cli.main", "transfer", "--quiet", *EARLIER, *given]
+    subprocess.run(command, check=True, timeout=SLOW)
+    return place
 
 
 @pytest.fixture(scope="module")
@@ -103,55 +145,81 @@ def browser():
         yield page
 
 
+@pytest.fixture(scope="module")
+def server(place, browser):
+    """The address of the page. When the server ends, the page is still open."""
+    with serving(place / "runs") as address:
+        yield address
+
+
 @pytest.fixture
 def page(browser, server):
     browser.dress(1280, 1400, dark=False)
     browser.visit(server)
-    return browser
+    yield browser
+    assert browser.complaints() == []
 
 
 def runs_of(place):
     return {path.parent.name for path in (place / "runs").glob("*/settings.yaml")}
 
 
+def card(run):
+    """A script's expression for a run's card."""
+    return f"""[...document.querySelectorAll('.card')].find((card) => card.innerText.includes('{run} ·'))"""
+
+
+def press(page, run, button):
+    """Press a button of a run's card, once it is there."""
+    pressed = f"""const found = [...({card(run)}?.querySelectorAll('button, a') ?? [])]
+        .find((each) => each.innerText === '{button}');
+        found?.click(); return Boolean(found)"""
+    assert page.until(pressed)
+
+
 def test_a_run_goes_on_without_the_page_and_is_cancelled_and_resumed(page, server, place):
     before = runs_of(place)
     page.click("#start")
-    page.until("return Boolean(document.querySelector('#status .running'))")
+    page.runs()
     page.click("#start")
     page.shows("waiting: a blue square")
-    page.press_button("Remove")
+    page.photograph("running")
+    page.click("#waiting button")
     page.until("return !document.body.innerText.includes('waiting:')")
     page.visit(server)  # closed and opened again
-    page.until("return Boolean(document.querySelector('#status .running'))")
+    page.runs()
     page.until("return /step ([3-9]|1\\d) of 25/.test(document.querySelector('#status').innerText)")
     assert "waiting:" not in page.run(TEXT)
-    page.click("#cancel")
+    page.cancel()
     page.shows("cancelled; resume it below")
     (run,) = runs_of(place) - before
     folder = place / "runs" / run
     assert (folder / "state").is_dir() and not (folder / "run.json").exists()
-    page.press_button("Resume")
-    page.until("return document.querySelector('#picture video')?.currentTime > 0.2")
+    page.until(f"return {card(run)}?.innerText.includes('unfinished')")
+    page.photograph("cancelled")
+    press(page, run, "Resume")
+    page.plays()
     assert json.loads((folder / "run.json").read_text())["resumed"] is True
 
 
 def test_from_upload_to_a_playing_result(page, place):
     before = runs_of(place)
-    write_clip([str(place / "mine.mp4"), "--seed", "5"])
     page.press_label("Upload")
     page.until("return Boolean(document.querySelector('#upload input[type=file]'))")
     page.type("#upload input[type=file]", str(place / "mine.mp4"))
     page.until("return document.querySelector('#upload video')?.readyState >= 1")
     page.type("#prompt textarea", " & a circle")
     page.click("#start")
-    page.until("return Boolean(document.querySelector('#picture img.preview'))")
-    page.until("return document.querySelector('#picture video')?.currentTime > 0.2")
-    page.until("return [...document.querySelectorAll('.card video')].every((video) => video.readyState >= 2)")
+    page.until("return document.querySelector('#picture img.preview')?.complete")
+    page.photograph("preview")
+    page.plays()
     (run,) = runs_of(place) - before
     assert run.startswith("mine-a-blue-square-on")
-    shown = 2 * len(runs_of(place))  # the result and the clip
-    assert page.run("return document.querySelectorAll('.card video').length") == shown
+    page.until(
+        f"return {card(run)} && [...{card(run)}.querySelectorAll('video')].every((v) => v.readyState >= 2)"
+    )
+    assert page.run(f"return {card(run)}.querySelectorAll('video').length") == 2  # the result and the clip
+    page.photograph("finished")
     assert page.asked_elsewhere() == []
 
 
@@ -166,11 +234,58 @@ def test_an_error_is_one_line(page):
     page.click("#start")
     page.shows("no clip given: upload one, or choose a sample")
     page.press_label("Drawn motion")
-    page.until("return Boolean(document.querySelector('#drawing textarea'))")
+    page.until("return document.querySelector('#drawing textarea')?.offsetParent")
     page.type("#drawing textarea", "\nobjects: 3")
     page.click("#start")
     page.shows("given 2 times; give it once")
+    page.photograph("error")
     assert "Traceback" not in page.run(TEXT)
+
+
+def test_a_drawing_is_read_from_a_file(page, tmp_path):
+    box = "return document.querySelector('#drawing textarea').value"
+    right, wrong = tmp_path / "right.json", tmp_path / "wrong.yaml"
+    right.write_text('{"camera": [{"time": 0}, {"time": 1, "zoom": 2}]}')
+    wrong.write_text("camera: 3")
+    page.press_label("Drawn motion")
+    page.until("return document.querySelector('#drawing textarea')?.offsetParent")
+    page.type("input[type=file][accept*=yaml]", str(wrong))
+    page.shows("camera: 3 given, a list of points accepted")
+    assert "objects:" in page.run(box)  # as it was
+    page.type("input[type=file][accept*=yaml]", str(right))
+    until(lambda: page.run(box) == right.read_text())
+
+
+def test_a_card_stays_while_others_come_and_its_embedding_is_injected(page, place):
+    before = runs_of(place)
+    page.until(f"return Boolean({card('earlier')})")
+    page.run(f"{card('earlier')}.marked = true")
+    page.type("form[data-of=earlier] input", "a green square")
+    press(page, "earlier", "Replay")
+    page.runs(f"replay: {PROMPT}")
+    page.until("return document.querySelector('#status').innerText.includes('step')")
+    page.cancel()
+    (replayed,) = runs_of(place) - before
+    page.until(f"return Boolean({card(replayed)})")
+    assert page.run(f"return {card('earlier')}.marked")
+    press(page, "earlier", "Inject")
+    page.runs("inject: a green square")
+    page.plays()
+    (injected,) = runs_of(place) - before - {replayed}
+    assert "saved_embedding: " in (place / "runs" / injected / "settings.yaml").read_text()
+
+
+def test_a_report_waits_for_the_run_under_way(page, server):
+    page.click("#start")
+    page.runs()
+    link = page.until(f"return {card('earlier')}?.querySelector('a').href")
+    page.open(link)
+    page.shows("The report is made when the run under way has ended")
+    page.visit(server)
+    page.cancel()
+    page.open(link)
+    page.until("return document.querySelectorAll('video').length >= 2")
+    assert PROMPT in page.run(TEXT)
 
 
 def test_another_host_name_is_refused(server):
@@ -179,15 +294,23 @@ def test_another_host_name_is_refused(server):
         urllib.request.urlopen(asked, timeout=60)
 
 
+def test_the_run_under_way_can_be_resumed_when_the_server_has_ended(browser, tmp_path):
+    with serving(tmp_path / "runs") as address:
+        browser.visit(address)
+        browser.click("#start")
+        browser.runs("step 2 of 25")
+    (state,) = (tmp_path / "runs").glob("*/state")
+    assert not (state.parent / "run.json").exists()
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_narrow_and_dark(page, server, width, dark, tmp_path):
+def test_narrow_and_dark(page, server, width, dark):
     page.dress(width, 1400, dark)
     page.visit(server)
-    page.until("return document.querySelectorAll('.card').length >= 2")
+    page.until(f"return Boolean({card('earlier')})")
     page.until("return [...document.querySelectorAll('video')].every((video) => video.readyState >= 2)")
     assert page.run("return document.documentElement.scrollWidth") <= width
     colour = page.run("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
     assert (max(colour[:3]) < 64) == dark and (min(colour[:3]) > 191) != dark
-    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
-    page.screenshot(folder / f"app-{width}-{'dark' if dark else 'light'}.png")
+    page.photograph(f"{width}-{'dark' if dark else 'light'}")

@@ -78,8 +78,8 @@ def test_the_gpu_of_this_machine_is_looked_up(settings, monkeypatch):
     monkeypatch.setattr(command, "choose_device", lambda settings: torch.device("cuda:1"))
     monkeypatch.setattr(verdict, "usable_bytes", lambda memory, device: device.index * GIB)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    assert command._target(settings, None) == (Target("cuda", GIB), read_ceilings("h200"))
-    asked = command._target(settings, read_ceilings("rtx-3060"))
+    assert command.plan_target(settings, None) == (Target("cuda", GIB), read_ceilings("h200"))
+    asked = command.plan_target(settings, read_ceilings("rtx-3060"))
     assert asked == (Target("cuda", budget(12)), None)
 
 
