@@ -33,7 +33,7 @@ class SharedClips(KeptParts):
 
 
 def _computer() -> tuple[object, ...]:
-    """Equal where the same clip is encoded to the same bits: on GPUs of one kind, or one machine's CPU."""
+    """Equal where the same clip is encoded to the same bits: on GPUs of one kind, or one CPU's threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(), torch.__version__, torch.backends.cudnn.version()
-    return (socket.gethostname(),)
+    return socket.gethostname(), torch.get_num_threads()

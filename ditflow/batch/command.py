@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ditflow.errors import DitflowError
 from ditflow.progress import quieten_libraries
+from ditflow.settings.values import count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +41,7 @@ def add_workers(command: argparse.ArgumentParser) -> None:
     """Add the arguments that say what jobs run on."""
     command.add_argument(
         "--workers",
-        type=_count,
+        type=count,
         metavar="N",
         help="workers, each with one GPU or on a CPU (default: all GPUs, or one for each node without them)",
     )
@@ -87,9 +88,3 @@ def run_jobs(
     output = output.expanduser().absolute()
     workers = Cluster(output, options.workers, options.address, on_gpus)
     return run_batch(jobs, workers, output, options.retries, watch)
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 10_000):
-        raise argparse.ArgumentTypeError(f"{text!r} given; accepted: a number from 1")
-    return int(text)

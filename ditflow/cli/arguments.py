@@ -14,7 +14,7 @@ from ditflow.comfyui import command as comfyui
 from ditflow.errors import SettingsError, shown
 from ditflow.files import shipped_names
 from ditflow.settings import Settings, injection_settings, read_settings
-from ditflow.settings.values import is_possible
+from ditflow.settings.values import count, is_possible
 from ditflow.settings.yaml_file import check_output
 
 GROUPS = ("video", "model", "memory", "speed", "text", "motion", "target", "sampling", "output")
@@ -86,12 +86,6 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"{shown(text)} given; accepted: a number from 1")
-    return int(text)
-
-
 def _add_command(
     commands: Any, name: str, text: str, formatter: type[argparse.HelpFormatter] = WithDefaults
 ) -> argparse.ArgumentParser:
@@ -128,7 +122,7 @@ def _add_runs(commands: Any) -> None:
         command.add_argument(
             "--preview",
             nargs="?",
-            type=_count,
+            type=count,
             const=PREVIEW_EVERY,
             metavar="N",
             help="write preview.mp4 to the run folder after every N-th step, a small picture of the latents "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import re
@@ -47,6 +48,13 @@ def is_possible(path: str) -> bool:
     """Whether the system can look up a path of this length."""
     names = [os.fsencode(name) for name in path.replace(os.sep, "/").split("/")]
     return len(os.fsencode(path)) <= LONGEST_PATH and all(len(name) <= LONGEST_NAME for name in names)
+
+
+def count(text: str) -> int:
+    """A number of things, for an argument of the command line that is no setting."""
+    if not (text.isascii() and text.isdigit() and len(text) < 5 and int(text)):
+        raise argparse.ArgumentTypeError(f"{shown(text)} given; accepted: a number from 1 to 9999")
+    return int(text)
 
 
 def plain(value: Any) -> Any:
