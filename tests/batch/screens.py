@@ -80,19 +80,19 @@ def drawn(act, columns, rows):
     flags[3] &= ~(termios.ECHO | termios.ICANON)
     termios.tcsetattr(terminal, termios.TCSANOW, flags)
     os.write(terminal, b"\n")
-    screen, pauses = Screen(columns, rows), []
+    screen, pauses, pending = Screen(columns, rows), [], b""  # a read may end amid an escape
     until = time.monotonic() + 60
     while time.monotonic() < until:
         try:
-            data = os.read(terminal, 1 << 16)
+            pending += os.read(terminal, 1 << 16)
         except OSError:  # the fork has ended
             break
-        *amid, rest = data.decode().split("\0")
+        *amid, pending = pending.split(b"\0")
         for text in amid:
-            screen.write(text)
+            screen.write(text.decode())
             pauses.append((screen.shown, screen.cursor))
             os.write(terminal, b"\n")
-        screen.write(rest)
+    screen.write(pending.decode())
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0, screen.lines
     return pauses, screen

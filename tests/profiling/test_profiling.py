@@ -297,7 +297,7 @@ def test_the_command_leaves_the_profile_in_the_run_folder(command, loop, monkeyp
         return Run(tmp_path)
 
     monkeypatch.setattr(jobs, "transfer", job)
-    (tmp_path / "settings.yaml").write_text("model: small\nvideo: x\nprompt: x\n")
+    (tmp_path / "settings.yaml").write_text(f"model: small\nvideo: {tmp_path}\nprompt: x\n")
     origin = ["--from", tmp_path] if command == "inject" else ["--config", tmp_path / "settings.yaml"]
     assert main([command, *map(str, origin), "--profile", "steps=1"]) == 0
     captured = capsys.readouterr()
