@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ditflow.errors import DitflowError, SettingsError, shown
-from ditflow.files import check_source
 from ditflow.jobs.checks import with_absolute_paths
 from ditflow.jobs.ensure import check_same
-from ditflow.jobs.needs import check_given, transfer_needs
+from ditflow.jobs.needs import check_clip, check_given, transfer_needs
 from ditflow.limits import BATCH_BYTES, BATCH_JOBS
 from ditflow.run_folder.run import SETTINGS, Run, check_output_name, run_name
 from ditflow.settings import Settings, read_settings
@@ -84,8 +83,7 @@ def check_jobs(rows: Iterable[Row], output: Path) -> list[BatchJob]:
 def _check(number: int, values: Mapping[str, Any], output: Path) -> BatchJob:
     settings = read_settings(**values)
     check_given(settings, *transfer_needs(settings))
-    if settings.has_clip:
-        check_source(Path(settings.video).expanduser())
+    check_clip(settings)
     if settings.device not in ("auto", "cpu", "cuda"):
         raise SettingsError(
             f"device: {settings.device!r} given; accepted in a batch: auto, cpu, cuda (a worker has one GPU)"

@@ -21,7 +21,7 @@ from ditflow.errors import DitflowError, SettingsError, interruption
 from ditflow.files import json_text
 from ditflow.jobs.needs import check_first
 from ditflow.progress import quieten_libraries
-from ditflow.run_folder.kind import check_finished, check_run
+from ditflow.run_folder.kind import check_finished_folder, check_run_folder
 from ditflow.settings import Settings
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def print_blocks(
 
 def continue_run(options: argparse.Namespace) -> None:
     """Resume or decode a run and print its folder."""
-    check_run(options.run)
+    check_run_folder(options.run)
     quieten_libraries()
     from ditflow.jobs.transfer import decode, resume
 
@@ -194,7 +194,7 @@ def print_evaluation(options: argparse.Namespace) -> None:
     if bool(options.runs) == any(given) or any(given) != all(given):
         raise SettingsError("evaluate: give run folders, or --video and --reference (and --prompt)")
     for run in options.runs:
-        check_finished(run)
+        check_finished_folder(run)
     quieten_libraries()
     from ditflow.evaluation import evaluate, tables
     from ditflow.evaluation.finished import FinishedRun

@@ -13,7 +13,7 @@ from ditflow.errors import DitflowError
 from ditflow.files import check_source, inside
 from ditflow.limits import SOURCE_FRAMES
 from ditflow.models.hub import offline
-from ditflow.run_folder.kind import RECORD, SETTINGS, check_finished
+from ditflow.run_folder.kind import RECORD, SETTINGS, check_finished_folder
 from ditflow.run_folder.record import read_record
 from ditflow.run_folder.run import Run, read_latents, video_name
 from ditflow.settings import Settings, read_settings
@@ -32,7 +32,7 @@ class FinishedRun:
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Read a folder. Raises DitflowError if it is not a finished transfer."""
-        check_finished(folder)
+        check_finished_folder(folder)
         settings, record = inside(folder, SETTINGS), inside(folder, RECORD)
         with offline():  # they may name a model of the hub
             run = cls(folder, read_settings(settings), read_record(record))

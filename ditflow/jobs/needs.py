@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ditflow.errors import SettingsError
@@ -19,8 +20,13 @@ def check_first(settings: Settings, command: str) -> None:
     check_given(settings, source, *(others if command != "flow" else ()))
     if settings.has_clip or command != "flow":  # else it is drawn without a model
         device_name(settings)
+    check_clip(settings)
+
+
+def check_clip(settings: Settings) -> None:
+    """Raises DitflowError if the clip that the settings name is not there."""
     if settings.has_clip:
-        check_source(Path(settings.video))
+        check_source(Path(os.path.expanduser(settings.video)))
 
 
 def transfer_needs(settings: Settings) -> tuple[str, ...]:

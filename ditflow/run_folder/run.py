@@ -23,7 +23,7 @@ from torch import Tensor
 from ditflow.errors import DitflowError, SettingsError, TemporaryError
 from ditflow.files import inside, json_text, refuse_pickle, regular_file, whole_or_absent
 from ditflow.limits import CLIP_BYTES, SETTINGS_BYTES, TENSOR_BYTES
-from ditflow.run_folder.kind import RECORD, SETTINGS, check_run
+from ditflow.run_folder.kind import RECORD, SETTINGS, check_run_folder
 from ditflow.run_folder.record import read_record
 from ditflow.settings import Settings, read_settings
 from ditflow.video import Clip, read_clip
@@ -53,7 +53,7 @@ class Run:
     def open(cls, folder: Path | str) -> Run:
         """Open a transfer's folder, finished or not. Raises DitflowError for any other folder."""
         folder = Path(folder)
-        check_run(folder)
+        check_run_folder(folder)
         return cls(folder)
 
     @property

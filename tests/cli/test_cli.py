@@ -201,6 +201,16 @@ def test_exit_codes(monkeypatch, capsys, tmp_path, outcome, code, message):
     assert captured.out == (f"{tmp_path}\n" if code == 0 else "")
 
 
+def test_a_clip_in_the_home_folder(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "clip").mkdir()
+    monkeypatch.setattr(jobs, "transfer", lambda settings, progress: Run(tmp_path))
+    words = ["transfer", "--model", "small", "--prompt", "x", "--quiet", "--video"]
+    assert main([*words, "~/clip"]) == 0
+    assert main([*words, "~/other"]) == 1
+    assert f"{tmp_path}/other does not exist" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words, says",
     [
