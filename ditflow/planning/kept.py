@@ -25,6 +25,7 @@ from ditflow_kernels.backends import fastest
 
 logger = logging.getLogger(__name__)
 
+MOST_FILES = 200  # some kilobytes each
 STORING = ("accelerate", "bitsandbytes", "gguf")  # packages that say how weights are stored
 
 
@@ -46,7 +47,7 @@ def read_kept(phases: Phases) -> dict[str, Any]:
 
 
 def keep(phases: Phases) -> None:
-    """Keep all of `phases.measured`."""
+    """Keep all of `phases.measured`, and remove the oldest files beyond `MOST_FILES`."""
     kept = {
         name: asdict(value) if isinstance(value, Work) else value for name, value in phases.measured.items()
     }
@@ -55,6 +56,9 @@ def keep(phases: Phases) -> None:
         with whole_or_absent(file) as unfinished:
             content = {"checksum": _checksum(file, kept), "measured": kept}
             unfinished.write_text(json.dumps(content), encoding="utf-8")
+        kept_files = sorted(file.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)
+        for old in kept_files[:-MOST_FILES]:
+            old.unlink(missing_ok=True)
     except OSError as error:  # the cache is optional
         logger.debug("a plan is not cached: %s", error)
 
