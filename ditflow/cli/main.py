@@ -18,7 +18,7 @@ from ditflow.cli.parser import USAGE
 from ditflow.cli.terminal import Output, one_line, steady_output
 from ditflow.comfyui.command import install_nodes
 from ditflow.errors import DitflowError, SettingsError, interruption
-from ditflow.files import json_text
+from ditflow.files import check_source, json_text
 from ditflow.jobs.needs import check_first
 from ditflow.progress import quieten_libraries
 from ditflow.run_folder.kind import check_finished_folder, check_run_folder
@@ -195,6 +195,8 @@ def print_evaluation(options: argparse.Namespace) -> None:
         raise SettingsError("evaluate: give run folders, or --video and --reference (and --prompt)")
     for run in options.runs:
         check_finished_folder(run)
+    for video in filter(None, given):
+        check_source(video)
     quieten_libraries()
     from ditflow.evaluation import evaluate, tables
     from ditflow.evaluation.finished import FinishedRun
@@ -212,6 +214,8 @@ def print_evaluation(options: argparse.Namespace) -> None:
 
 def write_page(options: argparse.Namespace) -> None:
     """Write the page about runs and print its path."""
+    if len(options.runs) == 1:  # of several, those that are no finished run are skipped
+        check_finished_folder(options.runs[0])
     quieten_libraries()
     from ditflow.pages.page import report
 

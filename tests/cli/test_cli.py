@@ -230,6 +230,8 @@ def test_a_clip_in_the_home_folder(monkeypatch, capsys, tmp_path):
         ("resume absent", "absent is not a run folder"),
         ("decode absent", "absent is not a run folder"),
         ("evaluate absent", "absent is not a finished run"),
+        ("evaluate --video absent --reference absent", "absent does not exist"),
+        ("report absent", "absent is not a finished run"),
         ("transfer --model small --video absent --prompt x", "absent does not exist"),
         ("flow --model small --video absent", "absent does not exist"),
     ],
