@@ -1,7 +1,11 @@
-"""A CogVideoX transfer that takes a second: its words, how to interrupt it, and what its folder holds."""
+"""A CogVideoX transfer that takes a second: its words, how to stop it, and what its folder holds."""
 
 import json
+import os
+import signal
+import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import yaml
 from safetensors.torch import load_file
@@ -27,6 +31,20 @@ def interrupted_in(index, schedule, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(schedule, "step", interrupted)
         yield
+
+
+def kill_in_step_of(schedule, index):
+    """Have this process end with SIGKILL in a denoising step (from 0), once there is a checkpoint below."""
+    step = schedule.step
+
+    def killed(self, prediction, number, latents):
+        if number == index:
+            while not list(Path().rglob("state/step.safetensors")):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, prediction, number, latents)
+
+    schedule.step = killed
 
 
 def latents(folder):

@@ -1,7 +1,7 @@
 """Run the command line in forks of a warm process, so that torch is imported once for all cases.
 
 A fork can plant a fault: a signal or an out-of-memory error at the n-th call in a stage of the job, a full
-disk, or a limit on file size.
+disk, or a limit on file size. Or it first calls a function of a test module, given as "module:name".
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections import Counter
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,10 @@ def child(case: dict[str, Any]) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (case["largest_file"],) * 2)
     if "full_after" in case:
         fill_disk(case["full_after"])
+    if "first" in case:
+        function, *given = case["first"]
+        module, _, name = function.partition(":")
+        getattr(import_module(module), name)(*given)
     trap = Trap(**case.get("trap", {}))
     trap.set()
     code = main(case["words"])

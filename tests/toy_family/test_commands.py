@@ -1,14 +1,10 @@
 """Every command on the toy, through the command line."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -191,15 +187,18 @@ def test_transfer_and_plan_of_a_run_with_two_losses(ditflow, transfer, toy_folde
     ],
     ids=" ".join,
 )
-def test_resume_after_a_kill(ditflow, transfer, clip, toy_folder, tmp_path, monkeypatch, words):
+def test_resume_after_a_kill(ditflow, transfer, clip, toy_folder, fork_server, tmp_path, monkeypatch, words):
     """In a guided step, which the next one goes on from; then after an interrupt in a plain one."""
     words = (*words, "--output", "run")
     (tmp_path / "whole").mkdir()
     monkeypatch.chdir(tmp_path / "whole")
     transfer(*words)
     monkeypatch.chdir(tmp_path)
-    given = ("--model", toy_folder, "--video", clip, "--prompt", PROMPT, "--device", "cpu", *words)
-    killed_in_step(2, tmp_path, "transfer", *given)
+    given = ("--model", str(toy_folder), "--video", str(clip), "--prompt", PROMPT, "--device", "cpu", *words)
+    code = fork_server.run(
+        tmp_path, "transfer", *given, "--quiet", first=["toy_family.killed:kill_in_step", 2]
+    )
+    assert code == -signal.SIGKILL, fork_server.error(tmp_path)
     run = tmp_path / "run"
     assert (run / "state" / "step.safetensors").exists() and not (run / "run.json").exists()
 
@@ -209,18 +208,6 @@ def test_resume_after_a_kill(ditflow, transfer, clip, toy_folder, tmp_path, monk
     ditflow("resume", "run", "--quiet")
     assert record(run)["resumed"]
     assert contents(run) == contents(tmp_path / "whole" / "run")
-
-
-def killed_in_step(index, folder, *words):
-    """Run a command in a process that is killed in a denoising step, once there is a checkpoint."""
-    environment = os.environ | {
-        "KILL_IN_STEP": str(index),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
-    }
-    command = [sys.executable, "-m", "toy_family", *map(str, words), "--quiet"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def test_decode_in_tiles_makes_the_video_again(ditflow, transfer):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from quick_runs import interrupted_in, latents, record
 from run_processes import contents
 from safetensors.torch import load_file, save_file
 from tiny_wan_pipelines import KINDS
-from wan_runs import PROMPT, killed_in_step
+from wan_runs import PROMPT, QUICK
 
 from ditflow.memory.presets import PRESETS
 from ditflow.memory.streamed import Streamed
@@ -163,14 +164,16 @@ def test_inject_uses_the_embedding_of_another_run(ditflow, transfer, tmp_path, w
     [(), ("--optimise", "embedding"), ("--speed", "faster"), ("--loss", "x0"), NOISED],
     ids=" ".join,
 )
-def test_resume_after_a_kill(ditflow, transfer, clip, wan_folders, tmp_path, monkeypatch, words):
+def test_resume_after_a_kill(ditflow, transfer, clip, wan_folders, fork_server, tmp_path, monkeypatch, words):
     """In a guided step, which the next one goes on from; then after an interrupt in a plain one."""
     words = (*words, "--output", "run")
     (tmp_path / "whole").mkdir()
     monkeypatch.chdir(tmp_path / "whole")
     transfer(*words)
     monkeypatch.chdir(tmp_path)
-    killed_in_step(2, tmp_path, "--model", wan_folders(), "--video", clip, "--prompt", PROMPT, *words)
+    given = ("--model", str(wan_folders()), "--video", str(clip), "--prompt", PROMPT, *QUICK, *words)
+    code = fork_server.run(tmp_path, "transfer", *given, first=["wan_runs:kill_in_step", 2])
+    assert code == -signal.SIGKILL, fork_server.error(tmp_path)
     run = tmp_path / "run"
     assert (run / "state" / "step.safetensors").exists() and not (run / "run.json").exists()
 
