@@ -1,5 +1,7 @@
 """Fixtures that several test folders share."""
 
+import gc
+import os
 import shutil
 import signal
 import sys
@@ -17,11 +19,15 @@ from tiny_pipelines import build_pipeline, quick_settings
 
 from ditflow import video
 from ditflow.cli.main import main
-from ditflow.files import cache_folder
 from ditflow.video import decoding
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests send it, and `nohup make test` would have it ignored
 torch.set_num_threads(1)  # models are tiny: a second thread costs more than it saves, and reorders sums
+
+
+def pytest_collection_finish():
+    """What has been imported stays, so garbage collections need not look through it."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,10 +38,12 @@ def isolated_cache(tmp_path_factory):
         yield
 
 
-@pytest.fixture(autouse=True)
-def fresh_plans():
-    """No test reads what another one has measured for its plans."""
-    shutil.rmtree(cache_folder() / "plans", ignore_errors=True)
+@pytest.fixture(scope="session", autouse=True)
+def power_stays_on():
+    """Files are not flushed to disk: only a power cut would tell, and waiting for disks takes long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -25,9 +25,10 @@ GAINS = {
     "norm2.linear.weight": 2.0,
     "norm_q.weight": 1.7,
     "norm_k.weight": 1.7,
-    "encoder.conv_out.conv.weight": 2.0,
+    "encoder.conv_out.conv.weight": 2.6,
 }
-SEED = 4  # with this seed the autoencoder preserves the position of a moving shape
+NARROW_VAE = VAE | {"block_out_channels": (8, 16, 16)}
+SEED = 39  # with this seed the autoencoder preserves the position of a moving shape
 BLUR_SHARE = 0.6  # of blur in a 3 x 3 (x 3) convolution, to preserve positions; the rest is noise
 
 
@@ -38,7 +39,7 @@ def build_pipeline(folder: Path, *, seed: int = SEED, positional: str = "rope") 
         transformer = CogVideoXTransformer3DModel(
             use_rotary_positional_embeddings=positional == "rope", **TRANSFORMER
         )
-        vae = AutoencoderKLCogVideoX(**VAE)
+        vae = AutoencoderKLCogVideoX(**NARROW_VAE)
         _randomise(transformer)
         _randomise(vae)
     write_pipeline(folder, random_text_encoder(), transformer, vae)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -24,11 +25,13 @@ from ditflow.planning.choice import _phases, choose_plan
 
 CPU = torch.device("cpu")
 MODES = {  # contexts that a caller may be in
-    "bfloat16-autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "inference-mode": torch.inference_mode,
-    "no-grad": torch.no_grad,
-    "meta-device": lambda: torch.device("meta"),
-    "anomaly-detection": lambda: torch.autograd.set_detect_anomaly(True),
+    "inference": [torch.inference_mode],
+    "no-grad": [torch.no_grad],
+    "autocast-meta-anomaly": [
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.device("meta"),
+        lambda: torch.autograd.set_detect_anomaly(True),
+    ],
 }
 GLOBALS = {  # how to set, a value, how to read
     "float64": (torch.set_default_dtype, torch.float64, torch.get_default_dtype),
@@ -53,6 +56,10 @@ GLOBALS = {  # how to set, a value, how to read
         lambda: torch.backends.mkldnn.enabled,
     ),
 }
+TOGETHER = [  # each alone would take long
+    ("float64", "matmul-medium", "no-flash", "no-grad-for-good", "fp16-sums"),
+    ("bfloat16", "default-device", "deterministic", "no-mkldnn"),
+]
 
 
 @pytest.fixture
@@ -70,28 +77,37 @@ def expected(clip, small_folder, tmp_path_factory):
     return latents(transfer(quick_settings(clip, small_folder, output=str(folder / "run"))))
 
 
-@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_the_callers_modes_do_not_matter(settings, expected, fresh, mode):
-    with mode():
+@pytest.mark.parametrize("modes", MODES.values(), ids=MODES)
+def test_the_callers_modes_do_not_matter(settings, expected, fresh, modes):
+    with ExitStack() as entered:
+        for mode in modes:
+            entered.enter_context(mode())
         assert torch.equal(latents(transfer(settings)), expected)
     assert torch.equal(latents(transfer(settings)), expected)  # caches filled there are sound
 
 
-@pytest.mark.parametrize("setting", GLOBALS.values(), ids=GLOBALS)
-def test_the_callers_settings_do_not_matter_and_are_restored(settings, expected, fresh, setting):
-    write, value, read = setting
-    before = read()
-    write(value)
+@pytest.mark.parametrize("names", TOGETHER, ids="-".join)
+def test_the_callers_settings_do_not_matter_and_are_restored(settings, expected, fresh, names):
+    changed = [GLOBALS[name] for name in names]
+    before = [read() for _, _, read in changed]
+    wanted = [value for _, value, _ in changed]
+    for write, value, _ in changed:
+        write(value)
     try:
         assert torch.equal(latents(transfer(settings)), expected)
-        assert read() == value
+        assert [read() for _, _, read in changed] == wanted
         with pytest.raises(DitflowError):
             transfer(replace(settings, frames=300))
-        assert read() == value
+        assert [read() for _, _, read in changed] == wanted
         flow(replace(settings, output=f"{settings.output}-flow", injection=False))
-        assert read() == value
+        assert [read() for _, _, read in changed] == wanted
     finally:
-        write(None if write is torch.set_default_device else before)
+        for (write, _, _), value in zip(changed, before, strict=True):
+            write(None if write is torch.set_default_device else value)
+
+
+def test_every_setting_is_tried():
+    assert sorted(sum(TOGETHER, ())) == sorted(GLOBALS)
 
 
 def state():

@@ -98,11 +98,15 @@ def test_each_expert_has_its_guidance_scale_in_a_run_and_in_its_plan(ditflow, tr
     assert 0 < alone < 8 and (times["denoise"], times["prompt only"]) == (8 - alone, alone)
 
 
-RESUMED = [("--step-cache", "1"), ("--guided", "1"), ("--guidance-scale", "4", "3", "--speed", "fast")]
+RESUMED = {  # words, and the steps (from 0) that are interrupted: the second expert has those from 2 on
+    "last of the first": (("--guided", "1"), 1),
+    "first of the second": (("--guided", "1"), 2),
+    "later, with differences kept": (("--step-cache", "1"), 3),
+    "two guidance scales": (("--guidance-scale", "4", "3", "--speed", "fast"), 2),
+}
 
 
-@pytest.mark.parametrize("at", [1, 2, 3, 4])
-@pytest.mark.parametrize("words", RESUMED, ids=" ".join)
+@pytest.mark.parametrize("words, at", RESUMED.values(), ids=RESUMED)
 def test_resume_on_either_side_of_the_boundary(ditflow, transfer, tmp_path, monkeypatch, loads, words, at):
     (tmp_path / "whole").mkdir()
     monkeypatch.chdir(tmp_path / "whole")
