@@ -47,6 +47,7 @@ class ModelFolder:
         self.kept = kept
         self.path = find_folder(model)
         self.family = _family(model)
+        self._checked: dict[str, Hashable] = {}  # by parts: the states in which they passed
         self._tokens: dict[tuple[str, ...], Tensor] = {}  # by prompts
 
     def config(self, part: str) -> dict[str, Any]:
@@ -190,7 +191,10 @@ class ModelFolder:
         return expert_stops(self.family.experts, schedule.timesteps, trained)
 
     def _check(self, part: str) -> None:
-        folder = self.path / part
+        """Check a part's files, unless that has been done and they are the same."""
+        folder, state = self.path / part, self._states(part)
+        if self._checked.get(part) == state:
+            return
         with self._reading(part):
             check_part(folder, self.family.classes.get(part))
             if part != "tokenizer" or (folder / CONFIGS[part]).exists():
@@ -199,6 +203,7 @@ class ModelFolder:
                 self.family.check_tokenizer(folder, self.config("text_encoder"))
             if part not in WITHOUT_WEIGHTS:
                 check_tensors(self._empty(part), weight_files(folder))
+        self._checked[part] = state
 
     def _empty(self, part: str) -> nn.Module:
         """A part's network without weights."""

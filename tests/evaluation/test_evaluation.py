@@ -317,7 +317,7 @@ def test_damaged_and_other_runs(run, capsys):
         (["/nowhere"], 1, "/nowhere is not a finished run"),
         (["--video", "/nowhere", "--reference", "/nowhere", "--clip", "none"], 1, "/nowhere does not exist"),
         (
-            ["--video", "a.mp4", "--reference", "b.mp4", "--clip", "/nowhere"],
+            ["--video", "{pair}", "--reference", "{pair}", "--clip", "/nowhere"],
             1,
             "give another hub id or a folder",
         ),

@@ -10,7 +10,6 @@ from tiny_pipelines import latents
 
 from ditflow import resume, transfer
 from ditflow.cli.main import main
-from ditflow.memory.presets import PRESETS
 from ditflow.models.cogvideox.schedule import CogVideoXSchedule
 from ditflow.planning import plan
 from ditflow.settings import read_settings
@@ -32,8 +31,8 @@ def expected():
     return {}
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_gives_the_same_latents(at_speed, expected, name, monkeypatch):
+@pytest.mark.parametrize("name", ["4gb", "12gb", "16gb", "80gb"])  # no two checkpoint or stream alike
+def test_every_kind_of_preset_gives_the_same_latents(at_speed, expected, name, monkeypatch):
     def fewest_resident(phases, preset, free, sizes):
         return 3 if preset.checkpoint == "none" else 0
 

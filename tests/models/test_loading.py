@@ -1,6 +1,7 @@
 """Loading models: local folders, the hub without a network, and LoRA files."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from tiny_models import tiny_transformer
 
 from ditflow.errors import DitflowError
+from ditflow.models import loading
 from ditflow.models.cogvideox.family import CogVideoXFamily
 from ditflow.models.finding import find_folder
 from ditflow.models.hub import missing_files
@@ -66,6 +68,19 @@ def test_damaged_folder(small_folder, tmp_path, break_it, message):
         ModelFolder(str(tmp_path / "model"), "float32", CPU).transformer()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_part_is_checked_again_only_if_its_files_have_changed(small_folder, tmp_path, monkeypatch):
+    model, checked = shutil.copytree(small_folder, tmp_path / "model"), []
+    monkeypatch.setattr(loading, "check_tensors", lambda network, files: checked.append(type(network)))
+    folder = ModelFolder(str(model), "float32", CPU)
+    folder.check()
+    assert len(checked) == 3
+    folder.transformer()
+    assert len(checked) == 3
+    os.utime(next((model / "transformer").glob("*.safetensors")), (0, 0))
+    folder.transformer()
+    assert len(checked) == 4
 
 
 def test_pickled_weights_are_not_read(small_folder, tmp_path):

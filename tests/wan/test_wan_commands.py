@@ -40,15 +40,16 @@ def resident(made):
     return made("--memory", "80gb")["latents"]
 
 
-@pytest.mark.parametrize("optimise", ["latent", "embedding"])
 @pytest.mark.parametrize(
-    "loss, injection",
+    "loss, injection, optimise",
     [
-        ("flow", "--injection"),
-        ("flow", "--no-injection"),
-        ("moft", "--no-injection"),
-        ("smm", "--injection"),
-        ("smm-release", "--no-injection"),
+        ("flow", "--injection", "latent"),
+        ("flow", "--no-injection", "embedding"),
+        ("moft", "--no-injection", "latent"),
+        ("moft", "--no-injection", "embedding"),
+        ("smm", "--injection", "latent"),
+        ("smm-release", "--no-injection", "latent"),
+        ("smm-release", "--injection", "embedding"),
     ],
 )
 def test_transfer(transfer, free, loss, optimise, injection):
