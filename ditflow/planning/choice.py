@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -23,6 +25,8 @@ MIB = 1 << 20
 RETRY_SHARE = 0.9  # of the failed plan's peak: the next plan needs at most this much
 
 ADVICE = "use fewer --frames or a smaller --size"
+
+OF_VIDEO = ("layer_bytes", "text", "encode", "decode")  # methods of `Phases`
 
 # settings that do not change what a phase costs
 NEUTRAL = {
@@ -71,6 +75,9 @@ def make_plans(
             break
     if len(phases.measured) > known:
         keep(phases)
+        _of_video(phases).update(
+            (name, work) for name, work in phases.measured.items() if name.split()[0] in OF_VIDEO
+        )
     return found
 
 
@@ -92,10 +99,22 @@ def phases_of(settings: Settings, device: str) -> Phases:
 
 @lru_cache(maxsize=4)
 def _phases(alike: Settings, device: str) -> Phases:
-    """Phases with what other processes have measured of them."""
+    """Phases with what other processes, and plans of other guidance, have measured of them."""
     phases = Phases(alike, device)
-    phases.measured |= read_kept(phases)
+    phases.measured |= _of_video(phases) | read_kept(phases)
     return phases
+
+
+def _of_video(phases: Phases) -> dict[str, Any]:
+    """What this process has measured of text, encoding and decoding, which no setting of guidance changes."""
+    settings, model = phases.settings, phases.model
+    configs = json.dumps([model.family.pipeline, model.configs], sort_keys=True)
+    return _measured_of_video(configs, settings.dtype, settings.frames, settings.size, phases.device)
+
+
+@lru_cache(maxsize=4)
+def _measured_of_video(*_: Hashable) -> dict[str, Any]:
+    return {}
 
 
 @torch_state()

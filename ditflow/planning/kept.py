@@ -69,8 +69,9 @@ def plan_file(phases: Phases) -> Path:
     Raises OSError if a GGUF file of the settings cannot be found.
     """
     settings, model = phases.settings, phases.model
+    names = {item.name for item in fields(settings)} - {"model"}  # whose configurations count, not its place
     facts = [
-        {item.name: plain(getattr(settings, item.name)) for item in fields(settings)},
+        {name: plain(getattr(settings, name)) for name in names},
         [digest_cache(Path(kind)).name for kind in settings.weight_kinds if kind.endswith(".gguf")],
         [model.family.pipeline, vars(model.family), model.configs],
         [phases.device, fastest(torch.device(phases.device))],  # an old GPU has other kernels

@@ -21,7 +21,8 @@ from ditflow.memory import torch_state as module
 from ditflow.memory.torch_state import WORKSPACE, torch_state
 from ditflow.models.cogvideox.text import T5TextEncoder
 from ditflow.models.cogvideox.transformer import CogVideoXTransformer
-from ditflow.planning.choice import _phases, choose_plan
+from ditflow.planning import choice
+from ditflow.planning.choice import choose_plan
 
 CPU = torch.device("cpu")
 MODES = {  # contexts that a caller may be in
@@ -66,9 +67,14 @@ TOGETHER = [  # each alone would take long
 def fresh(monkeypatch, tmp_path):
     """Every cache is empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    _phases.cache_clear()
+    forget_plans()
     yield
-    _phases.cache_clear()
+    forget_plans()
+
+
+def forget_plans():
+    choice._phases.cache_clear()
+    choice._measured_of_video.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -32,9 +32,14 @@ CASES = {name: (change, "cuda") for name, change in CHANGES.items()} | {"on a CP
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    choice._phases.cache_clear()
+    forget_plans()
     yield tmp_path / "cache" / "ditflow" / "plans"
+    forget_plans()
+
+
+def forget_plans():
     choice._phases.cache_clear()
+    choice._measured_of_video.cache_clear()
 
 
 @pytest.fixture
@@ -61,7 +66,7 @@ UNLIKE = [preset for preset in presets() if preset.name in ("4gb", "16gb", "80gb
 
 def planned(settings, device="cuda", wanted=UNLIKE):
     """The plans that a new process makes."""
-    choice._phases.cache_clear()
+    forget_plans()
     return choice.make_plans(settings, wanted, device)
 
 
@@ -93,6 +98,22 @@ def test_settings_with_equal_phases_share_a_file(quick, cache, counted):
     other = replace(quick, steps=7, seed=3, prompt="a cat")
     assert planned(other) != planned(quick)
     assert len(counted) == times and len(list(cache.iterdir())) == 1
+
+
+def test_other_guidance_shares_what_it_does_not_change(settings, small_folder, tmp_path):
+    model = shutil.copytree(small_folder, tmp_path / "model")
+    settings = replace(settings, model=str(model))
+    planned(settings)
+    other = replace(settings, loss="moft", injection=True)
+    shared = choice.phases_of(other, "cuda").measured
+    assert {name.split()[0] for name in shared} == {"layer_bytes", "text", "encode", "decode"}
+    assert choice.make_plans(other, UNLIKE, "cuda") == measured_anew(other)
+    assert not choice.phases_of(replace(settings, size="64x32"), "cuda").measured
+    assert not choice.phases_of(settings, "cpu").measured
+    config = json.loads((model / "vae" / "config.json").read_text())
+    (model / "vae" / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.5}))
+    choice._phases.cache_clear()
+    assert not choice.phases_of(settings, "cuda").measured
 
 
 def test_a_file_gains_what_another_preset_needs(settings, cache, counted):
@@ -128,6 +149,11 @@ def test_a_file_is_for_what_it_depends_on(settings, small_folder, tmp_path, monk
         monkeypatch.setattr(kept, "fastest", lambda _: "another kernel")
     assert kept.plan_file(Phases(settings, device)) != before
     kept._sources.cache_clear()
+
+
+def test_a_copy_of_the_model_shares_the_file(settings, small_folder, tmp_path):
+    copy = replace(settings, model=str(shutil.copytree(small_folder, tmp_path / "copy")))
+    assert kept.plan_file(Phases(copy)) == kept.plan_file(Phases(settings))
 
 
 def test_a_changed_gguf_file_is_another_file(settings, tmp_path):
