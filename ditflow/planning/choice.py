@@ -26,7 +26,8 @@ RETRY_SHARE = 0.9  # of the failed plan's peak: the next plan needs at most this
 
 ADVICE = "use fewer --frames or a smaller --size"
 
-OF_VIDEO = ("layer_bytes", "text", "encode", "decode")  # methods of `Phases`
+# methods of `Phases` whose results no setting of guidance changes
+OF_VIDEO = ("layer_bytes", "text", "encode", "decode")
 
 # settings that do not change what a phase costs
 NEUTRAL = {
@@ -75,9 +76,9 @@ def make_plans(
             break
     if len(phases.measured) > known:
         keep(phases)
-        _of_video(phases).update(
-            (name, work) for name, work in phases.measured.items() if name.split()[0] in OF_VIDEO
-        )
+    _of_video(phases).update(
+        (name, work) for name, work in phases.measured.items() if name.split()[0] in OF_VIDEO
+    )
     return found
 
 
@@ -106,7 +107,7 @@ def _phases(alike: Settings, device: str) -> Phases:
 
 
 def _of_video(phases: Phases) -> dict[str, Any]:
-    """What this process has measured of text, encoding and decoding, which no setting of guidance changes."""
+    """What this process knows of text, encoding and decoding, for all plans of a video of this size."""
     settings, model = phases.settings, phases.model
     configs = json.dumps([model.family.pipeline, model.configs], sort_keys=True)
     return _measured_of_video(configs, settings.dtype, settings.frames, settings.size, phases.device)
