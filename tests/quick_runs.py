@@ -16,6 +16,17 @@ QUICK = (
     *("--device", "cpu", "--guidance-blocks", 2, "--optimisation-steps", 2, "--learning-rate", 0.05, 0.02),
     *("--guidance-scale", 2, "--steps", 4, "--guided", 0.5, "--temperature", 8, "--quiet"),
 )
+GUIDED_WAYS = [  # loss, injection, what is optimised: every loss by its gradient, each way of optimising
+    ("flow", "--injection", "latent"),
+    ("flow", "--no-injection", "latent"),
+    ("flow", "--no-injection", "embedding"),
+    ("moft", "--no-injection", "latent"),
+    ("moft", "--no-injection", "embedding"),
+    ("smm", "--injection", "latent"),
+    ("smm", "--injection", "embedding"),
+    ("smm-release", "--no-injection", "latent"),
+    ("smm-release", "--no-injection", "embedding"),
+]
 
 
 @contextmanager

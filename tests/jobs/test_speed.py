@@ -31,7 +31,7 @@ def expected():
     return {}
 
 
-@pytest.mark.parametrize("name", ["4gb", "12gb", "16gb", "80gb"])  # no two checkpoint or stream alike
+@pytest.mark.parametrize("name", ["4gb", "12gb", "16gb", "80gb"])  # no two recompute and stream alike
 def test_every_kind_of_preset_gives_the_same_latents(at_speed, expected, name, monkeypatch):
     def fewest_resident(phases, preset, free, sizes):
         return 3 if preset.checkpoint == "none" else 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from quick_runs import interrupted_in, latents, record
+from quick_runs import GUIDED_WAYS, interrupted_in, latents, record
 from repository import ROOT
 from run_processes import contents
 from safetensors.torch import load_file
@@ -54,18 +54,7 @@ def resident(made):
     return made("--memory", "80gb")["latents"]
 
 
-@pytest.mark.parametrize(
-    "loss, injection, optimise",
-    [
-        ("flow", "--injection", "latent"),
-        ("flow", "--no-injection", "embedding"),
-        ("moft", "--no-injection", "latent"),
-        ("moft", "--no-injection", "embedding"),
-        ("smm", "--injection", "latent"),
-        ("smm-release", "--no-injection", "latent"),
-        ("smm-release", "--injection", "embedding"),
-    ],
-)
+@pytest.mark.parametrize("loss, injection, optimise", GUIDED_WAYS)
 def test_transfer(transfer, free, loss, optimise, injection):
     run = transfer("--loss", loss, "--optimise", optimise, injection, "--optimisation-steps", "3")
     found = load_file(run / "latents.safetensors")

@@ -11,7 +11,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from gguf import GGMLQuantizationType as Kind
 from quantised_models import write_gguf
-from quick_runs import interrupted_in, latents, record
+from quick_runs import GUIDED_WAYS, interrupted_in, latents, record
 from run_processes import contents
 from safetensors.torch import load_file, save_file
 from tiny_wan_pipelines import KINDS
@@ -40,18 +40,7 @@ def resident(made):
     return made("--memory", "80gb")["latents"]
 
 
-@pytest.mark.parametrize(
-    "loss, injection, optimise",
-    [
-        ("flow", "--injection", "latent"),
-        ("flow", "--no-injection", "embedding"),
-        ("moft", "--no-injection", "latent"),
-        ("moft", "--no-injection", "embedding"),
-        ("smm", "--injection", "latent"),
-        ("smm-release", "--no-injection", "latent"),
-        ("smm-release", "--injection", "embedding"),
-    ],
-)
+@pytest.mark.parametrize("loss, injection, optimise", GUIDED_WAYS)
 def test_transfer(transfer, free, loss, optimise, injection):
     words = ("--loss", loss, "--optimise", optimise, injection, "--optimisation-steps", "3")
     run = transfer(*words, "--moft-channels", "0.5", "--learning-rate", "0.01", "0.01")
