@@ -9,7 +9,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Kind
 
 from bench.subjects import random_network, shipped_config
-from ditflow.planning.fake import fake_tensors
+from ditflow.memory.fake_tensors import fake_tensors
 
 BYTES = {Kind.F32: np.dtype(np.float32), Kind.F16: np.dtype(np.float16)}
 

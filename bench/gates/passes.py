@@ -11,8 +11,8 @@ from bench.gates.gate import Gate, Metrics
 from bench.gates.saved import SavedBytes
 from bench.harness import CPU
 from bench.passes import SIZES, TEMPERATURE, Size, linear_inputs, prepared_inputs, video_inputs
+from ditflow.memory.fake_tensors import fake_tensors
 from ditflow.memory.tracker import Tracker
-from ditflow.planning.fake import fake_tensors
 from ditflow_kernels import int8_linear, motion_flow, motion_flow_loss, qk_norm_rope
 from ditflow_kernels.backends import as_on
 

@@ -9,9 +9,9 @@ from bench.rivals import RIVAL, runner_of
 from bench.subjects import FULL, Case
 from bench.timed.full import RUNS
 from ditflow.guidance.targets import flow_targets
+from ditflow.memory.fake_tensors import fake_tensors
 from ditflow.memory.tracker import Tracker
 from ditflow.models.protocols import Capture, Loss
-from ditflow.planning.fake import fake_tensors
 from ditflow_kernels import motion_flow, motion_flow_loss
 
 

@@ -13,10 +13,11 @@ from bench.gates.saved import SavedBytes
 from ditflow.guidance.losses import FlowLoss
 from ditflow.guidance.targets import flow_targets
 from ditflow.memory.blockwise import BlockwiseRunner
+from ditflow.memory.fake_tensors import fake_tensors
 from ditflow.memory.streamed import Streamed
 from ditflow.memory.tracker import Tracker
 from ditflow.models.protocols import Capture
-from ditflow.planning.fake import FakeModel, fake_tensors
+from ditflow.planning.fake import FakeModel
 from ditflow.planning.phases import Phases, Work
 from ditflow.settings import Settings
 from ditflow_kernels.backends import as_on
@@ -42,7 +43,7 @@ def steps(model: str) -> dict[str, Metrics]:
 
 def optimise(phases: Phases, checkpoint: str) -> Metrics:
     """One optimisation step without streaming, and what its graphs save besides weights and inputs."""
-    with phases.fakes, as_on(phases.device):
+    with fake_tensors(), as_on(phases.device):
         present = [*phases.transformer.network.parameters(), *vars(phases.inputs).values()]
     with SavedBytes(present) as saved:
         work = phases.optimise(checkpoint, "device")

@@ -1,28 +1,25 @@
 """Measures peak memory and work of the real code on fake tensors, in seconds, without weights or a GPU.
 
-The fake device is the CPU, because fake CUDA needs a CUDA build of torch. So tensors that stand for host
-memory are marked (`ditflow.memory.host`), and all others count as being on the device.
+Tensors that stand for host memory are marked (`ditflow.memory.host`). All others count as on the device.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from ditflow.memory.fake_tensors import ATTENTION, compute_sizes, fake_tensors
 from ditflow.memory.host import is_on_host
 from ditflow.memory.traffic import Traffic, moved_by_kernel, moved_by_rounding
 from ditflow_kernels.fakes import FAKES
 
-ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 COPY = torch.ops.aten.copy_.default
 BACKWARD_SHARE = 2.5  # of the forward's work: it computes the logits again, and four more products
@@ -50,12 +47,12 @@ class Tracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if operation in FAKES and isinstance(args[0], FakeTensor):
-            with self:  # otherwise allocations inside it would not be seen
+        if operation in FAKES and args[0].is_meta:
+            with self, fake_tensors():  # otherwise allocations inside it would not be seen
                 result = FAKES[operation](*args, **kwargs)
         else:
-            result = operation(*args, **kwargs)
-        given, results = _tensors((args, kwargs)), _tensors(result)
+            result = compute_sizes(operation, args, kwargs)
+        given, results = list(_tensors([args, *kwargs.values()])), list(_tensors(result))
         self._count_work(operation, given, results, self._flops(operation, args, kwargs, result))
         for tensor in results:
             self._count(tensor)
@@ -110,8 +107,13 @@ class Tracker(TorchDispatchMode):
         self._traffic.forget(place)
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+def _tensors(given: Any) -> Iterator[Tensor]:
+    """The tensors among the arguments or results of an operation."""
+    if isinstance(given, Tensor):
+        yield given
+    elif isinstance(given, (tuple, list)):
+        for part in given:
+            yield from _tensors(part)
 
 
 def _attention_flops(query: Tensor, key: Tensor, *_, **__) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import ModelMixin
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import is_fake
 
 from ditflow.errors import DitflowError, first_line
 from ditflow.models.precision import stays_float32
@@ -59,8 +57,7 @@ def check_gguf(
 ) -> tuple[ModelMixin, dict[str, Any]]:
     """The transformer without weights, and the file's tensors by its parameters; raises as `load_gguf`."""
     tensors = _read(path)
-    # fake tensors take no memory as they are, and accelerate cannot move them with torch 2.10
-    with nullcontext() if is_fake(torch.empty(0)) else init_empty_weights():
+    with init_empty_weights():
         transformer = network.from_config(config)
     return transformer, _by_parameter(path, tensors, transformer, other_name)
 

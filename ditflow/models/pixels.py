@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from ditflow.errors import LARGER_RANGE, NotFinite
 
@@ -39,7 +38,7 @@ def to_pixels(values: Tensor) -> Tensor:
     Raises NotFinite for NaN or infinity, which uint8 would show as black or white.
     """
     values = values.float()
-    if not isinstance(values, FakeTensor) and not values.isfinite().all():  # planning has no values
+    if not values.is_meta and not values.isfinite().all():  # planning has no values
         raise NotFinite(
             "the decoded video contains NaN or infinity, so no video is written; the VAE's files may be "
             f"damaged, else {LARGER_RANGE}"

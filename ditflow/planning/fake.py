@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ditflow.models.compute import compute_in
 from ditflow.models.experts import expert_stops
@@ -21,11 +20,6 @@ from ditflow.models.protocols import Autoencoder, Grid, Inputs, TextEncoder, Tra
 from ditflow.models.storage import store_weights
 from ditflow.sampling.loop import Scale
 from ditflow.settings import Settings
-
-
-def fake_tensors() -> FakeTensorMode:
-    """A context in which tensors have shapes, dtypes and storages, but no memory and no values."""
-    return FakeTensorMode()
 
 
 class FakeModel:

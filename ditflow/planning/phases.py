@@ -23,6 +23,7 @@ from ditflow.guidance.targets import (
     prepare_guidance,
     prepare_noised_guidance,
 )
+from ditflow.memory.fake_tensors import fake_tensors
 from ditflow.memory.host import HostBuffers, keep_on_host
 from ditflow.memory.placement import make_runner, outside
 from ditflow.memory.streamed import flat_bytes
@@ -37,7 +38,7 @@ from ditflow.models.protocols import (
     Transformer,
 )
 from ditflow.motion.chosen import ChosenMotion
-from ditflow.planning.fake import FakeModel, FakeSchedule, fake_tensors
+from ditflow.planning.fake import FakeModel, FakeSchedule
 from ditflow.sampling.loop import predict
 from ditflow.sampling.reuse import Reuse
 from ditflow.settings import Settings
@@ -83,7 +84,7 @@ def measured(method: Callable) -> Callable:
     def run(self: Phases, *given: Any) -> Any:
         name = " ".join(map(str, (method.__name__, *given)))
         if name not in self.measured:
-            with self.fakes, as_on(self.device):
+            with fake_tensors(), as_on(self.device):
                 self.measured[name] = method(self, *given)
         return self.measured[name]
 
@@ -94,7 +95,7 @@ class Phases:
     """The phases of a run with these settings on a type of device. Each is measured only once."""
 
     def __init__(self, settings: Settings, device: str = "cuda"):
-        self.settings, self.device, self.fakes = settings, device, fake_tensors()
+        self.settings, self.device = settings, device
         self.model = FakeModel(settings)
         self.injects = bool(settings.injection and settings.guided_steps)
         self.reads_in_steps = settings.reference_noise == "step"

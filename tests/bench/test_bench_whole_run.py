@@ -15,10 +15,11 @@ from bench.rivals import PLAIN, RIVAL, SIDES, ReleasedWay
 from bench.timed import full
 from bench.timed.contests import OURS
 from bench.timed.full import RUNS
+from ditflow.memory.fake_tensors import fake_tensors
 from ditflow.memory.plain import PlainRunner
 from ditflow.models.compute import Int8Linear
 from ditflow.models.protocols import Capture, Grid, Inputs
-from ditflow.planning.fake import FakeModel, fake_tensors
+from ditflow.planning.fake import FakeModel
 from ditflow.settings import Settings
 from ditflow.settings.speed import SPEEDS
 

@@ -9,11 +9,12 @@ from torch.utils.flop_counter import flop_registry
 
 from bench.gates.table import read
 from ditflow.memory.blockwise import BlockwiseRunner
+from ditflow.memory.fake_tensors import fake_tensors
 from ditflow.memory.host import keep_on_host
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.tracker import Tracker
 from ditflow.models.protocols import Capture
-from ditflow.planning.fake import FakeModel, fake_tensors
+from ditflow.planning.fake import FakeModel
 from ditflow.settings import Settings
 from ditflow_kernels.backends import as_on
 

@@ -5,6 +5,7 @@ import torch
 from tiny_models import DEPTH, random_inputs, tiny_backbone
 
 from ditflow.guidance.targets import clip_flow, clip_flows
+from ditflow.memory.fake_tensors import fake_tensors
 from ditflow.memory.placement import make_runner, outside
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.presets import presets
@@ -20,7 +21,7 @@ POLICIES = [("block", "host"), ("block", "device"), ("attention", "device"), ("n
 
 def peaks(phases, policy, settings):
     """Peak bytes of one forward, and of reading every block; the bytes of the flows."""
-    with phases.fakes, as_on("cuda"):
+    with fake_tensors(), as_on("cuda"):
         transformer, inputs = phases.transformer, phases.inputs
         blocks = range(len(transformer.blocks))
         held = [inputs.latents, inputs.prompt, *outside(transformer.network, transformer.blocks)]

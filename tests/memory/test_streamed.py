@@ -9,13 +9,13 @@ from torch import nn
 
 from ditflow.memory import host
 from ditflow.memory.blockwise import BlockwiseRunner
+from ditflow.memory.fake_tensors import fake_tensors
 from ditflow.memory.host import HostBuffers
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.ring import Ring
 from ditflow.memory.streamed import Streamed
 from ditflow.memory.tracker import Tracker
 from ditflow.models.protocols import Capture
-from ditflow.planning.fake import fake_tensors
 
 CPU = torch.device("cpu")
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ditflow.memory.fake_tensors import fake_tensors
 from ditflow.memory.host import keep_on_host
 from ditflow.memory.tracker import Tracker
-from ditflow.planning.fake import fake_tensors
 from ditflow_kernels import int8_linear, qk_norm_rope
 
 TOKENS, CHANNELS = 32, 64

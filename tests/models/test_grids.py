@@ -2,7 +2,8 @@
 
 import pytest
 
-from ditflow.planning.fake import FakeModel, fake_tensors
+from ditflow.memory.fake_tensors import fake_tensors
+from ditflow.planning.fake import FakeModel
 from ditflow.settings import Settings
 
 

@@ -8,13 +8,13 @@ from torch import nn
 
 from ditflow.errors import DitflowError, SettingsError
 from ditflow.memory.blockwise import BlockwiseRunner
+from ditflow.memory.fake_tensors import fake_tensors
 from ditflow.memory.plain import PlainRunner
 from ditflow.memory.streamed import Streamed
 from ditflow.models import storage
 from ditflow.models.cogvideox.family import CogVideoXFamily
 from ditflow.models.protocols import Capture
 from ditflow.models.storage import StoredLinear, check_weights, pack_rows, store_weights
-from ditflow.planning.fake import fake_tensors
 
 CPU = torch.device("cpu")
 # bound on the relative error of a product and its backward with normally distributed weights, and bytes per

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from ditflow.files import shipped
+from ditflow.memory.fake_tensors import fake_tensors
 from ditflow.memory.streamed import Streamed
 from ditflow.memory.tracker import Tracker
 from ditflow.models.loading import ModelFolder
-from ditflow.planning.fake import FakeModel, fake_tensors
+from ditflow.planning.fake import FakeModel
 from ditflow.settings import Settings
 
 GIB = 1 << 30
