@@ -26,7 +26,7 @@ import yaml
 
 from bench.tables import markdown
 from ditflow.batch.command import add_workers, run_jobs
-from ditflow.batch.jobs_file import BatchJob, check_jobs
+from ditflow.batch.jobs import BatchJob, check_jobs
 from ditflow.batch.run import INDEX
 from ditflow.cli.batch_table import shown_batch
 from ditflow.errors import DitflowError

@@ -13,7 +13,8 @@ from ditflow.settings.values import count
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ditflow.batch.jobs_file import BatchJob
+    from ditflow.batch.jobs import BatchJob
+    from ditflow.batch.jobs_file import Row
     from ditflow.batch.queue import Entry
     from ditflow.batch.run import Watch
 
@@ -59,17 +60,17 @@ def add_workers(command: argparse.ArgumentParser) -> None:
     )
 
 
-def run_file(options: argparse.Namespace, watch: Watch) -> Path:
-    """Run the jobs of the file, and return the path of the index. Raises DitflowError if any has failed."""
+def run_rows(rows: Sequence[Row], options: argparse.Namespace, watch: Watch) -> Path:
+    """Run the jobs of a file, and return the path of the index. Raises DitflowError if any has failed."""
     from ditflow.batch.cluster import import_ray
 
     import_ray()  # before anything that takes long
     quieten_libraries()
-    from ditflow.batch.jobs_file import read_jobs
+    from ditflow.batch.jobs import check_jobs
     from ditflow.batch.run import INDEX
 
     index = options.output / INDEX
-    entries = run_jobs(read_jobs(options.jobs, options.output), options, options.output, watch)
+    entries = run_jobs(check_jobs(rows, options.output), options, options.output, watch)
     if failed := [entry for entry in entries if entry.state == "failed"]:
         raise DitflowError(
             f"{len(failed)} of {len(entries)} jobs failed, the first one with: {failed[0].error}; see {index}"

@@ -1,26 +1,18 @@
-"""Reads a file of jobs (YAML, CSV or JSON lines), and checks every job before any of them runs."""
+"""Reads a file of jobs: YAML, CSV or JSON lines. Imports nothing heavy, so that it refuses a file at once."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import math
-import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ditflow.errors import DitflowError, SettingsError, shown
-from ditflow.jobs.checks import with_absolute_paths
-from ditflow.jobs.ensure import check_same
-from ditflow.jobs.needs import check_clip, check_given, transfer_needs
+from ditflow.errors import SettingsError, shown
 from ditflow.limits import BATCH_BYTES, BATCH_JOBS
-from ditflow.run_folder.run import SETTINGS, Run, check_output_name, run_name
-from ditflow.settings import Settings, read_settings
 from ditflow.settings.yaml_file import is_near, parsed_yaml, read_bytes
 
 WHAT = "job file"
@@ -28,24 +20,8 @@ PARTS = ("common", "each", "jobs")  # of a YAML file that is not a list
 Row = tuple[str, Mapping[str, Any]]  # where it is, for messages, and settings by name
 
 
-@dataclass(frozen=True)
-class BatchJob:
-    """A checked job. Its settings have absolute paths, and `output` is its run folder."""
-
-    number: int  # from 1, in the order of the file
-    settings: Settings
-    finished: bool  # before the batch
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.settings.output)
-
-
-def read_jobs(path: Path, output: Path) -> list[BatchJob]:
-    """The jobs of a file; those that name no run folder get one in `output`.
-
-    Raises SettingsError, which names the file and the line or job, for the first one that cannot be run.
-    """
+def read_rows(path: Path) -> list[Row]:
+    """The jobs of a file as they are written. Raises SettingsError, which names the file and the line."""
     read = READERS.get(path.suffix.lower())
     if read is None:
         raise SettingsError(f"{WHAT} {path}: give a file named {', '.join('*' + each for each in READERS)}")
@@ -61,47 +37,7 @@ def read_jobs(path: Path, output: Path) -> list[BatchJob]:
             )
     if not rows:
         raise SettingsError(f"{WHAT} {path} has no job: give one at least")
-    return check_jobs(rows, output)
-
-
-def check_jobs(rows: Iterable[Row], output: Path) -> list[BatchJob]:
-    """Checked jobs. Raises SettingsError, which says where it is, for the first one that cannot be run."""
-    jobs, taken = [], {}
-    for number, (where, values) in enumerate(rows, 1):
-        try:
-            job = _check(number, values, output)
-        except DitflowError as error:
-            raise SettingsError(f"{where}: {error}") from None
-        if (other := taken.setdefault(os.path.realpath(job.folder), where)) is not where:
-            raise SettingsError(
-                f"{where}: {job.folder} is the run folder of {other} too; give each job its own"
-            )
-        jobs.append(job)
-    return jobs
-
-
-def _check(number: int, values: Mapping[str, Any], output: Path) -> BatchJob:
-    settings = read_settings(**values)
-    check_given(settings, *transfer_needs(settings))
-    check_clip(settings)
-    if settings.device not in ("auto", "cpu", "cuda"):
-        raise SettingsError(
-            f"device: {settings.device!r} given; accepted in a batch: auto, cpu, cuda (a worker has one GPU)"
-        )
-    folder = Path(settings.output or output / _default_name(settings, values)).expanduser().absolute()
-    settings = with_absolute_paths(replace(settings, output=str(folder)))
-    check_output_name(settings.output)
-    if not (folder / SETTINGS).is_file():
-        return BatchJob(number, settings, finished=False)
-    run = Run.open(folder)
-    check_same(settings, run)
-    return BatchJob(number, settings, run.finished)
-
-
-def _default_name(settings: Settings, values: Mapping[str, Any]) -> str:
-    """A name that says what it is, and stays the same when other jobs come or go."""
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode())
-    return f"{run_name(settings)}-{digest.hexdigest()[:8]}"
+    return rows
 
 
 def _read_yaml(path: Path) -> list[Row]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from ditflow.batch.jobs_file import BatchJob
+from ditflow.batch.jobs import BatchJob
 from ditflow.batch.messages import Ended, Ending
 from ditflow.errors import DitflowError
 from ditflow.jobs.events import Event

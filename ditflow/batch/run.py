@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from ditflow.batch.jobs_file import BatchJob
+from ditflow.batch.jobs import BatchJob
 from ditflow.batch.messages import Ended, Message, Ready, Warned
 from ditflow.batch.queue import Entry, Queue
 from ditflow.batch.worker import CLIPS

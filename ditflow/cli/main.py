@@ -21,7 +21,7 @@ from ditflow.errors import DitflowError, SettingsError, interruption
 from ditflow.files import check_source, json_text
 from ditflow.jobs.needs import check_first
 from ditflow.progress import quieten_libraries
-from ditflow.run_folder.kind import check_finished_folder, check_run_folder
+from ditflow.run_folder.kind import check_finished_folder, check_run_folder, check_some_finished
 from ditflow.settings import Settings
 
 if TYPE_CHECKING:
@@ -214,8 +214,7 @@ def print_evaluation(options: argparse.Namespace) -> None:
 
 def write_page(options: argparse.Namespace) -> None:
     """Write the page about runs and print its path."""
-    if len(options.runs) == 1:  # of several, those that are no finished run are skipped
-        check_finished_folder(options.runs[0])
+    check_some_finished(options.runs)
     quieten_libraries()
     from ditflow.pages.page import report
 
@@ -226,11 +225,14 @@ def write_page(options: argparse.Namespace) -> None:
 
 def run_batch(options: argparse.Namespace) -> None:
     """Run a file of jobs and print the path of its index."""
-    from ditflow.batch.command import run_file
+    from ditflow.batch.jobs_file import read_rows
+
+    rows = read_rows(options.jobs)
+    from ditflow.batch.command import run_rows
     from ditflow.cli.batch_table import shown_batch
 
     with shown_batch(options.quiet) as watch:
-        index = run_file(options, watch)
+        index = run_rows(rows, options, watch)
     print(index)
 
 

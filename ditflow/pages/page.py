@@ -20,6 +20,7 @@ from ditflow.pages.sharing import given_files, shared_yaml
 from ditflow.pages.videos import video_rows
 from ditflow.pictures.charts import loss_chart, phase_table
 from ditflow.pictures.flow_pictures import wheel
+from ditflow.run_folder.kind import none_finished
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +56,7 @@ def _transfers(folders: Sequence[Path]) -> dict[str, FinishedRun]:
             count += 1
         runs[shown] = run
     if not runs:
-        if len(skipped) == 1:
-            raise skipped[0]
-        raise DitflowError(f"none of the {len(skipped)} folders is a finished transfer: {skipped[0]}")
+        raise none_finished(skipped)
     for error in skipped:
         logger.warning("skipped: %s", error)
     return runs

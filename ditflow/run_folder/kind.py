@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ditflow.errors import DitflowError
@@ -21,3 +22,22 @@ def check_finished_folder(folder: Path) -> None:
     """Raise DitflowError unless this is the folder of a finished transfer."""
     if not all(inside(folder, name).is_file() for name in (SETTINGS, RECORD)):
         raise DitflowError(f"{folder} is not a finished run: give a folder with {SETTINGS} and {RECORD}")
+
+
+def check_some_finished(folders: Sequence[Path]) -> None:
+    """Raise DitflowError unless one at least is the folder of a finished transfer."""
+    refused = []
+    for folder in folders:
+        try:
+            check_finished_folder(folder)
+            return
+        except DitflowError as error:
+            refused.append(error)
+    raise none_finished(refused)
+
+
+def none_finished(refused: Sequence[DitflowError]) -> DitflowError:
+    """The error for folders that were refused one by one, with these errors."""
+    if len(refused) == 1:
+        return refused[0]
+    return DitflowError(f"none of the {len(refused)} folders is a finished transfer: {refused[0]}")

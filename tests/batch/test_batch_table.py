@@ -8,7 +8,7 @@ import pytest
 from screens import drawn
 from tiny_pipelines import quick_settings
 
-from ditflow.batch.jobs_file import BatchJob
+from ditflow.batch.jobs import BatchJob
 from ditflow.batch.messages import Ended, Ending
 from ditflow.batch.queue import Queue
 from ditflow.cli.batch_table import shown_batch

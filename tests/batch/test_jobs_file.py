@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from ditflow.batch import jobs_file
-from ditflow.batch.jobs_file import read_jobs
+from ditflow.batch.jobs import check_jobs
+from ditflow.batch.jobs_file import read_rows
 from ditflow.errors import SettingsError
 from ditflow.jobs.transfer import transfer
 
@@ -22,7 +23,7 @@ def folder(tmp_path, monkeypatch, clip):
 
 def read(folder, name, text):
     (folder / name).write_text(text, encoding="utf-8")
-    return read_jobs(folder / name, folder / "batch")
+    return check_jobs(read_rows(folder / name), folder / "batch")
 
 
 ROWS = [

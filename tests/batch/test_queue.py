@@ -4,7 +4,7 @@ import pytest
 from tiny_pipelines import quick_settings
 
 from ditflow.batch import queue as queues
-from ditflow.batch.jobs_file import BatchJob
+from ditflow.batch.jobs import BatchJob
 from ditflow.batch.messages import Ended, Ending
 from ditflow.batch.queue import FIRST_PAUSE, IN_USE_PAUSE, LONGEST_PAUSE, Queue
 from ditflow.jobs.events import Event

@@ -8,7 +8,7 @@ import torch
 from batch_workers import InProcess, count_encodings
 from tiny_pipelines import latents
 
-from ditflow.batch.jobs_file import BatchJob
+from ditflow.batch.jobs import BatchJob
 from ditflow.batch.messages import Ended, Ending
 from ditflow.batch.run import INDEX, PAGE, Watch, run_batch
 from ditflow.batch.worker import CLIPS

@@ -16,7 +16,8 @@ import yaml
 from ray_jobs import values
 from tiny_pipelines import latents
 
-from ditflow.batch.jobs_file import read_jobs
+from ditflow.batch.jobs import check_jobs
+from ditflow.batch.jobs_file import read_rows
 from ditflow.batch.run import INDEX, PAGE
 from ditflow.jobs.transfer import transfer
 from ditflow.run_folder.run import Run
@@ -112,7 +113,7 @@ def test_an_interrupted_batch_continues(clip, small_folder, tmp_path, monkeypatc
     with Batch(tmp_path) as batch:
         assert batch.end()[0] == 0
     assert states(folder) == ["done"] * 4 and (folder / PAGE).exists()
-    jobs = read_jobs(Path("jobs.yaml"), folder)
+    jobs = check_jobs(read_rows(Path("jobs.yaml")), folder)
     assert any(Run.open(job.folder).record()["resumed"] for job in jobs)
     for job in jobs:
         alone = transfer(replace(job.settings, output=f"{job.folder}-alone"))

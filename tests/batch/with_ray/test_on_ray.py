@@ -15,7 +15,7 @@ from ray_jobs import values
 from tiny_pipelines import latents
 
 from ditflow.batch.command import run_jobs
-from ditflow.batch.jobs_file import check_jobs
+from ditflow.batch.jobs import check_jobs
 from ditflow.batch.run import INDEX, PAGE
 from ditflow.batch.worker import Worker
 from ditflow.cli.batch_table import Lines
