@@ -20,7 +20,7 @@ import yaml
 from ditflow.small.clips import FRAME_RATE, made_clip
 from ditflow.video import Clip, write_clip
 
-COMMAND = [sys.executable, "-m", "ditflow.cli.main"]
+COMMAND = [sys.executable, "-m", "ditflow"]
 CLIPS, PROMPTS = 4, ("a red circle on a blue background", "a blue square on a white background")
 QUICK = {"model": "small", "frames": 9, "steps": 2, "guided": 0.5, "optimisation_steps": 1, "device": "cpu"}
 

@@ -263,7 +263,3 @@ COMMANDS = {
     "doctor": print_doctor,
     "comfyui": install_nodes,
 }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

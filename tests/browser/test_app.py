@@ -142,7 +142,7 @@ def place(tmp_path_factory):
         "--output",
         str(place / "runs" / "earlier"),
     ]
-    command = [sys.executable, "-m", "ditflow.cli.main", "transfer", "--quiet", *EARLIER, *given]
+    command = [sys.executable, "-m", "ditflow", "transfer", "--quiet", *EARLIER, *given]
     subprocess.run(command, check=True, timeout=SLOW)
     return place
 

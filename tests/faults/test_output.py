@@ -15,7 +15,7 @@ from run_processes import contents
 from ditflow.cli.terminal import Output, clean, one_line
 
 FAULT = pytest.mark.fault
-COMMAND = [sys.executable, "-m", "ditflow.cli.main"]
+COMMAND = [sys.executable, "-m", "ditflow"]
 HOSTILE = "a\x1b[2J\x1b]0;owned\x07\rb\x9b31m"
 CONFIG = ["transfer", "--model", "small", "--print-config"]
 

@@ -23,7 +23,7 @@ from ditflow.jobs.transfer import transfer
 from ditflow.run_folder.run import Run
 
 TIMEOUT = 300  # seconds
-COMMAND = [sys.executable, "-m", "ditflow.cli.main", "batch", "jobs.yaml", "--workers", "2"]
+COMMAND = [sys.executable, "-m", "ditflow", "batch", "jobs.yaml", "--workers", "2"]
 
 
 class Batch:
