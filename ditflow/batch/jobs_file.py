@@ -21,7 +21,7 @@ Row = tuple[str, Mapping[str, Any]]  # where it is, for messages, and settings b
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The jobs of a file as they are written. Raises SettingsError, which names the file and the line."""
+    """The jobs of a file as they are written. Raises SettingsError, which says where in the file."""
     read = READERS.get(path.suffix.lower())
     if read is None:
         raise SettingsError(f"{WHAT} {path}: give a file named {', '.join('*' + each for each in READERS)}")

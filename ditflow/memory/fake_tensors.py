@@ -22,12 +22,16 @@ ATTENTION = ATEN._scaled_dot_product_flash_attention_for_cpu
 META = torch.device("meta")
 CPU = torch.device("cpu")
 DEVICE_OF_TENSOR = Tensor.device.__get__
-MOST_KNOWN = 100_000  # some hundred bytes each
+MOST_KNOWN = 20_000  # some kilobytes each
 
 
 @contextmanager
 def fake_tensors() -> Iterator[None]:
-    """Tensors made in this context are fake, and to the code that runs in it they are on the CPU."""
+    """Tensors made in this context are fake, and to the code that runs in it they are on the CPU.
+
+    Two kinds of tensors are real: those that `torch.from_numpy` and `torch.Tensor(...)` make, and those that
+    Python code makes in a backward, for which torch leaves the context. Such code can enter it again.
+    """
     with META, _OnCpu():
         yield
 
@@ -47,8 +51,7 @@ class _OnCpu(TorchFunctionMode):
             kwargs["device"] = META
         if function is F.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
-        result = function(*args, **kwargs)
-        return result.to(META) if function is torch.from_numpy else result
+        return function(*args, **kwargs)
 
 
 def _attention(
@@ -60,8 +63,16 @@ def _attention(
     is_causal: bool = False,
     *,
     scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
-    """Fused attention, as torch chooses it on every device but for meta tensors."""
+    """Attention, fused where torch can fuse it on a CPU. For meta tensors, torch itself never does."""
+    of_heads = query.ndim == key.ndim == value.ndim == 4
+    alike = of_heads and query.shape[3] == key.shape[3] == value.shape[3]
+    if not alike or dropout_p:
+        options = {"scale": scale, "enable_gqa": enable_gqa}
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.where(attn_mask, 0.0, -torch.inf).to(query.dtype)
     return ATTENTION(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 
@@ -69,19 +80,19 @@ def _attention(
 _known: dict[Hashable, Callable[[], Any]] = {}
 
 
-def compute_sizes(operation: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The results of an operation. On fake tensors it is computed once for arguments of the same sizes.
+def run_operation(operation: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operation. On fake tensors, only once for arguments of the same sizes, dtypes and other values.
 
     This is for speed: torch finds the sizes of results in Python, some in milliseconds.
     """
     if not _only_makes(operation):
         return operation(*args, **kwargs)
-    key = operation, _sizes(args), _sizes(tuple(kwargs.items()))
+    key = operation, torch.get_default_dtype(), _sizes(args), _sizes(tuple(kwargs.items()))
     if make := _known.get(key):
         return make()
     result = operation(*args, **kwargs)
     if _is_new_and_fake(result, (args, kwargs)):
-        if len(_known) == MOST_KNOWN:
+        if len(_known) >= MOST_KNOWN:
             _known.clear()
         _known[key] = _maker(result)
     return result
@@ -96,10 +107,15 @@ def _only_makes(operation: OpOverload) -> bool:
 
 
 def _is_new_and_fake(result: Any, given: Any) -> bool:
-    """Some operations return a view and do not declare it."""
-    made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-    before = {leaf.untyped_storage()._cdata for leaf in tree_leaves(given) if isinstance(leaf, Tensor)}
-    return all(leaf.is_meta and leaf.untyped_storage()._cdata not in before for leaf in made)
+    """Whether results and arguments are fake, and share no memory, which some operations do not declare."""
+    made, before = _tensors(result), _tensors(given)
+    places = {tensor.untyped_storage()._cdata for tensor in before}
+    shared = any(tensor.untyped_storage()._cdata in places for tensor in made)
+    return bool(made) and not shared and all(tensor.is_meta for tensor in (*made, *before))
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _sizes(given: Any) -> Hashable:
@@ -112,8 +128,8 @@ def _sizes(given: Any) -> Hashable:
 
 def _maker(result: Any) -> Callable[[], Any]:
     if isinstance(result, Tensor):
-        shape, stride, dtype, device = result.shape, result.stride(), result.dtype, result.device
-        return lambda: torch.empty_strided(shape, stride, dtype=dtype, device=device)
+        shape, stride, dtype = result.shape, result.stride(), result.dtype
+        return lambda: torch.empty_strided(shape, stride, dtype=dtype, device=META)
     if isinstance(result, (list, tuple)):
         kind, makers = type(result), [_maker(part) for part in result]
         return lambda: kind(make() for make in makers)

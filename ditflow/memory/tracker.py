@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ditflow.memory.fake_tensors import ATTENTION, compute_sizes, fake_tensors
+from ditflow.memory.fake_tensors import ATTENTION, fake_tensors, run_operation
 from ditflow.memory.host import is_on_host
 from ditflow.memory.traffic import Traffic, moved_by_kernel, moved_by_rounding
 from ditflow_kernels.fakes import FAKES
@@ -51,7 +51,7 @@ class Tracker(TorchDispatchMode):
             with self, fake_tensors():  # otherwise allocations inside it would not be seen
                 result = FAKES[operation](*args, **kwargs)
         else:
-            result = compute_sizes(operation, args, kwargs)
+            result = run_operation(operation, args, kwargs)
         given, results = list(_tensors([args, *kwargs.values()])), list(_tensors(result))
         self._count_work(operation, given, results, self._flops(operation, args, kwargs, result))
         for tensor in results:

@@ -25,7 +25,7 @@ def check_finished_folder(folder: Path) -> None:
 
 
 def check_some_finished(folders: Sequence[Path]) -> None:
-    """Raise DitflowError unless one at least is the folder of a finished transfer."""
+    """Raise DitflowError unless at least one is the folder of a finished transfer."""
     refused = []
     for folder in folders:
         try:

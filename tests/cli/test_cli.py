@@ -233,7 +233,7 @@ def test_a_clip_in_the_home_folder(monkeypatch, capsys, tmp_path):
         ("evaluate --video absent --reference absent", "absent does not exist"),
         ("report absent", "absent is not a finished run"),
         ("report absent gone", "none of the 2 folders is a finished transfer: absent is not"),
-        ("batch absent.yaml", "absent.yaml"),
+        ("batch absent.yaml", "absent.yaml: No such file"),
         ("batch absent.txt", "give a file named *.yaml"),
         ("transfer --model small --video absent --prompt x", "absent does not exist"),
         ("flow --model small --video absent", "absent does not exist"),

@@ -6,7 +6,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ditflow.memory import fake_tensors as module
-from ditflow.memory.fake_tensors import compute_sizes, fake_tensors
+from ditflow.memory.fake_tensors import fake_tensors, run_operation
 from ditflow.memory.tracker import Tracker
 
 ATEN = torch.ops.aten
@@ -52,6 +52,39 @@ def test_code_takes_them_for_tensors_on_the_cpu():
     assert str(huge.device) == "meta" and torch.empty(1).device.type == "cpu"
 
 
+def attended(query=(1, 2, 300, 64), key=(1, 2, 300, 64), value=(1, 2, 300, 64), mask=None, **options):
+    """The shape, and what is counted."""
+    query, key, value = (torch.empty(shape, requires_grad=True) for shape in (query, key, value))
+    if mask is not None:
+        mask = torch.empty(300, 300, dtype=mask)
+    with Tracker([query, key, value]) as found:
+        result = F.scaled_dot_product_attention(query, key, value, mask, **options)
+        torch.autograd.grad(result.sum(), query)
+    return result.shape, found.flops, found.attention_flops, found.peak_bytes
+
+
+ATTENTION = {
+    "plain": {},
+    "causal": {"is_causal": True, "scale": 0.5},
+    "mask": {"mask": torch.float32},
+    "boolean mask": {"mask": torch.bool},
+    "other length": {"key": (1, 2, 7, 64), "value": (1, 2, 7, 64)},
+    "other value channels": {"value": (1, 2, 300, 32)},
+    "three dimensions": {"query": (2, 300, 64), "key": (2, 300, 64), "value": (2, 300, 64)},
+    "dropout": {"dropout_p": 0.5},
+    "fewer heads": {"query": (1, 4, 300, 64), "enable_gqa": True},
+    "equal heads": {"enable_gqa": False},
+}
+
+
+@pytest.mark.parametrize("options", ATTENTION.values(), ids=ATTENTION)
+def test_attention_counts_as_with_torchs_own_fake_tensors(options):
+    with FakeTensorMode():
+        expected = attended(**options)
+    with fake_tensors():
+        assert attended(**options) == expected
+
+
 def test_attention_makes_no_map():
     with fake_tensors():
         query = torch.empty(1, 2, 10_000, 64, dtype=torch.bfloat16)
@@ -94,7 +127,7 @@ def test_known_results_are_as_computed_and_new(known, operation, others, make):
     with fake_tensors():
         given = make()
         expected = operation(given, *others)
-        first, second = (compute_sizes(operation, (given, *others), {}) for _ in range(2))
+        first, second = (run_operation(operation, (given, *others), {}) for _ in range(2))
     assert len(known) == 1 and type(second) is type(expected)
     for each, again, right in zip(*map(module.tree_leaves, (first, second, expected)), strict=True):
         found = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in (again, right)]
@@ -102,20 +135,59 @@ def test_known_results_are_as_computed_and_new(known, operation, others, make):
         assert again.untyped_storage()._cdata != each.untyped_storage()._cdata
 
 
-def test_numbers_that_are_equal_are_told_apart(known):
+def test_the_second_time_nothing_is_computed(known, monkeypatch):
     with fake_tensors():
-        whole = torch.empty(3, dtype=torch.int64)
-        results = [compute_sizes(ATEN.mul.Tensor, (whole, number), {}) for number in (1, 1.0, True)]
-    assert [result.dtype for result in results] == [torch.int64, torch.float32, torch.int64] and len(
-        known
-    ) == 3
+        given = torch.empty(4, 6)
+        run_operation(ATEN.cat.default, ([given, given], 1), {})
+        monkeypatch.setattr(module, "_is_new_and_fake", None)  # which is called after an operation
+        assert run_operation(ATEN.cat.default, ([given, given], 1), {}).shape == (4, 12)
+
+
+def whole(*size):
+    return torch.empty(*size, dtype=torch.int64)
+
+
+PAIRS = {
+    "number": (ATEN.mul.Tensor, lambda: ((whole(3), 1), {}), lambda: ((whole(3), 1.0), {})),
+    "truth": (ATEN.mul.Tensor, lambda: ((whole(3).bool(), 1), {}), lambda: ((whole(3).bool(), True), {})),
+    "shape": (ATEN.neg.default, lambda: ((torch.empty(3),), {}), lambda: ((torch.empty(4),), {})),
+    "strides": (ATEN.clone.default, lambda: ((torch.empty(3, 3),), {}), lambda: ((torch.empty(3, 3).T,), {})),
+    "dtype": (ATEN.neg.default, lambda: ((torch.empty(3),), {}), lambda: ((whole(3),), {})),
+    "keyword": (
+        ATEN.sum.dim_IntList,
+        lambda: ((torch.empty(3), [0]), {"dtype": torch.float64}),
+        lambda: ((torch.empty(3), [0]), {"dtype": torch.float32}),
+    ),
+    "operation": (None, lambda: ((torch.empty(3),), {}), lambda: ((torch.empty(3),), {})),
+}
+
+
+@pytest.mark.parametrize(("operation", "one", "other"), PAIRS.values(), ids=PAIRS)
+def test_what_differs_is_told_apart(known, operation, one, other):
+    first, second = (operation, operation) if operation else (ATEN.neg.default, ATEN.isnan.default)
+    with fake_tensors():
+        for each, make in ((first, one), (second, other)):
+            args, kwargs = make()
+            found, right = run_operation(each, args, kwargs), each(*args, **kwargs)
+            assert (found.shape, found.stride(), found.dtype) == (right.shape, right.stride(), right.dtype)
+    assert len(known) == 2
+
+
+def test_the_default_dtype_counts(known):
+    with fake_tensors():
+        for dtype in (torch.float32, torch.bfloat16):
+            torch.set_default_dtype(dtype)
+            try:
+                assert run_operation(ATEN.mul.Tensor, (whole(3), 1.5), {}).dtype == dtype
+            finally:
+                torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("operation", [ATEN.view.default, ATEN._unsafe_view.default], ids=str)
 def test_views_are_never_known(known, operation):
     with fake_tensors():
         given = torch.empty(4, 6)
-        results = [compute_sizes(operation, (given, [24]), {}) for _ in range(2)]
+        results = [run_operation(operation, (given, [24]), {}) for _ in range(2)]
     assert not known
     assert {tensor.untyped_storage()._cdata for tensor in results} == {given.untyped_storage()._cdata}
 
@@ -123,13 +195,24 @@ def test_views_are_never_known(known, operation):
 def test_operations_that_write_are_never_known(known):
     with fake_tensors():
         given = torch.empty(4)
-        assert compute_sizes(ATEN.add_.Tensor, (given, 1), {}) is given
+        assert run_operation(ATEN.add_.Tensor, (given, 1), {}) is given
     assert not known
 
 
 def test_real_tensors_are_computed(known):
-    for _ in range(2):
-        assert compute_sizes(ATEN.add.Tensor, (torch.ones(2), 1), {}).tolist() == [2, 2]
+    for value in (1.0, 2.0):
+        given = torch.full((2,), value)
+        assert run_operation(ATEN.add.Tensor, (given, 1), {}).tolist() == [value + 1] * 2
+        assert run_operation(ATEN._local_scalar_dense.default, (given[0],), {}) == value
+        assert run_operation(ATEN.equal.default, (given, torch.ones(2)), {}) == (value == 1)
+    assert not known
+
+
+def test_sizes_that_depend_on_real_values_are_computed(known):
+    fake = torch.empty(3, 4, device="meta")
+    for values in ([True, False, False], [True, True, True]):
+        mask = torch.tensor(values)
+        assert run_operation(ATEN.index.Tensor, (fake, [mask]), {}).shape == (sum(values), 4)
     assert not known
 
 
@@ -137,5 +220,5 @@ def test_no_more_is_known_than_the_limit(known, monkeypatch):
     monkeypatch.setattr(module, "MOST_KNOWN", 2)
     with fake_tensors():
         for size in range(1, 6):
-            compute_sizes(ATEN.add.Tensor, (torch.empty(size), 1), {})
-            assert len(known) <= 2
+            run_operation(ATEN.add.Tensor, (torch.empty(size), 1), {})
+            assert 1 <= len(known) <= 2
