@@ -1,4 +1,7 @@
-"""Fixtures that several test folders share."""
+"""Fixtures that several test folders share.
+
+The main process of xdist reads this file and runs no test, so torch and the models are imported in fixtures.
+"""
 
 import gc
 import os
@@ -10,19 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from made_videos import KINDS, made_video, remuxed
 from reliability import pytest_addoption, pytest_configure, pytest_itemcollected  # noqa: F401  its hooks
 from run_processes import ForkServer
-from tiny_models import tiny_backbone
-from tiny_pipelines import build_pipeline, quick_settings
 
 from ditflow import video
 from ditflow.cli.main import main
 from ditflow.video import decoding
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests send it, and `nohup make test` would have it ignored
-torch.set_num_threads(1)  # models are tiny: a second thread costs more than it saves, and reorders sums
 
 
 def pytest_collection_finish():
@@ -46,20 +45,34 @@ def power_stays_on():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Models are tiny: a second thread costs more than it saves, and reorders sums."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test draws the same random numbers, whatever the order of the tests."""
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture(params=["rotary", "additive"])
 def backbone(request):
+    from tiny_models import tiny_backbone
+
     return tiny_backbone(rotary=request.param == "rotary")
 
 
 @pytest.fixture(scope="session")
 def small_folder(tmp_path_factory):
     """A small pipeline with random weights."""
+    from tiny_pipelines import build_pipeline
+
     folder = tmp_path_factory.mktemp("models") / "small"
     build_pipeline(folder)
     return folder
@@ -109,6 +122,8 @@ def clip(tmp_path_factory):
 @pytest.fixture(scope="session")
 def fork_server(clip, small_folder, tmp_path_factory):
     """Runs commands in forks of a warm process, and holds the files of an undisturbed run."""
+    from tiny_pipelines import quick_settings
+
     settings = quick_settings(
         clip,
         small_folder,
@@ -146,6 +161,8 @@ def stopped(killed, tmp_path):
 
 @pytest.fixture
 def settings(clip, small_folder, tmp_path):
+    from tiny_pipelines import quick_settings
+
     return quick_settings(clip, small_folder, output=str(tmp_path / "run"))
 
 

@@ -17,7 +17,7 @@ def test_the_script_runs(tmp_path, monkeypatch, capsys):
     script = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
     exec(compile(script, "api.md", "exec"), {})
     told = capsys.readouterr().out
-    assert re.search(r"denoise 6/6, loss \d\.\d{3}, 0 s left\n\(24, 64, 96, 3\) 8\.0 \[", told)
+    assert re.search(r"denoise 4/4, loss \d\.\d{3}, 0 s left\n\(24, 64, 96, 3\) 8\.0 \[", told)
     assert (tmp_path / "runs" / "one" / "result.mp4").is_file() and "runs/one {" in told
     assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<video") == 2
 
