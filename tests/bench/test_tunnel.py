@@ -50,7 +50,6 @@ def rows(table):
     [
         ("gradients", "gradients=1"),
         ("unguided", "dtype=bfloat16"),
-        ("unguided", "no-op"),
         ("guided", "gradients=1"),
         ("negative", "fast"),
         ("speeds", "faster"),

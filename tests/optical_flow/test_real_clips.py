@@ -16,7 +16,7 @@ from ditflow.optical_flow.motion import measure_motion
 
 VIDEOS = ROOT.parent / "shared" / "videos"
 NAMES = ("bmx-trees", "car-turn", "hike", "lucia")
-GRID, SIZE, FRAMES = (30, 45), (360, 240), 13
+GRID, SIZE, FRAMES = (30, 45), (360, 240), 9
 
 needs_clips = pytest.mark.skipif(not VIDEOS.is_dir(), reason="needs the clips in ../shared/videos")
 

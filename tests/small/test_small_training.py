@@ -104,7 +104,7 @@ def checkpoints(tmp_path_factory):
             patch.setattr(module, "training_clips", tiny_clips)
         patch.setattr(torch, "compile", lambda network: network)
         patch.setattr(tracking, "WEIGHT", 1.0)
-        stages = {"vae": 50, "decoder": 5, "rope": 30, "sincos": 1, "tracking": 40}
+        stages = {"vae": 42, "decoder": 5, "rope": 30, "sincos": 1, "tracking": 40}
         patch.setattr(train, "STAGES", stages)
         exported = ["--export", str(folder / "models")]
         assert train.main(["--checkpoints", str(folder), *exported]) == 0
