@@ -84,7 +84,7 @@ class ReleasedWay:
         time = model.time_embedding(model.time_proj(inputs.timestep).to(latents))
         tokens = model.patch_embed(prompt, latents)
         text, video = tokens[:, :text_length], tokens[:, text_length:]
-        # torch leaves this context for a backward, so the recomputation enters it again
+        # torch leaves `fake_tensors` during a backward, so the recomputation enters it again
         again = (lambda: (nullcontext(), fake_tensors())) if tokens.is_meta else noop_context_fn
         for block in model.transformer_blocks[: deepest + 1]:
             arguments = video, text, time, inputs.embedding

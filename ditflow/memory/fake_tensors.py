@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 ATEN = torch.ops.aten
 ATTENTION = ATEN._scaled_dot_product_flash_attention_for_cpu
@@ -91,7 +90,7 @@ def run_operation(operation: OpOverload, args: tuple[Any, ...], kwargs: dict[str
     if make := _known.get(key):
         return make()
     result = operation(*args, **kwargs)
-    if _is_new_and_fake(result, (args, kwargs)):
+    if _is_new_and_fake(result, [args, *kwargs.values()]):
         if len(_known) >= MOST_KNOWN:
             _known.clear()
         _known[key] = _maker(result)
@@ -108,14 +107,19 @@ def _only_makes(operation: OpOverload) -> bool:
 
 def _is_new_and_fake(result: Any, given: Any) -> bool:
     """Whether results and arguments are fake, and share no memory, which some operations do not declare."""
-    made, before = _tensors(result), _tensors(given)
+    made, before = list(tensors_in(result)), list(tensors_in(given))
     places = {tensor.untyped_storage()._cdata for tensor in before}
     shared = any(tensor.untyped_storage()._cdata in places for tensor in made)
     return bool(made) and not shared and all(tensor.is_meta for tensor in (*made, *before))
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+def tensors_in(given: Any) -> Iterator[Tensor]:
+    """The tensors among the arguments or results of an operation."""
+    if isinstance(given, Tensor):
+        yield given
+    elif isinstance(given, (tuple, list)):
+        for part in given:
+            yield from tensors_in(part)
 
 
 def _sizes(given: Any) -> Hashable:

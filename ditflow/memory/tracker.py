@@ -6,7 +6,7 @@ Tensors that stand for host memory are marked (`ditflow.memory.host`). All other
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ditflow.memory.fake_tensors import ATTENTION, fake_tensors, run_operation
+from ditflow.memory.fake_tensors import ATTENTION, fake_tensors, run_operation, tensors_in
 from ditflow.memory.host import is_on_host
 from ditflow.memory.traffic import Traffic, moved_by_kernel, moved_by_rounding
 from ditflow_kernels.fakes import FAKES
@@ -52,7 +52,7 @@ class Tracker(TorchDispatchMode):
                 result = FAKES[operation](*args, **kwargs)
         else:
             result = run_operation(operation, args, kwargs)
-        given, results = list(_tensors([args, *kwargs.values()])), list(_tensors(result))
+        given, results = list(tensors_in([args, *kwargs.values()])), list(tensors_in(result))
         self._count_work(operation, given, results, self._flops(operation, args, kwargs, result))
         for tensor in results:
             self._count(tensor)
@@ -105,15 +105,6 @@ class Tracker(TorchDispatchMode):
     def _free(self, place: int) -> None:
         self.live_bytes -= self.sizes.pop(place)
         self._traffic.forget(place)
-
-
-def _tensors(given: Any) -> Iterator[Tensor]:
-    """The tensors among the arguments or results of an operation."""
-    if isinstance(given, Tensor):
-        yield given
-    elif isinstance(given, (tuple, list)):
-        for part in given:
-            yield from _tensors(part)
 
 
 def _attention_flops(query: Tensor, key: Tensor, *_, **__) -> int:
